@@ -1,0 +1,39 @@
+# Every target does its own set-up. PYTHON picks the interpreter, and with it the Megatron-Core generation:
+#   make test                     Python 3.11, megatron-core 0.16.1
+#   make test PYTHON=python3.12   Python 3.12, megatron-core 0.19.2 (not tried yet)
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+TAG    := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')
+VENV   := .venv/$(TAG)
+BIN    := $(VENV)/bin
+READY  := $(VENV)/.ready
+# A GPU container brings its own torch: use it instead of installing another one.
+CUDA   := $(shell $(PYTHON) -c 'import torch; print(torch.version.cuda or "")' 2>/dev/null)
+
+.PHONY: setup train test lint bench clean
+setup: $(READY)
+
+$(READY): pyproject.toml constraints/cpu.txt
+ifeq ($(CUDA),)
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install -q --disable-pip-version-check torch==2.13.0
+	$(BIN)/pip install -q --disable-pip-version-check -c constraints/cpu.txt -e '.[test,dev]'
+else
+	$(PYTHON) -m venv --system-site-packages $(VENV)
+	$(BIN)/pip install -q --disable-pip-version-check -e '.[test,dev]'
+endif
+	touch $@
+
+train: $(READY)
+	$(BIN)/hcmegatron train configs/quickstart.yaml
+
+test: $(READY)
+	$(BIN)/python -m pytest
+
+lint: $(READY)
+	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/lint-imports
+
+bench: $(READY)
+	$(BIN)/python -m tools.bench $(BENCH)
+
+clean:
+	rm -rf .venv build *.egg-info

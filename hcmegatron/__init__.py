@@ -1,0 +1,1 @@
+"""Hyper-Connections on Megatron-Core: the trainer."""

@@ -1,0 +1,10 @@
+"""The one exception a user's configuration can cause."""
+
+from __future__ import annotations
+
+
+class ConfigError(ValueError):
+    """A setting that cannot be used. One line, whatever the user typed: place, key, value, remedy."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__("".join(c if c.isprintable() else repr(c)[1:-1] for c in text))

@@ -1,0 +1,284 @@
+"""Config files: defaults <- YAML, with `extends:` <- dotted overrides. Nothing unknown, nothing twice.
+
+Every error is one line: the file and line (or the override), the key, the value, and what to do.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import re
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+
+from hcmegatron.config.errors import ConfigError
+from hcmegatron.config.idle import ineffective
+from hcmegatron.config.ranges import check_value
+from hcmegatron.config.schema import Config
+from hcmegatron.config.types import Dumper, Loader, convert, defaults, fields, flatten, leaves, shown
+
+# Asked for by name, but not there, or not possible under Megatron-Core: said as such, not as an unknown key.
+ABSENT = (
+    (
+        r"context|context_parallel.*|cp|cp_size",
+        "context parallelism is not supported; split with parallel.tensor and parallel.sequence instead",
+    ),
+    (r".*fp8.*|.*fp4.*|.*float8.*", "FP8 and FP4 training are not supported; use training.dtype=bf16"),
+    (r"mtp|mtp_.*|multi_token.*", "multi-token prediction (MTP) is not supported; leave the setting out"),
+    (r".*cuda_?graphs?.*", "CUDA graphs are not supported; leave the setting out"),
+)
+ABSENT_VALUES = {
+    "training.dtype": (
+        (r".*fp8.*|.*float8.*|e4m3|e5m2|.*fp4.*", ABSENT[1][1]),
+        (r"fp16|float16|half", "fp16 needs loss scaling, which is not supported; use bf16"),
+        (r"bfloat16", "it is written bf16"),
+        (r"float32|float", "it is written fp32"),
+        (r"float64|double", "it is written fp64"),
+    ),
+}
+
+
+class Setting(NamedTuple):
+    """One value as written, and where."""
+
+    node: yaml.Node
+    source: str  # "file:line", or the override as typed
+
+
+def load(path: str | Path, overrides: list[str] | None = None) -> Config:
+    """The Config of a YAML file and overrides like `--training.steps=10`, checked value by value.
+
+    Checks between settings are `checks.check`. Raises ConfigError.
+    """
+    return read(path, overrides)[0]
+
+
+def read(path: str | Path | None, overrides: list[str] | None = None) -> tuple[Config, dict[str, str]]:
+    """As `load`, with where each given setting came from: dotted key -> "file:line" or the override.
+
+    Without a path, the overrides change the defaults.
+    """
+    settings = _read_file(Path(path), ()) if path is not None else {}
+    seen: dict[str, str] = {}
+    for text in overrides or []:
+        key, setting = _read_override(text)
+        if key in seen:
+            raise ConfigError(f"{text}: {key} is given twice, as {seen[key]} before; give it once")
+        seen[key] = text
+        settings[key] = setting
+    config = Config()
+    for key, setting in settings.items():
+        section, _, leaf = key.rpartition(".")
+        try:
+            value = convert(setting.node, leaves()[key])
+            check_value(key, value)
+        except ConfigError as error:
+            raise ConfigError(
+                f"{setting.source}: {key} = {shown(setting.node)} {_better(key, setting, error)}"
+            ) from None
+        setattr(getattr(config, section) if section else config, leaf, value)
+    return config, {key: setting.source for key, setting in settings.items()}
+
+
+def dump(config: Config) -> str:
+    """YAML that loads as `config`. Defaults that have no effect here are comments with the reason."""
+    idle = ineffective(config)
+    initial = defaults()
+    lines: list[str] = []
+    section = ""
+    for key, value in flatten(config).items():
+        head, _, leaf = key.rpartition(".")
+        if head != section:
+            section = head
+            lines += [f"{head}:"] if head else []
+        entry = ("  " if head else "") + f"{leaf}: {_scalar(value)}"
+        if key in idle and value == initial[key]:
+            entry = f"# {entry}  (no effect: {idle[key]})"
+        lines.append(entry)
+    return "\n".join(_without_empty_sections(lines)) + "\n"
+
+
+def _read_file(path: Path, parents: tuple[Path, ...]) -> dict[str, Setting]:
+    """Dotted key -> setting of a file, after those of the files it extends."""
+    if path.resolve() in parents:
+        chain = " -> ".join(str(parent) for parent in (*parents, path.resolve()))
+        raise ConfigError(f"{path}: extends itself ({chain}); break the circle")
+    root = _compose(path)
+    settings: dict[str, Setting] = {}
+    own = _flatten_node(path, root)
+    base = own.pop("extends", None)
+    if base is not None:
+        if not isinstance(base.node, yaml.ScalarNode) or not base.node.value:
+            raise ConfigError(
+                f"{base.source}: extends = {shown(base.node)} is not a file; name one YAML file"
+            )
+        parent = path.parent / base.node.value
+        if not parent.is_file():
+            raise ConfigError(
+                f"{base.source}: extends = {base.node.value}: there is no file {parent}; "
+                f"name it relative to {path.parent}"
+            )
+        settings = _read_file(parent, (*parents, path.resolve()))
+    return settings | own
+
+
+def _compose(path: Path) -> yaml.MappingNode:
+    """A file as a YAML mapping; ConfigError where it cannot be read as one."""
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: there is no such file; give the path of a YAML file") from None
+    except IsADirectoryError:
+        raise ConfigError(f"{path}: is a directory; give the path of a YAML file") from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: is not UTF-8 text (byte {error.start}); save it as UTF-8") from None
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
+    try:
+        root = yaml.compose(text, Loader)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        place = f"{path}:{mark.line + 1}" if mark else str(path)
+        tab = mark is not None and "\t" in text.splitlines()[min(mark.line, len(text.splitlines()) - 1)]
+        hint = "indent with spaces, not tabs" if tab else "check indentation, colons and quotes"
+        raise ConfigError(f"{place}: is not YAML: {error.problem or error.context}; {hint}") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: is not YAML: {' '.join(str(error).split())}") from None
+    except RecursionError:
+        raise ConfigError(f"{path}: is nested too deeply; settings are section.key") from None
+    if root is None:
+        raise ConfigError(f"{path}: is empty; write settings, or {{}} for all defaults")
+    if not isinstance(root, yaml.MappingNode):
+        raise ConfigError(
+            f"{path}:{root.start_mark.line + 1}: {shown(root)} is not a section; "
+            "write sections like training: with keys under them"
+        )
+    return root
+
+
+def _flatten_node(path: Path, root: yaml.MappingNode) -> dict[str, Setting]:
+    """Dotted key -> setting, every key known and given once."""
+    settings: dict[str, Setting] = {}
+    for name, node, source in _entries(path, root, ""):
+        if name == "extends" or (name in leaves() and name in fields(Config)):
+            settings[name] = Setting(node, source)
+        elif name in leaves():
+            section, _, leaf = name.partition(".")
+            raise ConfigError(f"{source}: {name} is written in one word; write {leaf}: under {section}:")
+        elif name not in fields(Config):
+            raise ConfigError(f"{source}: {_unknown(name)}")
+        elif isinstance(node, yaml.MappingNode):
+            for key, leaf, leaf_source in _entries(path, node, f"{name}."):
+                if key not in leaves():
+                    raise ConfigError(f"{leaf_source}: {_unknown(key)}")
+                settings[key] = Setting(leaf, leaf_source)
+        else:
+            raise ConfigError(
+                f"{source}: {name} = {shown(node)} is not a section; "
+                f"write its keys under it, like {_example(name)}"
+            )
+    return settings
+
+
+def _entries(path: Path, node: yaml.MappingNode, prefix: str) -> list[tuple[str, yaml.Node, str]]:
+    """(dotted key, value node, "file:line") of a mapping; refuses a key given twice."""
+    lines: dict[str, int] = {}
+    entries = []
+    for key_node, value in node.value:
+        line = key_node.start_mark.line + 1
+        if not isinstance(key_node, yaml.ScalarNode):
+            raise ConfigError(f"{path}:{line}: {shown(key_node)} is not a key; write key: value")
+        key = prefix + key_node.value
+        if key in lines:
+            raise ConfigError(f"{path}:{line}: {key} is given twice, first in line {lines[key]}; keep one")
+        lines[key] = line
+        entries.append((key, value, f"{path}:{line}"))
+    return entries
+
+
+def _read_override(text: str) -> tuple[str, Setting]:
+    """`--section.key=value` as a key and its setting."""
+    key, equals, value = text.removeprefix("--").partition("=")
+    if not text.startswith("--") or not key:
+        raise ConfigError(f"{text!r} is not an override; write --section.key=value")
+    if not equals:
+        if key in leaves():
+            raise ConfigError(f"{text}: no value; write --{key}=VALUE")
+        raise ConfigError(f"{text}: {_unknown(key)}")
+    if key in fields(Config) and key not in leaves():
+        raise ConfigError(
+            f"{text}: {key} is a section; set one of its keys, like --{_example(key).replace(': ', '=')}"
+        )
+    if key not in leaves():
+        raise ConfigError(f"{text}: {_unknown(key)}")
+    try:
+        node = yaml.compose(value, Loader) if value.strip() else None
+    except yaml.YAMLError:
+        node = None
+    if not isinstance(node, yaml.SequenceNode | yaml.ScalarNode):  # a path with ": " in it is text, not YAML
+        tag = "tag:yaml.org,2002:str"
+        node = yaml.ScalarNode(tag, value)
+    return key, Setting(node, text)
+
+
+def _unknown(key: str) -> str:
+    """Why `key` is refused: a feature that is not there, or an unknown key with the nearest known one."""
+    if not key.rpartition(".")[2]:
+        return f"{key!r} is an empty key; write a setting's name"
+    if key.endswith(".extends"):
+        return f"{key} is not a setting; write extends: at the top of the file, outside of sections"
+    for part in key.split("."):
+        for pattern, reason in ABSENT:
+            if re.fullmatch(pattern, part.lower()):
+                return f"{key}: {reason}"
+    known = list(leaves())
+    section, _, leaf = key.rpartition(".")
+    same_leaf = [name for name in known if name.rpartition(".")[2] == leaf]
+    siblings = [name for name in known if section and name.startswith(f"{section}.")]
+    near = (
+        same_leaf
+        or difflib.get_close_matches(key, siblings, 1, 0.75)
+        or (not siblings and difflib.get_close_matches(key, [*known, *fields(Config)], 1, 0.6))
+    )
+    if near:
+        return f"{key} is not a setting; did you mean {near[0]}?"
+    if siblings:
+        return f"{key} is not a setting; {section} has {', '.join(n.rpartition('.')[2] for n in siblings)}"
+    return f"{key} is not a setting; the sections are {', '.join(fields(Config))}"
+
+
+def _better(key: str, setting: Setting, error: ConfigError) -> str:
+    """A remedy that knows the key, where there is one."""
+    text = setting.node.value if isinstance(setting.node, yaml.ScalarNode) else ""
+    for pattern, reason in ABSENT_VALUES.get(key, ()):
+        if re.fullmatch(pattern, str(text).lower()):
+            return f"is not possible: {reason}"
+    choices = re.search(r"one of (.*)", str(error))
+    near = difflib.get_close_matches(str(text).lower(), choices[1].split(", "), 1) if choices else []
+    return f"{error}" + (f"; did you mean {near[0]}?" if near else "")
+
+
+def _example(section: str) -> str:
+    hint = fields(Config)[section]
+    leaf = dataclasses.fields(hint)[0]
+    default = leaf.default if leaf.default is not dataclasses.MISSING else leaf.default_factory()
+    return f"{section}.{leaf.name}: {_scalar(default)}"
+
+
+def _scalar(value: Any) -> str:
+    text = yaml.dump(value, Dumper=Dumper, default_flow_style=True, width=10**6, allow_unicode=True)
+    return text.removesuffix("...\n").strip("\n")  # not other white space: it may be the value
+
+
+def _without_empty_sections(lines: list[str]) -> list[str]:
+    """Drops `section:` lines whose settings all became comments, since YAML would read them as null."""
+    kept = []
+    for at, line in enumerate(lines):
+        if line.endswith(":") and not line.startswith(("#", " ")):
+            following = next((text for text in lines[at + 1 :] if not text.startswith("#")), "")
+            if not following.startswith(" "):
+                line = f"# {line}"
+        kept.append(line)
+    return kept

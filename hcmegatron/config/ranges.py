@@ -1,0 +1,75 @@
+"""The range of every setting, looked at alone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from hcmegatron.config.errors import ConfigError
+
+RECOMPUTED_MODULES = ("core_attn", "mla_up_proj", "mlp", "shared_experts")
+BYTE_VOCABULARY = 257  # 256 bytes and the end of a document
+
+# Words of a range -> (test, the settings it holds for).
+_RANGES = {
+    "at least 1": (
+        lambda v: v >= 1,
+        """model.layers model.hidden_size model.heads model.query_groups model.head_dim
+        model.ffn_hidden_size model.vocab_multiple mla.kv_rank mla.q_rank mla.rope_dim moe.top_k
+        moe.ffn_hidden_size connection.n connection.sinkhorn_iterations parallel.pipeline
+        parallel.tensor parallel.expert parallel.expert_tensor parallel.timeout_s
+        data.sequence_length training.steps training.global_batch training.micro_batch
+        training.eval_batches training.log_every training.max_bad_steps training.threads
+        checkpoint.keep_last""",
+    ),
+    "at least 2, or null for plain stages": (lambda v: v >= 2, "parallel.virtual"),
+    f"at least {BYTE_VOCABULARY}, the byte tokenizer's": (
+        lambda v: v >= BYTE_VOCABULARY,
+        "model.vocab_size",
+    ),
+    "0 or more": (
+        lambda v: v >= 0,
+        """model.norm_eps moe.experts moe.shared_experts moe.first_dense moe.expert_bias_rate
+        moe.aux_loss moe.sequence_aux_loss moe.z_loss connection.alpha_init connection.pre_eps
+        data.seed optimizer.warmup_steps optimizer.weight_decay optimizer.clip training.seed
+        training.eval_every checkpoint.save_every""",
+    ),
+    "above 0": (
+        lambda v: v > 0,
+        """model.rope_theta model.init_std moe.routed_scale connection.lr_multiplier optimizer.lr
+        optimizer.eps run.peak_tflops""",
+    ),
+    "from 0 to below 1": (
+        lambda v: 0 <= v < 1,
+        """model.hidden_dropout model.attention_dropout data.holdout optimizer.beta1
+        optimizer.beta2""",
+    ),
+    "from 0 to 1": (lambda v: 0 <= v <= 1, "optimizer.min_lr_ratio"),
+    "a list of numbers above 0 and below 1, rising": (
+        lambda v: all(0 < x < 1 for x in v) and sorted(set(v)) == v,
+        "optimizer.step_decay_at",
+    ),
+    "a list of numbers above 0 and up to 1": (
+        lambda v: all(0 < x <= 1 for x in v),
+        "optimizer.step_decay_to",
+    ),
+    "paper, live, or a whole number of sub-layers of at least 1": (
+        lambda v: v in ("paper", "live") or (v.isascii() and v.isdigit() and int(v) >= 1),
+        "recompute.block_length",
+    ),
+    f"a list out of {', '.join(RECOMPUTED_MODULES)}, each once": (
+        lambda v: set(v) <= set(RECOMPUTED_MODULES) and len(set(v)) == len(v),
+        "recompute.modules",
+    ),
+    "a list of suffixes like .txt": (
+        lambda v: bool(v) and all(s.startswith(".") for s in v),
+        "data.suffixes",
+    ),
+}
+RANGE_OF = {key: (words, test) for words, (test, keys) in _RANGES.items() for key in keys.split()}
+
+
+def check_value(key: str, value: Any) -> None:
+    """Raises ConfigError, without naming place or key, where a value is out of its setting's range."""
+    words, test = RANGE_OF.get(key, ("", None))
+    if test is not None and value is not None and not test(value):
+        raise ConfigError(f"is out of range; it must be {words}")

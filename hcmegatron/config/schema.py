@@ -1,0 +1,230 @@
+"""What can be configured: one dataclass per concern, no torch.
+
+Every field's type is what the loader checks values against; `Literal` lists the choices, `None` means "derived".
+The comment after a field is its documentation. Checks that span several fields live in `checks.py`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+# megatron_*: Megatron's own runtime, the reference; the others are schedules/ executed by schedules/runtime.
+Schedule = Literal[
+    "megatron_1f1b",
+    "megatron_interleaved",
+    "gpipe",
+    "1f1b",
+    "interleaved",
+    "zb_h1",
+    "zb_v",
+    "dualpipev",
+    "dualpipe",
+]
+ConnectionKind = Literal["residual", "shc", "dhc", "sfc", "dfc", "mhc"]
+
+
+@dataclass
+class Model:
+    """The transformer, without its residual connections."""
+
+    layers: int = 4  # transformer layers; each has two sub-layers (attention, then MLP or MoE)
+    hidden_size: int = 128  # C
+    heads: int = 4
+    query_groups: int | None = None  # key/value heads of GQA; None: as many as heads
+    head_dim: int | None = (
+        None  # None: hidden_size / heads. With MLA: the non-rotary query/key and the value dim
+    )
+    attention: Literal["gqa", "mla"] = "gqa"
+    ffn_hidden_size: int = 512  # of dense layers
+    activation: Literal["swiglu", "gelu"] = "swiglu"
+    norm: Literal["rmsnorm", "layernorm", "rmsnorm_plain", "layernorm_plain"] = (
+        "rmsnorm"  # _plain: no parameters
+    )
+    norm_eps: float = 1e-6
+    norm_position: Literal["pre", "post"] = "pre"  # post: OLMo2, the norm after attention and MLP
+    qk_norm: bool = False  # GQA: a norm over every head's queries and keys
+    qk_norm_across_heads: bool = (
+        False  # OLMo2, OLMoE: instead an RMSNorm over all heads' together, with weights
+    )
+    tie_embeddings: bool = False
+    rope_theta: float = 10000.0
+    vocab_multiple: int = 128  # the vocabulary is padded to a multiple of this (and of the tensor ranks)
+    vocab_size: int | None = None  # None: the tokenizer's
+    hidden_dropout: float = 0.0
+    attention_dropout: float = 0.0
+    init_std: float = 0.02
+    document_mask: bool = False  # tokens attend only within their own document
+
+
+@dataclass
+class MLA:
+    """Multi-head latent attention (DeepSeek-V2); used when model.attention is mla."""
+
+    kv_rank: int = 64
+    q_rank: int | None = None  # None: full-rank queries
+    rope_dim: int = 16  # rotary part of queries and keys, beside model.head_dim
+
+
+@dataclass
+class MoE:
+    """Mixture of experts; experts = 0 is a dense model."""
+
+    experts: int = 0
+    top_k: int = 2
+    ffn_hidden_size: int = 128  # of one expert
+    shared_experts: int = 0  # each of ffn_hidden_size
+    first_dense: int = 0  # leading layers that stay dense
+    router: Literal["softmax", "sigmoid"] = "sigmoid"
+    expert_bias_rate: float = 1e-3  # loss-free balancing; 0: no expert bias
+    aux_loss: float = 0.0  # load-balancing loss coefficient
+    sequence_aux_loss: float = 0.0  # the same, per sequence
+    z_loss: float = 0.0
+    routed_scale: float = 1.0  # factor on the routed experts' sum
+    grouped: bool = True  # experts as one grouped matmul; false: one after another
+    dispatcher: Literal["alltoall", "allgather"] = "alltoall"
+
+
+@dataclass
+class Connection:
+    """The residual connection around every sub-layer, in the papers' symbols (hcmegatron/connections)."""
+
+    kind: ConnectionKind = "mhc"
+    n: int = 4  # streams of HC and mHC; m, the fractions, of FC; residual has one
+    tanh: bool = True  # DHC, DFC: tanh on the dynamic part
+    norm: Literal["layernorm", "rmsnorm", "layernorm_plain", "rmsnorm_plain"] = (
+        "rmsnorm"  # DHC, DFC: of the predictor
+    )
+    scale_output_init: bool = False  # HC: output projections' init divided by sqrt(n)
+    contract: Literal["sum", "mean", "head"] = "sum"  # how the streams become one before the final norm
+    alpha_init: float = 0.01  # s_a, s_b of HC and FC; alpha of mHC
+    sinkhorn_iterations: int = 20
+    sinkhorn_eps: Literal["none", "additive", "clamp"] = "none"  # additive, clamp: 1e-6
+    rms_eps: Literal["none", "inside", "added"] = (
+        "none"  # mHC's root mean square: where model.norm_eps enters
+    )
+    pre_eps: float = 0.0  # mHC: added to pre (DeepSeek-V4: 1e-6)
+    res_orientation: Literal["paper", "deepseek_v4", "column_last"] = "paper"
+    use_pre: bool = True  # mHC's ablation: false fixes pre = 1/n
+    use_post: bool = True  # false fixes post = 1
+    use_res: bool = True  # false fixes res = I
+    lr_multiplier: float = 1.0  # learning rate of connection parameters, relative
+
+
+@dataclass
+class Parallel:
+    """How the model is split. The data-parallel size is what is left of the world size."""
+
+    pipeline: int = 1
+    virtual: int | None = None  # chunks per pipeline rank of an interleaved schedule
+    tensor: int = 1
+    sequence: bool = False  # sequence parallel; needs tensor > 1
+    expert: int = 1
+    expert_tensor: int = 1
+    schedule: Schedule = "megatron_1f1b"
+    overlap: bool = False  # dualpipe, dualpipev: a forward's nodes between those of another's backward
+    distributed_optimizer: bool | None = None  # None: with bf16 only, whose checkpoints need it; see checks
+    overlap_grad_reduce: bool = False
+    overlap_param_gather: bool = False
+    timeout_s: int = 600  # collectives that take longer end the job
+
+
+@dataclass
+class Data:
+    """Text, and how it becomes batches. The order is a function of seed and step."""
+
+    paths: list[str] = field(
+        default_factory=list
+    )  # files or directories; empty: Python's standard library sources
+    suffixes: list[str] = field(
+        default_factory=lambda: [".py", ".txt", ".md", ".rst"]
+    )  # read from directories
+    tokenizer: Literal["byte"] = "byte"
+    sequence_length: int = 256
+    holdout: float = 0.02  # share of files kept for validation, chosen by a hash of their path
+    seed: int = 1234
+
+
+@dataclass
+class Optimizer:
+    """AdamW through Megatron's optimizer."""
+
+    lr: float = 3e-3
+    min_lr_ratio: float = 0.1
+    schedule: Literal["cosine", "step", "constant"] = "cosine"
+    warmup_steps: int = 20
+    step_decay_at: list[float] = field(default_factory=lambda: [0.8, 0.9])  # shares of training
+    step_decay_to: list[float] = field(default_factory=lambda: [0.316, 0.1])  # shares of lr
+    beta1: float = 0.9
+    beta2: float = 0.95
+    eps: float = 1e-8
+    weight_decay: float = 0.1
+    clip: float = 1.0  # 0: no clipping
+
+
+@dataclass
+class Training:
+    """Length, batch and precision of a run."""
+
+    steps: int = 200
+    global_batch: int = 16  # sequences a step
+    micro_batch: int = 4  # sequences of one micro-batch on one rank
+    dtype: Literal["bf16", "fp32", "fp64"] = "fp32"
+    seed: int = 1234
+    eval_every: int = 100  # steps; 0: only at the end
+    eval_batches: int = 8  # global batches of held-out text
+    log_every: int = 1
+    max_bad_steps: int = 5  # non-finite steps in a row before the run stops
+    threads: int | None = None  # CPU threads a rank; None: cores / ranks on this node
+
+
+@dataclass
+class Checkpoint:
+    """Saving and resuming."""
+
+    save_every: int = 0  # steps; 0: only at the end
+    keep_last: int = 2
+    resume: bool = False  # continue from the newest complete checkpoint of run.dir
+    load: str | None = None  # or start from this checkpoint directory
+
+
+@dataclass
+class Recompute:
+    """What is computed again in backward instead of being kept."""
+
+    # block: connections and norms, block by block; full: whole layers; selective: `modules` only
+    mode: Literal["none", "block", "full", "selective"] = "none"
+    block_length: str = "paper"  # sub-layers: best for one micro-batch (paper), for those `live`, or a number
+    modules: list[str] = field(
+        default_factory=list
+    )  # selective, also with block: core_attn, mla_up_proj, mlp, shared_experts
+
+
+@dataclass
+class Run:
+    """Where a run writes."""
+
+    dir: str | None = None  # None: runs/<config name>-<date and time>
+    tensorboard: bool = True
+    peak_tflops: float | None = None  # of one device, for MFU; None: known for the device, or measured on CPU
+
+
+@dataclass
+class Config:
+    """Everything a run is. The resolved form is written into the run directory and reproduces the run."""
+
+    model: Model = field(default_factory=Model)
+    mla: MLA = field(default_factory=MLA)
+    moe: MoE = field(default_factory=MoE)
+    connection: Connection = field(default_factory=Connection)
+    parallel: Parallel = field(default_factory=Parallel)
+    data: Data = field(default_factory=Data)
+    optimizer: Optimizer = field(default_factory=Optimizer)
+    training: Training = field(default_factory=Training)
+    checkpoint: Checkpoint = field(default_factory=Checkpoint)
+    recompute: Recompute = field(default_factory=Recompute)
+    run: Run = field(default_factory=Run)
+    implementation: Literal["auto", "local", "te"] = (
+        "auto"  # layers: Transformer Engine's or Megatron's local ones
+    )
+    kernels: Literal["auto", "torch", "triton"] = "auto"  # of the connections

@@ -1,0 +1,170 @@
+"""Turning what is written in YAML or on the command line into the value a field's type asks for.
+
+Scalars follow YAML 1.2's core schema rather than PyYAML's 1.1: 1e-3 is a number, yes and off are words.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+import types
+import typing
+from functools import cache
+from typing import Any, Literal
+
+import yaml
+
+from hcmegatron.config.errors import ConfigError
+from hcmegatron.config.schema import Config
+
+_TAG = "tag:yaml.org,2002:"
+_SCALARS = (
+    ("null", r"null|Null|NULL|~|", ["n", "N", "~", ""]),
+    ("bool", r"true|True|TRUE|false|False|FALSE", list("tTfF")),
+    ("int", r"[-+]?[0-9]+", list("-+0123456789")),
+    (
+        "float",
+        r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)",
+        list("-+0123456789."),
+    ),
+)
+_LARGEST = 2**31 - 1  # what Megatron's and NumPy's 32-bit counters hold
+
+
+class Loader(yaml.SafeLoader):
+    """Composes nodes only; no tag ever constructs an object."""
+
+    yaml_implicit_resolvers: typing.ClassVar[dict] = {}
+
+
+class Dumper(yaml.SafeDumper):
+    """Writes scalars that Loader reads back as they were."""
+
+    yaml_implicit_resolvers: typing.ClassVar[dict] = {}
+
+
+for _name, _pattern, _first in _SCALARS:
+    for _class in (Loader, Dumper):
+        _class.add_implicit_resolver(_TAG + _name, re.compile(rf"(?:{_pattern})\Z"), _first)
+
+
+@cache
+def fields(cls: type) -> dict[str, Any]:
+    """Field name -> type of a dataclass of the schema."""
+    hints = typing.get_type_hints(cls)
+    return {f.name: hints[f.name] for f in dataclasses.fields(cls)}
+
+
+@cache
+def leaves() -> dict[str, Any]:
+    """Dotted key -> type of every setting, in the schema's order."""
+    found: dict[str, Any] = {}
+    for name, hint in fields(Config).items():
+        if dataclasses.is_dataclass(hint):
+            found.update({f"{name}.{leaf}": leaf_hint for leaf, leaf_hint in fields(hint).items()})
+        else:
+            found[name] = hint
+    return found
+
+
+def defaults() -> dict[str, Any]:
+    """Dotted key -> default of every setting."""
+    return flatten(Config())
+
+
+def flatten(config: Config) -> dict[str, Any]:
+    """Dotted key -> value of every setting."""
+    found: dict[str, Any] = {}
+    for key in leaves():
+        section, _, leaf = key.rpartition(".")
+        found[key] = getattr(getattr(config, section) if section else config, leaf)
+    return found
+
+
+def describe(hint: Any) -> str:
+    """A field's type in words."""
+    options, optional = _options(hint)
+    words = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+    if typing.get_origin(options) is Literal:
+        text = "one of " + ", ".join(typing.get_args(options))
+    elif typing.get_origin(options) is list:
+        text = {str: "a list of texts, [a, b]", float: "a list of numbers, [0.8, 0.9]"}[
+            typing.get_args(options)[0]
+        ]
+    else:
+        text = words[options]
+    return text + (" or null" if optional else "")
+
+
+def convert(node: yaml.Node, hint: Any) -> Any:
+    """The value of a YAML node as the type `hint`; ConfigError (without place or key) where it is not one."""
+    kind, optional = _options(hint)
+    if typing.get_origin(kind) is list:
+        if isinstance(node, yaml.SequenceNode):
+            try:
+                return [convert(item, typing.get_args(kind)[0]) for item in node.value]
+            except ConfigError as error:
+                raise ConfigError(f"has an entry that {error}") from None
+        raise ConfigError(f"is not {describe(hint)}")
+    if not isinstance(node, yaml.ScalarNode):
+        raise ConfigError(f"is not {describe(hint)}")
+    tag, text = node.tag.removeprefix(_TAG), node.value
+    if tag == "null" and optional:
+        return None
+    if kind is str and tag in ("str", "int", "float", "bool"):
+        if not text:
+            raise ConfigError(f"is empty; give {describe(hint)}")
+        if re.search(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]", text):
+            raise ConfigError("holds a line break or another control character; write it in one line")
+        return text
+    if typing.get_origin(kind) is Literal and text in typing.get_args(kind):
+        return text
+    if kind is bool and tag == "bool":
+        return text.lower() == "true"
+    if kind is int and _looks(text, "int") and tag == "int":
+        return _bounded(text)
+    if kind is float and (_looks(text, "int") or _looks(text, "float")) and tag in ("int", "float"):
+        return _finite(text)
+    raise ConfigError(f"is not {describe(hint)}")
+
+
+def shown(node: yaml.Node, nested: bool = False) -> str:
+    """What the user wrote, short enough for an error line."""
+    if isinstance(node, yaml.ScalarNode):
+        quote = node.style if node.style in ("'", '"') else ""
+        text = f"{quote}{node.value}{quote}"
+    elif isinstance(node, yaml.SequenceNode):
+        items = ["..."] if nested else [shown(item, True) for item in node.value[:4]]
+        text = "[" + ", ".join(items) + (", ..." if len(node.value) > 4 else "") + "]"
+    else:
+        text = (
+            "{" + ", ".join(f"{shown(key, True)}: ..." for key, _ in node.value[: 0 if nested else 4]) + "}"
+        )
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _looks(text: str, tag: str) -> bool:
+    """Whether the text is a scalar of that tag: an explicit tag (`!!int many`) only claims to be."""
+    return any(name == tag and re.fullmatch(pattern, text) for name, pattern, _ in _SCALARS)
+
+
+def _options(hint: Any) -> tuple[Any, bool]:
+    """A type without its `| None`, and whether it had one."""
+    if isinstance(hint, types.UnionType):
+        (kind,) = (arg for arg in typing.get_args(hint) if arg is not type(None))
+        return kind, True
+    return hint, False
+
+
+def _bounded(text: str) -> int:
+    if len(text) > 20 or abs(int(text)) > _LARGEST:
+        raise ConfigError(f"is beyond {_LARGEST}")
+    return int(text)
+
+
+def _finite(text: str) -> float:
+    value = float(text.replace(".inf", "inf").replace(".nan", "nan")) if text[-1].isalpha() else float(text)
+    if not math.isfinite(value):
+        raise ConfigError("is not a finite number")
+    return value

@@ -1,0 +1,90 @@
+"""What every connection is: read a sub-layer's input from the streams, write its output back."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from hcmegatron.kernels.select import Kernels
+
+Coefficients = tuple[Tensor, ...]
+Projection = tuple[Tensor, Tensor]  # of mHC: Hv phi [T, K] and the sums of squares [T], T = s b, fp32
+
+
+class Connection(nn.Module):
+    """The connection around one sub-layer T (norm -> attention or FFN).
+
+    Streams H are [s, b, w, C] with w = facts.streams(conn): n for HC and mHC, 1 for residual and FC, which
+    views its single stream as m contiguous fractions. `read` computes the coefficients once per token, in
+    fp32 (fp64 for fp64 streams); they stay in that precision until applied, and `write` of the same sub-layer
+    takes them back.
+
+    Coefficients are () for residual and (pre, post, res, ...) otherwise: x = pre H, H' = res H + post y, with
+    res[o, i] the weight of stream i in stream o. Leading dimensions are the tokens' [s, b], or absent where
+    they are static. mHC appends H itself, as it left the read: a write that uses it gives the streams one
+    gradient, formed in the read's backward, instead of two to be added.
+    """
+
+    def read(self, H: Tensor, projection: Projection | None = None) -> tuple[Tensor, Coefficients]:
+        """H [s,b,w,C] -> the sub-layer's input x [s,b,C] in H's dtype, and the coefficients.
+
+        projection: what the previous connection's `write_and_project` gave for this one and this H.
+        """
+        raise NotImplementedError
+
+    def write(
+        self,
+        H: Tensor,
+        y: Tensor,
+        coefficients: Coefficients,
+        bias: Tensor | None = None,
+        dropout: float = 0.0,
+    ) -> Tensor:
+        """H [s,b,w,C], y = T(x) [s,b,C], bias [C] still to be added to y, dropout probability -> H'
+        [s,b,w,C]."""
+        raise NotImplementedError
+
+    def write_and_project(
+        self,
+        following: Connection,
+        H: Tensor,
+        y: Tensor,
+        coefficients: Coefficients,
+        bias: Tensor | None = None,
+        dropout: float = 0.0,
+    ) -> tuple[Tensor, Projection | None]:
+        """`write`, and in the same pass over the streams what `following.read` would start with; None where
+        the kernels have no such fold. The projection carries no gradient and stays valid for as long as H'
+        and the parameters of `following` do, so it may be kept beside H' for a block that is recomputed.
+        """
+        return self.write(H, y, coefficients, bias, dropout), None
+
+
+def compute_dtype(H: Tensor) -> torch.dtype:
+    """Coefficients and sums over streams: fp32, or fp64 for fp64 streams."""
+    return torch.float64 if H.dtype == torch.float64 else torch.float32
+
+
+def per_token(H: Tensor, post: Tensor, res: Tensor) -> tuple[Tensor, Tensor]:
+    """Coefficients with H's leading dimensions: static ones are repeated for every token."""
+    s, b, n, _ = H.shape
+    return post.expand(s, b, n), res.expand(s, b, n, n)
+
+
+def write_streams(
+    kernels: Kernels, H: Tensor, y: Tensor, post: Tensor, res: Tensor, bias: Tensor | None, dropout: float
+) -> Tensor:
+    """The kernels' write over tokens [s, b] as one dimension.
+
+    H [s,b,n,C]; y [s,b,1 or n,C]; bias [1 or n,C]; post [n] or [s,b,n]; res [n,n] or [s,b,n,n] -> [s,b,n,C].
+    """
+    flat = (t.flatten(0, 1) for t in (H, y, *per_token(H, post, res)))
+    return kernels.write(*flat, bias, dropout).view(H.shape)
+
+
+def biased(y: Tensor, bias: Tensor | None, dropout: float, training: bool) -> Tensor:
+    """Megatron's sub-layers hand back (output, bias): dropout(y + bias)."""
+    if bias is not None:
+        y = y + bias
+    return F.dropout(y, dropout, training) if dropout else y

@@ -1,0 +1,116 @@
+"""Hyper-Connections (HC, 2409.19606): static SHC and dynamic DHC over n streams.
+
+x = sum_i A_m[i] H_i and H'_j = sum_i A_r[i,j] H_i + B[j] y; dynamic adds, per token and stream, a scaled tanh
+of a projection of the normalised stream to each of A_m[i], A_r[i,:] and B[i]. Weights are shared by the
+streams.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hcmegatron.connections.connection import (
+    Coefficients,
+    Connection,
+    Projection,
+    compute_dtype,
+    write_streams,
+)
+from hcmegatron.connections.mixing import aggregate
+from hcmegatron.connections.norms import normalise
+from hcmegatron.kernels.select import Kernels
+
+
+def dynamic_coefficients(
+    Hn: Tensor,
+    A_m: Tensor,
+    A_r: Tensor,
+    B: Tensor,
+    W_m: Tensor,
+    W_r: Tensor,
+    W_b: Tensor,
+    s_a: Tensor,
+    s_b: Tensor,
+    activation: Callable[[Tensor], Tensor] = torch.tanh,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """A_m [..., n], A_r [..., n, n], B [..., n] of every token (HC, Eq. 10-13) from normalised streams Hn
+    [..., n, C].
+
+    Static A_m [n], A_r [n,n], B [n]; projections W_m [C], W_r [C,n], W_b [C]; scales s_a (A_m and A_r), s_b.
+    """
+    n = A_m.shape[0]
+    p = activation(Hn @ torch.cat([W_m.unsqueeze(-1), W_r, W_b.unsqueeze(-1)], -1))
+    return A_m + s_a * p[..., 0], A_r + s_a * p[..., 1 : n + 1], B + s_b * p[..., n + 1]
+
+
+class Hyper(Connection):
+    """SHC or DHC (conn.kind) with the papers' initialisation: A_m = e_(k mod n), A_r = I, B = 1, W = 0, s =
+    0.01.
+
+    At initialisation all streams are equal and the network is the pre-norm one; reading stream k mod n is
+    what lets their gradients, and then the streams, differ.
+    """
+
+    def __init__(
+        self,
+        conn: Any,
+        hidden_size: int,
+        index: int,
+        *,
+        norm_eps: float,
+        kernels: Kernels,
+        dtype: torch.dtype,
+        device: Any = None,
+    ) -> None:
+        super().__init__()
+        self.kernels = kernels
+        n, C = conn.n, hidden_size
+        like = {"dtype": dtype, "device": device}
+        self.n, self.eps, self.norm = n, norm_eps, conn.norm
+        self.activation = torch.tanh if conn.tanh else (lambda p: p)
+        self.dynamic = conn.kind == "dhc"
+        self.A_m = nn.Parameter((torch.arange(n, device=device) == index % n).to(dtype))
+        self.A_r = nn.Parameter(torch.eye(n, **like))
+        self.B = nn.Parameter(torch.ones(n, **like))
+        if self.dynamic:
+            self.W_m = nn.Parameter(torch.zeros(C, **like))
+            self.W_r = nn.Parameter(torch.zeros(C, n, **like))
+            self.W_b = nn.Parameter(torch.zeros(C, **like))
+            self.s_a = nn.Parameter(torch.full((1,), conn.alpha_init, **like))
+            self.s_b = nn.Parameter(torch.full((1,), conn.alpha_init, **like))
+            plain = conn.norm.endswith("_plain")
+            self.norm_weight = None if plain else nn.Parameter(torch.ones(C, **like))
+
+    def coefficients(self, H: Tensor) -> Coefficients:
+        """H [s,b,n,C] -> (pre, post, res); res is A_r transposed, because stream j collects A_r's column
+        j."""
+        dtype = compute_dtype(H)
+        A_m, A_r, B = self.A_m.to(dtype), self.A_r.to(dtype), self.B.to(dtype)
+        if self.dynamic:
+            weight = None if self.norm_weight is None else self.norm_weight.to(dtype)
+            Hn = normalise(H.to(dtype), self.norm, weight, self.eps)
+            W = (w.to(dtype) for w in (self.W_m, self.W_r, self.W_b, self.s_a, self.s_b))
+            A_m, A_r, B = dynamic_coefficients(Hn, A_m, A_r, B, *W, activation=self.activation)
+        return A_m, B, A_r.transpose(-1, -2)
+
+    def read(self, H: Tensor, projection: Projection | None = None) -> tuple[Tensor, Coefficients]:
+        """H [s,b,n,C] -> x [s,b,C], (A_m, B, A_r^T)."""
+        coefficients = self.coefficients(H)
+        return aggregate(H, coefficients[0]), coefficients
+
+    def write(
+        self,
+        H: Tensor,
+        y: Tensor,
+        coefficients: Coefficients,
+        bias: Tensor | None = None,
+        dropout: float = 0.0,
+    ) -> Tensor:
+        """H'_j = sum_i A_r[i,j] H_i + B[j] dropout(y + bias)."""
+        _, post, res = coefficients
+        dropout = dropout if self.training else 0.0
+        return write_streams(self.kernels, H, y.unsqueeze(-2), post, res, bias, dropout)

@@ -1,0 +1,169 @@
+"""Manifold-Constrained Hyper-Connections (mHC, 2512.24880): coefficients from the flattened streams, res
+doubly stochastic.
+
+With Hv = H flattened to nC (stream-major) and r its root mean square (Eq. 15): t = (Hv phi) / r, pre =
+sigmoid(alpha_pre t_pre + b_pre), post = 2 sigmoid(alpha_post t_post + b_post), res = Sinkhorn(alpha_res t_res
++ b_res); then x = sum_i pre[i] H_i and H'_o = sum_i res[o,i] H_i + post[o] y.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from hcmegatron.connections.connection import (
+    Coefficients,
+    Connection,
+    Projection,
+    compute_dtype,
+    per_token,
+    write_streams,
+)
+from hcmegatron.connections.mixing import aggregate
+from hcmegatron.connections.norms import RmsEps, inverse_rms
+from hcmegatron.connections.sinkhorn import SinkhornEps, sinkhorn
+from hcmegatron.kernels.options import ReadOptions
+from hcmegatron.kernels.select import Kernels
+
+ResOrientation = Literal["paper", "deepseek_v4", "column_last"]
+
+
+def project(H: Tensor, phi: Tensor, rms_eps: RmsEps, eps: float) -> Tensor:
+    """t = (Hv phi) / r (Eq. 14-15). H [..., n, C], phi [nC, columns] -> [..., columns] in phi's dtype."""
+    Hv = H.flatten(-2).to(phi.dtype)
+    return (Hv @ phi) * inverse_rms(Hv, rms_eps, eps)
+
+
+def residual_matrix(L: Tensor, iterations: int, eps: SinkhornEps, orientation: ResOrientation) -> Tensor:
+    """res[o,i] from logits L [..., n, n].
+
+    `paper`: columns normalised first, rows last. `deepseek_v4`: the stored matrix is normalised rows first
+    and applied transposed, which is the paper's map of the transposed logits. `column_last` (Megatron-Core
+    main of August 2026, Liger): rows first, columns last, applied as it is: another map.
+    """
+    if orientation == "paper":
+        return sinkhorn(L, iterations, eps)
+    res = sinkhorn(L.transpose(-1, -2), iterations, eps)
+    return res if orientation == "deepseek_v4" else res.transpose(-1, -2)
+
+
+class Manifold(Connection):
+    """mHC's connection of sub-layer k = `index`.
+
+    The paper prints the initialisation of alpha (0.01) only. Chosen here, as a function of k alone: phi = 0,
+    b_res = 5 I (res has 0.98 on the diagonal at n=4), b_pre = -ln n + u and b_post = u / 4 with u = e_(k mod
+    n) - 1/n. So sub-layer k reads a little more from stream k mod n and writes a little more to it: the
+    network starts close to pre-norm (post within 0.9 and 1.1 at n=4, res near I; T's own norm takes out the
+    scale of x), and streams differ from the first sub-layer on instead of being separated by rounding noise.
+    Disabled forms (the paper's ablation: pre = 1/n, post = 1, res = I) own no parameters.
+    """
+
+    def __init__(
+        self,
+        conn: Any,
+        hidden_size: int,
+        index: int,
+        *,
+        norm_eps: float,
+        kernels: Kernels,
+        dtype: torch.dtype,
+        device: Any = None,
+    ) -> None:
+        super().__init__()
+        self.kernels = kernels
+        n = conn.n
+        like = {"dtype": dtype, "device": device}
+        self.n, self.conn, self.eps = n, conn, norm_eps
+        self.options = ReadOptions(
+            n=n,
+            use_pre=conn.use_pre,
+            use_post=conn.use_post,
+            use_res=conn.use_res,
+            iterations=conn.sinkhorn_iterations,
+            sinkhorn_eps=conn.sinkhorn_eps,
+            rms_eps=conn.rms_eps,
+            eps=norm_eps,
+            pre_eps=conn.pre_eps,
+            orientation=conn.res_orientation,
+        )
+        self.sizes = self.options.sizes
+        self.predicted = [name for name, size in zip(("pre", "post", "res"), self.sizes, strict=True) if size]
+        u = (torch.arange(n, device=device) == index % n).to(dtype) - 1 / n
+        biases = {"pre": u - math.log(n), "post": u / 4, "res": 5 * torch.eye(n, **like)}
+        if any(self.sizes):
+            self.phi = nn.Parameter(torch.zeros(n * hidden_size, sum(self.sizes), **like))
+        for name in self.predicted:
+            self.register_parameter(f"alpha_{name}", nn.Parameter(torch.full((1,), conn.alpha_init, **like)))
+            self.register_parameter(f"b_{name}", nn.Parameter(biases[name]))
+
+    def coefficients(self, H: Tensor) -> Coefficients:
+        """H [s,b,n,C] -> pre [s,b,n], post [s,b,n], res [s,b,n,n]; disabled ones without the leading
+        dimensions."""
+        conn, n, dtype = self.conn, self.n, compute_dtype(H)
+        pre = H.new_full((n,), 1 / n, dtype=dtype)
+        post = H.new_ones(n, dtype=dtype)
+        res = torch.eye(n, dtype=dtype, device=H.device)
+        if not any(self.sizes):
+            return pre, post, res
+        t_pre, t_post, t_res = project(H, self.phi.to(dtype), conn.rms_eps, self.eps).split(self.sizes, -1)
+        if conn.use_pre:
+            pre = torch.sigmoid(self.alpha_pre.to(dtype) * t_pre + self.b_pre.to(dtype)) + conn.pre_eps
+        if conn.use_post:
+            post = 2 * torch.sigmoid(self.alpha_post.to(dtype) * t_post + self.b_post.to(dtype))
+        if conn.use_res:
+            L = self.alpha_res.to(dtype) * t_res.unflatten(-1, (n, n)) + self.b_res.to(dtype)
+            res = residual_matrix(L, conn.sinkhorn_iterations, conn.sinkhorn_eps, conn.res_orientation)
+        return pre, post, res
+
+    def read(self, H: Tensor, projection: Projection | None = None) -> tuple[Tensor, Coefficients]:
+        """H [s,b,n,C] -> x [s,b,C], (pre, post, res, H); the kernels' fused form of `coefficients`."""
+        if not any(self.sizes):
+            coefficients = self.coefficients(H)
+            return aggregate(H, coefficients[0]), coefficients
+        dtype = compute_dtype(H)
+        alphas = [getattr(self, f"alpha_{name}") for name in self.predicted]
+        biases = [getattr(self, f"b_{name}").flatten() for name in self.predicted]
+        scale = torch.cat([a.expand(len(b)) for a, b in zip(alphas, biases, strict=True)]).to(dtype)
+        folded = () if projection is None else (projection,)
+        flat = self.kernels.read(
+            H.flatten(0, 1), self.phi.to(dtype), scale, torch.cat(biases).to(dtype), self.options, *folded
+        )
+        x, *rest = (t.unflatten(0, H.shape[:2]) for t in flat)
+        return x, tuple(rest)
+
+    def write(
+        self,
+        H: Tensor,
+        y: Tensor,
+        coefficients: Coefficients,
+        bias: Tensor | None = None,
+        dropout: float = 0.0,
+    ) -> Tensor:
+        """H'_o = sum_i res[o,i] H_i + post[o] dropout(y + bias)."""
+        _, post, res, *streams = coefficients
+        H = streams[0] if streams else H
+        dropout = dropout if self.training else 0.0
+        return write_streams(self.kernels, H, y.unsqueeze(-2), post, res, bias, dropout)
+
+    def write_and_project(
+        self,
+        following: Connection,
+        H: Tensor,
+        y: Tensor,
+        coefficients: Coefficients,
+        bias: Tensor | None = None,
+        dropout: float = 0.0,
+    ) -> tuple[Tensor, Projection | None]:
+        """As Connection's, in one pass where the kernels fold and the following connection projects."""
+        fold = self.kernels.write_and_project
+        if fold is None or not isinstance(following, Manifold) or not any(following.sizes):
+            return self.write(H, y, coefficients, bias, dropout), None
+        _, post, res, *streams = coefficients
+        flat = (
+            t.flatten(0, 1) for t in (streams[0] if streams else H, y.unsqueeze(-2), *per_token(H, post, res))
+        )
+        out, projection = fold(*flat, following.phi, bias, dropout if self.training else 0.0)
+        return out.view(H.shape), projection

@@ -1,0 +1,113 @@
+"""Compile the Triton kernels without a GPU and look at what came out: registers, stack, loads, tensor cores.
+
+`record` catches the launches of a piece of code instead of running them, so that what is compiled is what is
+launched. Not available where TRITON_INTERPRET is set, because the kernels are then no compilable functions.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource, CompiledKernel
+from triton.runtime.jit import JITFunction
+
+_TYPES = {torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.float32: "*fp32", torch.int32: "*i32"}
+_LAUNCH_OPTIONS = ("num_warps", "num_stages")
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One kernel as it would have been launched."""
+
+    kernel: JITFunction
+    arguments: dict[str, Any]
+    options: dict[str, int]
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a compiled kernel needs and does, from its cubin."""
+
+    name: str
+    registers: int  # a thread
+    stack: int  # bytes a thread in local memory: spills and arrays
+    shared: int  # bytes a program
+    wide_loads: int  # 16-byte loads from device memory in the machine code
+    loads: int  # all loads from device memory
+    tensor_core: int  # matrix instructions in the machine code
+
+
+@contextmanager
+def record() -> Iterator[list[Launch]]:
+    """Within it, launches are appended to the list and nothing runs."""
+    launches: list[Launch] = []
+
+    def catch(self: JITFunction, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> None:
+        options = {k: kwargs.pop(k) for k in _LAUNCH_OPTIONS if k in kwargs}
+        bound = inspect.signature(self.fn).bind(*args, **kwargs)
+        launches.append(Launch(self, dict(bound.arguments), options))
+
+    run, JITFunction.run = JITFunction.run, catch
+    try:
+        yield launches
+    finally:
+        JITFunction.run = run
+
+
+def compile_for(launch: Launch, capability: int) -> CompiledKernel:
+    """Compile for sm_`capability` (80, 90, 100), with pointers aligned to 16 bytes as torch's are."""
+    signature, constants, attributes = {}, {}, {}
+    for at, (p, value) in enumerate(
+        (p, launch.arguments[p.name]) for p in launch.kernel.params if p.name in launch.arguments
+    ):
+        if p.is_constexpr:
+            signature[p.name], constants[p.name] = "constexpr", value
+        elif isinstance(value, torch.Tensor):
+            signature[p.name], attributes[(at,)] = _TYPES[value.dtype], [["tt.divisibility", 16]]
+        else:
+            signature[p.name] = "fp32" if isinstance(value, float) else "i32"
+    source = ASTSource(fn=launch.kernel, signature=signature, constexprs=constants, attrs=attributes)
+    return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=launch.options)
+
+
+def report(launch: Launch, capability: int) -> Report:
+    """Compile and read the cubin with the cuobjdump that Triton carries."""
+    compiled = compile_for(launch, capability)
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(compiled.asm["cubin"])
+        file.flush()
+        usage = _cuobjdump("-res-usage", file.name)
+        machine_code = _cuobjdump("-sass", file.name)
+    number = {key: int(value) for key, value in re.findall(r"(REG|STACK|SHARED|LOCAL):(\d+)", usage)}
+    loads = re.findall(r"\b(?:LDG|LDGSTS|UBLKCP|LD)\.[\w.]*", machine_code)
+    return Report(
+        name=launch.kernel.fn.__name__,
+        registers=number["REG"],
+        stack=number["STACK"] + number.get("LOCAL", 0),
+        shared=compiled.metadata.shared,
+        wide_loads=sum(".128" in load for load in loads),
+        loads=len(loads),
+        tensor_core=len(re.findall(r"\b(?:HMMA|HGMMA|UTCHMMA|UTC\w*MMA)\b", machine_code)),
+    )
+
+
+def _cuobjdump(flag: str, path: str) -> str:
+    tool = triton.knobs.nvidia.cuobjdump.path
+    return subprocess.run([tool, flag, path], check=True, capture_output=True, text=True).stdout
+
+
+def launches_of(run: Callable[[], Any]) -> list[Launch]:
+    """The launches that `run` would make."""
+    with record() as launches:
+        run()
+    return launches

@@ -1,0 +1,86 @@
+"""Which kernels run, and why: the one place that decides."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from hcmegatron.kernels import torch_path
+
+MAX_STREAMS = 8  # of the Triton kernels, which hold all streams of a token in registers
+
+
+@dataclass(frozen=True)
+class Kernels:
+    """The chosen operations, with the signatures of torch_path; `reason` says in words why these.
+
+    write_and_project, where there is one, also computes the next read's projection (triton_path).
+    """
+
+    name: str
+    reason: str
+    read: Callable[..., Any]
+    write: Callable[..., Any]
+    write_and_project: Callable[..., Any] | None = None
+
+
+def select(
+    name: str, *, n: int, device: torch.device | str | None = None, dtype: torch.dtype = torch.float32
+) -> Kernels:
+    """Kernels for connections of n streams or fractions.
+
+    name: `torch`, `triton`, or `auto`: Triton wherever it can run on a GPU. device: where the model lives,
+    None for the GPU if there is one. dtype: of coefficients; fp64 needs torch. Triton's interpreter
+    (TRITON_INTERPRET=1) counts as able to run, for tests, but is never chosen by `auto`. Raises ValueError
+    where an explicit `triton` cannot run, with the reason.
+    """
+    if name not in ("auto", "torch", "triton"):
+        raise ValueError(f"kernels={name!r}: choose one of auto, torch, triton")
+    if name == "torch":
+        return _torch("asked for")
+    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    obstacle = _obstacle(n, device, dtype)
+    if obstacle is None and name == "auto" and device.type != "cuda":
+        obstacle = "the interpreter is for tests"
+    if obstacle is None:
+        return _triton(n, device)
+    if name == "triton":
+        raise ValueError(f"kernels=triton cannot run: {obstacle}; use kernels=auto or torch")
+    return _torch(obstacle)
+
+
+def _torch(why: str) -> Kernels:
+    return Kernels("torch", f"torch: {why}", torch_path.read, torch_path.write)
+
+
+def _triton(n: int, device: torch.device) -> Kernels:
+    from hcmegatron.kernels import triton_path, tuning  # they import Triton, which a CPU machine may lack
+
+    where = "interpreter"
+    if device.type == "cuda":
+        tuning.restore(str(device))
+        where = "sm_{}{}".format(*torch.cuda.get_device_capability(device))
+    reason = f"triton: n={n}, {where}"
+    return Kernels("triton", reason, triton_path.read, triton_path.write, triton_path.write_and_project)
+
+
+def _obstacle(n: int, device: torch.device, dtype: torch.dtype) -> str | None:
+    """Why the Triton kernels cannot run, in words; None where they can."""
+    if n > MAX_STREAMS:
+        return f"n={n}, the Triton kernels hold up to {MAX_STREAMS}"
+    if dtype == torch.float64:
+        return "fp64"
+    if importlib.util.find_spec("triton") is None:
+        return "Triton is not installed"
+    if device.type == "cuda":
+        major, minor = torch.cuda.get_device_capability(device)
+        return None if major >= 8 else f"sm_{major}{minor}, the Triton kernels need sm_80 or later"
+    import triton
+
+    if triton.knobs.runtime.interpret:
+        return None
+    return "no CUDA device" if not torch.cuda.is_available() else f"streams on {device}"

@@ -1,0 +1,152 @@
+"""mHC's read and every connection's write for torch, with backward by hand: the path of CPUs and of GPUs
+without Triton.
+
+Autograd through the plain formulas keeps several stream-wide tensors per sub-layer and walks the streams once
+for each of its steps. Here a read keeps the streams, which something else keeps anyway, and K + 1 numbers a
+token; a write keeps the streams, y and the coefficients. Everything is summed in the coefficients' precision
+and rounded once.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.nn import functional as F
+
+from hcmegatron.kernels import coefficients
+from hcmegatron.kernels.options import ReadOptions
+
+
+def inverse_rms(Hv: Tensor, options: ReadOptions) -> Tensor:
+    """1 / r of Eq. 15 for Hv [T, nC] -> [T]; 0 for a token of zeros without epsilon, which has no
+    direction."""
+    r = torch.linalg.vector_norm(Hv, dim=-1) / Hv.shape[-1] ** 0.5
+    if options.rms_eps == "inside":
+        return (r.square_() + options.eps).rsqrt_()
+    if options.rms_eps == "added":
+        return (r + options.eps).reciprocal_()
+    return torch.where(r > 0, r.reciprocal(), 0)
+
+
+def rms_pullback(dt_t: Tensor, inv_r: Tensor, width: int, options: ReadOptions) -> Tensor:
+    """The factor c [T] of dHv += c Hv by which 1 / r pulls back; dt_t [T] is sum_k dt t, width is nC."""
+    if options.rms_eps != "added":
+        return dt_t * inv_r.square() / -width
+    r = inv_r.reciprocal() - options.eps
+    return torch.where(r > 0, dt_t * inv_r / (r * -width), 0)
+
+
+class _Read(Function):
+    """(H, phi, scale, bias) -> (x, pre, post, res, H again).
+
+    H is handed through so that the gradient of its other use, the write, arrives here and the streams get one
+    gradient instead of two that autograd would add.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: FunctionCtx, H: Tensor, phi: Tensor, scale: Tensor, bias: Tensor, options: ReadOptions
+    ) -> tuple[Tensor, ...]:
+        T, n, C = H.shape
+        Hc = H.to(phi.dtype)
+        Hv = Hc.view(T, n * C)
+        inv_r = inverse_rms(Hv, options)
+        t = torch.mm(phi.mT, Hv.mT).mul_(inv_r)
+        pre, post, res = coefficients.forward(t, scale, bias, options)
+        pre = pre.mT.contiguous()
+        x = torch.bmm(pre.unsqueeze(1), Hc).squeeze(1).to(H.dtype)
+        ctx.save_for_backward(H, phi, scale, bias, t, inv_r, pre)
+        ctx.options = options
+        ctx.set_materialize_grads(False)
+        return x, pre, post.mT.contiguous(), res.permute(2, 0, 1).contiguous(), H.view_as(H)
+
+    @staticmethod
+    @once_differentiable
+    def backward(
+        ctx: FunctionCtx,
+        dx: Tensor | None,
+        dpre: Tensor | None,
+        dpost: Tensor | None,
+        dres: Tensor | None,
+        dH: Tensor | None,
+    ) -> tuple[Tensor | None, ...]:
+        H, phi, scale, bias, t, inv_r, pre = ctx.saved_tensors
+        T, n, C = H.shape
+        options, dtype = ctx.options, phi.dtype
+        Hc = H.to(dtype)
+        Hv = Hc.view(T, n * C)
+        dxc = H.new_zeros(T, C, dtype=dtype) if dx is None else dx.to(dtype)
+        through_x = torch.bmm(dxc.unsqueeze(1), Hc.mT).squeeze(1).mT
+        dpre = through_x if dpre is None else through_x + dpre.mT
+        dpost = None if dpost is None else dpost.mT
+        dres = None if dres is None else dres.permute(1, 2, 0).contiguous()
+        dt, dscale, dbias = coefficients.backward(t, scale, bias, dpre, dpost, dres, options)
+        c = rms_pullback((dt * t).sum(0), inv_r, n * C, options)
+        dp = dt.mul_(inv_r)
+        dphi = torch.mm(Hv.mT, dp.mT)
+        if dH is None:
+            out = torch.mm(dp.mT, phi.mT)
+        else:
+            out = torch.addmm(dH.to(dtype).reshape(T, n * C), dp.mT, phi.mT)
+        out.addcmul_(Hv, c.unsqueeze(1))
+        out.view(T, n, C).baddbmm_(pre.unsqueeze(-1), dxc.unsqueeze(1))
+        return out.view(T, n, C).to(H.dtype), dphi, dscale, dbias, None
+
+
+class _Write(Function):
+    """(H [T,n,C], y [T,1 or n,C], post [T,n], res [T,n,n]) -> H'_o = sum_i res[o,i] H_i + post[o] y_o."""
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, H: Tensor, y: Tensor, post: Tensor, res: Tensor) -> Tensor:
+        ctx.save_for_backward(H, y, post, res)
+        out = torch.bmm(res, H.to(res.dtype))
+        return out.addcmul_(y.to(res.dtype), post.unsqueeze(-1)).to(H.dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: FunctionCtx, dout: Tensor) -> tuple[Tensor | None, ...]:
+        H, y, post, res = ctx.saved_tensors
+        dtype = res.dtype
+        d = dout.to(dtype).contiguous()  # a sum hands back strides of 0, with which bmm goes token by token
+        dH = dy = dpost = dres = None
+        if ctx.needs_input_grad[0]:
+            dH = torch.bmm(res.mT, d).to(H.dtype)
+        shared = y.shape[1] == 1  # every stream receives the same y
+        if ctx.needs_input_grad[1]:
+            dy = torch.bmm(post.unsqueeze(1), d) if shared else d * post.unsqueeze(-1)
+            dy = dy.to(y.dtype)
+        if ctx.needs_input_grad[2]:
+            yc = y.to(dtype)
+            dpost = torch.bmm(yc, d.mT).squeeze(1) if shared else (d * yc).sum(-1)
+        if ctx.needs_input_grad[3]:
+            dres = torch.bmm(d, H.to(dtype).mT)
+        return dH, dy, dpost, dres
+
+
+def read(
+    H: Tensor, phi: Tensor, scale: Tensor, bias: Tensor, options: ReadOptions
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """mHC's read. H [T,n,C] of any float dtype; phi [nC,K], scale [K], bias [K] fp32 (fp64 with fp64
+    streams).
+
+    Returns x [T,C] in H's dtype; pre [T,n], post [T,n], res [T,n,n] in phi's; and H again, for the write to
+    use.
+    """
+    return _Read.apply(H.contiguous(), phi, scale, bias, options)
+
+
+def write(
+    H: Tensor, y: Tensor, post: Tensor, res: Tensor, bias: Tensor | None = None, dropout: float = 0.0
+) -> Tensor:
+    """H'_o = sum_i res[o,i] H_i + post[o] dropout(y + bias)_o, in H's dtype.
+
+    H [T,n,C]; y [T,1,C], the same for all streams, or [T,n,C], a part for each (FC); post [T,n], res [T,n,n];
+    bias of y's shape without T.
+    """
+    if bias is not None:
+        y = y + bias
+    if dropout:
+        y = F.dropout(y, dropout)
+    return _Write.apply(H.contiguous(), y, post, res)

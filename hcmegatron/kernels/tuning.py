@@ -1,0 +1,135 @@
+"""Measured tiles for the Triton kernels: found on request, kept per device and shape, never sought in a
+launch.
+
+`tune` times a few tiles around the rule's for every kernel of one shape and writes the winners to a file in
+Triton's cache directory; `restore` reads it when kernels are selected. A training step only looks up.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import triton
+
+from hcmegatron.kernels import tiles, triton_path
+from hcmegatron.kernels.options import ReadOptions
+from hcmegatron.kernels.tiles import Tile
+
+TUNED = {  # kernel: the operation that is timed for it
+    "write_forward": "write",
+    "write_backward": "write backward",
+    "write_fold": "fold",
+    "read_forward": "read",
+    "read_backward_coefficients": "read backward",
+    "read_backward_streams": "read backward",
+}
+
+
+def around(kernel: str, n: int, C: int, element_size: int) -> Iterator[Tile]:
+    """The rule's tile, then variations: warps, stages, half and double the channels or the tokens."""
+    first = tiles.rule(kernel, n, C, element_size)
+    variations = [first, *(replace(first, warps=w) for w in (2, 8) if w != first.warps)]
+    variations += [replace(first, stages=s) for s in (1, 2, 3, 4) if s != first.stages]
+    if kernel.startswith("write_") and kernel != "write_fold":
+        variations += [replace(first, BT=2 * first.BT), replace(first, BT=2 * first.BT, warps=8)]
+    else:
+        variations += [replace(first, BC=BC) for BC in (first.BC // 2, 2 * first.BC) if 16 <= BC <= 256]
+        variations += [replace(first, BT=2 * first.BT), replace(first, BT=2 * first.BT, warps=8)]
+    yield from variations
+
+
+def tune(
+    n: int,
+    C: int,
+    dtype: torch.dtype,
+    *,
+    tokens: int = 8192,
+    device: str = "cuda",
+    time: Callable[[Callable[[], Any]], float] | None = None,
+    file: Path | None = None,
+) -> dict[str, Tile]:
+    """Find, keep and return the fastest tile of every kernel for n streams of C channels of dtype.
+
+    time: seconds (or any measure) of a call, by default Triton's do_bench. A tile that does not compile or
+    does not fit the device loses. Takes minutes: call it before training, or from tools.bench_kernels --tune.
+    """
+    measure = time or triton.testing.do_bench
+    calls = _operations(n, C, dtype, tokens, device)
+    best: dict[str, Tile] = {}
+    for kernel, operation in TUNED.items():
+        key = (kernel, n, C, dtype.itemsize)
+        results: list[tuple[float, int, Tile]] = []
+        for order, candidate in enumerate(around(kernel, n, C, dtype.itemsize)):
+            tiles.keep(key, candidate)
+            try:
+                results.append((measure(calls[operation]), order, candidate))
+            except (triton.runtime.errors.OutOfResources, triton.compiler.errors.CompilationError):
+                continue
+        if not results:
+            raise RuntimeError(f"no tile of {kernel} runs for n={n}, C={C}, {dtype} on this device")
+        best[kernel] = min(results)[2]
+        tiles.keep(key, best[kernel])
+    _save(file or _file(device), n, C, dtype.itemsize, best)
+    return best
+
+
+def restore(device: str = "cuda", file: Path | None = None) -> int:
+    """Take over the tiles that were tuned for this device earlier; returns how many."""
+    path = file or _file(device)
+    kept = json.loads(path.read_text()) if path.exists() else []
+    for entry in kept:
+        tiles.keep((entry["kernel"], entry["n"], entry["C"], entry["element_size"]), Tile(**entry["tile"]))
+    return len(kept)
+
+
+def _file(device: str) -> Path:
+    """One file per kind of device and Triton version: tiles of another would still be right, but not the
+    fastest."""
+    name = torch.cuda.get_device_name(device) if device.startswith("cuda") else device
+    return (
+        Path(triton.knobs.cache.dir) / f"hcmegatron-tiles-{name.replace(' ', '-')}-{triton.__version__}.json"
+    )
+
+
+def _save(path: Path, n: int, C: int, element_size: int, best: dict[str, Tile]) -> None:
+    entries = json.loads(path.read_text()) if path.exists() else []
+    shape = {"n": n, "C": C, "element_size": element_size}
+    entries = [e for e in entries if {k: e[k] for k in shape} != shape]
+    entries += [{"kernel": kernel, **shape, "tile": asdict(tile)} for kernel, tile in best.items()]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_suffix(f".{os.getpid()}")  # several ranks may tune at once: replace whole files
+    draft.write_text(json.dumps(entries, indent=1))
+    draft.replace(path)
+
+
+def _operations(n: int, C: int, dtype: torch.dtype, T: int, device: str) -> dict[str, Callable[[], Any]]:
+    """Every operation as a call on random data; backwards keep their graph."""
+    options = ReadOptions(n)
+    K = options.columns
+    H, dH = (torch.randn(T, n, C, device=device).to(dtype) for _ in range(2))
+    y, dx = (torch.randn(T, C, device=device).to(dtype) for _ in range(2))
+    phi = torch.randn(n * C, K, device=device) * (n * C) ** -0.5
+    scale, bias = torch.full((K,), 0.01, device=device), torch.randn(K, device=device)
+    read_leaves = [t.requires_grad_() for t in (H, phi, scale, bias)]
+    x, _, post, res, streams = triton_path.read(*read_leaves, options)
+    write_leaves = [t.detach().requires_grad_() for t in (H, y.unsqueeze(1), post, res)]
+    out = triton_path.write(*write_leaves)
+    held = [t.detach() for t in write_leaves]
+    grads = [dx, torch.rand_like(post), torch.rand_like(res), dH]
+
+    def grad(outputs: list[Any], leaves: list[Any], given: list[Any]) -> Any:
+        return torch.autograd.grad(outputs, leaves, given, retain_graph=True)
+
+    return {
+        "read": lambda: triton_path.read(*(t.detach() for t in read_leaves), options),
+        "write": lambda: triton_path.write(*held),
+        "fold": lambda: triton_path.write_and_project(*held, phi),
+        "write backward": lambda: grad([out], write_leaves, [dH]),
+        "read backward": lambda: grad([x, post, res, streams], read_leaves, grads),
+    }

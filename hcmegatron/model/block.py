@@ -1,0 +1,137 @@
+"""The layers of one chunk: expand where the embedding enters, contract before the final norm."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hcmegatron.config.schema import Config
+from hcmegatron.connections import facts
+from hcmegatron.connections.build import build_contract, expand
+from hcmegatron.model.nodes import Keeping, MicroBatch, SubLayer
+from hcmegatron.model.specs import layer_spec, norm
+from hcmegatron.platform.megatron import replace_prefix_for_sharding, sharded_state_dict_default
+from megatron.core.process_groups_config import ProcessGroupCollection
+from megatron.core.transformer.module import MegatronModule
+from megatron.core.transformer.spec_utils import build_module
+from megatron.core.transformer.transformer_config import TransformerConfig
+from megatron.core.utils import make_viewless_tensor
+
+
+class ConnectionBlock(MegatronModule):
+    """Takes the place of Megatron's TransformerBlock inside GPTModel.
+
+    Between chunks the streams travel as [s, b, n*C] (C for FC), which is what Megatron's schedules see.
+
+    Args:
+        layers: 0-based numbers, in the whole network, of the layers of this chunk.
+        pre_process, post_process: whether the embedding enters and the final norm leaves here.
+
+    Attributes:
+        keeping: makes what decides which tensors a micro-batch keeps for backward; recomputation sets it.
+        traverse: takes a micro-batch's streams through the layers; the pipeline sets it where it overlaps them with
+            another micro-batch's backward.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        megatron_config: TransformerConfig,
+        layers: range,
+        pre_process: bool,
+        post_process: bool,
+        pg_collection: ProcessGroupCollection,
+    ) -> None:
+        super().__init__(config=megatron_config)
+        self.pre_process, self.post_process = pre_process, post_process
+        self.connection = config.connection
+        self.tp_group = pg_collection.tp
+        # FC and residual are C wide between sub-layers; the connection itself views C as fractions.
+        self.streams = facts.streams(config.connection)
+        self.input_tensor: Tensor | None = None
+        self.keeping: Callable[[], Keeping] = Keeping
+        self.traverse: Callable[[Tensor, MicroBatch], Tensor] = self.in_order
+        self.layers = nn.ModuleList(
+            build_module(layer_spec(config, layer), config=megatron_config, pg_collection=pg_collection)
+            for layer in layers
+        )
+        if post_process:
+            self.contract = build_contract(
+                config.connection, megatron_config.hidden_size, norm_eps=config.model.norm_eps
+            )
+            self.final_layernorm = build_module(
+                norm(config),
+                config=megatron_config,
+                hidden_size=megatron_config.hidden_size,
+                eps=megatron_config.layernorm_epsilon,
+            )
+
+    def set_input_tensor(self, input_tensor: Tensor) -> None:
+        """What the previous pipeline stage sent: [s, b, n*C]."""
+        self.input_tensor = input_tensor
+
+    def enter(self, hidden_states: Tensor | None) -> Tensor:
+        """The chunk's first streams [s, b, n, C], from the embedding [s, b, C] or the tensor that was received."""
+        if self.pre_process:
+            return expand(self.connection, hidden_states)
+        assert self.input_tensor is not None, "a later pipeline stage needs set_input_tensor before forward"
+        received = make_viewless_tensor(inp=self.input_tensor, requires_grad=True, keep_graph=True)
+        s, b, width = received.shape
+        return received.view(s, b, self.streams, width // self.streams)
+
+    def leave(self, streams: Tensor) -> Tensor:
+        """What goes on: normed [s, b, C] to the head, or [s, b, n*C] to the next stage."""
+        if self.post_process:
+            return self.final_layernorm(self.contract(streams))
+        # Megatron frees what it has sent, and refuses to free a view.
+        return make_viewless_tensor(inp=streams.flatten(2), requires_grad=True, keep_graph=True)
+
+    @property
+    def sublayers(self) -> list[SubLayer]:
+        """The sub-layers of this chunk, in order."""
+        return [sublayer for layer in self.layers for sublayer in layer.sublayers]
+
+    def micro_batch(self, attention_mask: Tensor | None, rotary: Tensor | None) -> MicroBatch:
+        """A micro-batch about to pass through this chunk's layers."""
+        keeping = self.keeping() if torch.is_grad_enabled() else Keeping()
+        return MicroBatch(attention_mask, rotary, keeping)
+
+    def forward(
+        self,
+        hidden_states: Tensor | None,
+        attention_mask: Tensor | None,
+        rotary_pos_emb: Tensor | None = None,
+        **unused: Any,
+    ) -> Tensor:
+        """The chunk's plain forward, called by GPTModel."""
+        given = [name for name, value in unused.items() if value is not None]
+        assert not given, f"ConnectionBlock does not take {given}"
+        micro_batch = self.micro_batch(attention_mask, rotary_pos_emb)
+        return self.leave(self.traverse(self.enter(hidden_states), micro_batch))
+
+    def in_order(self, streams: Tensor, micro_batch: MicroBatch) -> Tensor:
+        """Layer after layer: [s, b, n, C] -> [s, b, n, C]."""
+        for layer in self.layers:
+            streams = layer(streams, micro_batch)
+        return streams
+
+    def sharded_state_dict(
+        self, prefix: str = "", sharded_offsets: tuple = (), metadata: dict | None = None
+    ) -> dict[str, Any]:
+        """Checkpoint keys with global layer numbers, so that they depend neither on layout nor on schedule."""
+        assert not sharded_offsets
+        state: dict[str, Any] = {}
+        for index, layer in enumerate(self.layers):
+            local, stored = f"{prefix}layers.{index}.", f"{prefix}layers.{layer.layer_number - 1}."
+            of_layer = layer.sharded_state_dict(local, (), metadata)
+            replace_prefix_for_sharding(of_layer, local, stored)
+            state |= of_layer
+        for name, module in self.named_children():
+            if module is not self.layers:
+                state |= sharded_state_dict_default(
+                    module, f"{prefix}{name}.", (), metadata, tp_group=self.tp_group
+                )
+        return state

@@ -1,0 +1,164 @@
+"""Megatron's GPTModel with our block, and the chunks of it that a pipeline rank holds."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from hcmegatron.config.schema import Config
+from hcmegatron.connections.connection import Connection
+from hcmegatron.model.block import ConnectionBlock
+from hcmegatron.model.experts import GroupedLinear
+from hcmegatron.model.transformer_config import transformer_config
+from hcmegatron.platform.megatron import flatten_state_dict
+from megatron.core.dist_checkpointing.mapping import ShardedBase
+from megatron.core.models.gpt import GPTModel
+from megatron.core.process_groups_config import ProcessGroupCollection
+from megatron.core.tensor_parallel import ColumnParallelLinear, RowParallelLinear, VocabParallelEmbedding
+from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
+from megatron.core.transformer.transformer_config import TransformerConfig
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Which part of the network a chunk is: its layers, and whether the embedding and the head belong to it."""
+
+    layers: range
+    first: bool
+    last: bool
+
+
+def stages(layers: int, count: int) -> list[Stage]:
+    """`layers` split over `count` stages as evenly as possible, the earlier ones taking what is left over."""
+    bounds = [-(-layers * stage // count) for stage in range(count + 1)]
+    return [
+        Stage(range(bounds[stage], bounds[stage + 1]), stage == 0, stage == count - 1)
+        for stage in range(count)
+    ]
+
+
+class ConnectionGPT(GPTModel):
+    """GPTModel whose decoder is a ConnectionBlock over the layers of one stage."""
+
+    def __init__(
+        self,
+        config: Config,
+        megatron_config: TransformerConfig,
+        stage: Stage,
+        vocab_size: int,
+        pg_collection: ProcessGroupCollection,
+        vp_stage: int | None = None,
+    ) -> None:
+        super().__init__(
+            config=megatron_config,
+            # GPTModel builds a block of Megatron's; it gets an empty one, which ours replaces below.
+            transformer_layer_spec=TransformerBlockSubmodules(layer_specs=[], layer_norm=None),
+            vocab_size=vocab_size,
+            max_sequence_length=config.data.sequence_length,
+            pre_process=stage.first,
+            post_process=stage.last,
+            parallel_output=True,
+            share_embeddings_and_output_weights=config.model.tie_embeddings,
+            position_embedding_type="rope",
+            rotary_base=config.model.rope_theta,
+            pg_collection=pg_collection,
+            vp_stage=vp_stage,
+        )
+        self.decoder = ConnectionBlock(
+            config, megatron_config, stage.layers, stage.first, stage.last, pg_collection
+        )
+        self.copy = 0  # see mark_copy
+        mark_weights(self, pg_collection)
+        for connection in self.connections():
+            for parameter in connection.parameters():
+                # Under sequence parallelism each rank sees its part of the tokens, so gradients are summed.
+                parameter.sequence_parallel = megatron_config.sequence_parallel
+
+    def mark_copy(self, copy: int) -> None:
+        """Make this chunk the copy-th further one (from 1) of the same parameters, which another rank counts in the
+        gradient norm and writes into checkpoints."""
+        self.copy = copy
+        for parameter in self.parameters():
+            parameter.shared = True
+
+    def sharded_state_dict(
+        self, prefix: str = "", sharded_offsets: tuple = (), metadata: dict | None = None
+    ) -> dict[str, Any]:
+        """As Megatron's; a further copy's entries are replicas of the first one's."""
+        state = super().sharded_state_dict(prefix, sharded_offsets, metadata)
+        if self.copy:
+            for entry in flatten_state_dict(state):
+                if isinstance(entry, ShardedBase):
+                    # 0 and 1 are taken: the embedding, and its tied copy in the head
+                    entry.replica_id = (entry.replica_id[0] + 2 * self.copy, *entry.replica_id[1:])
+        return state
+
+    def connections(self) -> list[Any]:
+        """Every connection of this chunk, the learned contraction included."""
+        found = [module for module in self.modules() if isinstance(module, Connection)]
+        return found + ([self.decoder.contract] if self.post_process else [])
+
+
+def mark_weights(model: nn.Module, groups: ProcessGroupCollection) -> None:
+    """Say which weights the tensor-parallel ranks hold different parts of, and which ranks have copies of experts.
+
+    Megatron does the first while it initialises weights, which here is done by name (initialise.py). Without it a
+    split weight is taken for a copy and all but one rank's part left out of the gradient norm. The second it does
+    for expert parallelism alone: where experts are whole on each of several tensor-parallel ranks, which see
+    different tokens, their gradients would not be summed.
+    """
+    experts_apart = groups.ep.size() > 1 or groups.expt_dp.size() != groups.dp.size()
+    for module in model.modules():
+        if isinstance(module, ColumnParallelLinear | VocabParallelEmbedding) and module.weight is not None:
+            axis = 0
+        elif isinstance(module, RowParallelLinear):
+            axis = 1
+        elif isinstance(module, GroupedLinear):
+            axis = 1 + module.split
+        else:
+            continue
+        module.weight.tensor_model_parallel = True
+        module.weight.partition_dim, module.weight.partition_stride = axis, 1
+    for name, parameter in model.named_parameters():
+        if ".experts." in name:
+            parameter.allreduce = not experts_apart
+
+
+def build_chunk(
+    config: Config,
+    stage: Stage,
+    vocab_size: int,
+    pg_collection: ProcessGroupCollection,
+    vp_stage: int | None = None,
+) -> ConnectionGPT:
+    """One chunk of the model, with uninitialised weights (see initialise.py).
+
+    Args:
+        vocab_size: already padded, see padded_vocab.
+    """
+    megatron_config = transformer_config(config)
+    if vp_stage is not None and config.parallel.virtual is None:
+        # Two stages a rank, which is not Megatron's interleaving: it is told only so much as to see that neither is
+        # the other's copy of the embedding.
+        megatron_config.virtual_pipeline_model_parallel_size = 2
+    return ConnectionGPT(config, megatron_config, stage, vocab_size, pg_collection, vp_stage)
+
+
+def unwrap(chunk: nn.Module) -> ConnectionGPT:
+    """The chunk inside Megatron's wrappers."""
+    while not isinstance(chunk, ConnectionGPT):
+        chunk = chunk.module
+    return chunk
+
+
+def padded_vocab(config: Config, tokens: int) -> int:
+    """The tokenizer's size rounded up to a common multiple of vocab_multiple and the tensor-parallel size.
+
+    The softmax runs over the padding too, so it should not change with the layout: vocab_multiple is best a
+    multiple of the tensor-parallel size.
+    """
+    multiple = math.lcm(config.model.vocab_multiple, config.parallel.tensor)
+    return -(-(config.model.vocab_size or tokens) // multiple) * multiple

@@ -1,0 +1,210 @@
+"""The transformer layer with a connection around each of its two sub-layers, as nodes.
+
+Dimensions: s sequence, b micro-batch size, n streams, C hidden size. Streams H are [s, b, n, C].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from torch import Tensor, nn
+
+from hcmegatron.connections.connection import Coefficients, Connection
+from hcmegatron.model.nodes import Lane, MicroBatch, Node, State
+from megatron.core import tensor_parallel
+from megatron.core.process_groups_config import ProcessGroupCollection
+from megatron.core.transformer.identity_op import IdentityOp
+from megatron.core.transformer.mlp import MLP
+from megatron.core.transformer.module import MegatronModule
+from megatron.core.transformer.spec_utils import ModuleSpec, build_module
+from megatron.core.transformer.transformer_config import TransformerConfig
+from megatron.core.transformer.transformer_layer import BaseTransformerLayer
+
+
+@dataclass
+class LayerSubmodules:
+    """Specs of a layer's parts. A norm left out is the identity: pre-norm networks have no output norms."""
+
+    attention_connection: Callable[[], Connection]
+    self_attention: ModuleSpec
+    mlp_connection: Callable[[], Connection]
+    mlp: ModuleSpec
+    input_layernorm: ModuleSpec | type = IdentityOp
+    attention_output_layernorm: ModuleSpec | type = IdentityOp
+    pre_mlp_layernorm: ModuleSpec | type = IdentityOp
+    mlp_output_layernorm: ModuleSpec | type = IdentityOp
+
+
+class AroundSubLayer:
+    """Norm and connection around one sub-layer T: nodes.SubLayer. The modules belong to the layer.
+
+    Args:
+        sequence_parallel: tensor-parallel ranks have different tokens, so they drop out differently.
+    """
+
+    def __init__(
+        self,
+        connection: Connection,
+        input_norm: nn.Module,
+        output_norm: nn.Module,
+        dropout: float,
+        sequence_parallel: bool = False,
+    ) -> None:
+        self.connection, self.input_norm, self.output_norm = connection, input_norm, output_norm
+        self.dropout, self.sequence_parallel = dropout, sequence_parallel
+
+    @property
+    def random(self) -> bool:
+        """Whether `leave` applies dropout now."""
+        return self.dropout > 0 and self.connection.training
+
+    def enter(self, streams: Tensor) -> tuple[Tensor, Coefficients]:
+        """[s, b, n, C] -> T's input [s, b, C] and the coefficients."""
+        x, coefficients = self.connection.read(streams)
+        return self.input_norm(x), coefficients
+
+    def leave(
+        self, streams: Tensor, y: Tensor, coefficients: Coefficients, bias: Tensor | None = None
+    ) -> Tensor:
+        """T's output y [s, b, C] into the streams: [s, b, n, C]."""
+        y = self.output_norm(y)
+        # Entered here and not around the whole chunk: Megatron's checkpoints of parts replay a region's state only
+        # as it was when the region was entered last.
+        own_region = self.random and self.sequence_parallel
+        with tensor_parallel.get_cuda_rng_tracker().fork() if own_region else nullcontext():
+            return self.connection.write(streams, y, coefficients, bias, self.dropout)
+
+
+class ConnectionLayer(MegatronModule, BaseTransformerLayer):
+    """Attention, then an MLP or a mixture of experts, each as `write(H, T(read(H)))`.
+
+    Args:
+        global_layer: 0-based number in the whole network. It replaces the number that Megatron derives from a
+            round-robin placement, so that any placement of layers on ranks is possible.
+
+    Attributes:
+        nodes: attention, mlp in a dense layer; attention, route, dispatch, experts, combine, merge in a MoE layer.
+        sublayers: what surrounds attention and what surrounds the MLP or the experts.
+    """
+
+    def __init__(
+        self,
+        config: TransformerConfig,
+        submodules: LayerSubmodules,
+        global_layer: int,
+        pg_collection: ProcessGroupCollection,
+        **_: Any,
+    ) -> None:
+        super().__init__(config=config)
+        self.layer_number = global_layer + 1
+
+        def norm(spec: ModuleSpec | type) -> Any:
+            return build_module(
+                spec, config=config, hidden_size=config.hidden_size, eps=config.layernorm_epsilon
+            )
+
+        self.attention_connection = submodules.attention_connection()
+        self.input_layernorm = norm(submodules.input_layernorm)
+        self.self_attention = build_module(
+            submodules.self_attention,
+            config=config,
+            layer_number=self.layer_number,
+            pg_collection=pg_collection,
+        )
+        self.attention_output_layernorm = norm(submodules.attention_output_layernorm)
+
+        self.mlp_connection = submodules.mlp_connection()
+        self.pre_mlp_layernorm = norm(submodules.pre_mlp_layernorm)
+        groups = (
+            {"tp_group": pg_collection.tp}
+            if issubclass(submodules.mlp.module, MLP)
+            else {"pg_collection": pg_collection, "layer_number": self.layer_number}
+        )
+        self.mlp = build_module(submodules.mlp, config=config, **groups)
+        self.is_moe = not isinstance(self.mlp, MLP)
+        if self.is_moe:
+            self.mlp.set_layer_number(self.layer_number)
+        # Megatron's own modules see to the other choices of selective recomputation.
+        self.recompute_mlp = config.recompute_granularity == "selective" and "mlp" in config.recompute_modules
+        self.mlp_output_layernorm = norm(submodules.mlp_output_layernorm)
+
+        after = (config.hidden_dropout, config.sequence_parallel)
+        self.around_attention = AroundSubLayer(
+            self.attention_connection, self.input_layernorm, self.attention_output_layernorm, *after
+        )
+        self.around_mlp = AroundSubLayer(
+            self.mlp_connection, self.pre_mlp_layernorm, self.mlp_output_layernorm, *after
+        )
+        self.sublayers = (self.around_attention, self.around_mlp)
+
+        attention = Node("attention", Lane.COMPUTE, self._attention)
+        self.nodes: tuple[Node, ...] = (
+            (
+                attention,
+                Node("route", Lane.COMPUTE, self._route),
+                Node("dispatch", Lane.COMMUNICATION, self._dispatch),
+                Node("experts", Lane.COMPUTE, self._experts),
+                Node("combine", Lane.COMMUNICATION, self._combine),
+                Node("merge", Lane.HIGH_PRIORITY, self._merge),
+            )
+            if self.is_moe
+            else (attention, Node("mlp", Lane.COMPUTE, self._mlp))
+        )
+
+    def forward(self, streams: Tensor, micro_batch: MicroBatch) -> Tensor:
+        """All nodes in order: [s, b, n, C] -> [s, b, n, C]."""
+        state: State = (streams,)
+        for node in self.nodes:
+            state = node.forward(state, micro_batch)
+        (streams,) = state
+        return streams
+
+    # Nodes. Each returns the streams first; `coefficients` are those that the read computed for the write.
+
+    def _attention(self, state: State, micro_batch: MicroBatch) -> State:
+        (streams,) = state
+        x, coefficients = micro_batch.keeping.enter(self.around_attention, streams)
+        y, bias = self.self_attention(
+            x, attention_mask=micro_batch.attention_mask, rotary_pos_emb=micro_batch.rotary
+        )
+        return (micro_batch.keeping.leave(self.around_attention, streams, y, coefficients, bias),)
+
+    def _mlp(self, state: State, micro_batch: MicroBatch) -> State:
+        (streams,) = state
+        x, coefficients = micro_batch.keeping.enter(self.around_mlp, streams)
+        mlp = partial(tensor_parallel.checkpoint, self.mlp, False) if self.recompute_mlp else self.mlp
+        y, bias = mlp(x)
+        return (micro_batch.keeping.leave(self.around_mlp, streams, y, coefficients, bias),)
+
+    def _route(self, state: State, micro_batch: MicroBatch) -> State:
+        (streams,) = state
+        x, coefficients = micro_batch.keeping.enter(self.around_mlp, streams)
+        probs, routing_map = self.mlp.route(x)
+        tokens, probs = self.mlp.preprocess(x, probs, routing_map)
+        return (streams, x, tokens, probs, *coefficients)
+
+    def _dispatch(self, state: State, micro_batch: MicroBatch) -> State:
+        streams, x, tokens, probs, *coefficients = state
+        tokens, probs = self.mlp.dispatch(tokens, probs)
+        return (streams, x, tokens, probs, *coefficients)
+
+    def _experts(self, state: State, micro_batch: MicroBatch) -> State:
+        streams, x, tokens, probs, *coefficients = state
+        shared = self.mlp.shared_experts_compute(x)
+        routed, _ = self.mlp.routed_experts_compute(tokens, probs)
+        # without shared experts the slot is dropped, not filled with None: states hold tensors only
+        return (streams, routed, *(() if shared is None else (shared,)), *coefficients)
+
+    def _combine(self, state: State, micro_batch: MicroBatch) -> State:
+        streams, routed, *rest = state
+        return (streams, self.mlp.combine(routed), *rest)
+
+    def _merge(self, state: State, micro_batch: MicroBatch) -> State:
+        streams, routed, *rest = state
+        shared = rest.pop(0) if self.mlp.use_shared_expert else None
+        y = self.mlp.postprocess(routed, shared)
+        return (micro_batch.keeping.leave(self.around_mlp, streams, y, tuple(rest)),)

@@ -1,0 +1,102 @@
+"""A layer is an ordered list of nodes; this is all that the rest of the program knows of a layer.
+
+Plain forward runs a layer's nodes in order, recomputation asks to rebuild a block of them, and the pipeline
+interleaves those of two layers (an F and a B) on the lanes that they name.
+
+A layer is two sub-layers, H' = write(H, T(read(H))). What surrounds T, the connection and the norms, is a `SubLayer`,
+which can be run again from H and y = T's output alone. Nodes run it through their micro-batch's `Keeping`, which so
+decides what autograd keeps of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Protocol
+
+from torch import Tensor
+
+# What flows from node to node: the streams first, then what the sub-layer in progress needs. Every member is a
+# tensor, so that the autograd graph can be cut between any two nodes.
+State = tuple[Tensor, ...]
+
+
+class Lane(Enum):
+    """Where a node runs: a CUDA stream each, one after another on CPU."""
+
+    COMPUTE = "compute"
+    COMMUNICATION = "communication"
+    HIGH_PRIORITY = "high priority"
+
+
+class SubLayer(Protocol):
+    """The connection and the norms around T: what a layer offers to run again. Streams are [s, b, n, C].
+
+    Neither method communicates between ranks, and both depend on their arguments and parameters alone; `leave` also
+    on the device's random generator where `random`.
+    """
+
+    @property
+    def random(self) -> bool:
+        """Whether `leave` draws random numbers (dropout)."""
+
+    def enter(self, streams: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """T's input [s, b, C], normed, and the coefficients for `leave`."""
+
+    def leave(
+        self, streams: Tensor, y: Tensor, coefficients: tuple[Tensor, ...], bias: Tensor | None = None
+    ) -> Tensor:
+        """The next streams. y [s, b, C] and bias [C] are T's output."""
+
+
+class Keeping:
+    """What autograd keeps of one micro-batch's pass through a chunk: here all that it asks for."""
+
+    def node(self) -> AbstractContextManager:
+        """Around a node's forward."""
+        return nullcontext()
+
+    def enter(self, sublayer: SubLayer, streams: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """`sublayer.enter`; sub-layers come in their order in the chunk."""
+        return sublayer.enter(streams)
+
+    def leave(
+        self,
+        sublayer: SubLayer,
+        streams: Tensor,
+        y: Tensor,
+        coefficients: tuple[Tensor, ...],
+        bias: Tensor | None = None,
+    ) -> Tensor:
+        """`sublayer.leave` of the sub-layer entered last."""
+        return sublayer.leave(streams, y, coefficients, bias)
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """What every layer of a chunk sees of one micro-batch, beside the streams. Nothing in it has a gradient.
+
+    attention_mask: None for causal attention, else boolean [b, 1, s, s], True where a key is hidden.
+    rotary: rotary angles [s, 1, 1, d] of GQA; None for MLA, which makes its own.
+    keeping: belongs to this pass alone; ConnectionBlock.micro_batch makes it.
+    """
+
+    attention_mask: Tensor | None = None
+    rotary: Tensor | None = None
+    keeping: Keeping = field(default_factory=Keeping)
+
+
+@dataclass(frozen=True)
+class Node:
+    """One step of a layer: `forward(state, micro_batch) -> state`, on one lane."""
+
+    name: str
+    lane: Lane
+    run: Callable[[State, MicroBatch], State]
+
+    def forward(self, state: State, micro_batch: MicroBatch) -> State:
+        """The state after this node."""
+        with micro_batch.keeping.node():
+            return self.run(state, micro_batch)

@@ -1,0 +1,156 @@
+"""Specs of a layer's parts, through Megatron's spec system, from configuration."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from hcmegatron.config.errors import ConfigError
+from hcmegatron.config.schema import Config
+from hcmegatron.connections.build import build_connection
+from hcmegatron.model.attention import Attention, CoreAttention
+from hcmegatron.model.experts import GroupedExperts
+from hcmegatron.model.latent_attention import LatentAttention
+from hcmegatron.model.layer import ConnectionLayer, LayerSubmodules
+from hcmegatron.model.norms import Norm
+from hcmegatron.model.transformer_config import moe_layers
+from hcmegatron.platform.megatron import HAVE_TE
+from megatron.core.models.backends import LocalSpecProvider
+from megatron.core.transformer.attention import SelfAttentionSubmodules
+from megatron.core.transformer.enums import AttnMaskType
+from megatron.core.transformer.identity_op import IdentityOp
+from megatron.core.transformer.mlp import MLP, MLPSubmodules
+from megatron.core.transformer.moe.experts import SequentialMLP
+from megatron.core.transformer.moe.moe_layer import MoELayer, MoESubmodules
+from megatron.core.transformer.moe.shared_experts import SharedExpertMLP
+from megatron.core.transformer.multi_latent_attention import MLASelfAttention, MLASelfAttentionSubmodules
+from megatron.core.transformer.spec_utils import ModuleSpec
+
+
+class LocalBackend(LocalSpecProvider):
+    """Megatron's local linears with our core attention and experts."""
+
+    def core_attention(self) -> type:
+        """scaled_dot_product_attention: Megatron's local core refuses MLA."""
+        return CoreAttention
+
+
+def backend(config: Config) -> LocalSpecProvider:
+    """The provider of linears, attention and experts that `implementation` asks for.
+
+    Raises:
+        ConfigError: implementation is te and Transformer Engine is not installed.
+    """
+    if config.implementation == "te" and not HAVE_TE:
+        raise ConfigError(
+            "implementation: te asks for Transformer Engine, which is not installed; use implementation: local"
+        )
+    if config.implementation == "local" or not HAVE_TE:
+        return LocalBackend()
+    from megatron.core.extensions.transformer_engine_spec_provider import TESpecProvider
+
+    return TESpecProvider()
+
+
+def norm(config: Config) -> ModuleSpec:
+    """The model's norm, over whatever width it is built for."""
+    return ModuleSpec(module=Norm, params={"kind": config.model.norm})
+
+
+def layer_spec(config: Config, layer: int) -> ModuleSpec:
+    """Layer `layer` (0-based in the whole network) of the model."""
+    provider = backend(config)
+    around = norm(config)
+    position = {
+        "pre": {"input_layernorm": around, "pre_mlp_layernorm": around},
+        "post": {"attention_output_layernorm": around, "mlp_output_layernorm": around},
+    }[config.model.norm_position]
+    return ModuleSpec(
+        module=ConnectionLayer,
+        params={"global_layer": layer},
+        submodules=LayerSubmodules(
+            attention_connection=_connection(config, 2 * layer),
+            self_attention=_attention(config, provider),
+            mlp_connection=_connection(config, 2 * layer + 1),
+            mlp=_experts(config, provider) if moe_layers(config)[layer] else _dense(provider),
+            **position,
+        ),
+    )
+
+
+def _connection(config: Config, index: int) -> partial:
+    return partial(
+        build_connection,
+        config.connection,
+        config.model.hidden_size,
+        index,
+        norm_eps=config.model.norm_eps,
+        kernels=config.kernels,
+    )
+
+
+def _attention(config: Config, provider: LocalSpecProvider) -> ModuleSpec:
+    # Transformer Engine ignores the mask itself unless it is called arbitrary.
+    kind = AttnMaskType.arbitrary if config.model.document_mask else AttnMaskType.causal
+    masked = {"attn_mask_type": kind}
+    column, row = provider.column_parallel_linear(), provider.row_parallel_linear()
+    qk_norm = norm(config) if config.model.qk_norm else IdentityOp
+    if config.model.attention == "gqa":
+        return ModuleSpec(
+            module=Attention,
+            params=masked | {"norm_across_heads": config.model.qk_norm_across_heads},
+            submodules=SelfAttentionSubmodules(
+                linear_qkv=column,
+                core_attention=provider.core_attention(),
+                linear_proj=row,
+                q_layernorm=qk_norm,
+                k_layernorm=qk_norm,
+            ),
+        )
+    # MLA norms its latents (DeepSeek-V2, section 2.1), whatever qk_norm says of full-width queries and keys.
+    latent = norm(config)
+    local = isinstance(provider, LocalBackend)
+    # Transformer Engine's: whole on every tensor-parallel rank, as in Megatron's own specs. Local: LatentAttention.
+    down = column if local else provider.linear()
+    return ModuleSpec(
+        module=LatentAttention if local else MLASelfAttention,
+        params=masked,
+        submodules=MLASelfAttentionSubmodules(
+            linear_q_proj=column,
+            linear_q_down_proj=down,
+            linear_q_up_proj=column,
+            linear_kv_down_proj=down,
+            linear_kv_up_proj=column,
+            core_attention=provider.core_attention(),
+            linear_proj=row,
+            q_layernorm=latent,
+            kv_layernorm=latent,
+        ),
+    )
+
+
+def _mlp(provider: LocalSpecProvider) -> MLPSubmodules:
+    return MLPSubmodules(
+        linear_fc1=provider.column_parallel_linear(), linear_fc2=provider.row_parallel_linear()
+    )
+
+
+def _dense(provider: LocalSpecProvider) -> ModuleSpec:
+    return ModuleSpec(module=MLP, submodules=_mlp(provider))
+
+
+def _experts(config: Config, provider: LocalSpecProvider) -> ModuleSpec:
+    if isinstance(provider, LocalBackend):
+        grouped = config.moe.grouped and config.training.dtype != "fp64"  # torch groups no 64-bit matmuls
+        experts = (
+            ModuleSpec(GroupedExperts) if grouped else ModuleSpec(SequentialMLP, submodules=_mlp(provider))
+        )
+    else:
+        module, submodules = provider.grouped_mlp_modules(config.moe.grouped, False)
+        experts = ModuleSpec(module, submodules=submodules)
+    return ModuleSpec(
+        module=MoELayer,
+        submodules=MoESubmodules(
+            experts=experts,
+            shared_experts=ModuleSpec(module=SharedExpertMLP, submodules=_mlp(provider)),
+        ),
+    )

@@ -1,0 +1,61 @@
+"""The lanes that nodes run on: CUDA streams with events between them; on CPU one node after another."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from hcmegatron.model.nodes import Lane
+
+
+class Chain:
+    """The nodes of one micro-batch's F or B, each of which waits for the one before.
+
+    Attributes:
+        lane, done: of the last one; None on CPU, and before the first.
+    """
+
+    def __init__(self) -> None:
+        self.lane: Lane | None = None
+        self.done: torch.cuda.Event | None = None
+
+
+class Lanes:
+    """One stream for communication and one of high priority; computation stays on the caller's.
+
+    Priority does not preempt what runs already: it decides whose blocks are placed first when both wait.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._streams: dict[Lane, torch.cuda.Stream] = {}
+        if device.type == "cuda":
+            self._streams = {
+                Lane.COMMUNICATION: torch.cuda.Stream(device),
+                Lane.HIGH_PRIORITY: torch.cuda.Stream(device, priority=-1),
+            }
+
+    @contextmanager
+    def on(self, lane: Lane, chain: Chain, needs: Iterable[Tensor | None] = ()) -> Iterator[None]:
+        """What is enqueued inside runs on the lane, after the chain's last node.
+
+        Args:
+            needs: tensors made on other lanes that it uses. Their memory is not reused before it has.
+        """
+        if not self._streams:
+            yield
+            return
+        stream = self._streams.get(lane) or torch.cuda.current_stream()
+        if chain.lane is not lane:
+            if chain.done is not None:
+                stream.wait_event(chain.done)
+            elif lane in self._streams:
+                stream.wait_stream(torch.cuda.current_stream())
+            for tensor in needs:
+                if tensor is not None:
+                    tensor.record_stream(stream)
+        with torch.cuda.stream(stream):
+            yield
+        chain.lane, chain.done = lane, stream.record_event()

@@ -1,0 +1,39 @@
+"""One micro-batch through a chunk, in Megatron's contract for schedules."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+# What the data room yields for one micro-batch: tokens, labels, loss_mask, position_ids [b, s], and optionally
+# attention_mask [b, 1, s, s].
+MicroBatchTensors = dict[str, Tensor]
+
+
+def token_loss(loss_mask: Tensor, losses: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    """The summed loss of one micro-batch; the mean is taken over the tokens of the whole global batch.
+
+    Args:
+        loss_mask: [b, s], 1 where a token counts.
+        losses: [b, s], nats.
+
+    Returns:
+        (sum, number of tokens, {"loss": [sum, number]} for the log), as Megatron's schedules want them.
+    """
+    total = (losses * loss_mask).sum()
+    tokens = loss_mask.sum()
+    return total, tokens.int(), {"loss": torch.stack([total.detach(), tokens.to(total.dtype)])}
+
+
+def forward_step(
+    batches: Iterator[MicroBatchTensors], chunk: nn.Module
+) -> tuple[Tensor, Callable[[Tensor], tuple[Tensor, Tensor, dict[str, Tensor]]]]:
+    """Megatron's forward_step_func: the next micro-batch through `chunk`, and what turns its output into a loss."""
+    batch = next(batches)
+    output = chunk(
+        batch["tokens"], batch["position_ids"], batch.get("attention_mask"), labels=batch["labels"]
+    )
+    return output, partial(token_loss, batch["loss_mask"])

@@ -1,0 +1,30 @@
+"""Megatron's own schedules with messages as wide as the streams."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+
+from torch import nn
+
+from hcmegatron.config.schema import Config
+from hcmegatron.connections import facts
+from megatron.core.pipeline_parallel import get_forward_backward_func
+
+
+def widen_messages(chunks: list[nn.Module], config: Config) -> None:
+    """Give the outermost wrapper of every chunk a configuration whose hidden_size is n*C.
+
+    Megatron's schedules size their receive buffers from `hidden_size` of the configuration that they find first,
+    which is the wrapper's; the layers keep theirs, with C. Both refer to the same functions and flags otherwise, so
+    this comes after everything else has been set on the configuration.
+    """
+    for chunk in chunks:
+        wide = copy.copy(chunk.config)
+        wide.hidden_size *= facts.streams(config.connection)
+        chunk.config = wide
+
+
+def megatron_schedule(config: Config) -> Callable:
+    """1F1B, interleaved 1F1B, or no pipelining, as the layout asks; a forward_backward_func of Megatron's contract."""
+    return get_forward_backward_func(config.parallel.pipeline, config.parallel.virtual)

@@ -1,0 +1,240 @@
+"""Stages that overlap a forward with another micro-batch's backward, node by node (FB).
+
+The forward sets the pace: it runs as Megatron runs it, and between its nodes come those of the backward whose turn it
+is, in the order published with DeepSeek's profile (schedules/nodes.py). On CUDA every node is enqueued on its lane;
+on CPU they run one after another, in the same order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from itertools import groupby
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from hcmegatron.model.gpt import ConnectionGPT
+from hcmegatron.model.nodes import Lane, MicroBatch, Node
+from hcmegatron.pipeline.cut import Pass
+from hcmegatron.pipeline.lanes import Lanes
+from hcmegatron.pipeline.stage import ChunkStage
+from schedules.nodes import Role, Turn, pair_turns
+
+# Roles of a layer's nodes: routing goes with attention, the merge into the streams with the combine. Whole layers
+# (recomputed) are one node.
+ROLE: dict[str, Role] = {
+    "attention": "attention",
+    "route": "attention",
+    "dispatch": "dispatch",
+    "experts": "experts",
+    "mlp": "experts",
+    "layer": "experts",
+    "combine": "combine",
+    "merge": "combine",
+}
+
+
+def roles(nodes: tuple[Node, ...]) -> dict[Role, int]:
+    """A layer's roles in order, and how many nodes each has."""
+    return {role: len(list(group)) for role, group in groupby(nodes, key=lambda node: ROLE[node.name])}
+
+
+class Pairing(NamedTuple):
+    """How an FB is laid out (schedules.nodes.pair_turns): layers of F before B joins, and last layers of B whose weight
+    gradients come after everything else."""
+
+    lead: int
+    trail: int
+
+
+def pairing(forward: Sequence[Collection[Role]], backward: Sequence[Collection[Role]]) -> Pairing:
+    """F wholly first where there are no all-to-alls to hide, for then its output leaves earliest. Else both together,
+    and the weight gradients last: both results leave before them, so that they hide the hops."""
+    hides = any("dispatch" in layer for layer in (*forward, *backward))
+    return Pairing(0 if hides else len(forward), len(backward))
+
+
+class OverlappedStage(ChunkStage):
+    """A ChunkStage with FB (schedules/runtime/stage.py: OverlappingStage).
+
+    Args:
+        lanes: shared by the rank's stages.
+        pairing: of the roles of F's layers and of B's.
+
+    Attributes:
+        executed: the turns of the last FB whose F was this stage's, in the order in which their nodes ran.
+    """
+
+    def __init__(
+        self,
+        lanes: Lanes,
+        chunk: nn.Module,
+        model: ConnectionGPT,
+        pairing: Callable[..., Pairing] = pairing,
+    ) -> None:
+        super().__init__(chunk, model)
+        self.lanes, self.pairing = lanes, pairing
+        self.executed: list[Turn] = []
+        self._passes: dict[int, Pass] = {}
+        self._pass: Pass | None = None  # of the forward in progress
+        self._pace: _Pace | None = None  # what comes between its nodes
+        model.decoder.traverse = self._traverse
+
+    @property
+    def roles(self) -> list[dict[Role, int]]:
+        """Of every layer of the chunk."""
+        return [roles(layer.nodes) for layer in self.model.decoder.layers]
+
+    def begin(self, *args: object) -> None:
+        super().begin(*args)
+        self._passes.clear()
+
+    def forward(self, microbatch: int, input: Tensor | None) -> Tensor | None:
+        """F, its graph cut between nodes unless the step is forward only."""
+        if self._forward_only:
+            return super().forward(microbatch, input)
+        output = self._enqueue(microbatch, input)
+        self._passes[microbatch].join()
+        return output
+
+    def backward(self, microbatch: int, output_grad: Tensor | None) -> Tensor | None:
+        """B, the experts' weight gradients beside the all-to-all that follows their input gradients."""
+        back = _Backward(self, microbatch)
+        back.join(output_grad)
+        for turn in pair_turns([], self.roles):
+            back.turn(turn)
+        gradient = back.leave()
+        self.weights_done()
+        return gradient
+
+    def backward_input(self, microbatch: int, output_grad: Tensor | None) -> Tensor | None:
+        """I: every weight gradient left for W."""
+        back = _Backward(self, microbatch)
+        with self.weight_gradients.deferring():
+            back.join(output_grad)
+            for layer, counts in reversed(list(enumerate(self.roles))):
+                back.passing.backward(layer, sum(counts.values()), None)
+            return back.leave()
+
+    def forward_backward(
+        self,
+        microbatch: int,
+        input: Tensor | None,
+        backward_stage: OverlappedStage,
+        backward_microbatch: int,
+        wait_grad: Callable[[], Tensor | None],
+        send_output: Callable[[Tensor | None], None],
+        send_input_grad: Callable[[Tensor | None], None],
+    ) -> None:
+        """FB, in the order of schedules.nodes.pair_turns."""
+        self.executed = []
+        both = self.roles, backward_stage.roles
+        turns = pair_turns(*both, *self.pairing(*both))
+        back = _Backward(backward_stage, backward_microbatch, self.executed)
+        self._pace = _Pace(turns, back, wait_grad, send_input_grad)
+        try:
+            output = self._enqueue(microbatch, input)
+        finally:
+            pace, self._pace = self._pace, None
+        passing = self._passes[microbatch]
+        with self.lanes.on(passing.chain.lane or Lane.COMPUTE, passing.chain):
+            send_output(output)
+        del output
+        pace.rest()
+        backward_stage.weights_done()
+        passing.join()
+
+    def _enqueue(self, microbatch: int, input: Tensor | None) -> Tensor | None:
+        """F up to its last node, whose lane the output is ready on."""
+        self._pass = self._passes[microbatch] = Pass(self.lanes)
+        try:
+            return super().forward(microbatch, input)
+        finally:
+            self._pass = None
+
+    def _traverse(self, streams: Tensor, micro_batch: MicroBatch) -> Tensor:
+        """Takes the place of ConnectionBlock.in_order."""
+        passing, layers = self._pass, self.model.decoder.layers
+        if passing is None:
+            return self.model.decoder.in_order(streams, micro_batch)
+        passing.begin(streams, len(layers))
+        for index, layer in enumerate(layers):
+            role = None
+            for node in layer.nodes:
+                if self._pace and ROLE[node.name] != role:
+                    role = ROLE[node.name]
+                    self._pace.until(index, role)
+                    self.executed.append(Turn(index, role, "F"))
+                passing.forward(index, node, micro_batch)
+        if self.model.post_process:
+            passing.join()  # the head computes
+        return passing.end()
+
+
+class _Backward:
+    """B of one micro-batch in turns."""
+
+    def __init__(self, stage: OverlappedStage, microbatch: int, executed: list[Turn] | None = None) -> None:
+        self.stage, self.microbatch = stage, microbatch
+        self.executed = [] if executed is None else executed
+        self.passing = stage._passes.pop(microbatch)
+
+    def join(self, output_grad: Tensor | None) -> None:
+        """What comes after the layers."""
+        self.leaf, edge = self.stage.take_graph(self.microbatch)
+        torch.autograd.backward((edge,), (self.stage.root_gradient(output_grad),))
+        self.passing.begin_backward()
+
+    def turn(self, turn: Turn) -> None:
+        """I or W of one role of one layer."""
+        self.executed.append(turn)
+        key = turn.layer, turn.role
+        if turn.phase == "W":
+            self.passing.weights(key)
+        else:
+            nodes = self.stage.roles[turn.layer][turn.role]
+            store = self.stage.weight_gradients if turn.role in ("attention", "experts") else None
+            self.passing.backward(turn.layer, nodes, store, key)
+
+    def leave(self) -> Tensor | None:
+        """What comes before the layers; the gradient of the chunk's input."""
+        self.passing.end_backward()
+        return None if self.leaf is None else self.leaf.grad
+
+
+class _Pace:
+    """The turns of an FB that are left."""
+
+    def __init__(
+        self,
+        turns: list[Turn],
+        back: _Backward,
+        wait_grad: Callable[[], Tensor | None],
+        send_input_grad: Callable[[Tensor | None], None],
+    ) -> None:
+        self.turns, self.back, self.wait_grad, self.send_input_grad = turns, back, wait_grad, send_input_grad
+        self.position, self.joined = 0, False
+        self.last = max(index for index, turn in enumerate(turns) if turn.phase == "I")
+
+    def until(self, layer: int, role: Role) -> None:
+        """Run what comes before the forward's turn (layer, role)."""
+        while (turn := self.turns[self.position]).phase != "F":
+            self._run(turn)
+        assert turn == Turn(layer, role, "F"), f"{turn} is next, not the forward of {role} in layer {layer}"
+        self.position += 1
+
+    def rest(self) -> None:
+        """Run what is left when the forward is through."""
+        while self.position < len(self.turns):
+            self._run(self.turns[self.position])
+
+    def _run(self, turn: Turn) -> None:
+        if not self.joined:
+            self.back.join(self.wait_grad())
+            self.joined = True
+        self.back.turn(turn)
+        if self.position == self.last:
+            # ahead of the weight gradients that are left: the previous stage waits for it
+            self.send_input_grad(self.back.leave())
+        self.position += 1

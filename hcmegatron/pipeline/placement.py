@@ -1,0 +1,118 @@
+"""Which stages of the network each pipeline rank holds, for every schedule, and the schedule itself."""
+
+from __future__ import annotations
+
+import copy
+from typing import NamedTuple
+
+from hcmegatron.config.errors import ConfigError
+from hcmegatron.config.schema import Config
+from schedules.actions import Action, B, F, Kind
+from schedules.generators import GENERATORS
+from schedules.generators.interleaved import interleaved
+from schedules.placement import Placement, bidirectional, one_per_rank, round_robin, v_shape
+from schedules.plan import Schedule
+
+V_SHAPED = ("zb_v", "dualpipev")
+INTERLEAVED = ("interleaved", "megatron_interleaved")  # parallel.virtual chunks on every rank
+
+
+def is_megatrons(config: Config) -> bool:
+    """Whether Megatron's own runtime executes the schedule."""
+    return config.parallel.schedule.startswith("megatron_")
+
+
+def placement(config: Config) -> Placement:
+    """Stage ids on ranks. Layers are shared out over `model_stages` stages."""
+    parallel = config.parallel
+    if parallel.schedule in V_SHAPED:
+        return v_shape(parallel.pipeline)
+    if parallel.schedule == "dualpipe":
+        return bidirectional(parallel.pipeline)
+    if parallel.virtual:
+        return round_robin(parallel.pipeline, parallel.virtual)
+    return one_per_rank(parallel.pipeline)
+
+
+def first_micro_batches(config: Config, rank: int, microbatches: int) -> list[int]:
+    """Of so many micro-batches of a step, the first that each chunk of pipeline rank `rank` sees."""
+    where = placement(config)
+    return [where.microbatches_of(stage, microbatches).start for stage in where.stages_of(rank)]
+
+
+def training_schedule(config: Config, microbatches: int) -> Schedule:
+    """The schedule that `parallel.schedule` names, for so many micro-batches.
+
+    Raises:
+        ConfigError: it cannot take so few micro-batches, or so many ranks.
+    """
+    parallel = config.parallel
+    try:
+        if parallel.schedule == "interleaved":
+            return interleaved(parallel.pipeline, microbatches, parallel.virtual)
+        return GENERATORS[parallel.schedule.replace("_", "-")](parallel.pipeline, microbatches)
+    except ValueError as error:
+        raise ConfigError(
+            f"parallel.schedule = {parallel.schedule} with parallel.pipeline = {parallel.pipeline} and "
+            f"{microbatches} micro-batches: {error}; change training.global_batch or training.micro_batch"
+        ) from None
+
+
+class Held(NamedTuple):
+    """(Micro-batch, stage) pairs that a rank holds: waiting for their backward, and between their I and their W."""
+
+    live: int
+    deferred: int
+
+
+def most_held(config: Config, microbatches: int, rank: int) -> Held:
+    """What pipeline rank `rank` holds when most micro-batches wait for their backward.
+
+    Megatron's own schedules are counted as ours of the same kind.
+
+    Args:
+        microbatches: of one data-parallel rank in a step.
+    """
+    if config.parallel.pipeline == 1 and is_megatrons(config):
+        return Held(1, 0)
+    same = copy.deepcopy(config)
+    same.parallel.schedule = config.parallel.schedule.removeprefix("megatron_")
+    held = most = Held(0, 0)
+    for action in training_schedule(same, microbatches).actions[rank]:
+        for part in action.parts:
+            match part.kind:
+                case Kind.F:
+                    held = Held(held.live + 1, held.deferred)
+                    most = max(most, held)
+                case Kind.B:
+                    held = Held(held.live - 1, held.deferred)
+                case Kind.I:
+                    held = Held(held.live - 1, held.deferred + 1)
+                case Kind.W:
+                    held = Held(held.live, held.deferred - 1)
+    return most
+
+
+def evaluation_schedule(where: Placement, microbatches: int) -> Schedule:
+    """Forwards for any number of micro-batches: groups of 2P pass through a rank's stages one after another (P in
+    each direction where there are two).
+
+    It is run forward only. The backwards make it a schedule that can be validated like any other.
+    """
+    group = 2 * where.ranks // len(where.paths)
+    actions = []
+    for rank in range(where.ranks):
+        stages = where.stages_of(rank)
+        forwards: list[Action] = []
+        for start in range(0, microbatches, group):
+            for stage in stages:
+                own = where.microbatches_of(stage, microbatches)[start : start + group]
+                forwards += [F(stage, m) for m in own]
+        backwards = [
+            B(stage, m)
+            for m in range(microbatches)
+            for stage in reversed(stages)
+            if m in where.microbatches_of(stage, microbatches)
+        ]
+        actions.append((*forwards, *backwards))
+    return Schedule("evaluation", where, microbatches, tuple(actions), posted=group)

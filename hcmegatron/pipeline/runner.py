@@ -1,0 +1,160 @@
+"""A validated schedule as Megatron's forward_backward_func: the only place where chunks meet the runtime."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from functools import partial
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from hcmegatron.config.schema import Config
+from hcmegatron.connections import facts
+from hcmegatron.model.gpt import ConnectionGPT
+from hcmegatron.model.transformer_config import DTYPES
+from hcmegatron.pipeline.lanes import Lanes
+from hcmegatron.pipeline.mirrors import Mirrors
+from hcmegatron.pipeline.overlap import OverlappedStage
+from hcmegatron.pipeline.placement import evaluation_schedule, placement, training_schedule
+from hcmegatron.pipeline.stage import ChunkStage
+from hcmegatron.pipeline.tied import embedding_groups, sum_gradients, tied_weights
+from hcmegatron.platform.distributed import device
+from megatron.core.process_groups_config import ProcessGroupCollection
+from megatron.core.transformer.moe.moe_utils import MoEAuxLossAutoScaler
+from schedules.plan import Message
+from schedules.runtime.record import Record
+from schedules.runtime.runtime import Runtime
+from schedules.runtime.torch_distributed import DistributedTransport
+from schedules.runtime.transport import Transport
+from schedules.runtime.watchdog import Watchdog
+
+
+class ScheduleRunner:
+    """Runs `parallel.schedule` over this rank's chunks; drop-in for Megatron's forward_backward_func.
+
+    Losses are summed over tokens and gradients divided by the tokens of the global batch when they are finalised,
+    wherever the schedule puts the loss. Creating one is collective over the pipeline group.
+
+    Args:
+        chunks: wrapped, in ascending order of their stage ids.
+        models: the chunks inside their wrappers.
+
+    Attributes:
+        record: what the last step executed, and when.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        chunks: list[nn.Module],
+        models: list[ConnectionGPT],
+        groups: ProcessGroupCollection,
+        transport: Transport | None = None,
+        watchdog: Watchdog | None = None,
+    ) -> None:
+        self.config, self.chunks, self.groups, self.watchdog = config, chunks, groups, watchdog
+        self.placement = placement(config)
+        build = partial(OverlappedStage, Lanes(device())) if config.parallel.overlap else ChunkStage
+        self.stages: dict[int, ChunkStage] = {
+            stage: build(chunk, model)
+            for stage, chunk, model in zip(
+                self.placement.stages_of(groups.pp.rank()), chunks, models, strict=True
+            )
+        }
+        self.transport = transport or DistributedTransport(groups.pp, self.placement, device())
+        self.tied = tied_weights(models) if config.model.tie_embeddings else None
+        self.finalise_groups = embedding_groups(groups, self.placement)
+        self.mirrors = Mirrors(chunks, self.placement, groups.pp) if len(self.placement.paths) > 1 else None
+        # Sums over copies of a parameter in the pipeline come before the data-parallel reduction.
+        self._summed_first = bool(self.tied or self.mirrors)
+        self._runtimes: dict[tuple[int, bool], Runtime] = {}
+        self._shapes: list[tuple[int, ...]] = []
+        self.record: Record | None = None
+
+    def __call__(
+        self,
+        *,
+        forward_step_func: Any,
+        data_iterator: Iterator | list[Iterator],
+        model: nn.Module | list[nn.Module],
+        num_microbatches: int,
+        seq_length: int | Sequence[int],
+        micro_batch_size: int,
+        forward_only: bool = False,
+    ) -> list[dict[str, Tensor]]:
+        """One step. See Megatron's get_forward_backward_func; `model` is the list that this runner was made for.
+
+        Args:
+            seq_length: of all micro-batches, or, beyond Megatron's contract, of each.
+
+        Returns:
+            One dictionary per micro-batch where the loss lives, else an empty list.
+        """
+        iterators = data_iterator if isinstance(data_iterator, list) else [data_iterator]
+        parts = self.groups.tp.size() if self.config.parallel.sequence else 1
+        lengths = [seq_length] * num_microbatches if isinstance(seq_length, int) else seq_length
+        width = self.config.model.hidden_size * facts.streams(self.config.connection)
+        self._shapes = [(length // parts, micro_batch_size, width) for length in lengths]
+        for (number, stage), batches in zip(self.stages.items(), iterators, strict=True):
+            own = len(self.placement.microbatches_of(number, num_microbatches))
+            stage.begin(forward_step_func, batches, forward_only, own, partial(self._reduce_early, stage))
+        if self.config.moe.experts:
+            # losses are sums over tokens, and so are the auxiliary ones: no micro-batch scale
+            MoEAuxLossAutoScaler.set_loss_scale(torch.ones(1, device=device()))
+        with ExitStack() as no_sync:
+            if not forward_only:
+                for chunk in self.chunks:
+                    no_sync.enter_context(chunk.no_sync())
+            self.record = self._runtime(num_microbatches, forward_only).step()
+        if not forward_only:
+            self._finalise()
+        return [loss for stage in self.stages.values() for loss in stage.losses]
+
+    def _runtime(self, microbatches: int, forward_only: bool) -> Runtime:
+        key = microbatches, forward_only
+        if key not in self._runtimes:
+            schedule = (
+                evaluation_schedule(self.placement, microbatches)
+                if forward_only
+                else training_schedule(self.config, microbatches)
+            )
+            self._runtimes[key] = Runtime(
+                schedule,
+                self.groups.pp.rank(),
+                self.stages,
+                self.transport,
+                shape=self._message_shape,
+                dtype=DTYPES[self.config.training.dtype],
+                device=device(),
+                evaluate=forward_only,
+                watchdog=self.watchdog,
+            )
+        return self._runtimes[key]
+
+    def _message_shape(self, message: Message) -> tuple[int, ...]:
+        return self._shapes[message.microbatch]
+
+    def _reduce_early(self, stage: ChunkStage) -> None:
+        """A chunk's gradients are complete: their reduction may overlap with what other chunks still compute."""
+        if self.config.parallel.overlap_grad_reduce and not self._summed_first:
+            stage.chunk.start_grad_sync()
+
+    def _finalise(self) -> None:
+        if self.tied:
+            sum_gradients(self.tied)
+        if self.mirrors:
+            self.mirrors.sum()
+        tokens = torch.zeros((), dtype=torch.int, device=device())
+        for stage in self.stages.values():
+            tokens += stage.tokens
+        # Megatron reads the count on the last pipeline rank; here it is where the schedule put the loss.
+        dist.all_reduce(tokens, group=self.groups.pp)
+        megatron_config = self.chunks[0].config
+        if megatron_config.finalize_model_grads_func is not None:
+            if self.config.parallel.overlap_grad_reduce and self._summed_first:
+                for chunk in self.chunks:
+                    chunk.start_grad_sync()
+            megatron_config.finalize_model_grads_func(self.chunks, tokens, pg_collection=self.finalise_groups)

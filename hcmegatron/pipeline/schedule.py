@@ -1,0 +1,45 @@
+"""The forward_backward_func that a configuration asks for: Megatron's own, or ours with the same contract."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch.distributed as dist
+from torch import nn
+
+from hcmegatron.config.schema import Config
+from hcmegatron.model.gpt import unwrap
+from hcmegatron.pipeline.megatron_schedule import megatron_schedule
+from hcmegatron.pipeline.placement import is_megatrons
+from hcmegatron.pipeline.runner import ScheduleRunner
+from hcmegatron.platform.distributed import default_store
+from megatron.core.process_groups_config import ProcessGroupCollection
+from schedules.runtime.watchdog import Watchdog
+
+
+def start_watchdog(config: Config, directory: Path) -> Watchdog | None:
+    """What ends the job, with the stacks of every rank in `directory`, when a rank stalls for parallel.timeout_s.
+
+    None for one rank alone. Close it on all ranks before the first one leaves: rank 0 holds what they share.
+    """
+    if dist.get_world_size() == 1:
+        return None
+    limit = config.parallel.timeout_s
+    return Watchdog(default_store(), dist.get_rank(), dist.get_world_size(), limit, directory)
+
+
+def build_schedule(
+    config: Config,
+    chunks: list[nn.Module],
+    groups: ProcessGroupCollection,
+    watchdog: Watchdog | None = None,
+) -> Callable:
+    """What runs the micro-batches of a step through this rank's wrapped chunks. Collective.
+
+    Args:
+        watchdog: is told where our schedules are; Megatron's say nothing.
+    """
+    if is_megatrons(config):
+        return megatron_schedule(config)
+    return ScheduleRunner(config, chunks, [unwrap(chunk) for chunk in chunks], groups, watchdog=watchdog)

@@ -1,0 +1,1 @@
+"""Parameters and FLOPs from configuration alone; imports no torch."""

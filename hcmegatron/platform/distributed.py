@@ -1,0 +1,92 @@
+"""torch.distributed and Megatron's process groups, from a configuration and this process's place among the ranks."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+
+import hcmegatron.platform.megatron  # noqa: F401  (installs the CPU adapter before Megatron is imported)
+from hcmegatron.config.schema import Config
+from hcmegatron.platform.ranks import RankInfo
+from megatron.core import parallel_state, tensor_parallel
+from megatron.core.process_groups_config import ProcessGroupCollection
+
+
+def device() -> torch.device:
+    """The one place that this project's own code takes its device from."""
+    return (
+        torch.device("cuda", torch.cuda.current_device())
+        if torch.cuda.is_available()
+        else torch.device("cpu")
+    )
+
+
+def threads(config: Config, ranks: RankInfo) -> int:
+    """CPU threads of this rank: training.threads, or an equal share of the node's cores."""
+    return config.training.threads or max(1, len(os.sched_getaffinity(0)) // ranks.local_world_size)
+
+
+@contextmanager
+def process_groups(config: Config, ranks: RankInfo) -> Iterator[ProcessGroupCollection]:
+    """Start torch.distributed and Megatron's groups for the layout of `config`; end them on leaving.
+
+    Yields:
+        Every group by name, to be passed on explicitly.
+    """
+    if torch.cuda.is_available():
+        torch.cuda.set_device(ranks.local_rank)
+    else:
+        torch.set_num_threads(threads(config, ranks))
+    dist.init_process_group(
+        "nccl" if torch.cuda.is_available() else "gloo",
+        init_method=f"tcp://{ranks.master_addr}:{ranks.master_port}",
+        rank=ranks.rank,
+        world_size=ranks.world_size,
+        timeout=timedelta(seconds=config.parallel.timeout_s),
+    )
+    try:
+        with megatron_groups(config) as groups:
+            yield groups
+    finally:
+        dist.destroy_process_group()
+
+
+def default_store() -> dist.Store:
+    """A handle of its own on the key-value store that torch.distributed was started with.
+
+    torch has no public way to it; every other way would need a second port.
+    """
+    return dist.distributed_c10d._get_default_store().clone()
+
+
+@contextmanager
+def megatron_groups(config: Config) -> Iterator[ProcessGroupCollection]:
+    """Megatron's groups over a torch.distributed that is running, and its random states seeded."""
+    parallel = config.parallel
+    parallel_state.initialize_model_parallel(
+        tensor_model_parallel_size=parallel.tensor,
+        pipeline_model_parallel_size=parallel.pipeline,
+        virtual_pipeline_model_parallel_size=parallel.virtual,
+        expert_model_parallel_size=parallel.expert,
+        expert_tensor_parallel_size=parallel.expert_tensor,
+        distributed_timeout_minutes=max(1, parallel.timeout_s // 60),
+        # all-to-alls that run beside computation; only NCCL has streams to give priority to
+        high_priority_stream_groups=["ep", "ep_tp"]
+        if parallel.overlap and torch.cuda.is_available()
+        else None,
+    )
+    try:
+        seed_regions(config)
+        yield ProcessGroupCollection.use_mpu_process_groups()
+    finally:
+        parallel_state.destroy_model_parallel()
+
+
+def seed_regions(config: Config) -> None:
+    """Set Megatron's random states (default, tensor parallel, expert parallel) to those of a run's beginning."""
+    tensor_parallel.model_parallel_cuda_manual_seed(config.training.seed, force_reset_rng=True)

@@ -1,0 +1,74 @@
+"""Megatron-Core, made importable here: every name that moved between the supported versions is taken from this module.
+
+Importing it installs the CPU adapter where CUDA is absent.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import logging
+import warnings
+
+import torch
+
+from hcmegatron.platform import cpu
+
+if torch.cuda.is_available():
+    importing = contextlib.nullcontext()
+else:
+    cpu.install()
+    importing = cpu.eager()
+
+# Megatron warns of its own defaults, and of every module that lacks an optional package; platform.optional says once
+# what is there.
+for _message in (
+    "Apex is not installed",
+    "full scope is deprecated",
+    "Transformer Engine",
+    ".*legacy GroupedMLP",
+):
+    warnings.filterwarnings("ignore", message=_message)
+
+with warnings.catch_warnings(), importing:
+    warnings.simplefilter("ignore")
+    import megatron.core
+    from megatron.core.dist_checkpointing.dict_utils import nested_values as flatten_state_dict
+    from megatron.core.dist_checkpointing.mapping import apply_factories
+    from megatron.core.dist_checkpointing.utils import replace_prefix_for_sharding
+    from megatron.core.transformer import multi_latent_attention
+    from megatron.core.transformer.moe import moe_utils
+    from megatron.core.transformer.utils import (
+        make_sharded_tensors_for_checkpoint,
+        sharded_state_dict_default,
+    )
+
+if not torch.cuda.is_available():
+    cpu.finish()
+
+VERSION: str = importlib.metadata.version("megatron-core")
+
+try:
+    import transformer_engine  # noqa: F401
+
+    HAVE_TE = True
+except ImportError:
+    HAVE_TE = False
+    # 0.16.1 sets HAVE_TE here because its own wrapper module imports without Transformer Engine.
+    multi_latent_attention.HAVE_TE = False
+    # 0.16.1 defines this only with Transformer Engine, and the router's linear looks it up.
+    if not hasattr(moe_utils, "te_general_gemm"):
+        moe_utils.te_general_gemm = None
+
+logging.getLogger("megatron").setLevel(logging.WARNING)
+
+__all__ = [
+    "HAVE_TE",
+    "VERSION",
+    "apply_factories",
+    "flatten_state_dict",
+    "make_sharded_tensors_for_checkpoint",
+    "megatron",
+    "replace_prefix_for_sharding",
+    "sharded_state_dict_default",
+]

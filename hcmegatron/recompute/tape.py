@@ -1,0 +1,210 @@
+"""Block-wise recomputation (mHC, 2512.24880, section 4.3.2): what surrounds the sub-layers is rebuilt in backward.
+
+A tape is one micro-batch's pass through a chunk. Of every block of sub-layers it keeps the first streams [s, b, n, C]
+and the sub-layers' outputs y [s, b, C]. Whatever autograd would save of the connections and norms - streams,
+coefficients, reads, norm outputs, these also where attention, MLP or router save them as their input - is replaced in
+the graph by a handle. The first handle of a block that backward asks for rebuilds the block: `enter` and `leave` of
+its sub-layers run again from what is kept, and what autograd saves this time, in the same order, is what the handles
+give out. T itself does not run again, and the graph and the order of its gradients stay what they were, so results
+are equal bit for bit.
+
+Nothing here lives longer than the graph: handles belong to it, a block belongs to its handles. So a rebuilt tensor is
+freed as soon as the node that saved it has run (or, for what a deferred weight gradient holds, after that), and a
+micro-batch that is given up leaves nothing behind.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
+
+from hcmegatron.model.nodes import Keeping, SubLayer
+from hcmegatron.recompute.measure import Held, Meter
+from hcmegatron.recompute.random_state import RandomState, replaying
+
+
+class Handle:
+    """Stands in the autograd graph for a tensor that its block can rebuild."""
+
+    __slots__ = ("__weakref__", "block", "value")
+
+    def __init__(self, block: Block) -> None:
+        self.block = block
+        self.value: Tensor | None = None
+
+    def tensor(self) -> Tensor:
+        """The tensor, rebuilt with its whole block at the first call for any of the block's."""
+        if self.value is None:
+            self.block.rebuild()
+        assert self.value is not None, "a rebuilt block did not fill this handle"
+        if self.value.is_cuda:
+            # rebuilt on the stream of whichever node came first, used on this node's
+            self.value.record_stream(torch.cuda.current_stream(self.value.device))
+        return self.value
+
+
+def unpack(packed: Handle | Held | Tensor) -> Tensor:
+    """What autograd gets back for what a tape packed."""
+    return packed if isinstance(packed, Tensor) else packed.tensor()
+
+
+@dataclass
+class Pass:
+    """One sub-layer's part of a block: what is kept of it, and its handles in the order in which autograd saved.
+
+    Attributes:
+        input: storage of T's input during forward.
+        saved: handles of `enter`, then of `leave`.
+        views: handles of T's input, saved inside T, with shape, strides and offset of the view.
+    """
+
+    sublayer: SubLayer
+    input: int
+    saved: list[weakref.ref[Handle]]
+    views: list[tuple[weakref.ref[Handle], torch.Size, tuple[int, ...], int]] = field(default_factory=list)
+    output: Tensor | None = None
+    bias: Tensor | None = None
+    random_state: RandomState | None = None
+
+
+class Block:
+    """Consecutive sub-layers that are rebuilt together from `streams`, the first of them's input."""
+
+    scope = "around"
+
+    def __init__(self, streams: Tensor, meter: Meter | None = None) -> None:
+        self.streams: Tensor | None = streams.detach().requires_grad_(streams.requires_grad)
+        self.passes: list[Pass] = []
+        self.meter = meter
+        if meter:
+            meter.add(self)
+
+    def handle(self, handles: list[weakref.ref[Handle]]) -> Handle:
+        """A new handle of this block, noted in `handles`, which do not keep it alive."""
+        handle = Handle(self)
+        handles.append(weakref.ref(handle))
+        return handle
+
+    def rebuild(self) -> None:
+        """Give every handle that backward may still ask for its tensor, and let go of what was kept."""
+        assert self.streams is not None, "a block is rebuilt once"
+        if self.meter:
+            self.meter.rebuilding()
+        streams = self.streams
+        with torch.enable_grad():
+            for done in self.passes:
+                with _collecting(done):
+                    x, coefficients = done.sublayer.enter(streams)
+                    for reference, *view in done.views:
+                        if handle := reference():
+                            handle.value = x.detach().as_strided(*view)
+                    if self.meter:
+                        self.meter.follow(x)
+                    with replaying(done.random_state):
+                        streams = done.sublayer.leave(streams, done.output, coefficients, done.bias)
+                done.output = done.bias = None
+        self.streams = None
+        if self.meter:
+            self.meter.rebuilt()
+
+    def tensors(self) -> Iterator[Tensor]:
+        """What this block keeps alive now: before it is rebuilt the kept, afterwards the rebuilt tensors."""
+        if self.streams is not None:
+            yield self.streams
+        for done in self.passes:
+            if done.output is not None:
+                yield done.output
+            for reference in (*done.saved, *(reference for reference, *_ in done.views)):
+                if (handle := reference()) and handle.value is not None:
+                    yield handle.value
+
+
+class Tape(Keeping):
+    """Keeps of one micro-batch's pass through a chunk what its blocks need.
+
+    Args:
+        lengths: sub-layers of the chunk's blocks, in order.
+        meter: told of every block.
+    """
+
+    def __init__(self, lengths: Iterable[int], meter: Meter | None = None) -> None:
+        self.lengths = iter(lengths)
+        self.left = 0  # sub-layers that still belong to the current block
+        self.block: Block | None = None
+        self.meter = meter
+        self.input: Tensor | None = None
+
+    def node(self) -> AbstractContextManager:
+        """T's own tensors are kept as they are, except its input."""
+        return saved_tensors_hooks(self._inside, unpack)
+
+    def enter(self, sublayer: SubLayer, streams: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        if not self.left:
+            self.left = next(self.lengths)
+            self.block = Block(streams, self.meter)
+        self.left -= 1
+        block, saved = self.block, []
+        with saved_tensors_hooks(lambda _: block.handle(saved), unpack):
+            x, coefficients = sublayer.enter(streams)
+        # Alive until `leave`, so that no other tensor can take its storage. Detached: the graph knows this tape.
+        self.input = x.detach()
+        block.passes.append(Pass(sublayer, x.untyped_storage().data_ptr(), saved))
+        return x, coefficients
+
+    def leave(
+        self,
+        sublayer: SubLayer,
+        streams: Tensor,
+        y: Tensor,
+        coefficients: tuple[Tensor, ...],
+        bias: Tensor | None = None,
+    ) -> Tensor:
+        block, current = self.block, self.block.passes[-1]
+        assert current.sublayer is sublayer, "sub-layers are left in the order in which they are entered"
+        current.output, current.bias = y.detach().requires_grad_(y.requires_grad), bias
+        if sublayer.random:
+            current.random_state = RandomState.now()
+        with saved_tensors_hooks(lambda _: block.handle(current.saved), unpack):
+            streams = sublayer.leave(streams, y, coefficients, bias)
+        self.input = None
+        return streams
+
+    def _inside(self, tensor: Tensor) -> Handle | Held | Tensor:
+        if self.input is None or tensor.untyped_storage().data_ptr() != self.block.passes[-1].input:
+            return self.meter.hold(tensor, "inside") if self.meter else tensor
+        handles: list[weakref.ref[Handle]] = []
+        handle = self.block.handle(handles)
+        view = (*handles, tensor.size(), tensor.stride(), tensor.storage_offset())
+        self.block.passes[-1].views.append(view)
+        return handle
+
+
+@contextmanager
+def _collecting(done: Pass) -> Iterator[None]:
+    """What autograd saves inside goes to the pass's handles, in order."""
+    handles = iter(done.saved)
+
+    def fill(tensor: Tensor) -> None:
+        try:
+            handle = next(handles)()
+        except StopIteration:
+            raise RuntimeError(
+                f"{done.sublayer} saved more tensors when rebuilt than in its forward"
+            ) from None
+        if handle is not None:
+            handle.value = tensor.detach()
+
+    with saved_tensors_hooks(fill, _never):
+        yield
+    if next(handles, None) is not None:
+        raise RuntimeError(f"{done.sublayer} saved fewer tensors when rebuilt than in its forward")
+
+
+def _never(_: object) -> Tensor:
+    raise AssertionError("the rebuilding graph is never differentiated")

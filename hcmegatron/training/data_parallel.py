@@ -1,0 +1,26 @@
+"""Megatron's DistributedDataParallel for chunks whose weight gradients may come after their backward."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import nn
+
+from megatron.core.distributed import DistributedDataParallel
+
+
+class DataParallel(DistributedDataParallel):
+    """Gradients left for later (model/deferred.py) are added, and reported as ready, when they come.
+
+    Autograd calls a weight's hook in I too, without a gradient; Megatron takes that for an error where
+    reduction overlaps with backward, and elsewhere has nothing to add.
+    """
+
+    def _make_backward_post_hook(self, param: nn.Parameter) -> Callable[..., None]:
+        usual = super()._make_backward_post_hook(param)
+
+        def hook(*unused: object) -> None:
+            if param.grad is not None or not getattr(param, "separable", False):
+                usual(*unused)
+
+        return hook

@@ -1,0 +1,111 @@
+"""This rank's chunks: built, initialised, wrapped for precision and data parallelism."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from hcmegatron.config.schema import Config
+from hcmegatron.model.gpt import ConnectionGPT, build_chunk, stages
+from hcmegatron.model.initialise import initialise
+from hcmegatron.pipeline.megatron_schedule import widen_messages
+from hcmegatron.pipeline.placement import placement
+from hcmegatron.pipeline.tied import embedding_groups
+from hcmegatron.platform.distributed import device
+from hcmegatron.training.data_parallel import DataParallel
+from hcmegatron.training.optimizer import distributed_optimizer
+from megatron.core.distributed import DistributedDataParallelConfig, finalize_model_grads
+from megatron.core.process_groups_config import ProcessGroupCollection
+from megatron.core.transformer.module import Float16Module, float16_to_fp32
+from megatron.core.transformer.moe.router import Router
+
+
+def build_model(config: Config, vocab_size: int, groups: ProcessGroupCollection) -> list[DataParallel]:
+    """The chunks of this pipeline rank, wrapped, in ascending order of their stages.
+
+    Args:
+        vocab_size: padded (model.gpt.padded_vocab).
+    """
+    return [wrap(chunk, config, groups) for chunk in initialised_chunks(config, vocab_size, groups)]
+
+
+def initialised_chunks(
+    config: Config, vocab_size: int, groups: ProcessGroupCollection
+) -> list[ConnectionGPT]:
+    """The bare chunks of this pipeline rank."""
+    where = placement(config)
+    layers = stages(config.model.layers, where.model_stages)
+    groups = embedding_groups(groups, where)
+    chunks = []
+    for index, stage in enumerate(where.stages_of(groups.pp.rank())):
+        vp_stage = index if where.stages > where.ranks else None
+        model = build_chunk(config, layers[where.model_stage(stage)], vocab_size, groups, vp_stage)
+        initialise(model.to(device()), config)
+        if where.path_of(stage):
+            model.mark_copy(where.path_of(stage))
+        chunks.append(model)
+    return chunks
+
+
+def wrap(model: ConnectionGPT, config: Config, groups: ProcessGroupCollection) -> DataParallel:
+    """Megatron's wrappers: 16-bit weights where asked for, and gradient buffers with data-parallel reduction."""
+    parallel, megatron_config = config.parallel, model.config
+    module = half(model) if config.training.dtype == "bf16" else model
+    wrapped = DataParallel(
+        megatron_config,
+        DistributedDataParallelConfig(
+            grad_reduce_in_fp32=True,
+            overlap_grad_reduce=parallel.overlap_grad_reduce,
+            overlap_param_gather=parallel.overlap_param_gather,
+            use_distributed_optimizer=distributed_optimizer(config),
+        ),
+        module,
+        pg_collection=groups,
+    )
+    widen_messages([wrapped], config)
+    wrapped.config.finalize_model_grads_func = finalize_model_grads
+    if parallel.overlap_grad_reduce:
+        wrapped.config.no_sync_func = wrapped.no_sync
+    return wrapped
+
+
+class HalfModule(Float16Module):
+    """Megatron's, for any placement: fp32 leaves the chunk that has the head, wherever that is.
+
+    Megatron's asks for the pipeline rank instead, and would send fp32 between the stages of a V.
+    """
+
+    def forward(self, *inputs: Any, fp32_output: bool = True, **kwargs: Any) -> Any:
+        """The chunk's output, in fp32 where it is a loss or logits."""
+        outputs = self.module(*inputs, **kwargs)
+        return float16_to_fp32(outputs) if self.module.post_process and fp32_output else outputs
+
+
+def half(model: ConnectionGPT) -> HalfModule:
+    """bf16 weights, except connections and router biases, which stay fp32 with the values they have now."""
+    values = [tensor.detach().clone() for tensor in _kept_in_fp32(model)]
+    module = HalfModule(model.config, model)
+    for tensor, value in zip(
+        _kept_in_fp32(model), values, strict=True
+    ):  # buffers are new tensors after the cast
+        tensor.data = value
+    return module
+
+
+def _kept_in_fp32(model: ConnectionGPT) -> list[Tensor]:
+    connections = [parameter for connection in model.connections() for parameter in connection.parameters()]
+    # Megatron puts these back at the first forward, which is after a checkpoint has been loaded into them.
+    routers = [module for module in model.modules() if isinstance(module, Router)]
+    return connections + [router.expert_bias for router in routers if router.expert_bias is not None]
+
+
+def gather_parameters(chunks: list[nn.Module]) -> None:
+    """Wait for the updated parameters of other data-parallel ranks, which may still be on their way. Collective.
+
+    With parallel.overlap_param_gather they arrive during the next forward; whoever reads weights before that, such
+    as a checkpoint, calls this first.
+    """
+    for chunk in chunks:
+        if chunk.ddp_config.overlap_param_gather:
+            chunk.start_param_sync(force_sync=True)

@@ -1,0 +1,99 @@
+"""AdamW through Megatron's optimizer, with an explicit weight-decay rule for every parameter."""
+
+from __future__ import annotations
+
+import math
+
+from torch import nn
+
+from hcmegatron.config import schema
+from hcmegatron.config.schema import Config
+from hcmegatron.connections import facts
+from hcmegatron.model.transformer_config import DTYPES
+from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
+from megatron.core.optimizer.optimizer import MegatronOptimizer
+from megatron.core.optimizer.optimizer_config import ParamKey, ParamWithNamePredicate
+from megatron.core.process_groups_config import ProcessGroupCollection
+
+
+def decays(name: str, parameter: nn.Parameter, connection: schema.Connection) -> bool:
+    """Whether weight decay applies to the parameter called `name` in the model.
+
+    Connections give their own rule (facts.weight_decay); of the rest, matrices decay and vectors (norms, biases) do
+    not. Megatron's default decays by dimension alone: it would decay A_r and b_res, and spare W_m.
+    """
+    if is_connection(name):
+        return facts.weight_decay(connection, name.rsplit(".", 1)[-1])
+    return parameter.dim() > 1 and not name.endswith(".bias")
+
+
+def is_connection(name: str) -> bool:
+    """Whether a parameter belongs to a connection or to the learned contraction."""
+    return "_connection." in name or "decoder.contract." in name
+
+
+def distributed_optimizer(config: Config) -> bool:
+    """Whether optimizer state is sharded over data-parallel ranks.
+
+    With bf16 always: Megatron's other 16-bit optimizer cannot save fp32 parameters (the connections') beside its own.
+    """
+    return config.parallel.distributed_optimizer or config.training.dtype == "bf16"
+
+
+def build_optimizer(
+    config: Config, chunks: list[nn.Module], groups: ProcessGroupCollection, kind: str = "adam"
+) -> MegatronOptimizer:
+    """The optimizer of this rank's chunks. kind: adam, or sgd without momentum (for tests)."""
+    settings = config.optimizer
+    connection = config.connection
+    undecayed = ParamWithNamePredicate("undecayed", lambda p, name: not decays(name, p, connection))
+    theirs = ParamWithNamePredicate("connection", lambda p, name: is_connection(name))
+    overrides = {
+        ParamKey(with_name_predicate=undecayed): {"wd_mult": 0.0},
+        # Groups of their own for the connections' fp32 parameters, also where the multiplier is 1: in a group with
+        # 16-bit ones Megatron's distributed optimizer mixes up whose state is whose when it saves. is_decoupled_lr
+        # is one of the keys by which a checkpoint's groups are found again, so it has to tell them apart.
+        ParamKey(with_name_predicate=theirs): {
+            "lr_mult": connection.lr_multiplier,
+            "is_decoupled_lr": True,
+        },
+    }
+    return get_megatron_optimizer(
+        OptimizerConfig(
+            optimizer=kind,
+            lr=settings.lr,
+            weight_decay=settings.weight_decay,
+            adam_beta1=settings.beta1,
+            adam_beta2=settings.beta2,
+            adam_eps=settings.eps,
+            sgd_momentum=0.0,
+            clip_grad=settings.clip,
+            bf16=config.training.dtype == "bf16",
+            params_dtype=DTYPES[config.training.dtype],
+            use_distributed_optimizer=distributed_optimizer(config),
+            overlap_param_gather=config.parallel.overlap_param_gather,
+        ),
+        chunks,
+        config_overrides=overrides,
+    )
+
+
+def learning_rate(step: int, settings: schema.Optimizer, steps: int) -> float:
+    """The rate of step `step` (1-based) of `steps`: linear warmup, then cosine, step decay (mHC paper), or constant."""
+    if step <= settings.warmup_steps:
+        return settings.lr * step / settings.warmup_steps
+    if settings.schedule == "cosine":
+        progress = (step - settings.warmup_steps) / max(1, steps - settings.warmup_steps)
+        low = settings.lr * settings.min_lr_ratio
+        return low + 0.5 * (settings.lr - low) * (1 + math.cos(math.pi * min(1.0, progress)))
+    if settings.schedule == "step":
+        passed = sum(step > share * steps for share in settings.step_decay_at)
+        return settings.lr * ([1.0, *settings.step_decay_to][passed])
+    return settings.lr
+
+
+def set_learning_rate(optimizer: MegatronOptimizer, rate: float, weight_decay: float) -> None:
+    """Write the step's rate and decay into every parameter group, times the group's multipliers."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate * group["lr_mult"]
+        group["weight_decay"] = weight_decay * group["wd_mult"]

@@ -1,0 +1,111 @@
+"""The training loop. Read from top to bottom; each call leads into one room."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch.distributed as dist
+
+from hcmegatron.config.schema import Config
+from hcmegatron.data.corpus import find
+from hcmegatron.data.dataset import Batches, Text, Validation
+from hcmegatron.data.tokenizer import ByteTokenizer
+from hcmegatron.model.gpt import padded_vocab, unwrap
+from hcmegatron.model.transformer_config import DTYPES
+from hcmegatron.pipeline.mirrors import copies_planned
+from hcmegatron.pipeline.placement import most_held
+from hcmegatron.pipeline.schedule import build_schedule, start_watchdog
+from hcmegatron.platform.distributed import process_groups
+from hcmegatron.platform.peak import peak_tflops
+from hcmegatron.platform.ranks import RankInfo
+from hcmegatron.recompute.attach import Recomputation
+from hcmegatron.training import checkpoint
+from hcmegatron.training.figures import Figures
+from hcmegatron.training.guards import Finite, StopFlag
+from hcmegatron.training.model import build_model
+from hcmegatron.training.optimizer import build_optimizer, learning_rate, set_learning_rate
+from hcmegatron.training.recorder import Recorder
+from hcmegatron.training.run_directory import RunDirectory, choose, on_first_rank
+from hcmegatron.training.step import Stepper
+
+
+def train(config: Config, ranks: RankInfo, name: str = "run") -> int:
+    """Train as `config` says, on this rank. Returns the process's exit code.
+
+    Args:
+        name: of the run directory that is made where run.dir is not set.
+
+    Raises:
+        ConfigError: a checkpoint or run directory that cannot be used.
+        Diverged: training.max_bad_steps non-finite steps in a row.
+    """
+    stop = StopFlag()
+    with process_groups(config, ranks) as groups:
+        path: Path = on_first_rank(lambda: choose(config, name))
+        start_from = on_first_rank(lambda: checkpoint.find(config, path))
+        directory = RunDirectory(path, config)
+
+        corpus = find(config.data)
+        text = Text(corpus, ByteTokenizer())
+        data_rank = groups.dp.rank(), groups.dp.size()
+        batches = Batches(text, config, *data_rank)
+        validation = Validation(text, config, *data_rank) if len(text.heldout) else None
+
+        vocab_size = padded_vocab(config, text.tokenizer.vocab_size)
+        chunks = build_model(config, vocab_size, groups)
+        held = most_held(config, batches.micro_batches, groups.pp.rank())
+        recomputation = Recomputation(config, [unwrap(chunk) for chunk in chunks], *held)
+        optimizer = build_optimizer(config, chunks, groups)
+        watchdog = start_watchdog(config, path)
+        schedule = build_schedule(config, chunks, groups, watchdog)
+        stepper = Stepper(config, chunks, optimizer, schedule, batches, groups)
+        checkpoints = checkpoint.Checkpoints(path, config, chunks, optimizer)
+        done, exact = checkpoints.load(start_from) if start_from else (0, True)
+
+        peak, peak_name = peak_tflops(config.run.peak_tflops, DTYPES[config.training.dtype])
+        figures = Figures(config, vocab_size, ranks.world_size, peak)
+        finite = Finite(config)
+        steps = config.training.steps
+        with Recorder(
+            directory.path if ranks.rank == 0 else None, steps, done + 1, config.run.tensorboard
+        ) as recorder:
+            recorder.say(
+                f"{config.connection.kind} on {ranks.world_size} ranks, "
+                f"{len(text.train):,} training tokens of {corpus.name}"
+            )
+            recorder.say(f"MFU is of {peak:.3g} TFLOP/s a rank ({peak_name})")
+            if start_from:
+                how = "bit for bit" if exact else "under another layout, so with new random states"
+                recorder.say(f"continuing from {start_from} after step {done}, {how}")
+            recorder.say(*copies_planned(config, chunks), *recomputation.planned())
+            stepper.rehearse()
+            figures.start()
+            for step in range(done + 1, steps + 1):
+                rate = learning_rate(step, config.optimizer, steps)
+                set_learning_rate(optimizer, rate, config.optimizer.weight_decay)
+                result = stepper.step(step - 1, stop.asked)
+                metrics, line = figures.of(step, result, rate)
+                recorder.step(step, metrics, line, show=_due(step, config.training.log_every, steps))
+                recorder.say(*recomputation.measured())
+                finite.check(step, result, recorder)
+                if validation and _due(step, config.training.eval_every, steps):
+                    loss = validation.nats_per_byte(stepper.evaluate(validation, validation.micro_batches))
+                    recorder.validation(step, loss, validation)
+                if result.stop or _due(step, config.checkpoint.save_every, steps):
+                    checkpoints.save(step)
+                if result.stop:
+                    recorder.say(
+                        f"stopped by a signal after step {step}; continue with checkpoint.resume=true"
+                    )
+                    break
+                figures.start()
+            recorder.say(f"run directory: {path}")
+        if watchdog is not None:
+            watchdog.close()
+            dist.barrier()
+    return 0
+
+
+def _due(step: int, every: int, steps: int) -> bool:
+    """Every so many steps, and at the end."""
+    return step == steps or (every > 0 and step % every == 0)

@@ -1,0 +1,162 @@
+"""One optimizer step: every micro-batch through the schedule, then a finite update or none."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from hcmegatron.config.schema import Config
+from hcmegatron.data.dataset import Batches
+from hcmegatron.pipeline.loss import MicroBatchTensors, forward_step
+from hcmegatron.pipeline.placement import first_micro_batches
+from hcmegatron.platform.distributed import device
+from hcmegatron.training.random_state import random_state, set_random_state
+from megatron.core.optimizer.clip_grads import clip_grad_by_total_norm_fp32
+from megatron.core.optimizer.optimizer import ChainedOptimizer
+from megatron.core.process_groups_config import ProcessGroupCollection
+from megatron.core.transformer.moe.router import Router
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What one step was: mean loss (nats a token), gradient norm before clipping, whether weights were updated."""
+
+    loss: float
+    grad_norm: float
+    updated: bool
+    waited: float  # seconds that this rank waited for data
+    stop: bool  # some rank was told to stop
+
+
+class Feed(Iterator[MicroBatchTensors]):
+    """Micro-batches of one step on the device, from number `first` on, with the time spent waiting for them."""
+
+    def __init__(self, make: Callable[[int], MicroBatchTensors], document_mask: bool, first: int = 0) -> None:
+        self.make, self.document_mask = make, document_mask
+        self.index, self.waited = first, 0.0
+
+    def __next__(self) -> MicroBatchTensors:
+        start = time.perf_counter()
+        batch = {
+            name: tensor.to(device(), non_blocking=True) for name, tensor in self.make(self.index).items()
+        }
+        if self.document_mask:
+            batch["attention_mask"] = document_mask(batch["document_ids"])
+        self.index += 1
+        self.waited += time.perf_counter() - start
+        return batch
+
+
+def document_mask(documents: Tensor) -> Tensor:
+    """Hidden keys [b, 1, s, s]: later ones, and those of another document. documents: [b, s]."""
+    s = documents.shape[1]
+    later = torch.ones(s, s, dtype=torch.bool, device=documents.device).triu(1)
+    return (later | (documents[:, :, None] != documents[:, None, :]))[:, None]
+
+
+class Stepper:
+    """Steps a model: holds what does not change from one step to the next."""
+
+    def __init__(
+        self,
+        config: Config,
+        chunks: list[nn.Module],
+        optimizer: ChainedOptimizer,
+        schedule: Callable,
+        batches: Batches,
+        groups: ProcessGroupCollection,
+    ) -> None:
+        self.config, self.chunks, self.optimizer = config, chunks, optimizer
+        self.schedule, self.batches, self.groups = schedule, batches, groups
+        # Routers whose biases Megatron moves when it finalises gradients (loss-free balancing).
+        self.balanced = [
+            module
+            for chunk in chunks
+            for module in chunk.modules()
+            if isinstance(module, Router) and module.expert_bias is not None
+        ]
+
+    def gradients(self, step: int) -> tuple[Tensor, float]:
+        """Losses and finalised gradients of 0-based step `step`: ([summed loss, tokens] of this rank, wait)."""
+        for chunk in self.chunks:
+            chunk.train()
+            chunk.zero_grad_buffer()
+        self.optimizer.zero_grad()
+        return self._run(lambda i: self.batches(step, i), self.batches.micro_batches, forward_only=False)
+
+    def evaluate(self, make: Callable[[int], MicroBatchTensors], micro_batches: int) -> float:
+        """The loss summed over all ranks and micro-batches that `make` gives."""
+        for chunk in self.chunks:
+            chunk.eval()
+        with torch.no_grad():
+            sums, _ = self._run(make, micro_batches, forward_only=True)
+        dist.all_reduce(sums)
+        # tensor-parallel ranks each hold the whole loss
+        return sums[0].item() / self.groups.tp.size()
+
+    def step(self, step: int, stop: bool) -> StepResult:
+        """Run 0-based step `step`. `stop`: this rank has been told to stop."""
+        biases = self._router_biases()
+        sums, waited = self.gradients(step)
+        sums = torch.cat([sums, sums.new_tensor([float(stop)])])
+        dist.all_reduce(sums)
+        loss = (sums[0] / sums[1]).item()
+        overflow = self.optimizer.prepare_grads()
+        norm = float(self.optimizer.get_grad_norm())
+        updated = not overflow and math.isfinite(loss) and math.isfinite(norm)
+        if updated:
+            self._clip(norm)
+            self.optimizer.step_with_ready_grads()
+        else:
+            self._set_router_biases(biases)
+        return StepResult(loss, norm, updated, waited, stop=sums[2].item() > 0)
+
+    def rehearse(self) -> None:
+        """One step's forward and backward before the first, to compile and to find out-of-memory early.
+
+        Leaves no trace: gradients are cleared by the next step, random states and router biases are put back.
+        """
+        random, biases = random_state(), self._router_biases()
+        self.gradients(0)
+        self._set_router_biases(biases)
+        set_random_state(random)
+
+    def _clip(self, norm: float) -> None:
+        clip = self.config.optimizer.clip
+        for optimizer in self.optimizer.chained_optimizers:
+            if clip > 0 and (parameters := optimizer.get_parameters()):
+                clip_grad_by_total_norm_fp32(parameters, max_norm=clip, total_norm=norm)
+
+    def _router_biases(self) -> list[Tensor]:
+        return [router.expert_bias.clone() for router in self.balanced]
+
+    def _set_router_biases(self, biases: list[Tensor]) -> None:
+        for router, bias in zip(self.balanced, biases, strict=True):
+            router.expert_bias.copy_(bias)
+
+    def _run(
+        self, make: Callable[[int], MicroBatchTensors], micro_batches: int, forward_only: bool
+    ) -> tuple[Tensor, float]:
+        feeds = [
+            Feed(make, self.config.model.document_mask, first)
+            for first in first_micro_batches(self.config, self.groups.pp.rank(), micro_batches)
+        ]
+        losses = self.schedule(
+            forward_step_func=forward_step,
+            data_iterator=feeds,
+            model=self.chunks,
+            num_microbatches=micro_batches,
+            seq_length=self.config.data.sequence_length,
+            micro_batch_size=self.config.training.micro_batch,
+            forward_only=forward_only,
+        )
+        sums = torch.zeros(2, dtype=torch.float64, device=device())
+        for entry in losses:
+            sums += entry["loss"]
+        return sums, sum(feed.waited for feed in feeds)

@@ -1,0 +1,126 @@
+"""The messages of one rank during a step: receives posted ahead, results sent at once, buffers reused."""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict, deque
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from torch import Tensor
+
+from schedules.plan import Message
+from schedules.runtime.buffers import BufferPool
+from schedules.runtime.position import Position
+from schedules.runtime.program import Channel, Program
+from schedules.runtime.record import Counters
+from schedules.runtime.transport import Pending, Transport
+
+
+class PipelineError(RuntimeError):
+    """A message could not be sent or received; says where in the schedule."""
+
+
+class _Receive(NamedTuple):
+    message: Message
+    pending: Pending
+    buffer: Tensor
+
+
+class _Send(NamedTuple):
+    message: Message
+    pending: Pending
+    tensor: Tensor  # kept until it has been sent
+
+
+class Mail:
+    """Creating one posts the first receives of ``program``."""
+
+    def __init__(
+        self,
+        transport: Transport,
+        pool: BufferPool,
+        shape: Callable[[Message], Sequence[int]],
+        program: Program,
+        position: Position,
+        counters: Counters,
+    ) -> None:
+        self._transport, self._pool, self._shape = transport, pool, shape
+        self._depths, self._position, self._counters = program.depths, position, counters
+        self._unposted = {channel: deque(messages) for channel, messages in program.receives.items()}
+        self._posted: dict[Channel, deque[_Receive]] = {channel: deque() for channel in program.receives}
+        self._sent: dict[Channel, deque[_Send]] = defaultdict(deque)
+        self._held: dict[tuple[int, int], list[Tensor]] = defaultdict(list)
+        self._waited = 0.0
+        for channel in program.receives:
+            for _ in range(program.depths[channel]):
+                self._post_next(channel)
+
+    def receive(self, message: Message) -> Tensor:
+        """Waits for the message. The tensor is valid until ``release`` of its stage and micro-batch."""
+        posted, pending, buffer = self._posted[message.channel].popleft()
+        if posted is not message:
+            raise AssertionError(f"{message} is needed where {posted} was posted")
+        self._wait(message, pending)
+        self._held[message.target, message.microbatch].append(buffer)
+        self._post_next(message.channel)
+        return buffer
+
+    def send(self, message: Message, tensor: Tensor) -> None:
+        """Starts sending. ValueError for a tensor that is not what the receiver expects."""
+        expected = tuple(self._shape(message))
+        if tuple(tensor.shape) != expected or tensor.dtype is not self._pool.dtype:
+            raise ValueError(
+                f"the {message} is {tuple(tensor.shape)} of {tensor.dtype}; "
+                f"the receiver expects {expected} of {self._pool.dtype}"
+            )
+        sent = self._sent[message.channel]
+        # The receiver posts ahead, so that this wait is over at once unless it lags by several messages. It
+        # bounds what waits to be sent, and cannot deadlock: the schedule can be run with no more than depth
+        # messages in a channel.
+        if len(sent) > self._depths[message.channel]:
+            first = sent.popleft()
+            self._wait(first.message, first.pending)
+        tensor = self.own(tensor).contiguous()
+        sent.append(_Send(message, self._transport.send(message, tensor), tensor))
+
+    def own(self, tensor: Tensor) -> Tensor:
+        """The tensor, or a copy of it if it lies in a buffer that will be used again."""
+        return tensor.clone() if self._pool.owns(tensor) else tensor
+
+    def release(self, stage: int, microbatch: int) -> None:
+        """Nothing received for the stage and micro-batch is needed any more."""
+        for buffer in self._held.pop((stage, microbatch), ()):
+            self._pool.give_back(buffer)
+            self._counters.buffers -= 1
+
+    def finish(self) -> None:
+        """Waits until everything has been sent."""
+        for sent in self._sent.values():
+            for message, pending, _ in sent:
+                self._wait(message, pending)
+        self._sent.clear()
+
+    def waited(self) -> float:
+        """Host seconds spent waiting since the last call."""
+        waited, self._waited = self._waited, 0.0
+        return waited
+
+    def _post_next(self, channel: Channel) -> None:
+        if self._unposted[channel]:
+            message = self._unposted[channel].popleft()
+            buffer = self._pool.take(self._shape(message))
+            pending = self._transport.receive(message, buffer)
+            self._posted[channel].append(_Receive(message, pending, buffer))
+            self._counters.buffers += 1
+            self._counters.note()
+
+    def _wait(self, message: Message, pending: Pending) -> None:
+        begin = self._position.wait(message)
+        try:
+            pending.wait()
+        except RuntimeError as error:
+            reason = str(error).partition("\n")[0]
+            raise PipelineError(f"{self._position}: {reason}") from error
+        self._waited += time.monotonic() - begin
+        self._position.resume()

@@ -1,0 +1,68 @@
+"""Where a rank is in its schedule, in words that help when nothing moves any more."""
+
+from __future__ import annotations
+
+import time
+
+from schedules.plan import Message
+from schedules.runtime.program import Op
+
+
+class Position:
+    """Written by the rank as it goes (a few attributes, no locks), read by a watchdog at any time."""
+
+    def __init__(self, name: str, rank: int, ops: tuple[Op, ...]) -> None:
+        self.name, self.rank, self._ops = name, rank, ops
+        self.step = 0
+        self.index = 0
+        self.active = False
+        self.waiting: Message | None = None
+        self.since = time.monotonic()
+
+    def begin_step(self) -> None:
+        self.step += 1
+        self.index, self.waiting, self.active = 0, None, True
+        self.since = time.monotonic()
+
+    def end_step(self) -> None:
+        self.active = False
+        self.since = time.monotonic()
+
+    def at(self, index: int) -> None:
+        """Also behind the last action, while the last messages leave."""
+        self.index = index
+        self.since = time.monotonic()
+
+    def wait(self, message: Message) -> float:
+        """Waiting begins: at the time returned."""
+        self.waiting = message
+        self.since = time.monotonic()
+        return self.since
+
+    def resume(self) -> None:
+        self.waiting = None
+        self.since = time.monotonic()
+
+    @property
+    def idle(self) -> float:
+        """Seconds since the last sign of progress; 0 outside of a step."""
+        return time.monotonic() - self.since if self.active else 0.0
+
+    def __str__(self) -> str:
+        where = f"rank {self.rank}, {self.name}"
+        seconds = f"{time.monotonic() - self.since:.1f} s"
+        if self.step == 0:
+            return f"{where}: before its first step"
+        where += f", step {self.step}"
+        if not self.active:
+            return f"{where}: finished all {len(self._ops)} actions {seconds} ago"
+        message = self.waiting
+        if self.index == len(self._ops):
+            where += f": after its last action ({len(self._ops)} of {len(self._ops)})"
+        else:
+            where += f": action {self.index + 1} of {len(self._ops)}, {self._ops[self.index].action}"
+        if message is None:
+            return f"{where}, computing for {seconds}"
+        if message.source_rank == self.rank:
+            return f"{where}, waiting for rank {message.target_rank} to receive the {message}, for {seconds}"
+        return f"{where}, waiting for the {message} (rank {message.source_rank}), for {seconds}"

@@ -1,0 +1,151 @@
+"""What one rank executes, worked out before the first step: where each action's input comes from, where its
+output goes, how many receives are posted ahead, and what may be in memory at most."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import defaultdict
+from typing import NamedTuple
+
+from schedules.actions import Action, Kind
+from schedules.costs import Costs
+from schedules.plan import Message, Schedule, input_of, lower_rank, output_of
+from schedules.simulate import simulate
+
+Channel = tuple[int, int]
+Handover = tuple[Kind, int, int]  # between two stages of one rank: (payload, consuming stage, micro-batch)
+
+
+class Part(NamedTuple):
+    """A plain action (FB has two). At most one of ``receive`` and ``take`` is set, and of ``send`` and
+    ``give``: a message between ranks, or a value handed over within the rank. ``closes``: nothing of the
+    (stage, micro-batch) is needed on this rank afterwards."""
+
+    action: Action
+    receive: Message | None
+    take: Handover | None
+    send: Message | None
+    give: Handover | None
+    closes: bool
+
+
+class Op(NamedTuple):
+    action: Action
+    parts: tuple[Part, ...]
+
+
+class Peaks(NamedTuple):
+    """Most at any time within a step. ``live``: chunks between F and the end of their B or W; ``pending``:
+    between I and W; ``buffers``: receive buffers posted, or filled and still needed."""
+
+    live: int
+    pending: int
+    buffers: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """``receives`` has, for every channel into the rank, its messages in order; ``depths`` the number that is
+    posted ahead, for channels into and out of the rank. ``peaks`` is exact: it depends on the order of the
+    actions only."""
+
+    rank: int
+    ops: tuple[Op, ...]
+    receives: dict[Channel, tuple[Message, ...]]
+    depths: dict[Channel, int]
+    peaks: Peaks
+
+
+def forward_only(schedule: Schedule) -> Schedule:
+    """Its forwards in their order, for evaluation."""
+    actions = tuple(
+        tuple(part for action in own for part in action.parts if part.kind is Kind.F)
+        for own in schedule.actions
+    )
+    return dataclasses.replace(schedule, actions=actions)
+
+
+def receive_depths(schedule: Schedule) -> dict[Channel, int]:
+    """Per channel, the number of receives that have to be posted ahead so that no message finds none: the
+    most that are produced and not yet taken up, in a run with free links and F = I = W = 1, B = 2, FB = F
+    then B. A message taken up at the very moment when the next is produced still counts.
+    """
+    simulation = simulate(schedule, Costs())
+    used: dict[Handover, float] = {}
+    for timed in (timed for own in simulation.timeline for timed in own):
+        for part in timed.action.parts:
+            start = timed.start if part.kind is Kind.F else timed.backward_start
+            if (needed := input_of(schedule.placement, part)) is not None:
+                used[needed[0], part.stage, part.microbatch] = start
+    channels: dict[Channel, list[tuple[float, float]]] = defaultdict(list)
+    for message, produced, _, _ in sorted(simulation.transfers, key=lambda transfer: transfer.produced):
+        taken = used[message.payload, message.target, message.microbatch]
+        channels[message.channel].append((produced, taken))
+    return {
+        channel: max(
+            sum(taken >= produced for _, taken in times[: k + 1]) for k, (produced, _) in enumerate(times)
+        )
+        for channel, times in channels.items()
+    }
+
+
+def compile_rank(schedule: Schedule, rank: int) -> Program:
+    """The program of one rank of a validated schedule."""
+    placement = schedule.placement
+    last = {(part.stage, part.microbatch): part for action in schedule.actions[rank] for part in action.parts}
+    ops = []
+    for action, receives, sends in lower_rank(placement, schedule.actions[rank]):
+        parts = []
+        for part in action.parts:
+            key = part.stage, part.microbatch
+            receive = _of_part(receives, part, "target")
+            send = _of_part(sends, part, "source")
+            take = give = None
+            if receive is None and (needed := input_of(placement, part)) is not None:
+                take = needed[0], part.stage, part.microbatch
+            if send is None and (produced := output_of(placement, part)) is not None:
+                give = produced[0], produced[1], part.microbatch
+            parts.append(Part(part, receive, take, send, give, last[key] == part))
+        ops.append(Op(action, tuple(parts)))
+    received: dict[Channel, list[Message]] = defaultdict(list)
+    for op in ops:
+        for part in op.parts:
+            if part.receive is not None:
+                received[part.receive.channel].append(part.receive)
+    here = set(placement.stages_of(rank))
+    depths = {channel: depth for channel, depth in receive_depths(schedule).items() if here & set(channel)}
+    messages = {channel: tuple(own) for channel, own in received.items()}
+    return Program(rank, tuple(ops), messages, depths, _peaks(ops, messages, depths))
+
+
+def _of_part(messages: tuple[Message, ...], part: Action, end: str) -> Message | None:
+    """The message that the part receives (``end`` is "target") or sends ("source")."""
+    payload = Kind.F if part.kind is Kind.F else Kind.B
+    for message in messages:
+        if message.payload is payload and getattr(message, end) == part.stage:
+            return message
+    return None
+
+
+def _peaks(ops: list[Op], receives: dict[Channel, tuple[Message, ...]], depths: dict[Channel, int]) -> Peaks:
+    """Replays what the runtime will hold."""
+    live = pending = peak_live = peak_pending = 0
+    unposted = {channel: len(own) - min(depths[channel], len(own)) for channel, own in receives.items()}
+    buffers = peak_buffers = sum(len(own) - unposted[channel] for channel, own in receives.items())
+    held: dict[tuple[int, int], int] = defaultdict(int)
+    for op in ops:
+        for part in op.parts:
+            stage, microbatch = part.action.stage, part.action.microbatch
+            if part.receive is not None:
+                held[stage, microbatch] += 1
+                if unposted[part.receive.channel]:
+                    unposted[part.receive.channel] -= 1
+                    buffers += 1
+            live += part.action.kind is Kind.F
+            pending += (part.action.kind is Kind.I) - (part.action.kind is Kind.W)
+            peak_live, peak_pending = max(peak_live, live), max(peak_pending, pending)
+            peak_buffers = max(peak_buffers, buffers)
+            if part.closes:
+                live -= 1
+                buffers -= held.pop((stage, microbatch), 0)
+    return Peaks(peak_live, peak_pending, peak_buffers)

@@ -1,0 +1,103 @@
+"""What happened in a step: when every part of every action ran, and what was in memory at most."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+
+from schedules.actions import Action
+from schedules.runtime.program import Peaks, Program
+
+Mark = float | torch.cuda.Event
+
+
+class Event(NamedTuple):
+    """A plain action (an FB gives two events) at ``position`` in the rank's list. Times are in seconds: on
+    CPU the monotonic clock, which all processes of a machine share; on CUDA since the step's first event on
+    this device. ``waited`` is what of the time before ``start`` the host spent waiting for the message (on
+    CUDA the stream waits instead, and the gap between the events shows it)."""
+
+    position: int
+    action: Action
+    waited: float
+    start: float
+    end: float
+
+
+@dataclass
+class Counters:
+    """Chunks between F and the end of their B or W, between I and W, and receive buffers posted or still
+    needed: now, and the most so far."""
+
+    live: int = 0
+    pending: int = 0
+    buffers: int = 0
+    _most: list[int] = field(default_factory=lambda: [0, 0, 0])
+
+    def note(self) -> None:
+        most = self._most
+        if self.live > most[0]:
+            most[0] = self.live
+        if self.pending > most[1]:
+            most[1] = self.pending
+        if self.buffers > most[2]:
+            most[2] = self.buffers
+
+    @property
+    def peaks(self) -> Peaks:
+        return Peaks(*self._most)
+
+
+class Record:
+    """One step of one rank. Recording costs a few microseconds an action."""
+
+    def __init__(self, program: Program, device: torch.device) -> None:
+        self.rank = program.rank
+        self.counters = Counters()
+        self.start = time.monotonic()  # of the step, for the host
+        self.end = self.start
+        self._waited_last = 0.0
+        self._ops = program.ops
+        self._cuda = device.type == "cuda"
+        self._marks: list[tuple[int, Action, float, Mark, Mark]] = []
+
+    def mark(self) -> Mark:
+        if not self._cuda:
+            return time.monotonic()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+    def add(self, position: int, part: Action, waited: float, start: Mark, end: Mark) -> None:
+        self._marks.append((position, part, waited, start, end))
+
+    def finish(self, waited: float) -> None:
+        """``waited``: for the last messages to leave."""
+        self._waited_last = waited
+        self.end = time.monotonic()
+
+    @property
+    def actions(self) -> tuple[Action, ...]:
+        """What was executed, in order, as the schedule writes it."""
+        positions = dict.fromkeys(position for position, *_ in self._marks)
+        return tuple(self._ops[position].action for position in positions)
+
+    def events(self) -> list[Event]:
+        """In order of their ends. On CUDA this waits for the device."""
+        if not self._cuda:
+            return [Event(*marks) for marks in self._marks]
+        torch.cuda.synchronize()
+        first = self._marks[0][3]
+        return [
+            Event(position, part, waited, first.elapsed_time(start) * 1e-3, first.elapsed_time(end) * 1e-3)
+            for position, part, waited, start, end in self._marks
+        ]
+
+    def overhead_per_action(self) -> float:
+        """Host seconds per action spent neither in a stage nor waiting; meaningful on CPU."""
+        events = self.events()
+        busy = self._waited_last + sum(event.end - event.start + event.waited for event in events)
+        return (self.end - self.start - busy) / len(self.actions)

@@ -1,0 +1,228 @@
+"""Executes one rank's part of a validated schedule.
+
+Receives are posted ahead, results are sent as soon as they exist, and the rank waits only for the message
+that its next computation needs. An FB whose stages do not overlap by themselves runs F, sends its output, and
+only then waits for the gradient: the hop hides behind the forward.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from schedules.actions import Kind
+from schedules.plan import Message, Schedule
+from schedules.runtime.buffers import BufferPool
+from schedules.runtime.mail import Mail
+from schedules.runtime.position import Position
+from schedules.runtime.program import Handover, Op, Part, compile_rank, forward_only
+from schedules.runtime.record import Mark, Record
+from schedules.runtime.stage import OverlappingStage, Stage
+from schedules.runtime.transport import Transport
+from schedules.runtime.watchdog import Watchdog
+from schedules.validate import validate
+
+
+class _Started(NamedTuple):
+    waited: float
+    mark: Mark
+
+
+class Runtime:
+    """One rank of a pipeline, to be stepped over and over.
+
+    ``stages`` holds the rank's stages by stage id. ``shape(message)`` gives the shape of an activation, or of
+    the gradient of one; it may differ between micro-batches and steps, as long as both ends agree. All have
+    the same ``dtype``, on ``device``. ``evaluate``: only the forwards of the schedule are run. ``lockstep``:
+    an FB waits for both its messages before it starts and sends both results when it is over; there to be
+    compared with. ``watchdog`` is told the rank's position, and that a step has failed.
+
+    ValueError for an invalid schedule (InvalidSchedule) or stages that are not the rank's.
+    """
+
+    def __init__(
+        self,
+        schedule: Schedule,
+        rank: int,
+        stages: Mapping[int, Stage],
+        transport: Transport,
+        *,
+        shape: Callable[[Message], Sequence[int]],
+        dtype: torch.dtype,
+        device: torch.device,
+        evaluate: bool = False,
+        lockstep: bool = False,
+        watchdog: Watchdog | None = None,
+    ) -> None:
+        validate(schedule)
+        expected = schedule.placement.stages_of(rank)
+        if sorted(stages) != list(expected):
+            raise ValueError(
+                f"rank {rank} holds stages {list(expected)} under {schedule.name}; "
+                f"the table given has {sorted(stages)}"
+            )
+        self.program = compile_rank(forward_only(schedule) if evaluate else schedule, rank)
+        name = f"{schedule.name}, forward only" if evaluate else schedule.name
+        self.position = Position(name, rank, self.program.ops)
+        self._stages, self._transport, self._shape = dict(stages), transport, shape
+        self._device, self._lockstep, self._watchdog = device, lockstep, watchdog
+        self._overlapping = {n for n, stage in stages.items() if isinstance(stage, OverlappingStage)}
+        self._pool = BufferPool(dtype, device)
+        self._broken = False
+
+    def step(self) -> Record:
+        """Runs the schedule once. Returns when all of it is done and sent (on CUDA: enqueued).
+
+        PipelineError if a message is lost; what a stage raises passes through, with the position as a note.
+        After an exception the ranks are out of step with each other: another call raises RuntimeError.
+        """
+        if self._broken:
+            raise RuntimeError(f"{self.position}: an earlier step failed, so the ranks no longer agree")
+        self._broken = True
+        if self._watchdog is not None:
+            self._watchdog.watch(self.position)
+        self.position.begin_step()
+        try:
+            record = self._execute()
+        except Exception as error:
+            error.add_note(f"at {self.position}")
+            if self._watchdog is not None:
+                self._watchdog.trip(f"rank {self.program.rank}: {type(error).__name__}: {error}")
+            raise
+        self.position.end_step()
+        self._broken = False
+        return record
+
+    def _execute(self) -> Record:
+        program, position = self.program, self.position
+        record = Record(program, self._device)
+        mail = Mail(self._transport, self._pool, self._shape, program, position, record.counters)
+        self._record, self._mail = record, mail
+        self._handed: dict[Handover, Tensor] = {}
+        for index, op in enumerate(program.ops):
+            position.at(index)
+            if len(op.parts) == 1:
+                self._run(op.parts[0])
+            elif self._lockstep:
+                self._run_in_lockstep(op)
+            elif op.action.stage in self._overlapping:
+                self._run_overlapped(op)
+            else:
+                for part in op.parts:
+                    self._run(part)
+        position.at(len(program.ops))
+        mail.finish()
+        record.finish(mail.waited())
+        return record
+
+    def _run(self, part: Part) -> None:
+        value = self._take(part)
+        started = self._start(part)
+        result = self._compute(part, value)
+        self._end(part, started)
+        self._give(part, result)
+        self._release(part)
+
+    def _run_in_lockstep(self, op: Op) -> None:
+        values = [self._take(part) for part in op.parts]
+        results = []
+        for part, value in zip(op.parts, values, strict=True):
+            started = self._start(part)
+            results.append(self._compute(part, value))
+            self._end(part, started)
+        for part, result in zip(op.parts, results, strict=True):
+            self._give(part, result)
+            self._release(part)
+
+    def _run_overlapped(self, op: Op) -> None:
+        forward, backward = op.parts
+        calls: list[str] = []
+        started: dict[Part, _Started] = {}
+
+        def wait_grad() -> Tensor | None:
+            calls.append("wait_grad")
+            value = self._take(backward)
+            started[backward] = self._start(backward)
+            return value
+
+        def send_output(output: Tensor | None) -> None:
+            calls.append("send_output")
+            self._end(forward, started[forward])
+            self._give(forward, output)
+
+        def send_input_grad(gradient: Tensor | None) -> None:
+            calls.append("send_input_grad")
+            self._give(backward, gradient)
+
+        value = self._take(forward)
+        started[forward] = self._start(forward)
+        self._stages[forward.action.stage].forward_backward(
+            forward.action.microbatch,
+            value,
+            self._stages[backward.action.stage],
+            backward.action.microbatch,
+            wait_grad,
+            send_output,
+            send_input_grad,
+        )
+        if sorted(calls) != ["send_input_grad", "send_output", "wait_grad"]:
+            raise RuntimeError(
+                f"{op.action}: forward_backward of stage {forward.action.stage} called {calls}; "
+                "it has to call wait_grad, send_output and send_input_grad once each"
+            )
+        self._end(backward, started[backward])
+        self._release(forward)
+        self._release(backward)
+
+    def _compute(self, part: Part, value: Tensor | None) -> Tensor | None:
+        kind, number, microbatch, _ = part.action
+        stage = self._stages[number]
+        if kind is Kind.F:
+            return stage.forward(microbatch, value)
+        if kind is Kind.B:
+            return stage.backward(microbatch, value)
+        if kind is Kind.I:
+            return stage.backward_input(microbatch, value)
+        return stage.backward_weight(microbatch)
+
+    def _take(self, part: Part) -> Tensor | None:
+        """The part's input: a message, a value from another stage of this rank, or nothing."""
+        if part.take is not None:
+            return self._handed.pop(part.take)
+        return None if part.receive is None else self._mail.receive(part.receive)
+
+    def _give(self, part: Part, value: Tensor | None) -> None:
+        """Where the part's result goes."""
+        if part.send is None and part.give is None:
+            return
+        if value is None:
+            raise ValueError(f"{part.action} returned nothing, and another stage needs its result")
+        value = value.detach()
+        if part.send is not None:
+            self._mail.send(part.send, value)
+        else:
+            self._handed[part.give] = self._mail.own(value)
+
+    def _start(self, part: Part) -> _Started:
+        counters = self._record.counters
+        if part.action.kind is Kind.F:
+            counters.live += 1
+            counters.note()
+        return _Started(self._mail.waited(), self._record.mark())
+
+    def _end(self, part: Part, started: _Started) -> None:
+        record, action = self._record, part.action
+        record.add(self.position.index, action, started.waited, started.mark, record.mark())
+        if action.kind is Kind.I:
+            record.counters.pending += 1
+            record.counters.note()
+        elif action.kind is Kind.W:
+            record.counters.pending -= 1
+
+    def _release(self, part: Part) -> None:
+        if part.closes:
+            self._record.counters.live -= 1
+            self._mail.release(part.action.stage, part.action.microbatch)

@@ -1,0 +1,154 @@
+"""Messages as torch.distributed point-to-point operations: gloo between CPUs, NCCL between GPUs.
+
+Gloo tells messages apart by a tag. NCCL ignores tags and matches the operations of a group by their order, so
+every channel gets a process group of its own, and with it a communicator and a (high-priority) stream: order
+matters within a channel only, where the validated schedule guarantees it, and a message that nobody receives
+yet blocks no other channel.
+"""
+
+from __future__ import annotations
+
+import time
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from schedules.actions import Kind
+from schedules.costs import Link
+from schedules.placement import Placement
+from schedules.plan import Message
+from schedules.runtime.link import EmulatedLink, sleep_until
+from schedules.runtime.transport import Pending, Transport
+
+_MICROBATCHES, _STAGES = 1 << 17, 1 << 12  # what a tag of 31 bits has room for
+
+
+class DistributedTransport(Transport):
+    """``group``'s rank r is rank r of the pipeline. Creating one is collective over the group; it may serve
+    several runtimes, one step at a time.
+
+    ``device`` is where the tensors are: CPU needs a group that gloo serves, CUDA one of NCCL's. ``link`` (CPU
+    only) emulates a slower wire between the processes of one machine.
+    """
+
+    def __init__(
+        self,
+        group: dist.ProcessGroup,
+        placement: Placement,
+        device: torch.device,
+        link: Link | EmulatedLink | None = None,
+    ) -> None:
+        if group.size() != placement.ranks:
+            raise ValueError(
+                f"a process group of {group.size()} ranks for a schedule of {placement.ranks}: "
+                "the pipeline's group has to have one rank for each of the schedule's"
+            )
+        if link is not None and device.type != "cpu":
+            raise ValueError(f"an emulated link works between CPU tensors only, not on {device}")
+        self._group, self._cuda = group, device.type == "cuda"
+        self._link = EmulatedLink(link) if isinstance(link, Link) else link
+        self._channels = _channel_groups(group, placement, device) if self._cuda else {}
+
+    def send(self, message: Message, tensor: Tensor) -> Pending:
+        if self._cuda:
+            group = self._channels[message.channel]
+            return _NcclSend(_isend(tensor, group, 1 - group.rank(), 0), tensor)
+        tag = _tag(message)
+        works = [_isend(tensor, self._group, message.target_rank, tag)]
+        if self._link is None:
+            return works[0]
+        arrival = self._link.arrival(message.target_rank, tensor.nbytes)
+        stamp = torch.tensor([arrival], dtype=torch.float64)
+        works.append(_isend(stamp, self._group, message.target_rank, tag + 1))
+        return _StampedSend(works, stamp)
+
+    def receive(self, message: Message, buffer: Tensor) -> Pending:
+        if self._cuda:
+            group = self._channels[message.channel]
+            return _irecv(buffer, group, 1 - group.rank(), 0)
+        tag = _tag(message)
+        work = _irecv(buffer, self._group, message.source_rank, tag)
+        if self._link is None:
+            return work
+        stamp = torch.empty(1, dtype=torch.float64)
+        return _StampedReceive(work, _irecv(stamp, self._group, message.source_rank, tag + 1), stamp)
+
+
+def _isend(tensor: Tensor, group: dist.ProcessGroup, rank: int, tag: int) -> dist.Work:
+    """As dist.isend, less its checks, which take longer than the call."""
+    return group.send([tensor], rank, tag)
+
+
+def _irecv(tensor: Tensor, group: dist.ProcessGroup, rank: int, tag: int) -> dist.Work:
+    return group.recv([tensor], rank, tag)
+
+
+def _tag(message: Message) -> int:
+    """Even, so that the next one is free for the stamp of an emulated link."""
+    if message.microbatch >= _MICROBATCHES or message.source >= _STAGES:
+        raise ValueError(f"{message}: tags have room for {_MICROBATCHES} micro-batches and {_STAGES} stages")
+    return ((message.microbatch * _STAGES + message.source) * 2 + (message.payload is Kind.B)) * 2
+
+
+def _channel_groups(
+    group: dist.ProcessGroup, placement: Placement, device: torch.device
+) -> dict[tuple[int, int], dist.ProcessGroup]:
+    """A group of two ranks for every channel of this rank, created in an order that all ranks share.
+
+    NCCL connects a pair at its first message, and both hosts wait there: in a schedule that would deadlock,
+    so each channel carries one message here.
+    """
+    options = dist.ProcessGroupNCCL.Options(is_high_priority_stream=True)
+    members = dist.get_process_group_ranks(group)
+    rank_of = placement.rank_of
+    groups = {}
+    for first in range(placement.stages):
+        second = placement.next(first)
+        if second is None or rank_of[first] == rank_of[second]:
+            continue
+        for source, target in ((first, second), (second, first)):
+            if group.rank() not in (rank_of[source], rank_of[target]):
+                continue
+            pair = dist.new_group(
+                sorted((members[rank_of[source]], members[rank_of[target]])),
+                backend="nccl",
+                pg_options=options,
+                use_local_synchronization=True,
+            )
+            token = torch.zeros(1, device=device)
+            move = _isend if rank_of[source] == group.rank() else _irecv
+            move(token, pair, 1 - pair.rank(), 0).wait()
+            groups[source, target] = pair
+    torch.cuda.synchronize(device)
+    return groups
+
+
+class _NcclSend:
+    """Waiting for NCCL's work would hold up the compute stream, not the host: so the host looks instead."""
+
+    def __init__(self, work: dist.Work, tensor: Tensor) -> None:
+        self._work, self._tensor = work, tensor
+
+    def wait(self) -> None:
+        while not self._work.is_completed():
+            time.sleep(50e-6)
+
+
+class _StampedSend:
+    def __init__(self, works: list[dist.Work], stamp: Tensor) -> None:
+        self._works, self._stamp = works, stamp
+
+    def wait(self) -> None:
+        for work in self._works:
+            work.wait()
+
+
+class _StampedReceive:
+    def __init__(self, work: dist.Work, stamp_work: dist.Work, stamp: Tensor) -> None:
+        self._work, self._stamp_work, self._stamp = work, stamp_work, stamp
+
+    def wait(self) -> None:
+        self._work.wait()
+        self._stamp_work.wait()
+        sleep_until(float(self._stamp))

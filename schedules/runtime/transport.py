@@ -1,0 +1,34 @@
+"""How messages get from rank to rank."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Protocol
+
+from torch import Tensor
+
+from schedules.plan import Message
+
+
+class Pending(Protocol):
+    """A send or a receive under way."""
+
+    def wait(self) -> None:
+        """Of a receive: returns when the tensor may be read; on CUDA by work that the current stream gets
+        from now on. Of a send: returns when the tensor is no longer needed. Raises if the peer is lost."""
+        ...
+
+
+class Transport(ABC):
+    """Messages are told apart by channel (stage edge and direction) and micro-batch. Those of one channel are
+    received in the order in which they are sent; nothing is assumed about the order between channels, so a
+    message that nobody waits for yet holds up no other."""
+
+    @abstractmethod
+    def send(self, message: Message, tensor: Tensor) -> Pending:
+        """Starts sending what the current stream has computed into ``tensor`` (contiguous). Never waits for
+        the receiver. The tensor must not change until the result's ``wait`` has returned."""
+
+    @abstractmethod
+    def receive(self, message: Message, buffer: Tensor) -> Pending:
+        """Starts receiving into ``buffer``, contiguous and of the size that was sent."""

@@ -1,0 +1,204 @@
+"""The command: one line and status 2 for every mistake, nothing written, no torch before it is needed."""
+
+import os
+import resource
+import subprocess
+import sys
+import textwrap
+import types
+from pathlib import Path
+
+import pytest
+
+import hcmegatron
+from hcmegatron import cli
+from hcmegatron.config import Config, load
+from hcmegatron.platform.ranks import RankInfo
+
+ROOT = Path(hcmegatron.__file__).parents[1]
+QUICKSTART = ROOT / "configs" / "quickstart.yaml"
+LAUNCHERS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "TORCHELASTIC", "OMPI_", "PMI", "SLURM_")
+
+
+@pytest.fixture(autouse=True)
+def _alone(monkeypatch, tmp_path):
+    """In an empty directory, without a launcher."""
+    for name in list(os.environ):
+        if name.startswith(LAUNCHERS):
+            monkeypatch.delenv(name)
+    monkeypatch.chdir(tmp_path)
+
+
+def program(*arguments, **environ):
+    command = [sys.executable, "-m", "hcmegatron", *map(str, arguments)]
+    env = os.environ | {"PYTHONPATH": str(ROOT), **environ}
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, env=env)
+
+
+@pytest.fixture
+def torchrun(monkeypatch):
+    """This process as rank 1 of 2 under torchrun."""
+    place = {"RANK": 1, "WORLD_SIZE": 2, "LOCAL_RANK": 1, "LOCAL_WORLD_SIZE": 2, "MASTER_PORT": 1234}
+    for name, value in {**place, "MASTER_ADDR": "h", "TORCHELASTIC_RUN_ID": "none"}.items():
+        monkeypatch.setenv(name, str(value))
+
+
+@pytest.fixture
+def trained(monkeypatch):
+    """Stands in for the trainer; the calls it got."""
+    calls = []
+    stub = types.ModuleType("hcmegatron.training.run")
+    stub.train = lambda config, ranks, name: calls.append((config, ranks, name)) or 0
+    monkeypatch.setitem(sys.modules, "hcmegatron.training.run", stub)
+    return calls
+
+
+def test_config_prints_what_loads_as_the_same(tmp_path, capsys):
+    assert cli.main(["config", str(QUICKSTART), "--training.steps=3"]) == 0
+    printed = capsys.readouterr()
+    (tmp_path / "again.yaml").write_text(printed.out)
+    assert load(tmp_path / "again.yaml") == load(QUICKSTART, ["--training.steps=3"])
+    assert "warning: optimizer.warmup_steps" in printed.err
+
+
+def test_config_alone_prints_the_defaults(tmp_path, capsys):
+    assert cli.main(["config"]) == 0
+    (tmp_path / "again.yaml").write_text(capsys.readouterr().out)
+    assert load(tmp_path / "again.yaml") == Config()
+
+
+def test_help_and_version(capsys):
+    assert cli.main([]) == 0
+    printed = capsys.readouterr().out
+    assert all(verb in printed for verb in ("train", "config", "schedule"))
+    assert cli.main(["--version"]) == 0
+    assert capsys.readouterr().out.startswith("hcmegatron 0.1.0 (Python 3.")
+    with pytest.raises(SystemExit) as left:
+        cli.main(["config", "--help"])
+    assert left.value.code == 0
+    assert "connection.kind = mhc    (one of residual, shc" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["trian"], ["trian", "train"]),
+        (["train"], ["FILE", "train --help"]),
+        (["train", "nowhere.yaml"], ["nowhere.yaml", "no such file"]),
+        (["train", "{}", "--training.steps", "3"], ["--section.key=value"]),
+        (["train", "{}", "--training.steps"], ["--training.steps=VALUE"]),
+        (["--training.steps=3"], ["no verb"]),
+        (["train", "{}", "-x"], ["-x"]),
+        (["train", "{}", "--training.stps=3"], ["training.stps", "did you mean training.steps?"]),
+        (["train", "{}", "--model.hidden_size=131"], ["model.hidden_size = 131", "model.heads"]),
+        (["train", "{}", "--parallel.context=2"], ["context parallelism"]),
+        (["train", "{}", "--data.paths=[nowhere]"], ["data.paths = nowhere", "does not exist"]),
+        (["train", "{}", "--data.paths=[binary.txt]"], ["binary.txt is binary"]),
+        (["train", "{}", "--data.paths=[empty.txt]"], ["empty.txt", "empty"]),
+        (["schedule", "no-such-schedule", "--ranks=2", "--microbatches=4"], ["no-such-schedule"]),
+    ],
+)
+def test_mistakes(arguments, words, tmp_path, capsys, trained):
+    (tmp_path / "binary.txt").write_bytes(b"\0" * 2000)
+    (tmp_path / "empty.txt").write_bytes(b"")
+    before = sorted(os.listdir())
+    assert cli.main([str(QUICKSTART) if word == "{}" else word for word in arguments]) == 2
+    printed = capsys.readouterr()
+    assert printed.out == "" and printed.err.count("\n") == 1 and printed.err.startswith("hcmegatron")
+    for word in words:
+        assert word in printed.err
+    assert not trained and sorted(os.listdir()) == before
+
+
+def test_a_rank_of_a_launcher_trains_in_this_process(torchrun, trained):
+    assert cli.main(["train", str(QUICKSTART), "--training.steps=40"]) == 0
+    ((config, ranks, name),) = trained
+    assert ranks == RankInfo(1, 2, 1, 2, "h", 1234, "torchrun") and name == "quickstart"
+    assert config == load(QUICKSTART, ["--training.steps=40"])
+
+
+def test_a_world_that_does_not_fit_is_said_once_a_machine(torchrun, trained, monkeypatch, capsys):
+    """The other ranks let the first one speak; the launcher ends them when it exits."""
+    wrong, waited = ["train", str(QUICKSTART), "--parallel.pipeline=4", "--parallel.schedule=1f1b"], []
+    monkeypatch.setattr(cli.time, "sleep", waited.append)
+    for rank in (0, 1):
+        monkeypatch.setenv("RANK", str(rank))
+        monkeypatch.setenv("LOCAL_RANK", str(rank))
+        assert cli.main(wrong) == 2
+        assert "world size 2 is not a multiple of 4" in capsys.readouterr().err
+        assert waited == [cli.PATIENCE_S] * rank and not trained
+
+
+def test_torchrun_says_a_mistake_once(tmp_path):
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m"]
+    wrong = ["--parallel.pipeline=4", "--parallel.schedule=1f1b"]
+    command = [*torchrun, "hcmegatron", "train", str(QUICKSTART), *wrong]
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=120, env=os.environ | {"PYTHONPATH": str(ROOT)}
+    )
+    assert done.returncode != 0 and done.stderr.count("world size 2 is not a multiple of 4") == 1
+
+
+def test_contradicting_launchers(torchrun, monkeypatch, capsys):
+    monkeypatch.delenv("LOCAL_RANK")
+    assert cli.main(["train", str(QUICKSTART)]) == 2
+    assert "LOCAL_RANK is not set" in capsys.readouterr().err
+
+
+def started(tmp_path, body, *overrides):
+    """`hcmegatron train quickstart` in its own process, with `body` as the trainer."""
+    code = "import sys, types, os\n"
+    code += f"sys.path.insert(0, {str(ROOT)!r})\n"
+    code += (
+        "stub = types.ModuleType('hcmegatron.training.run')\nsys.modules['hcmegatron.training.run'] = stub\n"
+    )
+    code += f"def train(config, ranks, name):\n{textwrap.indent(textwrap.dedent(body), '    ')}\n"
+    code += "stub.train = train\nfrom hcmegatron.cli import main\n"
+    code += f"sys.exit(main({['train', str(QUICKSTART), *overrides]}))"
+    path = tmp_path / "started.py"
+    path.write_text(code)
+    return subprocess.run([sys.executable, str(path)], capture_output=True, text=True, timeout=120)
+
+
+def test_without_a_launcher_the_layouts_ranks_are_started(tmp_path):
+    body = (
+        "os.write(1, f'{ranks.rank}/{ranks.world_size} {name} {config.training.steps}\\n'.encode())\nreturn 0"
+    )
+    done = started(tmp_path, body, "--training.steps=77")
+    assert (done.returncode, sorted(done.stdout.splitlines())) == (
+        0,
+        ["0/2 quickstart 77", "1/2 quickstart 77"],
+    )
+
+
+def test_a_mistake_found_by_the_ranks_is_one_line(tmp_path):
+    body = "from hcmegatron.config import ConfigError\nraise ConfigError('run.dir = x is already in use')"
+    done = started(tmp_path, body)
+    assert (done.returncode, done.stderr) == (2, "hcmegatron: error: run.dir = x is already in use\n")
+
+
+def test_no_torch_for_help_configurations_and_mistakes(tmp_path):
+    code = (
+        "import sys; from hcmegatron.cli import main\n"
+        f"main(['config', {str(QUICKSTART)!r}])\n"
+        f"main(['train', {str(QUICKSTART)!r}, '--data.paths=[no]'])\n"
+        "main(['--version'])\n"
+        "print([name for name in ('torch', 'numpy', 'megatron', 'psutil') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] in ("[]", "['psutil']")
+
+
+def test_answers_cost_less_than_half_a_second():
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    for arguments in (["--help"], ["config", QUICKSTART], ["train", "nowhere.yaml"]):
+        program(*arguments)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    spent = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    assert spent / 3 < 0.5  # processor time: the machine may be busy
+
+
+def test_a_closed_pipe_is_no_error():
+    command = f"PYTHONPATH={ROOT} {sys.executable} -m hcmegatron config | head -1"
+    done = subprocess.run(["bash", "-o", "pipefail", "-c", command], capture_output=True, text=True)
+    assert done.stderr == "" and done.stdout == "model:\n"

@@ -1,0 +1,111 @@
+"""Counts, widths and rules against the papers' printed integers and against the built modules. No torch in
+facts."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from small_network import KINDS, config
+
+from hcmegatron.connections import facts
+from hcmegatron.connections.build import build_connection, build_contract
+
+PLAIN = {"norm": "rmsnorm_plain"}
+
+
+@pytest.mark.parametrize(
+    ("conn", "printed"),
+    [
+        (config("shc", n=2), 256),
+        (config("shc", n=4), 768),
+        (config("dhc", n=2, **PLAIN), 262_464),
+        (config("dhc", n=4, **PLAIN), 394_048),
+        (config("dhc", n=4), 459_584),
+        (config("sfc", n=4), 1_152),
+        (config("dfc", n=4), 165_056),
+        (config("dfc", n=4, **PLAIN), 148_672),
+    ],
+)
+def test_added_parameters_of_32_connections_as_printed(conn, printed):
+    assert 32 * facts.parameters(conn, 2048) == printed
+
+
+def test_olmo_7b_dhc4_as_printed():
+    assert 64 * facts.parameters(config("dhc", n=4, **PLAIN), 4096) == 1_574_528
+
+
+def test_static_flops_as_printed_for_olmo_1b():
+    conn = config("shc", n=4)
+    assert facts.flops(conn, 2048) == facts.paper_flops(conn, 2048) == 2 * 4 * 6 * 2048
+    assert facts.flops(config("dhc", n=4), 2048) == 96 * 2048
+    assert facts.paper_flops(config("dhc", n=4), 2048) is None
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("n", [1, 3, 4])
+@pytest.mark.parametrize("norm", ["rmsnorm", "layernorm_plain"])
+def test_counts_equal_the_built_module(kind, n, norm):
+    conn = config(kind, n=n, norm=norm)
+    module = build_connection(conn, 12, 5, norm_eps=1e-6)
+    assert sum(p.numel() for p in module.parameters()) == facts.parameters(conn, 12)
+    assert all(p.dtype == torch.float32 for p in module.parameters())
+
+
+@pytest.mark.parametrize("off", ["use_pre", "use_post", "use_res"])
+def test_disabled_parts_of_mhc_own_no_parameters(off):
+    conn = config("mhc", **{off: False})
+    module = build_connection(conn, 8, 0, norm_eps=1e-6)
+    assert sum(p.numel() for p in module.parameters()) == facts.parameters(conn, 8)
+    none = config("mhc", use_pre=False, use_post=False, use_res=False)
+    assert (
+        facts.parameters(none, 8) == 0 == len(list(build_connection(none, 8, 0, norm_eps=1e-6).parameters()))
+    )
+
+
+def test_contract_head_counts():
+    conn = config("mhc", contract="head")
+    head = build_contract(conn, 8, norm_eps=1e-6)
+    assert sum(p.numel() for p in head.parameters()) == facts.contract_parameters(conn, 8) == 8 * 16 + 5
+    assert facts.contract_parameters(config("mhc"), 8) == 0
+
+
+def test_widths():
+    assert [facts.streams(config(kind, n=4)) for kind in KINDS] == [1, 4, 4, 1, 1, 4]
+
+
+def test_every_parameter_has_a_weight_decay_rule():
+    decayed = set()
+    for kind in KINDS:
+        conn = config(kind, n=2, contract="head" if kind in ("shc", "dhc", "mhc") else "sum")
+        for module in (build_connection(conn, 8, 0, norm_eps=0.0), build_contract(conn, 8, norm_eps=0.0)):
+            decayed |= {
+                name for name, _ in module.named_parameters() if facts.weight_decay(conn, "a.b." + name)
+            }
+    assert decayed == {"W_m", "W_r", "W_b", "W_alpha", "W_beta", "s_a", "s_b", "phi", "phi_head"}
+    with pytest.raises(ValueError, match="linear_fc1"):
+        facts.weight_decay(config("mhc"), "mlp.linear_fc1.weight")
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"kind": "sfc", "n": 5}, r"connection\.n=5.*hidden_size=12"),
+        ({"kind": "mhc", "n": 0}, r"connection\.n=0"),
+        ({"kind": "hc"}, r"connection\.kind='hc'"),
+        ({"kind": "mhc", "sinkhorn_iterations": 0}, "sinkhorn_iterations=0"),
+        ({"kind": "dfc", "contract": "head"}, "contract='head' has no effect"),
+        ({"kind": "dhc", "use_res": False}, "use_res=False has no effect"),
+        ({"kind": "dhc", "pre_eps": 1e-6}, "pre_eps=1e-06 has no effect"),
+        ({"kind": "shc", "tanh": False}, "tanh=False has no effect"),
+        ({"kind": "mhc", "pre_eps": -1.0}, "must not be negative"),
+    ],
+)
+def test_mistakes_are_named(fields, words):
+    with pytest.raises(ValueError, match=words):
+        build_connection(config(**fields), 12, 0, norm_eps=0.0)
+
+
+def test_facts_import_no_torch():
+    program = "import sys, hcmegatron.connections.facts; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0

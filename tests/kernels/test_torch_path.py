@@ -1,0 +1,74 @@
+"""The torch path against the mathematics in fp64: every variant, every gradient, and what it keeps."""
+
+import pytest
+import torch
+from reference import VARIANTS, compare, inputs, name_of
+
+from hcmegatron.kernels import torch_path
+from hcmegatron.kernels.options import ReadOptions
+
+
+@pytest.mark.parametrize("options", VARIANTS, ids=name_of)
+def test_equals_the_mathematics(options):
+    compare(torch_path.read, torch_path.write, options)
+
+
+@pytest.mark.parametrize("scale", [1.0, 30.0])
+def test_fp32(scale):
+    compare(
+        torch_path.read, torch_path.write, ReadOptions(4), dtype=torch.float32, scale=scale, tolerance=2e-5
+    )
+
+
+@pytest.mark.parametrize("T", [0, 1])
+def test_few_tokens(T):
+    compare(torch_path.read, torch_path.write, ReadOptions(4), T=T)
+
+
+def test_non_contiguous_streams():
+    H, phi, scale, bias = inputs(ReadOptions(3))
+    strided = H.detach().mT.contiguous().mT.requires_grad_()
+    out = [torch_path.read(h, phi, scale, bias, ReadOptions(3)) for h in (H, strided)]
+    for a, b in zip(*out, strict=True):
+        torch.testing.assert_close(a, b)
+    torch.testing.assert_close(
+        *(torch.autograd.grad(o[0].sum(), h)[0] for o, h in zip(out, (H, strided), strict=True))
+    )
+
+
+@pytest.mark.parametrize("use", ["x only", "coefficients only", "write only"])
+def test_outputs_that_reach_no_loss(use):
+    options = ReadOptions(3)
+    H, phi, scale, bias = inputs(options)
+    x, pre, post, res, H2 = torch_path.read(H, phi, scale, bias, options)
+    out = {
+        "x only": x,
+        "coefficients only": pre.square().sum() + post.sum() + res.square().sum(),
+        "write only": H2,
+    }[use]
+    grads = torch.autograd.grad(out.sum(), (H, phi, scale, bias))
+    assert all(g.isfinite().all() for g in grads) and grads[0].abs().max() > 0
+
+
+def test_keeps_the_streams_once_and_little_else():
+    """Per token: K + 1 + n numbers beside H for the read, y and n + n^2 for the write."""
+    options = ReadOptions(4)
+    H, phi, scale, bias = inputs(options, T=64, C=32)
+    kept = {}
+    with torch.autograd.graph.saved_tensors_hooks(
+        lambda t: kept.setdefault(t.untyped_storage().data_ptr(), t.numel()) and t, lambda t: t
+    ):
+        x, _, post, res, streams = torch_path.read(H, phi, scale, bias, options)
+        torch_path.write(streams, x.unsqueeze(1), post, res)
+    parameters = phi.numel() + scale.numel() + bias.numel()
+    assert sum(kept.values()) == H.numel() + parameters + 64 * (24 + 1 + 4 + 32 + 4 + 16)
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_write_of_hc_and_fc(shared):
+    g = torch.Generator().manual_seed(0)
+    H, y = (torch.randn(5, r, 6, generator=g, dtype=torch.float64) for r in (3, 1 if shared else 3))
+    post, res = (torch.randn(*s, generator=g, dtype=torch.float64) for s in ((5, 3), (5, 3, 3)))
+    bias = torch.randn(y.shape[1:], generator=g, dtype=torch.float64)
+    leaves = [t.requires_grad_() for t in (H, y, post, res, bias)]
+    assert torch.autograd.gradcheck(torch_path.write, leaves)

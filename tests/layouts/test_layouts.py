@@ -1,0 +1,138 @@
+"""Every layout gives the loss, gradients and updated parameters of one process; planted faults do not."""
+
+import pytest
+
+from tests.layouts import table
+from tests.layouts.cases import small
+
+pytestmark = pytest.mark.ranks
+
+LIMIT = 1e-5
+
+
+@pytest.fixture(scope="module")
+def references():
+    places = [(architecture, kind) for architecture in table.ARCHITECTURES for kind in table.KINDS]
+    return dict(zip(places, table.alone([small(*place) for place in places]), strict=True))
+
+
+@pytest.mark.parametrize("row", table.ROWS)
+def test_layout(row, references):
+    found = table.cells(row, references, small)
+    assert set(found) == {place for place in references if (row, place[0]) not in table.MISSING}
+    assert {place: error for place, error in found.items() if error > LIMIT} == {}
+
+
+def tied(config):
+    config.model.tie_embeddings = True
+
+
+def documents(config):
+    config.model.document_mask = True
+
+
+def post_norm(config):
+    config.model.norm_position, config.model.norm = "post", "layernorm"
+
+
+def plain_norms(config):
+    config.model.norm, config.model.tie_embeddings = "layernorm_plain", True
+
+
+def across_heads(config):
+    config.model.qk_norm, config.model.qk_norm_across_heads = False, True
+
+
+def load_balanced(config):
+    """OLMoE's router, and one dispatch by all-gather."""
+    config.moe.router, config.moe.aux_loss, config.moe.sequence_aux_loss = "softmax", 1e-2, 0.0
+    config.moe.dispatcher = "allgather"
+
+
+def latent(config):
+    """MLA in a dense model, which may be split over tensor ranks without sequence parallelism."""
+    config.model.attention, config.model.head_dim, config.model.query_groups = "mla", 8, None
+    config.mla.kv_rank, config.mla.q_rank, config.mla.rope_dim = 12, 20, 4
+
+
+def learned_contraction(config):
+    config.connection.contract = "head"
+
+
+# name -> architecture, connection, changes, rows
+VARIANTS = {
+    "tied embeddings": ("dense", "mhc", tied, ("TP 2 + SP", "PP 2", "TP 2 x PP 2")),
+    "document masks": ("dense", "dhc", documents, ("TP 2 + SP", "PP 2 x VPP 2")),
+    "norm after, LayerNorm": ("dense", "dfc", post_norm, ("TP 2 + SP",)),
+    "norms without parameters": ("dense", "shc", plain_norms, ("TP 2 + SP x PP 2",)),
+    "norm across heads": ("dense", "residual", across_heads, ("TP 2", "TP 2 + SP")),
+    "softmax router, auxiliary loss, all-gather": ("moe", "shc", load_balanced, ("TP 2 + SP", "EP 2")),
+    "dense MLA": ("dense", "sfc", latent, ("TP 2", "TP 2 + SP")),
+    "learned contraction": ("dense", "mhc", learned_contraction, ("TP 2 + SP", "PP 2")),
+}
+
+
+def changed(variant, **parallel):
+    architecture, kind, change, _ = VARIANTS[variant]
+    config = small(architecture, kind, **parallel)
+    change(config)
+    return config
+
+
+@pytest.fixture(scope="module")
+def variants():
+    return dict(zip(VARIANTS, table.alone([changed(variant) for variant in VARIANTS]), strict=True))
+
+
+@pytest.mark.parametrize("row", sorted({row for *_, rows in VARIANTS.values() for row in rows}))
+def test_variants(row, variants):
+    names = [name for name, (*_, rows) in VARIANTS.items() if row in rows]
+    world_size, parallel = table.ROWS[row]
+    ranks = table.run(world_size, [changed(name, **parallel) for name in names])
+    errors = {
+        name: table.largest_error(variants[name], [rank[index] for rank in ranks])
+        for index, name in enumerate(names)
+    }
+    assert {name: error for name, error in errors.items() if error > LIMIT} == {}
+
+
+@pytest.mark.parametrize("row", ["TP 2 + SP", "DP 2, distributed optimizer, overlapped"])
+def test_bf16_weights_beside_fp32_connections(row):
+    """Mixed dtypes meet where sequence-parallel gradients are flattened and where buffers are sharded."""
+    world_size, parallel = table.ROWS[row]
+    # dense: rounding can send a token to another expert, which no tolerance describes
+    reference, layout = small("dense", "mhc"), small("dense", "mhc", **parallel)
+    reference.training.dtype = layout.training.dtype = "bf16"
+    (expected,) = table.alone([reference])
+    ranks = [rank[0] for rank in table.run(world_size, [layout])]
+    for outcome in (expected, *ranks):
+        assert {dtype for name, dtype in outcome.dtypes.items() if "_connection." in name} == {
+            "torch.float32"
+        }
+        assert {dtype for name, dtype in outcome.dtypes.items() if "linear" in name} == {"torch.bfloat16"}
+    # a unit in the last place of bf16 is 2^-8 of a value
+    assert table.largest_error(expected, ranks) < 2**-6
+
+
+# fault -> row, architecture, connection, tied embeddings
+FAULTS = {
+    "unmarked_for_sequence_parallel": ("TP 2 + SP", "moe", "mhc", False),
+    "norms_unmarked": ("TP 2 + SP", "moe", "residual", False),
+    "split_weights_unmarked": ("TP 2 + SP", "dense", "residual", False),
+    "experts_taken_for_replicated": ("TP 2 + SP", "moe", "residual", False),
+    "connections_in_bf16": ("PP 2", "dense", "dhc", False),
+    "decay_by_dimension": ("PP 2", "dense", "dhc", False),
+    "tied_embedding_not_summed": ("PP 2", "dense", "residual", True),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_planted_faults_are_caught(fault):
+    row, architecture, kind, is_tied = FAULTS[fault]
+    world_size, parallel = table.ROWS[row]
+    reference, layout = small(architecture, kind), small(architecture, kind, **parallel)
+    reference.model.tie_embeddings = layout.model.tie_embeddings = is_tied
+    (expected,) = table.alone([reference])
+    faultless = table.largest_error(expected, [rank[0] for rank in table.run(world_size, [layout])])
+    faulty = table.largest_error(expected, [rank[0] for rank in table.run(world_size, [layout], fault)])
+    assert faultless < LIMIT < faulty / 10

@@ -1,0 +1,45 @@
+"""Weight gradients left for later: bit for bit the usual ones, and none computed before it is asked for."""
+
+import pytest
+import torch
+
+from tests.ranks import run_ranks
+
+pytestmark = pytest.mark.ranks
+
+MEGATRON = ("tests.model.workers",)
+TP, SP = {"tensor": 2}, {"tensor": 2, "sequence": True}
+OVERLAPPED = {"distributed_optimizer": True, "overlap_grad_reduce": True}
+CASES = {
+    "dense": (1, "dense", {}, "fp32", False, False),
+    "dense-tied": (1, "dense", {}, "fp32", True, False),
+    "dense-bf16": (1, "dense", {}, "bf16", False, False),
+    "dense-tp2": (2, "dense", TP, "fp32", False, False),
+    "dense-tp2-sp": (2, "dense", SP, "bf16", False, False),
+    "dense-dp2-overlapped": (2, "dense", OVERLAPPED, "fp32", False, False),
+    "moe": (1, "moe", {}, "fp32", False, True),
+    "moe-sequential": (1, "moe", {}, "fp32", False, False),
+    "moe-ep2-overlapped": (2, "moe", {"expert": 2} | OVERLAPPED, "bf16", False, True),
+    "moe-tp2-sp": (2, "moe", SP, "fp32", False, True),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_deferred_weight_gradients(case):
+    world_size, *arguments = CASES[case]
+    micro_batches = 1 if case == "dense-tied" else 3
+    for rank in run_ranks(world_size, "tests.model.deferred_ranks:compare", *arguments, preload=MEGATRON):
+        for how in ("whole", "deferred"):
+            different = [
+                name for name, value in rank["usual"].items() if not torch.equal(value, rank[how][name])
+            ]
+            assert not different, how
+        assert any(value.count_nonzero() for value in rank["usual"].values())
+        assert rank["weight_matmuls_in_I"] == []
+        # two steps are counted; an expert's weights count once each
+        assert rank["weight_matmuls_in_W"] == 2 * micro_batches * rank["separable"]
+        assert rank["other_matmuls_in_W"] == []
+        if micro_batches == 3:
+            entries, held = zip(*rank["held"][:3], strict=True)
+            assert entries == (2, 2, 1)  # waiting when each W is asked for, in I0 I1 W0 I2 W1 W2
+            assert held[0] > held[2] > 0

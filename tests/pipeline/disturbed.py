@@ -1,0 +1,62 @@
+"""A training run in which one rank does not do its part, started as the command starts it."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import signal
+import sys
+import time
+from functools import partial
+
+from hcmegatron.config.schema import Config
+from hcmegatron.pipeline.stage import ChunkStage
+from hcmegatron.platform.local_launch import launch
+from hcmegatron.platform.ranks import RankInfo
+from hcmegatron.training import run
+from hcmegatron.training.step import Stepper
+
+MICRO_BATCH = 3  # during whose forward it happens
+
+
+def start(config: Config, how: str, culprit: int, world_size: int) -> int:
+    """The exit status of the ranks, started on this machine."""
+    return launch(partial(rank, config, how, culprit), world_size)
+
+
+def rank(config: Config, how: str, culprit: int, ranks: RankInfo) -> int:
+    """One rank of `hcmegatron train`; in the second training step the culprit dies, stalls or stops early."""
+    print(f"rank {ranks.rank} is process {os.getpid()}", flush=True)
+    usual_step, usual_forward = Stepper.step, ChunkStage.forward
+    acting = False
+
+    def step(self, index, stop):
+        nonlocal acting
+        if index == 1:
+            time.sleep(1.5)  # for positions to reach the store
+            print(f"begins {time.monotonic()}", flush=True)
+            acting = ranks.rank == culprit
+            if acting and how == "cut":
+                for (_, forward_only), runtime in self.schedule._runtimes.items():
+                    if not forward_only:
+                        runtime.program = dataclasses.replace(
+                            runtime.program, ops=runtime.program.ops[:MICRO_BATCH]
+                        )
+        return usual_step(self, index, stop)
+
+    def forward(self, microbatch, input):
+        if acting and microbatch == MICRO_BATCH and how == "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if acting and microbatch == MICRO_BATCH and how == "stall":
+            _stall()
+        return usual_forward(self, microbatch, input)
+
+    Stepper.step, ChunkStage.forward = step, forward
+    try:
+        return run.train(config, ranks)
+    finally:
+        sys.stdout.flush()
+
+
+def _stall() -> None:
+    time.sleep(1000)

@@ -1,0 +1,116 @@
+"""What the ranks of an overlap test run: a step with FBs node by node, with what was executed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from unittest import mock
+
+import torch
+
+from hcmegatron.config.schema import Config
+from hcmegatron.model.gpt import unwrap
+from hcmegatron.model.nodes import Node
+from hcmegatron.pipeline.cut import Piece
+from hcmegatron.pipeline.overlap import OverlappedStage
+from hcmegatron.pipeline.placement import first_micro_batches, most_held, training_schedule
+from hcmegatron.pipeline.schedule import build_schedule
+from hcmegatron.recompute.attach import Recomputation
+from hcmegatron.training.model import build_model
+from tests.model.workers import VOCAB, S, batches, groups_of, megatron_loss_step, randomise_connections
+from tests.recompute.workers import digest
+
+
+@dataclass
+class Step:
+    """One rank's step. bits: a digest of every gradient and buffer. in_order: the executed actions are the schedule's.
+    pairs: per FB its turns as planned and its nodes as they ran."""
+
+    loss: float | None
+    bits: dict[str, str]
+    in_order: bool
+    pairs: list[tuple[list, list]]
+
+
+def steps(configs: list[Config], count: int) -> list[Step]:
+    torch.set_num_threads(1)
+    return [step(config, count) for config in configs]
+
+
+def step(config: Config, count: int) -> Step:
+    with groups_of(config) as groups, watching() as pairs:
+        wrapped = build_model(config, VOCAB, groups)
+        chunks = [unwrap(chunk) for chunk in wrapped]
+        rank = groups.pp.rank()
+        Recomputation(config, chunks, *most_held(config, count, rank))
+        for chunk in chunks:
+            randomise_connections(chunk)
+        for chunk in wrapped:
+            chunk.zero_grad_buffer()
+        runner = build_schedule(config, wrapped, groups)
+        own = batches(count * groups.dp.size(), config.training.micro_batch)[
+            groups.dp.rank() :: groups.dp.size()
+        ]
+        losses = runner(
+            forward_step_func=megatron_loss_step,
+            data_iterator=[iter(own[first:]) for first in first_micro_batches(config, rank, count)],
+            model=wrapped,
+            num_microbatches=count,
+            seq_length=S,
+            micro_batch_size=config.training.micro_batch,
+        )
+        bits = {
+            f"{c}.{name}": digest(tensor)
+            for c, chunk in enumerate(chunks)
+            for name, tensor in (
+                *((name, p.main_grad) for name, p in chunk.named_parameters()),
+                *chunk.named_buffers(),
+            )
+        }
+        total = sum(float(entry["loss"][0]) for entry in losses) if losses else None
+        in_order = runner.record.actions == training_schedule(config, count).actions[rank]
+        return Step(total, bits, in_order, pairs)
+
+
+class watching:
+    """Notes the nodes that run inside every FB, where they run."""
+
+    def __enter__(self) -> list[tuple[list, list]]:
+        pairs: list[tuple[list, list]] = []
+        open_pair: list[list] = []
+        usual_forward, usual_backward = Node.forward, Piece.backward
+        usual_init, usual_pair = Piece.__init__, OverlappedStage.forward_backward
+        last: list[str] = [""]
+
+        def forward(node, state, micro_batch):
+            last[0] = node.name
+            if open_pair:
+                open_pair[-1].append((node.name, "F"))
+            return usual_forward(node, state, micro_batch)
+
+        def init(piece, state, cut=None, *rest):
+            usual_init(piece, state, cut, *rest)
+            piece.node = last[0] if cut else "embedding"
+
+        def backward(piece, gradients):
+            if open_pair:
+                open_pair[-1].append((piece.node, "B"))
+            return usual_backward(piece, gradients)
+
+        def pair(stage, *args):
+            open_pair.append([])
+            usual_pair(stage, *args)
+            pairs.append((list(stage.executed), open_pair.pop()))
+
+        self.patches = [
+            mock.patch.object(Node, "forward", forward),
+            mock.patch.object(Piece, "backward", backward),
+            mock.patch.object(Piece, "__init__", init),
+            mock.patch.object(OverlappedStage, "forward_backward", pair),
+        ]
+        for patch in self.patches:
+            patch.__enter__()
+        return pairs
+
+    def __exit__(self, *error) -> None:
+        for patch in self.patches:
+            patch.__exit__(*error)

@@ -1,0 +1,104 @@
+"""Bidirectional DualPipe over Megatron's chunks: two copies of every stage that stay one network."""
+
+import json
+import re
+
+import pytest
+
+from tests.model.compare import largest_errors
+from tests.model.workers import small_config
+from tests.ranks import run_ranks
+from tests.training.workers import tiny
+
+TARGET = "tests.model.workers:steps"
+RUN = {"preload": ("tests.model.workers",), "timeout": 200}
+WHOLE = {"preload": ("tests.pipeline.dualpipe_workers",), "process_group": False, "timeout": 150}
+CASES = [("residual", False), ("dhc", True), ("mhc", True)]
+
+
+def config_for(kind, moe, schedule, pipeline, layers, **sections):
+    config = small_config(kind, moe, **sections)
+    config.model.layers = layers
+    config.parallel.schedule, config.parallel.pipeline = schedule, pipeline
+    if moe:
+        config.moe.aux_loss, config.moe.z_loss = 1e-2, 1e-3
+    return config
+
+
+def check(cases, ranks, pipeline, layers, **sections):
+    """Against one process: loss, gradients and the parameters after a step of SGD."""
+    count = 2 * pipeline
+    alone = [config_for(*case, "megatron_1f1b", 1, layers, **sections) for case in cases]
+    references = run_ranks(1, TARGET, "fp32_step", alone, count, **RUN)[0]
+    configs = [config_for(*case, "dualpipe", pipeline, layers, **sections) for case in cases]
+    results = run_ranks(ranks, TARGET, "fp32_step", configs, count, **RUN)
+    for index, case in enumerate(cases):
+        steps = [rank[index] for rank in results]
+        ends = [step for step in steps if step.loss is not None]
+        assert ends == [steps[0], steps[-1]]
+        # each end saw half of the tokens
+        ends[0].loss = ends[1].loss = (ends[0].loss + ends[1].loss) / 2
+        found = largest_errors(references[index], steps)
+        assert max(found.values()) < 1e-5, (case, found)
+
+
+@pytest.mark.ranks
+@pytest.mark.parametrize("pipeline", [2, 4])
+def test_equals_one_process(pipeline):
+    check(CASES, pipeline, pipeline, 4)
+
+
+@pytest.mark.ranks
+def test_eight_ranks():
+    check([("mhc", True)], 8, 8, 8)
+
+
+@pytest.mark.ranks
+def test_tied_embeddings():
+    check([("mhc", False)], 4, 4, 4, model={"tie_embeddings": True})
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory):
+    path = tmp_path_factory.mktemp("corpus") / "text.txt"
+    path.write_text("".join(f"line {n * 7919 % 1000}: {'ab' * (n % 9)} {n * n}\n" for n in range(400)))
+    return path
+
+
+def run_config(text, directory, schedule, **sections):
+    """mHC with MLA and MoE, balanced by router biases that move at every step."""
+    config = tiny(text, directory, **sections)
+    config.model.layers, config.model.hidden_dropout, config.moe.first_dense = 4, 0.0, 1
+    config.moe.expert_bias_rate = 0.01
+    config.parallel.schedule = schedule
+    config.training.global_batch, config.optimizer.schedule = 4, "constant"
+    config.checkpoint.save_every = 25
+    return config
+
+
+def losses(directory, after):
+    lines = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+    return {line["step"]: line["loss"] for line in lines if line["step"] > after and "grad_norm" in line}
+
+
+@pytest.mark.ranks
+def test_copies_stay_equal_and_checkpoints_fit_other_schedules(text, tmp_path):
+    config = run_config(text, tmp_path / "both", "dualpipe", training={"steps": 50})
+    first, second = run_ranks(2, "tests.pipeline.dualpipe_workers:run", config, **WHOLE)
+    assert first.keys() == second.keys() == {0, 1}
+    for stage, names in first.items():
+        assert any(name.endswith("expert_bias") for name in names)
+        assert any("exp_avg_sq" in name for name in names)
+        assert not [name for name in names if names[name] != second[stage].get(name)], stage
+    said = (tmp_path / "both/train.log").read_text()
+    assert re.search(r"dualpipe keeps two copies of every stage: [\d,]+ parameters on this rank", said)
+
+    expected = losses(tmp_path / "both", 25)
+    start = {"load": str(tmp_path / "both/checkpoints/step-00000025")}
+    for schedule in ("dualpipev", "1f1b"):
+        directory = tmp_path / schedule
+        again = run_config(text, directory, schedule, training={"steps": 28}, checkpoint=start)
+        run_ranks(2, "tests.pipeline.dualpipe_workers:run", again, **WHOLE)
+        found = losses(directory, 25)
+        assert found.keys() == {26, 27, 28}
+        assert all(abs(found[step] - expected[step]) < 2e-6 for step in found), (schedule, found)

@@ -1,0 +1,207 @@
+"""Our schedules beside other kinds of parallelism, with uneven layers, and against Megatron's own schedules."""
+
+import copy
+
+import numpy as np
+import pytest
+
+from tests.layouts.cases import small
+from tests.layouts.table import assemble, largest_error
+from tests.ranks import run_ranks
+
+pytestmark = pytest.mark.ranks
+
+LIMIT = 1e-5
+RUN = {"preload": ("tests.model.workers",), "timeout": 200}
+KINDS = ("residual", "dhc", "dfc", "mhc")
+SPLIT = ("zb_h1", "zb_v", "dualpipev")
+SCHEDULES = ("gpipe", "1f1b", *SPLIT, "interleaved")
+DISTRIBUTED = {"distributed_optimizer": True}
+OVERLAPPED = {"overlap_grad_reduce": True}
+EARLY = DISTRIBUTED | OVERLAPPED | {"overlap_param_gather": True}
+
+
+def network(architecture, kind, micro_batches, layers=4, tied=False, **parallel):
+    """A network whose global batch does not depend on the layout: 2 x micro_batches sequences."""
+    config = small(architecture, kind)
+    config.model.layers, config.model.tie_embeddings = layers, tied
+    config.training.global_batch = 2 * micro_batches
+    if architecture == "moe":
+        config.moe.aux_loss = 1e-2
+    config.training.micro_batch = 1
+    for key, value in parallel.items():
+        setattr(config.parallel, key, value)
+    return config
+
+
+def run(ranks, worker, configs, *arguments):
+    return run_ranks(ranks, f"tests.pipeline.workers:{worker}", configs, *arguments, **RUN)
+
+
+def alone(configs):
+    """The same networks on one process, by what distinguishes them: unlike networks once each."""
+    references = []
+    for config in configs:
+        config = copy.deepcopy(config)
+        config.parallel = type(config.parallel)()
+        config.moe.grouped = False
+        references.append(config)
+    unlike = [config for index, config in enumerate(references) if config not in references[:index]]
+    outcomes = run(1, "steps", unlike)[0]
+    return [outcomes[unlike.index(config)] for config in references]
+
+
+def named(configs):
+    return [
+        (c.connection.kind, bool(c.moe.experts), c.model.layers, *vars(c.parallel).items()) for c in configs
+    ]
+
+
+def wrong(configs, references, ranks):
+    """The configurations whose loss, gradient norm, gradients or update differ from the reference, with the error."""
+    errors = [largest_error(one, [rank[i] for rank in ranks]) for i, one in enumerate(references)]
+    return [pair for pair in zip(named(configs), errors, strict=True) if not pair[1] < LIMIT]
+
+
+def rows(architecture, micro_batches, variants, **parallel):
+    """Every schedule with a kind and a variant in turn, DualPipeV with every kind, and the extremes with every
+    variant."""
+    chosen = [(s, KINDS[i % 4], variants[i % len(variants)]) for i, s in enumerate(SCHEDULES)]
+    if architecture == "dense" or "expert" in parallel:
+        chosen += [("dualpipev", kind, variants[i % len(variants)]) for i, kind in enumerate(KINDS)]
+    if len(variants) > 1:
+        chosen += [(s, "mhc", v) for s in ("zb_v", "1f1b") for v in variants]
+    chosen = [row for i, row in enumerate(chosen) if row not in chosen[:i]]
+    chosen.sort(key=lambda row: row[0] == "interleaved")  # its process groups are others
+    return [
+        network(
+            architecture,
+            kind,
+            micro_batches,
+            schedule=schedule,
+            pipeline=2,
+            virtual=2 if schedule == "interleaved" else None,
+            **{**parallel, **variant},
+        )
+        for schedule, kind, variant in chosen
+    ]
+
+
+@pytest.mark.parametrize(
+    ("architecture", "variants", "parallel"),
+    [
+        pytest.param("dense", ({}, DISTRIBUTED, OVERLAPPED, EARLY), {}, id="DP 2 x PP 2"),
+        pytest.param("moe", ({}, EARLY), {"expert": 2}, id="EP 2 x PP 2"),
+        pytest.param("dense", ({},), {"tensor": 2, "sequence": True}, id="TP 2 + SP x PP 2"),
+        pytest.param("moe", ({},), {"tensor": 2, "sequence": True}, id="TP 2 + SP x PP 2, MoE"),
+    ],
+)
+def test_layouts_equal_one_process(architecture, variants, parallel):
+    """With an odd number of micro-batches on every data-parallel rank, or twice as many without data parallelism."""
+    configs = rows(architecture, 5, variants, **parallel)
+    assert wrong(configs, alone(configs), run(4, "steps", configs)) == []
+
+
+def test_tied_embeddings_beside_data_parallelism():
+    """Where the two ends of a V are on one rank, and where Megatron sums them over two."""
+    configs = [
+        network("dense", "mhc", 5, tied=True, schedule=schedule, pipeline=2, **variant)
+        for schedule, variant in (
+            ("dualpipev", {}),
+            ("dualpipev", EARLY),
+            ("zb_h1", EARLY),
+            ("zb_v", OVERLAPPED),
+        )
+    ]
+    assert wrong(configs, alone(configs), run(4, "steps", configs)) == []
+
+
+def test_uneven_layers():
+    configs = [
+        network(architecture, "mhc", 4, layers, schedule=schedule, pipeline=2)
+        for architecture, layers in (("dense", 5), ("moe", 7))
+        for schedule in (("gpipe", "zb_h1", "zb_v") if architecture == "moe" else SCHEDULES[:-1])
+    ]
+    configs += [network("moe", "dhc", 4, 7, schedule="dualpipev", pipeline=2)]
+    configs += [network("dense", "dhc", 4, 5, schedule="interleaved", pipeline=2, virtual=2)]
+    assert wrong(configs, alone(configs), run(2, "steps", configs)) == []
+
+
+def merged(ranks):
+    """The outcomes of all ranks as one process's."""
+    whole = copy.copy(ranks[0])
+    whole.gradients = [part for rank in ranks for part in rank.gradients]
+    whole.updated = [part for rank in ranks for part in rank.updated]
+    return whole
+
+
+def test_equal_to_megatrons_schedules():
+    """Of its 1F1B ours has every bit: the same operations in the same order."""
+    configs = [
+        network(architecture, kind, 3, schedule=schedule, pipeline=2)
+        for architecture, kind in (("dense", "residual"), ("dense", "dfc"), ("moe", "mhc"), ("moe", "dhc"))
+        for schedule in ("megatron_1f1b", "1f1b", "dualpipev")
+    ]
+    interleaved = [
+        network("moe", "mhc", 3, schedule=schedule, pipeline=2, virtual=2)
+        for schedule in ("megatron_interleaved", "interleaved")
+    ]
+    ranks = run(2, "steps", configs + interleaved)
+    whole = [merged([rank[index] for rank in ranks]) for index in range(len(configs) + 2)]
+    for index in range(0, len(configs), 3):
+        megatrons, ours, dualpipev = whole[index : index + 3]
+        same_bits(megatrons, ours)
+        assert largest_error(megatrons, [dualpipev]) < LIMIT, named(configs)[index]
+    assert largest_error(whole[-2], [whole[-1]]) < LIMIT
+
+
+def same_bits(one, other):
+    assert (one.loss, one.norm) == (other.loss, other.norm)
+    for which in ("gradients", "updated"):
+        ours, theirs = assemble(getattr(one, which)), assemble(getattr(other, which))
+        assert ours.keys() == theirs.keys()
+        different = [place for place, value in ours.items() if not np.array_equal(value, theirs[place])]
+        assert different == []
+
+
+def test_lengths_may_differ_between_micro_batches():
+    lengths = [16, 5, 9, 16, 1, 12, 3]
+    configs = [
+        network("dense", kind, 7, schedule=schedule, pipeline=2)
+        for kind, schedule in (("mhc", "dualpipev"), ("dhc", "zb_h1"), ("mhc", "1f1b"))
+    ]
+    single = [network("dense", kind, 7, schedule="1f1b") for kind in ("mhc", "dhc", "mhc")]
+    references = run(1, "lengths", single, lengths)[0]
+    for reference in references:
+        gradients = [value for *_, value in reference.gradients]
+        reference.norm = float(np.sqrt(sum((value.astype(float) ** 2).sum() for value in gradients)))
+    ranks = run(2, "lengths", configs, lengths)
+    for rank in ranks:
+        for reference, outcome in zip(references, rank, strict=True):
+            outcome.norm = reference.norm
+    assert wrong(configs, references, ranks) == []
+
+
+def test_evaluation_is_the_same_under_every_schedule():
+    """For any number of micro-batches: fewer than ranks, odd, more than a group of the evaluation's schedule."""
+    counts = [1, 3, 9]
+    configs = [
+        network(architecture, "mhc", 4, schedule=schedule, pipeline=2)
+        for architecture in ("dense", "moe")
+        for schedule in ("megatron_1f1b", *SCHEDULES)
+        if schedule != "interleaved"
+    ]
+    configs.append(network("dense", "mhc", 4, schedule="interleaved", pipeline=2, virtual=2))
+    alone = {
+        architecture: losses
+        for architecture, losses in zip(
+            ("dense", "moe"),
+            run(1, "evaluations", [network(a, "mhc", 4) for a in ("dense", "moe")], counts)[0],
+            strict=True,
+        )
+    }
+    assert all(losses == sorted(losses) and losses[0] > 1 for losses in alone.values())
+    for rank in run(2, "evaluations", configs, counts):
+        for config, losses in zip(configs, rank, strict=True):
+            expected = alone["moe" if config.moe.experts else "dense"]
+            assert losses == pytest.approx(expected, rel=1e-6), config.parallel.schedule

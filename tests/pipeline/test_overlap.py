@@ -1,0 +1,131 @@
+"""Forwards overlapped with backwards, node by node, against the same schedule with F before B: equal bit for bit."""
+
+import copy
+
+import pytest
+
+from hcmegatron.model.gpt import stages
+from hcmegatron.pipeline.placement import placement, training_schedule
+from schedules.nodes import pair_turns
+from tests.model.workers import small_config
+from tests.ranks import run_ranks
+
+pytestmark = pytest.mark.ranks
+RUN = {"preload": ("tests.pipeline.overlap_workers",), "timeout": 200}
+MICRO_BATCHES = 4
+
+
+def config_for(kind, moe, schedule="dualpipev", pipeline=2, **sections):
+    config = small_config(kind, moe, **sections)
+    config.parallel.schedule, config.parallel.pipeline = schedule, pipeline
+    config.model.hidden_dropout = 0.1
+    return config
+
+
+def check(ranks, configs):
+    """Every configuration overlapped and not: the results of both."""
+    both = [copy.deepcopy(config) for config in configs for _ in range(2)]
+    for config in both[1::2]:
+        config.parallel.overlap = True
+    results = run_ranks(ranks, "tests.pipeline.overlap_workers:steps", both, MICRO_BATCHES, **RUN)
+    for index, config in enumerate(configs):
+        for rank in results:
+            plain, overlapped = rank[2 * index : 2 * index + 2]
+            case = config.connection.kind, config.moe.experts, config.recompute, config.parallel
+            assert plain.in_order and overlapped.in_order, case
+            assert plain.loss == overlapped.loss, case
+            assert plain.bits.keys() == overlapped.bits.keys()
+            assert not [name for name, bits in plain.bits.items() if bits != overlapped.bits[name]], case
+    return results
+
+
+def roles_of(config):
+    """Per stage of the model, its layers' roles."""
+    where = placement(config)
+    moe = {"attention", "dispatch", "experts", "combine"}
+    first = config.moe.first_dense if config.moe.experts else config.model.layers
+    return [
+        [{"attention", "experts"} if layer < first else moe for layer in stage.layers]
+        for stage in stages(config.model.layers, where.model_stages)
+    ]
+
+
+NODES = {
+    True: {
+        ("attention", "F"): ["attention", "route"],
+        ("dispatch", "F"): ["dispatch"],
+        ("experts", "F"): ["experts"],
+        ("combine", "F"): ["combine", "merge"],
+        ("combine", "I"): ["merge", "combine"],
+        ("experts", "I"): ["experts"],
+        ("dispatch", "I"): ["dispatch"],
+        ("attention", "I"): ["route", "attention"],
+    },
+    False: {
+        ("attention", "F"): ["attention"],
+        ("experts", "F"): ["mlp"],
+        ("experts", "I"): ["mlp"],
+        ("attention", "I"): ["attention"],
+    },
+}
+
+
+def check_pairs(config, results):
+    """Of every FB: the turns that were executed are the plan's, and the nodes ran in the order of the turns."""
+    where, layers = placement(config), roles_of(config)
+    for rank, step in enumerate(results):
+        planned = [
+            action for action in training_schedule(config, MICRO_BATCHES).actions[rank] if action.overlapped
+        ]
+        assert 0 < len(planned) == len(step.pairs)
+        for action, (executed, ran) in zip(planned, step.pairs, strict=True):
+            forward, backward = (layers[where.model_stage(part.stage)] for part in action.parts)
+            hides = any("dispatch" in roles for roles in (*forward, *backward))
+            turns = pair_turns(forward, backward, 0 if hides else len(forward), len(backward))
+            assert executed == turns
+            expected = []
+            last = max(index for index, turn in enumerate(turns) if turn.phase == "I")
+            for index, (layer, role, phase) in enumerate(turns):
+                of = forward if phase == "F" else backward
+                if phase != "W":
+                    nodes = NODES["dispatch" in of[layer]][role, phase]
+                    expected += [(node, "F" if phase == "F" else "B") for node in nodes]
+                if index == last:
+                    expected.append(("embedding", "B"))
+            assert ran == expected
+
+
+def test_every_connection_dense_and_moe():
+    """Six layers on four stages: chunks of two and one, the first layer without all-to-alls."""
+    cases = [(kind, moe) for kind in ("residual", "dhc", "dfc", "mhc") for moe in (False, True)]
+    configs = [config_for(*case, model={"layers": 6}) for case in cases]
+    results = check(2, configs)
+    for index, config in enumerate(configs):
+        check_pairs(config, [rank[2 * index + 1] for rank in results])
+
+
+def test_recomputation():
+    modules = ["core_attn", "mla_up_proj", "mlp", "shared_experts"]
+    settings = [
+        {"mode": "block", "block_length": "live"},
+        {"mode": "full"},
+        {"mode": "selective", "modules": modules},
+        {"mode": "block", "modules": modules},
+    ]
+    configs = [config_for("mhc", True, model={"layers": 8}, recompute=setting) for setting in settings]
+    check(2, configs)
+
+
+def test_both_directions():
+    configs = [config_for("mhc", True, "dualpipe"), config_for("dhc", False, "dualpipe")]
+    results = check(2, configs)
+    for index, config in enumerate(configs):
+        check_pairs(config, [rank[2 * index + 1] for rank in results])
+
+
+def test_experts_on_two_ranks():
+    configs = [config_for(kind, True, model={"layers": 8}, parallel={"expert": 2}) for kind in ("mhc", "dhc")]
+    configs[1].moe.grouped = False
+    results = check(4, configs)
+    for index, config in enumerate(configs):
+        check_pairs(config, [rank[2 * index + 1] for rank in (results[0], results[2])])

@@ -1,0 +1,62 @@
+"""Every schedule over Megatron's chunks against one process: loss, gradients, updated parameters."""
+
+import pytest
+
+from tests.model.compare import largest_errors
+from tests.model.workers import small_config
+from tests.ranks import run_ranks
+
+MICRO_BATCHES = 9
+TARGET = "tests.model.workers:steps"
+RUN = {"preload": ("tests.model.workers",), "timeout": 200}
+SCHEDULES = ("gpipe", "1f1b", "interleaved", "zb_h1", "zb_v", "dualpipev")
+CASES = [("residual", False), ("dhc", True), ("dfc", False), ("mhc", True)]
+
+
+def config_for(kind, moe, schedule, pipeline, **sections):
+    layers = 8 if pipeline == 4 else 4
+    config = small_config(kind, moe, **sections)
+    config.model.layers = layers
+    config.parallel.schedule, config.parallel.pipeline = schedule, pipeline
+    config.parallel.virtual = 2 if "interleaved" in schedule else None
+    if moe:
+        config.moe.aux_loss, config.moe.z_loss = 1e-2, 1e-3
+    return config
+
+
+@pytest.fixture(scope="module")
+def alone():
+    """One process under no schedule, per case and depth."""
+    made = {}
+
+    def of(cases, pipeline, **sections):
+        key = (tuple(cases), pipeline, repr(sections))
+        if key not in made:
+            configs = [config_for(*case, "megatron_1f1b", 1, **sections) for case in cases]
+            for config in configs:
+                config.model.layers = 8 if pipeline == 4 else 4
+            made[key] = run_ranks(1, TARGET, "fp32_step", configs, MICRO_BATCHES, **RUN)[0]
+        return made[key]
+
+    return of
+
+
+def check(alone, cases, schedules, pipeline, ranks, **sections):
+    references = alone(cases, pipeline, **{k: v for k, v in sections.items() if k != "parallel"})
+    configs = [config_for(*case, schedule, pipeline, **sections) for schedule in schedules for case in cases]
+    results = run_ranks(ranks, TARGET, "fp32_step", configs, MICRO_BATCHES, **RUN)
+    for index in range(len(configs)):
+        found = largest_errors(references[index % len(cases)], [rank[index] for rank in results])
+        where = schedules[index // len(cases)], cases[index % len(cases)]
+        assert max(found.values()) < 1e-5, (where, found)
+
+
+@pytest.mark.ranks
+@pytest.mark.parametrize("pipeline", [2, 4])
+def test_schedules_equal_one_process(alone, pipeline):
+    check(alone, CASES, SCHEDULES, pipeline, pipeline)
+
+
+@pytest.mark.ranks
+def test_tied_embeddings(alone):
+    check(alone, [("mhc", False)], SCHEDULES, 2, 2, model={"tie_embeddings": True})

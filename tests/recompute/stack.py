@@ -1,0 +1,50 @@
+"""Real connections and norms around cheap sub-layers, through the same interface as a chunk's layers."""
+
+from types import SimpleNamespace
+
+import torch
+from torch import nn
+
+from hcmegatron.config.schema import Connection
+from hcmegatron.connections.build import build_connection
+from hcmegatron.connections.facts import streams
+from hcmegatron.model.layer import AroundSubLayer
+from hcmegatron.model.norms import Norm
+
+
+class Stack(nn.Module):
+    """L sub-layers over C channels: norm, a linear (which saves the norm's output), write."""
+
+    def __init__(self, kind="mhc", n=4, sublayers=8, C=256, dropout=0.0, norm="rmsnorm", dtype=torch.float32):
+        super().__init__()
+        conn = Connection(kind=kind, n=n)
+        self.C, self.width, self.dtype = C, streams(conn), dtype
+        torch.manual_seed(1)
+        config = SimpleNamespace(params_dtype=dtype, sequence_parallel=False)
+        self.connections = nn.ModuleList(
+            build_connection(conn, C, k, norm_eps=1e-6, kernels="torch") for k in range(sublayers)
+        )
+        self.norms = nn.ModuleList(Norm(config, C, 1e-6, norm) for _ in range(sublayers))
+        self.linears = nn.ModuleList(nn.Linear(C, C, bias=False, dtype=dtype) for _ in range(sublayers))
+        with torch.no_grad():
+            for parameter in self.connections.parameters():
+                parameter.add_(0.1 * torch.randn_like(parameter))
+        self.sublayers = [
+            AroundSubLayer(connection, norm, nn.Identity(), dropout)
+            for connection, norm in zip(self.connections, self.norms, strict=True)
+        ]
+        self.calls = 0
+
+    def forward(self, streams, keeping):
+        for sublayer, linear in zip(self.sublayers, self.linears, strict=True):
+            with keeping.node():
+                x, coefficients = keeping.enter(sublayer, streams)
+                y = linear(x)
+                self.calls += 1
+                streams = keeping.leave(sublayer, streams, y, coefficients)
+        return streams
+
+    def input(self, tokens=16, seed=3):
+        generator = torch.Generator().manual_seed(seed)
+        made = torch.randn(tokens, 1, self.width, self.C, generator=generator).to(self.dtype)
+        return made.requires_grad_()

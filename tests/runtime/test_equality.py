@@ -1,0 +1,78 @@
+"""Every schedule gives the losses and gradients of one process, executes what it says, in bounded memory."""
+
+import pytest
+import torch
+
+from schedules import GENERATORS, generate
+from schedules.costs import Link
+from schedules.runtime import InProcessWorld, step_all
+from schedules.runtime.program import compile_rank, forward_only
+from tests.ranks import run_ranks
+from tests.runtime.stages import losses, reference, stages_of
+from tests.runtime.workers import result, runtime
+
+PRELOAD = ("torch.distributed", "tests.runtime.workers")
+SIZES = {2: 7, 4: 11}  # micro-batches by number of ranks: multiples of nothing
+
+
+def lengths_for(name, ranks):
+    """One length per micro-batch, all different. DualPipe takes even numbers of micro-batches only."""
+    microbatches = SIZES[ranks] + (name == "dualpipe")
+    return [3 + (5 * m) % 13 for m in range(microbatches)]
+
+
+def check(schedule, lengths, results):
+    expected_losses, expected_gradients = reference(schedule.placement.model_stages, lengths)
+    found_losses = {m: loss for own in results for m, loss in own.losses.items()}
+    assert found_losses == pytest.approx(expected_losses, rel=1e-13)
+    for number, expected in enumerate(expected_gradients):
+        copies = [grads for own in results for stage, grads in own.gradients if stage == number]
+        assert len(copies) == len(schedule.placement.paths)
+        for found, wanted in zip(zip(*copies, strict=True), expected, strict=True):
+            torch.testing.assert_close(sum(found), wanted, rtol=1e-12, atol=1e-14)
+    for rank, own in enumerate(results):
+        assert own.actions == schedule.actions[rank]
+        peaks = compile_rank(schedule, rank).peaks
+        assert own.peaks == peaks
+        assert own.buffers <= peaks.buffers
+        assert own.peaks.live <= schedule.live_limit[rank]
+
+
+@pytest.mark.parametrize("ranks", SIZES)
+@pytest.mark.parametrize("name", GENERATORS)
+def test_in_process(name, ranks, tmp_path):
+    lengths = lengths_for(name, ranks)
+    schedule = generate(name, ranks, len(lengths))
+    world = InProcessWorld(ranks)
+    stages = [stages_of(schedule, rank, lengths) for rank in range(ranks)]
+    runtimes = [runtime(schedule, r, stages[r], world.transport(r), lengths) for r in range(ranks)]
+    records = step_all(world, runtimes, limit=20, directory=tmp_path)
+    check(schedule, lengths, [result(*own) for own in zip(stages, runtimes, records, strict=True)])
+
+
+@pytest.mark.ranks
+@pytest.mark.parametrize("ranks", SIZES)
+@pytest.mark.parametrize("link", [None, Link(1e-3, 1e6)], ids=["free", "emulated link"])
+def test_gloo(ranks, link):
+    """Two steps, of which the second has to be like the first."""
+    cases = [(name, lengths_for(name, ranks)) for name in GENERATORS]
+    results = run_ranks(ranks, "tests.runtime.workers:train", cases, 2, link, preload=PRELOAD)
+    for (name, lengths), *own in zip(cases, *results, strict=True):
+        check(generate(name, ranks, len(lengths)), lengths, own)
+
+
+def test_forward_only_gives_the_losses_and_keeps_nothing(tmp_path):
+    ranks, lengths = 4, lengths_for("dualpipev", 4)
+    schedule = generate("dualpipev", ranks, len(lengths))
+    world = InProcessWorld(ranks)
+    stages = [stages_of(schedule, rank, lengths) for rank in range(ranks)]
+    runtimes = [
+        runtime(schedule, r, stages[r], world.transport(r), lengths, evaluate=True) for r in range(ranks)
+    ]
+    records = step_all(world, runtimes, limit=20, directory=tmp_path)
+    expected, _ = reference(schedule.placement.model_stages, lengths)
+    assert losses(stages[0]) == pytest.approx(expected, rel=1e-13)
+    for rank, record in enumerate(records):
+        assert record.actions == forward_only(schedule).actions[rank]
+        assert record.counters.peaks.live == 1
+        assert record.counters.buffers == 0

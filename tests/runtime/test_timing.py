@@ -1,0 +1,80 @@
+"""Hops hide behind computation, waiting costs nothing, and the host's own work is small."""
+
+import os
+import time
+from dataclasses import replace
+
+import pytest
+
+from schedules import generate
+from schedules.costs import Link
+from schedules.runtime import Record
+from schedules.runtime.link import EmulatedLink, sleep_until
+from schedules.runtime.program import compile_rank
+from tests.ranks import run_ranks
+from tests.runtime.workers import CPU
+from tools.bench_link import Setting
+
+PRELOAD = ("torch.distributed", "tests.runtime.workers", "tools.bench_link")
+
+
+def test_messages_queue_for_the_bandwidth_of_their_peer_only():
+    link = EmulatedLink(Link(latency=1.0, bandwidth=100.0))
+    now = time.monotonic()
+    assert link.arrival(1, 200) - now == pytest.approx(3.0, abs=0.1)
+    assert link.arrival(1, 100) - now == pytest.approx(4.0, abs=0.1)
+    assert link.arrival(2, 100) - now == pytest.approx(2.0, abs=0.1)
+
+
+def test_waiting_for_the_link_sleeps():
+    arrival = time.monotonic() + 0.2
+    burnt = time.thread_time()
+    sleep_until(arrival)
+    assert time.monotonic() >= arrival
+    assert time.thread_time() - burnt < 0.02
+
+
+@pytest.mark.ranks
+def test_hops_are_hidden():
+    """Half an F per hop: 107 times F as simulated, in lockstep 118. Other load on the machine only ever adds
+    time: lockstep could not get below 118, and any attempt below 113 proves that F leads.
+    What is sent and awaited in which order is tested in test_stages."""
+    setting = Setting(microbatches=16, hop=0.5)
+    lockstep = replace(setting, lockstep=True)
+    between = (setting.simulated() + lockstep.simulated()) / 2
+    for _ in range(6):
+        early = measure_once(setting)
+        if early < between:
+            break
+    else:
+        load, cores = os.getloadavg()[0], os.cpu_count()
+        if load > 2 * cores:
+            pytest.skip(f"no timing possible: other programs load the {cores} cores {load:.0f} times")
+    assert 0.999 * setting.simulated() < early < between
+    assert measure_once(lockstep) > 0.999 * lockstep.simulated() > between
+
+
+def measure_once(setting):
+    return run_ranks(setting.ranks, "tools.bench_link:measure", [setting], preload=PRELOAD)[0][0]
+
+
+@pytest.mark.ranks
+@pytest.mark.parametrize("name", ["1f1b", "zb-v", "dualpipev"])
+def test_host_overhead_per_action(name):
+    """Messages included, in processor time: the wall clock would count other processes' turns as well."""
+    for own in run_ranks(2, "tests.runtime.workers:overhead", name, 64, 8, preload=PRELOAD):
+        assert 0 < min(own) < 100e-6
+
+
+def test_the_record_tells_overhead_from_computing_and_waiting():
+    program = compile_rank(generate("1f1b", 1, 2), 0)
+    record = Record(program, CPU)
+    end = record.start
+    for position, op in enumerate(program.ops):
+        record.add(position, op.action, 0.5, end + 0.6, end + 1.6)  # waits 0.5, loses 0.1, computes 1
+        end += 1.6
+    record.finish(0.25)
+    record.end = end + 0.25
+    assert record.overhead_per_action() == pytest.approx(0.1)
+    assert record.actions == generate("1f1b", 1, 2).actions[0]
+    assert [event.end - event.start for event in record.events()] == pytest.approx([1.0] * 4)

@@ -1,0 +1,32 @@
+"""Every benchmark of the project, one after another: python -m tools.bench [NAME ...]
+
+A benchmark is a file tools/bench_NAME.py that prints its table; each runs in a process of its own.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+FOLDER = Path(__file__).parent
+
+
+def main(names: list[str]) -> int:
+    """Run the named benchmarks, or all. Returns 1 if one of them failed."""
+    known = sorted(path.stem.removeprefix("bench_") for path in FOLDER.glob("bench_*.py"))
+    if unknown := sorted(set(names) - set(known)):
+        print(f"bench: error: {', '.join(unknown)}: unknown; known: {', '.join(known)}", file=sys.stderr)
+        return 2
+    failed = []
+    for name in names or known:
+        print(f"\n== {name}: python -m tools.bench_{name}", flush=True)
+        if subprocess.run([sys.executable, "-m", f"tools.bench_{name}"], cwd=FOLDER.parent).returncode:
+            failed.append(name)
+    if failed:
+        print(f"\nbench: failed: {', '.join(failed)}", file=sys.stderr)
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,106 @@
+"""The quickstart's training step under every kind of connection, over its step under the plain residual.
+
+    python -m tools.bench_kinds [--rounds 9] [--kinds mhc dhc] [--eager]
+
+One process, one thread, the whole model on one pipeline rank, the kinds taking turns; ratios are medians over
+neighbouring steps. --eager adds mHC as autograd runs its formulas, without kernels.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+from collections.abc import Callable
+from typing import Any
+
+import hcmegatron.platform.megatron  # noqa: F401  (installs the CPU adapter first)
+from hcmegatron.config.load import load
+from hcmegatron.connections.manifold import Manifold
+from hcmegatron.connections.mixing import aggregate, mix_and_add
+from hcmegatron.data.corpus import find
+from hcmegatron.data.dataset import Batches, Text
+from hcmegatron.data.tokenizer import ByteTokenizer
+from hcmegatron.model.gpt import padded_vocab
+from hcmegatron.platform.distributed import process_groups
+from hcmegatron.platform.local_launch import free_port
+from hcmegatron.platform.ranks import RankInfo
+from hcmegatron.training.model import build_model
+from hcmegatron.training.optimizer import build_optimizer
+from tools.alternate import alternating, ratio
+
+KINDS = ("residual", "mhc", "dhc", "shc", "dfc", "sfc")
+
+
+class Eager(Manifold):
+    """mHC by its formulas, differentiated by autograd."""
+
+    def read(self, H: Any, projection: Any = None) -> Any:
+        """As Manifold's."""
+        coefficients = self.coefficients(H)
+        return aggregate(H, coefficients[0]), coefficients
+
+    def write(self, H: Any, y: Any, coefficients: Any, bias: Any = None, dropout: float = 0.0) -> Any:
+        """As Manifold's, without dropout."""
+        y = y if bias is None else y + bias
+        return mix_and_add(H, y.unsqueeze(-2), *coefficients[1:])
+
+
+def step_of(kind: str, groups: Any, text: Text, eager: bool) -> Callable[[], None]:
+    """One step: every micro-batch of a global batch forward and backward, then the optimizer."""
+    config = load(
+        "configs/quickstart.yaml",
+        [
+            "--parallel.pipeline=1",
+            "--parallel.schedule=megatron_1f1b",
+            "--training.threads=1",
+            f"--connection.kind={kind}",
+        ],
+    )
+    batches = Batches(text, config)
+    (chunk,) = chunks = build_model(config, padded_vocab(config, text.tokenizer.vocab_size), groups)
+    if eager:
+        for module in chunk.modules():
+            if isinstance(module, Manifold):
+                module.__class__ = Eager
+    optimizer = build_optimizer(config, chunks, groups)
+    made = [batches(0, index) for index in range(batches.micro_batches)]
+
+    def step() -> None:
+        chunk.zero_grad_buffer()
+        for batch in made:
+            output = chunk(batch["tokens"], batch["position_ids"], None, labels=batch["labels"])
+            output.sum().backward()
+        chunk.scale_gradients(1.0 / output.numel() / len(made))
+        optimizer.step()
+
+    return step
+
+
+def main() -> dict[str, float]:
+    """Prints medians and returns every kind's ratio to the residual."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--kinds", nargs="+", choices=KINDS[1:], default=KINDS[1:])
+    parser.add_argument("--eager", action="store_true")
+    args = parser.parse_args()
+    config = load("configs/quickstart.yaml", ["--parallel.pipeline=1", "--parallel.schedule=megatron_1f1b"])
+    alone = RankInfo(0, 1, 0, 1, "127.0.0.1", free_port(), "bench")
+    with process_groups(config, alone) as groups:
+        text = Text(find(config.data), ByteTokenizer())
+        names = {kind: (kind, False) for kind in ("residual", *args.kinds)} | (
+            {"mhc, eager": ("mhc", True)} if args.eager else {}
+        )
+        steps = {name: step_of(kind, groups, text, eager) for name, (kind, eager) in names.items()}
+        times = alternating(steps, args.rounds, warmup=2)
+    ratios = {name: ratio(times, name, "residual") for name in times}
+    for name, seconds in times.items():
+        print(
+            f"{name:>10}: {1e3 * statistics.median(seconds):7.1f} ms a step, {ratios[name]:.2f} of residual"
+        )
+    return ratios
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,169 @@
+"""How much of a slow link a schedule hides: the same runtime on a free and on an emulated link.
+
+    python -m tools.bench_link
+    python -m tools.bench_link --schedule 1f1b --ranks 2 --microbatches 8 --hop 0.5
+
+Every rank is a process, messages go through gloo. Stages sleep for a set time instead of computing (F = I =
+W, B = I + W), so that the ranks of one machine do not compete for its cores. A message takes ``--hop`` times
+F: as latency, or with ``--wire bandwidth`` as transmission time, for which two messages to one peer queue.
+Lockstep, for comparison: an FB waits for both its messages and sends both results at its end, as published
+DualPipe code does. Beside each ratio is the simulator's for the same costs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import time
+from dataclasses import dataclass, replace
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing
+from torch import Tensor
+
+from schedules import generate
+from schedules.costs import Costs, Link
+from schedules.runtime import DistributedTransport, Runtime
+from schedules.simulate import simulate
+
+SHAPE = (64, 4, 64)  # of a message: small, so that what it costs is the emulated link
+
+
+@dataclass(frozen=True)
+class Setting:
+    """``forward`` in seconds; ``hop``, the time of a message as a part of it, 0 for a free link; ``wire`` is
+    "latency" or "bandwidth"."""
+
+    schedule: str = "dualpipev"
+    ranks: int = 4
+    microbatches: int = 32
+    forward: float = 0.02
+    hop: float = 0.25
+    wire: str = "latency"
+    lockstep: bool = False
+
+    def link(self, size: float, unit: float) -> Link:
+        """For messages of ``size`` bytes and an F of ``unit``."""
+        if not self.hop:
+            return Link()
+        hop = self.hop * unit
+        return Link(latency=hop) if self.wire == "latency" else Link(bandwidth=size / hop)
+
+    @property
+    def free(self) -> Setting:
+        return replace(self, hop=0.0)
+
+    def simulated(self) -> float:
+        """Seconds."""
+        costs = Costs(link=self.link(1.0, 1.0), hop_bytes=1.0, early=not self.lockstep)
+        schedule = generate(self.schedule, self.ranks, self.microbatches)
+        return simulate(schedule, costs).makespan * self.forward
+
+
+class SleepingStage:
+    """Takes its time and passes on a tensor, where somebody needs one."""
+
+    def __init__(self, forward: float, first: bool, last: bool) -> None:
+        self._forward = forward
+        self._output = None if last else torch.zeros(SHAPE)
+        self._input_grad = None if first else torch.zeros(SHAPE)
+
+    def forward(self, microbatch: int, input: Tensor | None) -> Tensor | None:
+        time.sleep(self._forward)
+        return self._output
+
+    def backward(self, microbatch: int, output_grad: Tensor | None) -> Tensor | None:
+        time.sleep(2 * self._forward)
+        return self._input_grad
+
+    def backward_input(self, microbatch: int, output_grad: Tensor | None) -> Tensor | None:
+        time.sleep(self._forward)
+        return self._input_grad
+
+    def backward_weight(self, microbatch: int) -> None:
+        time.sleep(self._forward)
+
+
+def measure(settings: list[Setting]) -> list[float]:
+    """Seconds of a step, from the first rank's start to the last one's end, for each setting in turn. Runs on
+    every rank of the default group, all with the same settings; the same answer everywhere."""
+    group = dist.group.WORLD
+    seconds = []
+    for setting in settings:
+        schedule = generate(setting.schedule, group.size(), setting.microbatches)
+        placement = schedule.placement
+        stages = {
+            stage: SleepingStage(
+                setting.forward, placement.previous(stage) is None, placement.next(stage) is None
+            )
+            for stage in placement.stages_of(group.rank())
+        }
+        cpu = torch.device("cpu")
+        size = torch.Size(SHAPE).numel() * torch.float32.itemsize
+        link = setting.link(size, setting.forward) if setting.hop else None
+        runtime = Runtime(
+            schedule,
+            group.rank(),
+            stages,
+            DistributedTransport(group, placement, cpu, link),
+            shape=lambda message: SHAPE,
+            dtype=torch.float32,
+            device=cpu,
+            lockstep=setting.lockstep,
+        )
+        dist.barrier()
+        record = runtime.step()
+        ends = torch.tensor([-record.start, record.end], dtype=torch.float64)
+        dist.all_reduce(ends, dist.ReduceOp.MAX)
+        seconds.append(float(ends.sum()))
+    return seconds
+
+
+def _rank_main(rank: int, store: str, settings: list[Setting]) -> None:
+    torch.set_num_threads(1)
+    ranks = settings[0].ranks
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=ranks)
+    seconds = measure(settings)
+    if rank == 0:
+        _print_table(settings, seconds)
+    dist.destroy_process_group()
+
+
+def _print_table(settings: list[Setting], seconds: list[float]) -> None:
+    taken = dict(zip(settings, seconds, strict=True))
+    first = settings[0]
+    print(
+        f"{first.schedule}, {first.ranks} ranks, {first.microbatches} micro-batches, "
+        f"F {first.forward * 1e3:.0f} ms, a hop costs {first.hop} F ({first.wire})"
+    )
+    print(f"{'':26}{'free link':>12}{'link':>12}{'ratio':>9}{'simulated':>11}")
+    for setting in settings:
+        if setting.hop:
+            free = setting.free
+            name = "lockstep" if setting.lockstep else "F before B, sent at once"
+            ratio, simulated = taken[setting] / taken[free], setting.simulated() / free.simulated()
+            print(f"{name:26}{taken[free]:10.3f} s{taken[setting]:10.3f} s{ratio:9.3f}{simulated:11.3f}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    default = Setting()
+    parser.add_argument("--schedule", default=default.schedule)
+    parser.add_argument("--ranks", type=int, default=default.ranks)
+    parser.add_argument("--microbatches", type=int, default=default.microbatches)
+    parser.add_argument("--forward", type=float, default=default.forward, help="seconds")
+    parser.add_argument("--hop", type=float, default=default.hop, help="as a part of F, above 0")
+    parser.add_argument("--wire", choices=["latency", "bandwidth"], default=default.wire)
+    setting = Setting(**vars(parser.parse_args()))
+    if setting.hop <= 0 or setting.forward <= 0:
+        parser.error(f"--hop {setting.hop} --forward {setting.forward}: both have to be above 0")
+    generate(setting.schedule, setting.ranks, setting.microbatches)  # refuses impossible sizes in one line
+    lockstep = replace(setting, lockstep=True)
+    settings = [setting, setting.free, lockstep, lockstep.free]
+    with tempfile.TemporaryDirectory() as directory:
+        torch.multiprocessing.spawn(_rank_main, (f"{directory}/store", settings), nprocs=setting.ranks)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,128 @@
+"""Bytes held for backward, and the time that recomputing costs, in every mode of recomputation.
+
+    python -m tools.bench_recompute [--section.key=value ...]
+
+One process, one stage of 60 sub-layers, mHC with four streams. Bytes are the unique storages that the
+autograd graph of one micro-batch holds; the peak is the most of them at any time of the backward. Times are
+of forward and backward, modes alternating in one run, as the median ratio to the run without recomputation
+beside it.
+"""
+
+from __future__ import annotations
+
+import statistics
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+
+import hcmegatron.platform.megatron  # noqa: F401  (installs the CPU adapter first)
+from hcmegatron.config import check, load
+from hcmegatron.model.gpt import ConnectionGPT
+from hcmegatron.platform.distributed import device, process_groups
+from hcmegatron.platform.local_launch import free_port
+from hcmegatron.platform.ranks import RankInfo
+from hcmegatron.recompute.attach import Recomputation, keep_blocks
+from hcmegatron.recompute.measure import Meter, Watch
+from hcmegatron.recompute.plan import mib
+from hcmegatron.training.model import initialised_chunks
+from tools.alternate import alternating, ratio
+
+ROUNDS = 7
+VOCAB = 512
+MODEL = """
+model: {layers: 30, hidden_size: 256, heads: 4, ffn_hidden_size: 704}
+data: {sequence_length: 256}
+training: {micro_batch: 1, global_batch: 1, threads: 1}
+"""
+MODES = {
+    "none": [],
+    "block": ["--recompute.mode=block"],
+    "block and core_attn, mlp": ["--recompute.mode=block", "--recompute.modules=[core_attn, mlp]"],
+    "full": ["--recompute.mode=full"],
+}
+
+
+@dataclass(frozen=True)
+class Held:
+    """Bytes of connections, norms and sub-layers' outputs between forward and backward, and with one block rebuilt;
+    the same of all activations, and their most at any time."""
+
+    around: int
+    rebuilt: int
+    everything: int
+    peak: int
+
+
+class Sampling(Watch):
+    """Samples after every sub-layer, also of those that run again in backward."""
+
+    def leave(self, *args: object) -> torch.Tensor:
+        streams = super().leave(*args)
+        self.meter.sample()
+        return streams
+
+
+def held(chunk: ConnectionGPT, recomputation: Recomputation, forward: Callable[[], torch.Tensor]) -> Held:
+    """What one micro-batch holds."""
+    meter, usual = Meter(chunk), chunk.decoder.keeping
+    if recomputation.plan is None:
+        chunk.decoder.keeping = partial(Sampling, meter)
+    else:
+        keep_blocks(chunk.decoder, recomputation.plan.length, meter)
+    loss = forward()
+    around, inside = meter.bytes("around"), meter.bytes("inside")
+    loss.backward()
+    chunk.decoder.keeping = usual
+    return Held(around, max(around, meter.peak), around + inside, meter.everything)
+
+
+def main(overrides: list[str]) -> None:
+    """Prints a table."""
+    with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
+        file.write(MODEL)
+        file.flush()
+        configs = {name: load(Path(file.name), [*settings, *overrides]) for name, settings in MODES.items()}
+    for config in configs.values():
+        check(config)
+    config = configs["none"]
+    with process_groups(config, RankInfo(0, 1, 0, 1, "127.0.0.1", free_port(), "bench")) as groups:
+        tokens = torch.randint(
+            0, VOCAB, (config.training.micro_batch, config.data.sequence_length), device=device()
+        )
+        positions = torch.arange(config.data.sequence_length, device=device()).expand_as(tokens)
+        bytes_held, steps = {}, {}
+        for name, config in configs.items():
+            (chunk,) = initialised_chunks(config, VOCAB, groups)
+            recomputation = Recomputation(config, [chunk], live=1, deferred=0)
+            recomputation.measured()  # times are without measuring
+
+            def forward(chunk: ConnectionGPT = chunk) -> torch.Tensor:
+                return chunk(tokens, positions, None, labels=tokens).sum()
+
+            bytes_held[name] = held(chunk, recomputation, forward)
+            steps[name] = lambda forward=forward: forward().backward()
+            for line in recomputation.planned() if name == "block" else []:
+                print(line)
+        times = alternating(steps, ROUNDS)
+    plain = bytes_held["none"]
+    print(
+        "| recompute | connections and norms | with a block rebuilt | all activations | their peak | time |"
+    )
+    print("|---|---|---|---|---|---|")
+    for name, found in bytes_held.items():
+        columns = {
+            key: f"{mib(value)} ({value / getattr(plain, key):.2f})" for key, value in vars(found).items()
+        }
+        if name == "full":  # a layer's input is all that is held, and with it its inside comes back
+            columns["around"] = columns["rebuilt"] = "-"
+        print(f"| {name} | {' | '.join(columns.values())} | {ratio(times, name, 'none'):.3f} |")
+    print(f"{1e3 * statistics.median(times['none']):.0f} ms a micro-batch without recomputation")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
