@@ -82,7 +82,7 @@ class Mail:
             first = sent.popleft()
             self._wait(first.message, first.pending)
         tensor = self.own(tensor).contiguous()
-        sent.append(_Send(message, self._transport.send(message, tensor), tensor))
+        sent.append(_Send(message, self._begin(self._transport.send, message, tensor), tensor))
 
     def own(self, tensor: Tensor) -> Tensor:
         """The tensor, or a copy of it if it lies in a buffer that will be used again."""
@@ -110,17 +110,32 @@ class Mail:
         if self._unposted[channel]:
             message = self._unposted[channel].popleft()
             buffer = self._pool.take(self._shape(message))
-            pending = self._transport.receive(message, buffer)
+            pending = self._begin(self._transport.receive, message, buffer)
             self._posted[channel].append(_Receive(message, pending, buffer))
             self._counters.buffers += 1
             self._counters.note()
+
+    def _begin(
+        self, start: Callable[[Message, Tensor], Pending], message: Message, tensor: Tensor
+    ) -> Pending:
+        """Of a send or a receive. A connection that is already lost says so here, before any wait."""
+        try:
+            return start(message, tensor)
+        except RuntimeError as error:
+            raise self._lost(message, error) from error
 
     def _wait(self, message: Message, pending: Pending) -> None:
         begin = self._position.wait(message)
         try:
             pending.wait()
         except RuntimeError as error:
-            reason = str(error).partition("\n")[0]
-            raise PipelineError(f"{self._position}: {reason}") from error
+            raise self._lost(message, error) from error
         self._waited += time.monotonic() - begin
         self._position.resume()
+
+    def _lost(self, message: Message, error: RuntimeError) -> PipelineError:
+        """Names the message and the rank at its other end, whether the rank was waiting for it or not."""
+        mine = message.source_rank == self._position.rank
+        peer = message.target_rank if mine else message.source_rank
+        reason = str(error).partition("\n")[0]
+        return PipelineError(f"{self._position}: lost the {message} (rank {peer}): {reason}")

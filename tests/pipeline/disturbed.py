@@ -26,7 +26,7 @@ def start(config: Config, how: str, culprit: int, world_size: int) -> int:
 
 def rank(config: Config, how: str, culprit: int, ranks: RankInfo) -> int:
     """One rank of `hcmegatron train`; in the second training step the culprit dies, stalls or stops early."""
-    print(f"rank {ranks.rank} is process {os.getpid()}", flush=True)
+    _say(f"rank {ranks.rank} is process {os.getpid()}")
     usual_step, usual_forward = Stepper.step, ChunkStage.forward
     acting = False
 
@@ -34,7 +34,7 @@ def rank(config: Config, how: str, culprit: int, ranks: RankInfo) -> int:
         nonlocal acting
         if index == 1:
             time.sleep(1.5)  # for positions to reach the store
-            print(f"begins {time.monotonic()}", flush=True)
+            _say(f"begins {time.monotonic()}")
             acting = ranks.rank == culprit
             if acting and how == "cut":
                 for (_, forward_only), runtime in self.schedule._runtimes.items():
@@ -56,6 +56,11 @@ def rank(config: Config, how: str, culprit: int, ranks: RankInfo) -> int:
         return run.train(config, ranks)
     finally:
         sys.stdout.flush()
+
+
+def _say(text: str) -> None:
+    """In one write, newline included, so that the lines of two ranks do not mix."""
+    os.write(1, f"{text}\n".encode())
 
 
 def _stall() -> None:

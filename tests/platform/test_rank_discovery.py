@@ -176,7 +176,8 @@ def test_free_ports_are_free():
 
 PRINT = (
     "import dataclasses, json, os; from hcmegatron.platform.ranks import discover; "
-    "print(json.dumps(dataclasses.asdict(discover(os.environ))))"
+    # in one write, newline included, so that the lines of two ranks do not mix
+    "place = json.dumps(dataclasses.asdict(discover(os.environ))); os.write(1, (place + chr(10)).encode())"
 )
 
 

@@ -115,7 +115,7 @@ def disturb(how: str, culprit: int, limit: float, directory: Path, tcp_port: int
     elif rank == culprit:
         act = {"kill": _kill, "stall": _stall, "hold": _hold, "fail": _fail}[how]
         own._stages[rank] = _Misbehaving(stages[rank], 7, act)
-    print("begins", time.monotonic(), flush=True)
+    os.write(1, f"begins {time.monotonic()}\n".encode())
     own.step()
     dist.barrier()
 
