@@ -161,9 +161,12 @@ def _linear(
     allreduce_dgrad: bool,
     sequence_parallel: bool,
     tp_group: dist.ProcessGroup | None,
+    gtp_remat_size: int = 1,
     **others: Any,
 ) -> Tensor:
     """In place of Megatron's `_forward_impl`. input [s, b, in] or [tokens, in], weight [out, in]."""
+    if gtp_remat_size != 1:  # 0.19.2: over how many ranks the weight itself is sharded
+        others["gtp_remat_size"] = gtp_remat_size
     asked = [name for name, value in others.items() if value]
     assert not asked, f"separable linears do not know {asked}"
     group = tp_group if allreduce_dgrad or sequence_parallel else None

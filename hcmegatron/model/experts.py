@@ -35,6 +35,7 @@ class GroupedExperts(MegatronModule):
         config: TransformerConfig,
         submodules: None = None,
         pg_collection: ProcessGroupCollection | None = None,
+        name: str | None = None,  # 0.19.2 tells every module its own; nothing here needs it
     ) -> None:
         super().__init__(config=config)
         width = config.moe_ffn_hidden_size // pg_collection.expt_tp.size()

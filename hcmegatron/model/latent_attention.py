@@ -9,11 +9,25 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from hcmegatron.model.deferred import Separable, linear
-from megatron.core.transformer.multi_latent_attention import MLASelfAttention
+from megatron.core.transformer.multi_latent_attention import MLASelfAttention, MLASelfAttentionSubmodules
 from megatron.core.transformer.transformer_config import MLATransformerConfig
 
+_SPECIFIED = ("linear_q_proj", "linear_q_up_proj", "linear_kv_up_proj", "q_layernorm", "kv_layernorm")
 
-class LatentAttention(MLASelfAttention):
+
+class NormedLatents(MLASelfAttention):
+    """MLA built as its specification says, norms of the latents included.
+
+    0.19.2 would refuse those norms where the configuration's `qk_layernorm` is off, and where it is on has their
+    gradients summed over tensor-parallel ranks, each of which has the latents whole. 0.16.1 takes the specification.
+    """
+
+    def _resolve_qk_norm_config(self, submodules: MLASelfAttentionSubmodules) -> dict[str, Any]:
+        """0.19.2's hook: what to build."""
+        return {name: getattr(submodules, name) for name in _SPECIFIED}
+
+
+class LatentAttention(NormedLatents):
     """MLA whose down-projection of keys and values every tensor-parallel rank computes whole.
 
     Megatron splits the columns of a local one, rotary key included. All heads share that key, so that its gradient

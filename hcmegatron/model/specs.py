@@ -9,7 +9,7 @@ from hcmegatron.config.schema import Config
 from hcmegatron.connections.build import build_connection
 from hcmegatron.model.attention import Attention, CoreAttention
 from hcmegatron.model.experts import GroupedExperts
-from hcmegatron.model.latent_attention import LatentAttention
+from hcmegatron.model.latent_attention import LatentAttention, NormedLatents
 from hcmegatron.model.layer import ConnectionLayer, LayerSubmodules
 from hcmegatron.model.norms import Norm
 from hcmegatron.model.transformer_config import moe_layers
@@ -22,7 +22,7 @@ from megatron.core.transformer.mlp import MLP, MLPSubmodules
 from megatron.core.transformer.moe.experts import SequentialMLP
 from megatron.core.transformer.moe.moe_layer import MoELayer, MoESubmodules
 from megatron.core.transformer.moe.shared_experts import SharedExpertMLP
-from megatron.core.transformer.multi_latent_attention import MLASelfAttention, MLASelfAttentionSubmodules
+from megatron.core.transformer.multi_latent_attention import MLASelfAttentionSubmodules
 from megatron.core.transformer.spec_utils import ModuleSpec
 
 
@@ -112,7 +112,7 @@ def _attention(config: Config, provider: LocalSpecProvider) -> ModuleSpec:
     # Transformer Engine's: whole on every tensor-parallel rank, as in Megatron's own specs. Local: LatentAttention.
     down = column if local else provider.linear()
     return ModuleSpec(
-        module=LatentAttention if local else MLASelfAttention,
+        module=LatentAttention if local else NormedLatents,
         params=masked,
         submodules=MLASelfAttentionSubmodules(
             linear_q_proj=column,
