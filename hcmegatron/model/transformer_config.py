@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from hcmegatron.config.schema import Config
+from hcmegatron.platform.megatron import AUXILIARY_LOSS_OF_ONE_RANK
 from megatron.core.transformer.transformer_config import MLATransformerConfig, TransformerConfig
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp64": torch.float64}
@@ -108,10 +109,10 @@ def transformer_config(config: Config) -> TransformerConfig:
 def _auxiliary_scale(config: Config) -> int:
     """Factor on the coefficients of auxiliary losses that makes them independent of the layout.
 
-    With a loss per token, Megatron weighs a rank's part of an auxiliary loss by the rank's own tokens. Under
+    With a loss per token, 0.16.1 weighs a rank's part of an auxiliary loss by the rank's own tokens. Under
     sequence parallelism those are a share of the micro-batch's, while the loss is already a share of the whole.
     """
-    return config.parallel.tensor if config.parallel.sequence else 1
+    return config.parallel.tensor if config.parallel.sequence and AUXILIARY_LOSS_OF_ONE_RANK else 1
 
 
 def _auxiliary_losses(config: Config) -> dict:

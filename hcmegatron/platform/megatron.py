@@ -47,6 +47,8 @@ if not torch.cuda.is_available():
     cpu.finish()
 
 VERSION: str = importlib.metadata.version("megatron-core")
+# 0.16.1 weighs an auxiliary loss by the tokens of one sequence-parallel rank, 0.19.2 by those of all.
+AUXILIARY_LOSS_OF_ONE_RANK = VERSION.startswith("0.16.")
 
 try:
     import transformer_engine  # noqa: F401
@@ -63,6 +65,7 @@ except ImportError:
 logging.getLogger("megatron").setLevel(logging.WARNING)
 
 __all__ = [
+    "AUXILIARY_LOSS_OF_ONE_RANK",
     "HAVE_TE",
     "VERSION",
     "apply_factories",
