@@ -30,6 +30,10 @@ for _message in (
 ):
     warnings.filterwarnings("ignore", message=_message)
 
+if not torch.cuda.is_available():
+    # 0.19.2 imports torch's builder of extensions, which warns of a CUDA toolkit on a machine without a GPU.
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
+
 with warnings.catch_warnings(), importing:
     warnings.simplefilter("ignore")
     import megatron.core

@@ -174,21 +174,29 @@ class Checkpoints:
 
         Returns:
             (steps done, whether the layout is the checkpoint's, so that the run continues bit for bit).
+
+        Raises:
+            ConfigError: a file of it is damaged; on every rank, whichever found it.
         """
         manifest = check(path, self.config)
         same = manifest["layout"] == json.loads(json.dumps(layout(self.config, dist.get_world_size())))
         prepare_for_loading(self.optimizer)
         wanted = self._state(0, loading=True, random=same)
+        state, damage, cause = {}, None, None
         try:
             state = dist_checkpointing.load(wanted, str(path))
         except (Exception, CheckpointException) as error:
             # Whatever a damaged file makes the reader raise, the user needs to know which checkpoint it is. torch's
             # own exception is no Exception.
             said = str(error).strip().splitlines()
+            damage, cause = f"{type(error).__name__}{': ' + said[0] if said else ''}", error
+        # 0.19.2 reads without telling the other ranks, and not every rank reads every file.
+        everywhere: list[str | None] = [None] * dist.get_world_size()
+        dist.all_gather_object(everywhere, damage)
+        if found := [said for said in everywhere if said is not None]:
             raise ConfigError(
-                f"checkpoint {path} is corrupt: {type(error).__name__}{': ' + said[0] if said else ''}; "
-                "delete it to use the one before"
-            ) from error
+                f"checkpoint {path} is corrupt: {damage or found[0]}; delete it to use the one before"
+            ) from cause
         for index, chunk in enumerate(self.chunks):
             unwrap(chunk).load_state_dict(state[f"model{index}"], strict=True)
         self.optimizer.load_state_dict(state["optimizer"])
