@@ -1,6 +1,6 @@
 # Every target does its own set-up. PYTHON picks the interpreter, and with it the Megatron-Core generation:
 #   make test                     Python 3.11, megatron-core 0.16.1
-#   make test PYTHON=python3.12   Python 3.12, megatron-core 0.19.2 (not tried yet)
+#   make test PYTHON=python3.12   Python 3.12, megatron-core 0.19.2
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 TAG    := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')
 VENV   := .venv/$(TAG)
