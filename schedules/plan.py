@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from operator import itemgetter
 from typing import NamedTuple
 
 from schedules.actions import Action, Kind
@@ -64,10 +65,8 @@ class Message(NamedTuple):
     source_rank: int
     target_rank: int
 
-    @property
-    def channel(self) -> tuple[int, int]:
-        """(source, target): an edge between stages, with its direction. First in, first out."""
-        return (self.source, self.target)
+    # (source, target): an edge between stages, with its direction. First in, first out.
+    channel = property(itemgetter(1, 2))
 
     @property
     def send_text(self) -> str:

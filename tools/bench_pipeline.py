@@ -15,6 +15,7 @@ import argparse
 import statistics
 import tempfile
 import time
+from bisect import bisect
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -38,12 +39,12 @@ from hcmegatron.platform.ranks import RankInfo
 from hcmegatron.training.model import build_model
 from megatron.core.process_groups_config import ProcessGroupCollection
 from schedules.costs import Costs, StageCosts
-from schedules.runtime.runtime import Runtime
 from schedules.simulate import simulate
 
 RANKS = 2
 MICRO_BATCHES = 8
-SCHEDULES = ("megatron_1f1b", "1f1b", "dualpipev", "dualpipe")
+OURS = ("1f1b", "dualpipev", "dualpipe")
+SCHEDULES = ("megatron_1f1b", *OURS)
 VOCAB = 256
 Costed = dict[str, list[float]]
 
@@ -70,28 +71,16 @@ def config_for(schedule: str, shape: Shape) -> Config:
     return config
 
 
-class ThreadTime:
-    """Processor time of this thread inside some functions: what other processes do in between does not count."""
+def _clocked(function: Callable, calls: list[tuple[float, float]]) -> Callable:
+    """The function, which notes when it was called and the seconds it took."""
 
-    def __init__(self) -> None:
-        self.clear()
+    def clocked(*arguments: object) -> object:
+        start = time.monotonic()
+        result = function(*arguments)
+        calls.append((start, time.monotonic() - start))
+        return result
 
-    def clear(self) -> None:
-        """Begin again."""
-        self.seconds, self.calls = 0.0, 0
-
-    def of(self, function: Callable) -> Callable:
-        """The function, on the clock."""
-
-        def clocked(*arguments: object) -> object:
-            start = time.thread_time()
-            try:
-                return function(*arguments)
-            finally:
-                self.seconds += time.thread_time() - start
-                self.calls += 1
-
-        return clocked
+    return clocked
 
 
 class Candidate:
@@ -102,35 +91,41 @@ class Candidate:
         self.chunks: list[nn.Module] = list(build_model(config, VOCAB, groups))
         self.schedule: Callable = build_schedule(config, self.chunks, groups)
         self.batch = batch(config.data.sequence_length)
-        self.inside = ThreadTime()  # the stages
-        self.sending = ThreadTime()  # messages: gloo copies them into its sockets in the caller's thread
-        self.total = ThreadTime()
+        # of the last step's sends and of its receives being posted: when each began, and seconds it took
+        self.gloo: dict[str, list[tuple[float, float]]] = {"send": [], "receive": []}
+        self.mirrored: list[float] = []  # seconds of summing the copies' gradients, of every step
         if isinstance(self.schedule, ScheduleRunner):
-            for stage in self.schedule.stages.values():
-                for name in ("forward", "backward", "backward_input", "backward_weight"):
-                    setattr(stage, name, self.inside.of(getattr(stage, name)))
-            self.schedule.transport.send = self.sending.of(self.schedule.transport.send)
-            self.schedule._runtime = self._clocked(self.schedule._runtime)
+            for name, calls in self.gloo.items():
+                setattr(
+                    self.schedule.transport, name, _clocked(getattr(self.schedule.transport, name), calls)
+                )
+            if self.schedule.mirrors:
+                self.schedule.mirrors.sum = self._timed(self.schedule.mirrors.sum)
 
-    def _clocked(self, usual: Callable) -> Callable:
-        def runtime(*arguments: object) -> Runtime:
-            made = usual(*arguments)
-            if "step" not in vars(made):
-                made.step = self.total.of(made.step)
-            return made
+    def _timed(self, sum_copies: Callable) -> Callable:
+        def timed() -> None:
+            # The rank that is done first waits here for the other; that is the schedule's time, not the sum's.
+            dist.barrier()
+            start = time.monotonic()
+            sum_copies()
+            self.mirrored.append(time.monotonic() - start)
 
-        return runtime
+        return timed
 
-    def overhead(self) -> tuple[float, float]:
-        """Of the last step, seconds of processor time per action, outside stages and sends, and per message sent."""
-        actions, messages = len(self.schedule.record.actions), self.sending.calls
-        outside = self.total.seconds - self.inside.seconds - self.sending.seconds
-        return outside / actions, self.sending.seconds / messages
+    def overhead(self) -> list[float]:
+        """Of the last step, seconds of this rank before every part of an action and after the last one, in which it
+        neither computed, nor waited, nor was inside gloo."""
+        record = self.schedule.record
+        gaps, ends = record.gaps(), [event.end for event in record.events()]
+        for calls in self.gloo.values():
+            for start, seconds in calls:
+                gaps[bisect(ends, start)] -= seconds
+        return gaps
 
     def step(self) -> float:
         """Seconds from the first rank's start to the last one's end."""
-        for clock in (self.inside, self.sending, self.total):
-            clock.clear()
+        for calls in self.gloo.values():
+            calls.clear()
         for chunk in self.chunks:
             chunk.zero_grad_buffer()
         dist.barrier()
@@ -204,37 +199,61 @@ def simulated(config: Config, costs: Costed) -> float:
 
 @dataclass
 class Findings:
-    """Of all rounds: seconds a step, seconds of every part by schedule, and Candidate.overhead."""
+    """Of all rounds and both ranks: seconds a step, seconds of every part by schedule, host seconds an action, seconds
+    of gloo's calls by name, and seconds in which the copies of stages are summed."""
 
     steps: dict[str, list[float]]
     costs: dict[str, Costed]
-    overhead: dict[str, list[tuple[float, float]]]
+    overhead: dict[str, float]
+    gloo: dict[str, float]
+    mirrors: float
 
 
 def measure(shape: Shape, ranks: RankInfo) -> Findings:
     """Runs on both ranks; complete on each."""
     configs = {schedule: config_for(schedule, shape) for schedule in SCHEDULES}
-    found = Findings(defaultdict(list), {name: defaultdict(list) for name in SCHEDULES}, defaultdict(list))
+    steps: dict[str, list[float]] = defaultdict(list)
+    costs: dict[str, Costed] = {name: defaultdict(list) for name in OURS}
+    gaps: dict[str, list[list[float]]] = defaultdict(list)
+    gloo: dict[str, list[float]] = defaultdict(list)
     with process_groups(configs["1f1b"], ranks) as groups:
         candidates = {name: Candidate(config, groups) for name, config in configs.items()}
         for warm in [True] * 2 + [False] * shape.rounds:
             for name, candidate in candidates.items():
                 seconds = candidate.step()
                 if not warm:
-                    found.steps[name].append(seconds)
-                if isinstance(candidate.schedule, ScheduleRunner):
-                    overhead, costs = candidate.overhead(), candidate.costs()
+                    steps[name].append(seconds)
+                if name in OURS:
+                    overhead, parts = candidate.overhead(), candidate.costs()
                     if not warm:
-                        found.overhead[name].append(overhead)
-                        for key, values in costs.items():
-                            found.costs[name][key] += values
-        gathered: list[Findings] = [found] * RANKS
-        dist.all_gather_object(gathered, found)
+                        gaps[name].append(overhead)
+                        for call, calls in candidate.gloo.items():
+                            gloo[call] += [seconds for _, seconds in calls]
+                        for key, values in parts.items():
+                            costs[name][key] += values
+        own = Findings(
+            steps,
+            costs,
+            # Each gap's median: the clock also runs where another process has the core.
+            {
+                name: sum(map(statistics.median, zip(*gaps[name], strict=True)))
+                / len(candidates[name].schedule.record.actions)
+                for name in OURS
+            },
+            {call: statistics.median(seconds) for call, seconds in gloo.items()},
+            statistics.median(candidates["dualpipe"].mirrored),
+        )
+        gathered: list[Findings] = [own] * RANKS
+        dist.all_gather_object(gathered, own)
+    first = gathered[0]
     for other in gathered[1:]:
-        for name in SCHEDULES:
-            gathered[0].costs[name].update(other.costs[name])
-            gathered[0].overhead[name] += other.overhead[name]
-    return gathered[0]
+        first.mirrors = max(first.mirrors, other.mirrors)
+        for name in OURS:
+            first.costs[name].update(other.costs[name])
+            first.overhead[name] = max(first.overhead[name], other.overhead[name])
+        for call, seconds in other.gloo.items():
+            first.gloo[call] = max(first.gloo[call], seconds)
+    return first
 
 
 def report(shape: Shape, found: Findings) -> str:
@@ -244,14 +263,10 @@ def report(shape: Shape, found: Findings) -> str:
     def measured(over: str, under: str) -> float:
         return statistics.median(a / b for a, b in zip(found.steps[over], found.steps[under], strict=True))
 
-    model = {name: simulated(config_for(name, shape), found.costs[name]) for name in SCHEDULES[1:]}
+    model = {name: simulated(config_for(name, shape), found.costs[name]) for name in OURS}
     analytic = {name: model[name] / model["1f1b"] for name in ("dualpipev", "dualpipe")}
     w = sum(statistics.median(found.costs["dualpipev"][f"W{s}"]) for s in range(2 * RANKS))
     b = sum(statistics.median(found.costs["dualpipev"][f"B{s}"]) for s in range(2 * RANKS))
-    overhead, sending = (
-        max(statistics.median(pair[which] for pair in found.overhead[name]) for name in SCHEDULES[1:])
-        for which in (0, 1)
-    )
     kib = shape.tokens * 4 * shape.hidden * 4 // 1024
     steps = ", ".join(f"{name} {1e3 * seconds:.0f} ms" for name, seconds in median.items())
     lines = [
@@ -269,10 +284,15 @@ def report(shape: Shape, found: Findings) -> str:
         ),
         *(
             f"| {name}: measured / simulated step | {median[name] / model[name]:.3f} | 0.9 to 1.1 |"
-            for name in SCHEDULES[1:]
+            for name in OURS
         ),
-        f"| host overhead per action | {1e6 * overhead:.0f} µs | below 100 µs |",
-        f"| gloo copying a message of {kib} KiB into its socket | {1e6 * sending:.0f} µs | |",
+        *(
+            f"| {name}: host overhead per action | {1e6 * found.overhead[name]:.0f} µs | below 100 µs |"
+            for name in OURS
+        ),
+        f"| gloo copying a message of {kib} KiB into its socket | {1e6 * found.gloo['send']:.0f} µs | |",
+        f"| gloo posting a receive | {1e6 * found.gloo['receive']:.0f} µs | |",
+        f"| dualpipe: summing the two copies of every stage, part of its step | {1e3 * found.mirrors:.0f} ms | |",
     ]
     return "\n".join(lines)
 

@@ -4,9 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+
+class _Buffer(NamedTuple):
+    """``tensor`` is the beginning of ``flat``, whose storage is at ``address``, in the shape last asked for."""
+
+    address: int
+    flat: Tensor
+    tensor: Tensor
 
 
 class BufferPool:
@@ -19,8 +28,8 @@ class BufferPool:
 
     def __init__(self, dtype: torch.dtype, device: torch.device) -> None:
         self.dtype, self.device = dtype, device
-        self._free: list[Tensor] = []
-        self._used: dict[int, Tensor] = {}  # flat storage by address
+        self._free: list[_Buffer] = []
+        self._used: dict[int, _Buffer] = {}  # by address
 
     @property
     def in_use(self) -> int:
@@ -33,20 +42,32 @@ class BufferPool:
 
     def take(self, shape: Sequence[int]) -> Tensor:
         """A contiguous tensor of the shape, with arbitrary contents."""
-        elements = math.prod(shape)
-        fitting = [i for i, flat in enumerate(self._free) if flat.numel() >= elements]
-        if fitting:
-            flat = self._free.pop(min(fitting, key=lambda i: self._free[i].numel()))
+        # Between two actions nothing is in the processor's caches, and every operation on a tensor is dear: so
+        # one that has the shape already is handed out as it is.
+        for index, buffer in enumerate(self._free):
+            if buffer.tensor.shape == shape:
+                del self._free[index]
+                break
         else:
-            if self._free:
-                self._free.pop()
-            flat = torch.empty(max(elements, 1), dtype=self.dtype, device=self.device)
-        self._used[flat.data_ptr()] = flat
-        return flat[:elements].view(tuple(shape))
+            buffer = self._reshaped(tuple(shape))
+        self._used[buffer.address] = buffer
+        return buffer.tensor
 
     def give_back(self, buffer: Tensor) -> None:
         self._free.append(self._used.pop(buffer.data_ptr()))
 
-    def owns(self, tensor: Tensor) -> bool:
-        """Whether the tensor lies in a buffer that is in use."""
-        return tensor.untyped_storage().data_ptr() in self._used
+    def own(self, tensor: Tensor) -> Tensor:
+        """The tensor, or a copy of it if it lies in a buffer in use, which will be used again."""
+        return tensor.clone() if tensor.untyped_storage().data_ptr() in self._used else tensor
+
+    def _reshaped(self, shape: tuple[int, ...]) -> _Buffer:
+        """The smallest free buffer that is large enough, or a new one."""
+        elements = math.prod(shape)
+        fitting = [i for i, free in enumerate(self._free) if free.flat.numel() >= elements]
+        if fitting:
+            flat = self._free.pop(min(fitting, key=lambda i: self._free[i].flat.numel())).flat
+        else:
+            if self._free:
+                self._free.pop()
+            flat = torch.empty(max(elements, 1), dtype=self.dtype, device=self.device)
+        return _Buffer(flat.data_ptr(), flat, flat[:elements].view(shape))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections import defaultdict, deque
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
 
 from torch import Tensor
 
@@ -21,20 +20,18 @@ class PipelineError(RuntimeError):
     """A message could not be sent or received; says where in the schedule."""
 
 
-class _Receive(NamedTuple):
-    message: Message
-    pending: Pending
-    buffer: Tensor
-
-
-class _Send(NamedTuple):
-    message: Message
-    pending: Pending
-    tensor: Tensor  # kept until it has been sent
+# Plain tuples, and few functions on the way of a message: between two computations nothing of this is in the
+# processor's caches, and what is touched is what costs.
+_UnderWay = tuple[
+    Message, Pending, Tensor
+]  # the tensor is a receive's buffer, or kept until it has been sent
 
 
 class Mail:
-    """Creating one posts the first receives of ``program``."""
+    """Creating one posts the first receives of ``program``.
+
+    ``waited``: host seconds spent waiting; whoever reads it sets it back.
+    """
 
     def __init__(
         self,
@@ -48,45 +45,43 @@ class Mail:
         self._transport, self._pool, self._shape = transport, pool, shape
         self._depths, self._position, self._counters = program.depths, position, counters
         self._unposted = {channel: deque(messages) for channel, messages in program.receives.items()}
-        self._posted: dict[Channel, deque[_Receive]] = {channel: deque() for channel in program.receives}
-        self._sent: dict[Channel, deque[_Send]] = defaultdict(deque)
+        self._posted: dict[Channel, deque[_UnderWay]] = {channel: deque() for channel in program.receives}
+        self._sent: dict[Channel, deque[_UnderWay]] = defaultdict(deque)
         self._held: dict[tuple[int, int], list[Tensor]] = defaultdict(list)
-        self._waited = 0.0
+        self.waited = 0.0
         for channel in program.receives:
             for _ in range(program.depths[channel]):
                 self._post_next(channel)
 
     def receive(self, message: Message) -> Tensor:
         """Waits for the message. The tensor is valid until ``release`` of its stage and micro-batch."""
-        posted, pending, buffer = self._posted[message.channel].popleft()
+        channel = message.channel
+        posted, pending, buffer = self._posted[channel].popleft()
         if posted is not message:
             raise AssertionError(f"{message} is needed where {posted} was posted")
         self._wait(message, pending)
         self._held[message.target, message.microbatch].append(buffer)
-        self._post_next(message.channel)
+        self._post_next(channel)
         return buffer
 
     def send(self, message: Message, tensor: Tensor) -> None:
         """Starts sending. ValueError for a tensor that is not what the receiver expects."""
         expected = tuple(self._shape(message))
-        if tuple(tensor.shape) != expected or tensor.dtype is not self._pool.dtype:
+        if tensor.shape != expected or tensor.dtype is not self._pool.dtype:
             raise ValueError(
                 f"the {message} is {tuple(tensor.shape)} of {tensor.dtype}; "
                 f"the receiver expects {expected} of {self._pool.dtype}"
             )
-        sent = self._sent[message.channel]
+        channel = message.channel
+        sent = self._sent[channel]
         # The receiver posts ahead, so that this wait is over at once unless it lags by several messages. It
         # bounds what waits to be sent, and cannot deadlock: the schedule can be run with no more than depth
         # messages in a channel.
-        if len(sent) > self._depths[message.channel]:
-            first = sent.popleft()
-            self._wait(first.message, first.pending)
-        tensor = self.own(tensor).contiguous()
-        sent.append(_Send(message, self._begin(self._transport.send, message, tensor), tensor))
-
-    def own(self, tensor: Tensor) -> Tensor:
-        """The tensor, or a copy of it if it lies in a buffer that will be used again."""
-        return tensor.clone() if self._pool.owns(tensor) else tensor
+        if len(sent) > self._depths[channel]:
+            earlier, pending, _ = sent.popleft()
+            self._wait(earlier, pending)
+        tensor = self._pool.own(tensor).contiguous()
+        sent.append((message, self._begin(self._transport.send, message, tensor), tensor))
 
     def release(self, stage: int, microbatch: int) -> None:
         """Nothing received for the stage and micro-batch is needed any more."""
@@ -101,17 +96,12 @@ class Mail:
                 self._wait(message, pending)
         self._sent.clear()
 
-    def waited(self) -> float:
-        """Host seconds spent waiting since the last call."""
-        waited, self._waited = self._waited, 0.0
-        return waited
-
     def _post_next(self, channel: Channel) -> None:
         if self._unposted[channel]:
             message = self._unposted[channel].popleft()
             buffer = self._pool.take(self._shape(message))
             pending = self._begin(self._transport.receive, message, buffer)
-            self._posted[channel].append(_Receive(message, pending, buffer))
+            self._posted[channel].append((message, pending, buffer))
             self._counters.buffers += 1
             self._counters.note()
 
@@ -125,13 +115,16 @@ class Mail:
             raise self._lost(message, error) from error
 
     def _wait(self, message: Message, pending: Pending) -> None:
-        begin = self._position.wait(message)
+        position = self._position
+        position.waiting = message
+        position.since = begin = time.monotonic()
         try:
             pending.wait()
         except RuntimeError as error:
             raise self._lost(message, error) from error
-        self._waited += time.monotonic() - begin
-        self._position.resume()
+        position.waiting = None
+        position.since = end = time.monotonic()
+        self.waited += end - begin
 
     def _lost(self, message: Message, error: RuntimeError) -> PipelineError:
         """Names the message and the rank at its other end, whether the rank was waiting for it or not."""

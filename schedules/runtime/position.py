@@ -9,7 +9,10 @@ from schedules.runtime.program import Op
 
 
 class Position:
-    """Written by the rank as it goes (a few attributes, no locks), read by a watchdog at any time."""
+    """Written by the rank as it goes (a few attributes, no locks), read by a watchdog at any time.
+
+    ``waiting``: for this message, set by Mail while it does; ``since``: the time of the last sign of progress.
+    """
 
     def __init__(self, name: str, rank: int, ops: tuple[Op, ...]) -> None:
         self.name, self.rank, self._ops = name, rank, ops
@@ -31,16 +34,6 @@ class Position:
     def at(self, index: int) -> None:
         """Also behind the last action, while the last messages leave."""
         self.index = index
-        self.since = time.monotonic()
-
-    def wait(self, message: Message) -> float:
-        """Waiting begins: at the time returned."""
-        self.waiting = message
-        self.since = time.monotonic()
-        return self.since
-
-    def resume(self) -> None:
-        self.waiting = None
         self.since = time.monotonic()
 
     @property

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -51,6 +52,12 @@ class Counters:
         return Peaks(*self._most)
 
 
+def _cuda_mark() -> torch.cuda.Event:
+    event = torch.cuda.Event(enable_timing=True)
+    event.record()
+    return event
+
+
 class Record:
     """One step of one rank. Recording costs a few microseconds an action."""
 
@@ -63,16 +70,9 @@ class Record:
         self._ops = program.ops
         self._cuda = device.type == "cuda"
         self._marks: list[tuple[int, Action, float, Mark, Mark]] = []
-
-    def mark(self) -> Mark:
-        if not self._cuda:
-            return time.monotonic()
-        event = torch.cuda.Event(enable_timing=True)
-        event.record()
-        return event
-
-    def add(self, position: int, part: Action, waited: float, start: Mark, end: Mark) -> None:
-        self._marks.append((position, part, waited, start, end))
+        # Without a function of their own, since Python's are dear between two actions (see BufferPool.take).
+        self.mark: Callable[[], Mark] = _cuda_mark if self._cuda else time.monotonic
+        self.add = self._marks.append  # (position, part, waited, start, end), see Event
 
     def finish(self, waited: float) -> None:
         """``waited``: for the last messages to leave."""
@@ -96,8 +96,10 @@ class Record:
             for position, part, waited, start, end in self._marks
         ]
 
-    def overhead_per_action(self) -> float:
-        """Host seconds per action spent neither in a stage nor waiting; meaningful on CPU."""
+    def gaps(self) -> list[float]:
+        """Host seconds spent neither in a stage nor waiting: before every event, and after the last one.
+        Meaningful on CPU, where no stage overlaps by itself."""
         events = self.events()
-        busy = self._waited_last + sum(event.end - event.start + event.waited for event in events)
-        return (self.end - self.start - busy) / len(self.actions)
+        ends = [self.start, *(event.end for event in events)]
+        starts = [*(event.start - event.waited for event in events), self.end - self._waited_last]
+        return [start - end for start, end in zip(starts, ends, strict=True)]

@@ -8,7 +8,6 @@ only then waits for the gradient: the hop hides behind the forward.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -25,10 +24,7 @@ from schedules.runtime.transport import Transport
 from schedules.runtime.watchdog import Watchdog
 from schedules.validate import validate
 
-
-class _Started(NamedTuple):
-    waited: float
-    mark: Mark
+_Started = tuple[float, Mark]  # host seconds waited before, and when it began
 
 
 class Runtime:
@@ -115,7 +111,7 @@ class Runtime:
                     self._run(part)
         position.at(len(program.ops))
         mail.finish()
-        record.finish(mail.waited())
+        record.finish(mail.waited)
         return record
 
     def _run(self, part: Part) -> None:
@@ -204,18 +200,19 @@ class Runtime:
         if part.send is not None:
             self._mail.send(part.send, value)
         else:
-            self._handed[part.give] = self._mail.own(value)
+            self._handed[part.give] = self._pool.own(value)
 
     def _start(self, part: Part) -> _Started:
         counters = self._record.counters
         if part.action.kind is Kind.F:
             counters.live += 1
             counters.note()
-        return _Started(self._mail.waited(), self._record.mark())
+        waited, self._mail.waited = self._mail.waited, 0.0
+        return waited, self._record.mark()
 
     def _end(self, part: Part, started: _Started) -> None:
         record, action = self._record, part.action
-        record.add(self.position.index, action, started.waited, started.mark, record.mark())
+        record.add((self.position.index, action, *started, record.mark()))
         if action.kind is Kind.I:
             record.counters.pending += 1
             record.counters.note()

@@ -46,42 +46,35 @@ class DistributedTransport(Transport):
             )
         if link is not None and device.type != "cpu":
             raise ValueError(f"an emulated link works between CPU tensors only, not on {device}")
-        self._group, self._cuda = group, device.type == "cuda"
+        self._cuda = device.type == "cuda"
+        # Gloo itself, and its send and recv in place of dist.isend and irecv: what comes between takes as long
+        # as the call.
+        self._gloo = None if self._cuda else group._get_backend(device)
         self._link = EmulatedLink(link) if isinstance(link, Link) else link
         self._channels = _channel_groups(group, placement, device) if self._cuda else {}
 
     def send(self, message: Message, tensor: Tensor) -> Pending:
         if self._cuda:
             group = self._channels[message.channel]
-            return _NcclSend(_isend(tensor, group, 1 - group.rank(), 0), tensor)
+            return _NcclSend(group.send([tensor], 1 - group.rank(), 0), tensor)
         tag = _tag(message)
-        works = [_isend(tensor, self._group, message.target_rank, tag)]
+        work = self._gloo.send([tensor], message.target_rank, tag)
         if self._link is None:
-            return works[0]
+            return work
         arrival = self._link.arrival(message.target_rank, tensor.nbytes)
         stamp = torch.tensor([arrival], dtype=torch.float64)
-        works.append(_isend(stamp, self._group, message.target_rank, tag + 1))
-        return _StampedSend(works, stamp)
+        return _StampedSend(work, self._gloo.send([stamp], message.target_rank, tag + 1), stamp)
 
     def receive(self, message: Message, buffer: Tensor) -> Pending:
         if self._cuda:
             group = self._channels[message.channel]
-            return _irecv(buffer, group, 1 - group.rank(), 0)
+            return group.recv([buffer], 1 - group.rank(), 0)
         tag = _tag(message)
-        work = _irecv(buffer, self._group, message.source_rank, tag)
+        work = self._gloo.recv([buffer], message.source_rank, tag)
         if self._link is None:
             return work
         stamp = torch.empty(1, dtype=torch.float64)
-        return _StampedReceive(work, _irecv(stamp, self._group, message.source_rank, tag + 1), stamp)
-
-
-def _isend(tensor: Tensor, group: dist.ProcessGroup, rank: int, tag: int) -> dist.Work:
-    """As dist.isend, less its checks, which take longer than the call."""
-    return group.send([tensor], rank, tag)
-
-
-def _irecv(tensor: Tensor, group: dist.ProcessGroup, rank: int, tag: int) -> dist.Work:
-    return group.recv([tensor], rank, tag)
+        return _StampedReceive(work, self._gloo.recv([stamp], message.source_rank, tag + 1), stamp)
 
 
 def _tag(message: Message) -> int:
@@ -117,8 +110,8 @@ def _channel_groups(
                 use_local_synchronization=True,
             )
             token = torch.zeros(1, device=device)
-            move = _isend if rank_of[source] == group.rank() else _irecv
-            move(token, pair, 1 - pair.rank(), 0).wait()
+            move = pair.send if rank_of[source] == group.rank() else pair.recv
+            move([token], 1 - pair.rank(), 0).wait()
             groups[source, target] = pair
     torch.cuda.synchronize(device)
     return groups
@@ -136,12 +129,12 @@ class _NcclSend:
 
 
 class _StampedSend:
-    def __init__(self, works: list[dist.Work], stamp: Tensor) -> None:
-        self._works, self._stamp = works, stamp
+    def __init__(self, work: dist.Work, stamp_work: dist.Work, stamp: Tensor) -> None:
+        self._work, self._stamp_work, self._stamp = work, stamp_work, stamp
 
     def wait(self) -> None:
-        for work in self._works:
-            work.wait()
+        self._work.wait()
+        self._stamp_work.wait()
 
 
 class _StampedReceive:

@@ -71,10 +71,10 @@ def test_the_record_tells_overhead_from_computing_and_waiting():
     record = Record(program, CPU)
     end = record.start
     for position, op in enumerate(program.ops):
-        record.add(position, op.action, 0.5, end + 0.6, end + 1.6)  # waits 0.5, loses 0.1, computes 1
+        record.add((position, op.action, 0.5, end + 0.6, end + 1.6))  # waits 0.5, loses 0.1, computes 1
         end += 1.6
     record.finish(0.25)
     record.end = end + 0.25
-    assert record.overhead_per_action() == pytest.approx(0.1)
+    assert record.gaps() == pytest.approx([0.1] * 4 + [0.0])
     assert record.actions == generate("1f1b", 1, 2).actions[0]
     assert [event.end - event.start for event in record.events()] == pytest.approx([1.0] * 4)
