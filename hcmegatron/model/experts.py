@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hcmegatron.model.deferred import Separable, WeightGradients, separable
+from hcmegatron.model.deferred import Separable, WeightGradients, for_autograd, separable
 from megatron.core.dist_checkpointing.mapping import (
     ReplicaId,
     ShardedObject,
@@ -155,12 +155,16 @@ class _GroupedLinear(torch.autograd.Function):
             source = x.detach()
             work = partial(_weight_gradient, source, grad_output, ends)
             if ctx.store is None or ctx.store.open is None:
-                grad_weight = work()
+                grad_weight = for_autograd(weight, work)
             else:
                 ctx.store.open.add(weight, work, source, grad_output)
         return grad_x, grad_weight, None, None
 
 
-def _weight_gradient(x: Tensor, grad_output: Tensor, ends: Tensor) -> Tensor:
+def _weight_gradient(x: Tensor, grad_output: Tensor, ends: Tensor, into: Tensor | None) -> Tensor | None:
     """[E, out, in]; zero for an expert without tokens."""
-    return F.grouped_mm(grad_output.t(), x, offs=ends)
+    gradient = F.grouped_mm(grad_output.t(), x, offs=ends)
+    if into is None:
+        return gradient
+    into += gradient
+    return None

@@ -14,6 +14,9 @@ class DataParallel(DistributedDataParallel):
 
     Autograd calls a weight's hook in I too, without a gradient; Megatron takes that for an error where
     reduction overlaps with backward, and elsewhere has nothing to add.
+
+    A weight gets `gradient_added`, for a matmul that has added to `main_grad` itself to report. Not one that the
+    embedding shares: Megatron adds whatever it is then shown.
     """
 
     def _make_backward_post_hook(self, param: nn.Parameter) -> Callable[..., None]:
@@ -23,4 +26,12 @@ class DataParallel(DistributedDataParallel):
             if param.grad is not None or not getattr(param, "separable", False):
                 usual(*unused)
 
+        def added() -> None:
+            # Megatron wants to see a gradient here: any, since it is told not to add it.
+            param.grad, param.grad_added_to_main_grad = param.main_grad, True
+            usual()
+            param.grad_added_to_main_grad = False
+
+        if not getattr(param, "zero_out_wgrad", False):
+            param.gradient_added = added
         return hook
