@@ -23,6 +23,7 @@ import torch
 import hcmegatron.platform.megatron  # noqa: F401  (installs the CPU adapter first)
 from hcmegatron.config import check, load
 from hcmegatron.model.gpt import ConnectionGPT
+from hcmegatron.model.nodes import State
 from hcmegatron.platform.distributed import device, process_groups
 from hcmegatron.platform.local_launch import free_port
 from hcmegatron.platform.ranks import RankInfo
@@ -61,10 +62,10 @@ class Held:
 class Sampling(Watch):
     """Samples after every sub-layer, also of those that run again in backward."""
 
-    def leave(self, *args: object) -> torch.Tensor:
-        streams = super().leave(*args)
+    def leave(self, *args: object) -> State:
+        state = super().leave(*args)
         self.meter.sample()
-        return streams
+        return state
 
 
 def held(chunk: ConnectionGPT, recomputation: Recomputation, forward: Callable[[], torch.Tensor]) -> Held:

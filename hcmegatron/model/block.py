@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -11,7 +12,8 @@ from torch import Tensor, nn
 from hcmegatron.config.schema import Config
 from hcmegatron.connections import facts
 from hcmegatron.connections.build import build_contract, expand
-from hcmegatron.model.nodes import Keeping, MicroBatch, SubLayer
+from hcmegatron.model.layer import AroundSubLayer
+from hcmegatron.model.nodes import Keeping, MicroBatch, State
 from hcmegatron.model.specs import layer_spec, norm
 from hcmegatron.platform.megatron import replace_prefix_for_sharding, sharded_state_dict_default
 from megatron.core.process_groups_config import ProcessGroupCollection
@@ -58,6 +60,8 @@ class ConnectionBlock(MegatronModule):
             build_module(layer_spec(config, layer), config=megatron_config, pg_collection=pg_collection)
             for layer in layers
         )
+        for sublayer, following in pairwise(self.sublayers):
+            sublayer.following = following.connection
         if post_process:
             self.contract = build_contract(
                 config.connection, megatron_config.hidden_size, norm_eps=config.model.norm_eps
@@ -90,7 +94,7 @@ class ConnectionBlock(MegatronModule):
         return make_viewless_tensor(inp=streams.flatten(2), requires_grad=True, keep_graph=True)
 
     @property
-    def sublayers(self) -> list[SubLayer]:
+    def sublayers(self) -> list[AroundSubLayer]:
         """The sub-layers of this chunk, in order."""
         return [sublayer for layer in self.layers for sublayer in layer.sublayers]
 
@@ -114,8 +118,10 @@ class ConnectionBlock(MegatronModule):
 
     def in_order(self, streams: Tensor, micro_batch: MicroBatch) -> Tensor:
         """Layer after layer: [s, b, n, C] -> [s, b, n, C]."""
+        state: State = (streams,)
         for layer in self.layers:
-            streams = layer(streams, micro_batch)
+            state = layer(state, micro_batch)
+        (streams,) = state
         return streams
 
     def sharded_state_dict(

@@ -44,6 +44,9 @@ class AroundSubLayer:
 
     Args:
         sequence_parallel: tensor-parallel ranks have different tokens, so they drop out differently.
+
+    Attributes:
+        following: the next sub-layer's connection on this rank, whose projection `leave` computes where kernels fold.
     """
 
     def __init__(
@@ -56,27 +59,42 @@ class AroundSubLayer:
     ) -> None:
         self.connection, self.input_norm, self.output_norm = connection, input_norm, output_norm
         self.dropout, self.sequence_parallel = dropout, sequence_parallel
+        self.following: Connection | None = None
 
     @property
     def random(self) -> bool:
         """Whether `leave` applies dropout now."""
         return self.dropout > 0 and self.connection.training
 
-    def enter(self, streams: Tensor) -> tuple[Tensor, Coefficients]:
+    def enter(self, streams: Tensor, *projection: Tensor) -> tuple[Tensor, Coefficients]:
         """[s, b, n, C] -> T's input [s, b, C] and the coefficients."""
-        x, coefficients = self.connection.read(streams)
+        await_parameters(self.connection)
+        x, coefficients = self.connection.read(streams, projection or None)
         return self.input_norm(x), coefficients
 
     def leave(
         self, streams: Tensor, y: Tensor, coefficients: Coefficients, bias: Tensor | None = None
-    ) -> Tensor:
-        """T's output y [s, b, C] into the streams: [s, b, n, C]."""
+    ) -> State:
+        """T's output y [s, b, C] into the streams: [s, b, n, C], and the next read's projection."""
         y = self.output_norm(y)
         # Entered here and not around the whole chunk: Megatron's checkpoints of parts replay a region's state only
         # as it was when the region was entered last.
         own_region = self.random and self.sequence_parallel
         with tensor_parallel.get_cuda_rng_tracker().fork() if own_region else nullcontext():
-            return self.connection.write(streams, y, coefficients, bias, self.dropout)
+            if self.following is None:
+                return (self.connection.write(streams, y, coefficients, bias, self.dropout),)
+            await_parameters(self.following)
+            streams, projection = self.connection.write_and_project(
+                self.following, streams, y, coefficients, bias, self.dropout
+            )
+        return (streams, *(projection or ()))
+
+
+def await_parameters(module: nn.Module) -> None:
+    """What calling the module would begin with: waiting for parameters that other data-parallel ranks have updated
+    and that are still on their way (parallel.overlap_param_gather). Connections are read and written, not called."""
+    for hook in module._forward_pre_hooks.values():
+        hook(module, ())
 
 
 class ConnectionLayer(MegatronModule, BaseTransformerLayer):
@@ -155,34 +173,32 @@ class ConnectionLayer(MegatronModule, BaseTransformerLayer):
             else (attention, Node("mlp", Lane.COMPUTE, self._mlp))
         )
 
-    def forward(self, streams: Tensor, micro_batch: MicroBatch) -> Tensor:
-        """All nodes in order: [s, b, n, C] -> [s, b, n, C]."""
-        state: State = (streams,)
+    def forward(self, state: State, micro_batch: MicroBatch) -> State:
+        """All nodes in order."""
         for node in self.nodes:
             state = node.forward(state, micro_batch)
-        (streams,) = state
-        return streams
+        return state
 
     # Nodes. Each returns the streams first; `coefficients` are those that the read computed for the write.
 
     def _attention(self, state: State, micro_batch: MicroBatch) -> State:
-        (streams,) = state
-        x, coefficients = micro_batch.keeping.enter(self.around_attention, streams)
+        streams, *projection = state
+        x, coefficients = micro_batch.keeping.enter(self.around_attention, streams, *projection)
         y, bias = self.self_attention(
             x, attention_mask=micro_batch.attention_mask, rotary_pos_emb=micro_batch.rotary
         )
-        return (micro_batch.keeping.leave(self.around_attention, streams, y, coefficients, bias),)
+        return micro_batch.keeping.leave(self.around_attention, streams, y, coefficients, bias)
 
     def _mlp(self, state: State, micro_batch: MicroBatch) -> State:
-        (streams,) = state
-        x, coefficients = micro_batch.keeping.enter(self.around_mlp, streams)
+        streams, *projection = state
+        x, coefficients = micro_batch.keeping.enter(self.around_mlp, streams, *projection)
         mlp = partial(tensor_parallel.checkpoint, self.mlp, False) if self.recompute_mlp else self.mlp
         y, bias = mlp(x)
-        return (micro_batch.keeping.leave(self.around_mlp, streams, y, coefficients, bias),)
+        return micro_batch.keeping.leave(self.around_mlp, streams, y, coefficients, bias)
 
     def _route(self, state: State, micro_batch: MicroBatch) -> State:
-        (streams,) = state
-        x, coefficients = micro_batch.keeping.enter(self.around_mlp, streams)
+        streams, *projection = state
+        x, coefficients = micro_batch.keeping.enter(self.around_mlp, streams, *projection)
         probs, routing_map = self.mlp.route(x)
         tokens, probs = self.mlp.preprocess(x, probs, routing_map)
         return (streams, x, tokens, probs, *coefficients)
@@ -207,4 +223,4 @@ class ConnectionLayer(MegatronModule, BaseTransformerLayer):
         streams, routed, *rest = state
         shared = rest.pop(0) if self.mlp.use_shared_expert else None
         y = self.mlp.postprocess(routed, shared)
-        return (micro_batch.keeping.leave(self.around_mlp, streams, y, tuple(rest)),)
+        return micro_batch.keeping.leave(self.around_mlp, streams, y, tuple(rest))

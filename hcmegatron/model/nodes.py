@@ -18,8 +18,9 @@ from typing import Protocol
 
 from torch import Tensor
 
-# What flows from node to node: the streams first, then what the sub-layer in progress needs. Every member is a
-# tensor, so that the autograd graph can be cut between any two nodes.
+# What flows from node to node: the streams first, then what the sub-layer in progress needs; between two sub-layers,
+# where kernels fold, the projection that the next one's read starts with. Every member is a tensor, so that the
+# autograd graph can be cut between any two nodes.
 State = tuple[Tensor, ...]
 
 
@@ -42,13 +43,17 @@ class SubLayer(Protocol):
     def random(self) -> bool:
         """Whether `leave` draws random numbers (dropout)."""
 
-    def enter(self, streams: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """T's input [s, b, C], normed, and the coefficients for `leave`."""
+    def enter(self, streams: Tensor, *projection: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """T's input [s, b, C], normed, and the coefficients for `leave`.
+
+        projection: what the previous sub-layer's `leave` returned after the streams, if it did.
+        """
 
     def leave(
         self, streams: Tensor, y: Tensor, coefficients: tuple[Tensor, ...], bias: Tensor | None = None
-    ) -> Tensor:
-        """The next streams. y [s, b, C] and bias [C] are T's output."""
+    ) -> State:
+        """The next streams, then the projection for the next sub-layer's `enter` where kernels fold. It carries no
+        gradient. y [s, b, C] and bias [C] are T's output."""
 
 
 class Keeping:
@@ -58,9 +63,11 @@ class Keeping:
         """Around a node's forward."""
         return nullcontext()
 
-    def enter(self, sublayer: SubLayer, streams: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+    def enter(
+        self, sublayer: SubLayer, streams: Tensor, *projection: Tensor
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
         """`sublayer.enter`; sub-layers come in their order in the chunk."""
-        return sublayer.enter(streams)
+        return sublayer.enter(streams, *projection)
 
     def leave(
         self,
@@ -69,7 +76,7 @@ class Keeping:
         y: Tensor,
         coefficients: tuple[Tensor, ...],
         bias: Tensor | None = None,
-    ) -> Tensor:
+    ) -> State:
         """`sublayer.leave` of the sub-layer entered last."""
         return sublayer.leave(streams, y, coefficients, bias)
 

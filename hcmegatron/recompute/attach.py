@@ -98,12 +98,11 @@ def _checkpointed(nodes: tuple[Node, ...]) -> Node:
     """All nodes of a layer as one that keeps its input alone and runs again in backward, random states replayed."""
 
     def run(state: State, micro_batch: MicroBatch) -> State:
-        def layer(streams: Tensor) -> Tensor:
-            state: State = (streams,)
+        def layer(*state: Tensor) -> State:
             for node in nodes:
                 state = node.forward(state, micro_batch)
-            return state[0]
+            return state
 
-        return (tensor_parallel.checkpoint(layer, False, *state),)
+        return tensor_parallel.checkpoint(layer, False, *state)
 
     return Node("layer", Lane.COMPUTE, run)

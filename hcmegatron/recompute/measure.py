@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.multiprocessing.reductions import StorageWeakRef
 
-from hcmegatron.model.nodes import Keeping, SubLayer
+from hcmegatron.model.nodes import Keeping, State, SubLayer
 
 Scope = Literal["around", "inside"]  # connections, norms and sub-layers' outputs; attention, MLP and experts
 
@@ -125,9 +125,11 @@ class Watch(Keeping):
     def node(self) -> AbstractContextManager:
         return self._hooks("inside")
 
-    def enter(self, sublayer: SubLayer, streams: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+    def enter(
+        self, sublayer: SubLayer, streams: Tensor, *projection: Tensor
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
         with self._hooks("around"):
-            x, coefficients = sublayer.enter(streams)
+            x, coefficients = sublayer.enter(streams, *projection)
         self.input = x.untyped_storage().data_ptr()
         return x, coefficients
 
@@ -138,7 +140,7 @@ class Watch(Keeping):
         y: Tensor,
         coefficients: tuple[Tensor, ...],
         bias: Tensor | None = None,
-    ) -> Tensor:
+    ) -> State:
         with self._hooks("around"):
             return sublayer.leave(streams, y, coefficients, bias)
 

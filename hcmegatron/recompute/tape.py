@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
-from hcmegatron.model.nodes import Keeping, SubLayer
+from hcmegatron.model.nodes import Keeping, State, SubLayer
 from hcmegatron.recompute.measure import Held, Meter
 from hcmegatron.recompute.random_state import RandomState, replaying
 
@@ -43,10 +43,14 @@ class Handle:
         if self.value is None:
             self.block.rebuild()
         assert self.value is not None, "a rebuilt block did not fill this handle"
-        if self.value.is_cuda:
-            # rebuilt on the stream of whichever node came first, used on this node's
-            self.value.record_stream(torch.cuda.current_stream(self.value.device))
+        _used_here(self.value)  # rebuilt on the stream of whichever node came first
         return self.value
+
+
+def _used_here(tensor: Tensor | None) -> None:
+    """On CUDA nodes run on several streams: memory must not be given away before this one is done with the tensor."""
+    if tensor is not None and tensor.is_cuda:
+        tensor.record_stream(torch.cuda.current_stream(tensor.device))
 
 
 def unpack(packed: Handle | Held | Tensor) -> Tensor:
@@ -74,12 +78,17 @@ class Pass:
 
 
 class Block:
-    """Consecutive sub-layers that are rebuilt together from `streams`, the first of them's input."""
+    """Consecutive sub-layers that are rebuilt together from `entry`: the streams that enter the first of them, and
+    their projection where the sub-layer before has folded it into its write (some numbers a token)."""
 
     scope = "around"
 
-    def __init__(self, streams: Tensor, meter: Meter | None = None) -> None:
-        self.streams: Tensor | None = streams.detach().requires_grad_(streams.requires_grad)
+    def __init__(self, entry: State, meter: Meter | None = None) -> None:
+        streams, *projection = entry
+        self.entry: State = (
+            streams.detach().requires_grad_(streams.requires_grad),
+            *(tensor.detach() for tensor in projection),
+        )
         self.passes: list[Pass] = []
         self.meter = meter
         if meter:
@@ -93,30 +102,34 @@ class Block:
 
     def rebuild(self) -> None:
         """Give every handle that backward may still ask for its tensor, and let go of what was kept."""
-        assert self.streams is not None, "a block is rebuilt once"
+        assert self.entry, "a block is rebuilt once"
         if self.meter:
             self.meter.rebuilding()
-        streams = self.streams
+        state = self.entry
+        for tensor in state:
+            _used_here(tensor)
         with torch.enable_grad():
             for done in self.passes:
+                _used_here(done.output)
+                _used_here(done.bias)
+                streams, *projection = state
                 with _collecting(done):
-                    x, coefficients = done.sublayer.enter(streams)
+                    x, coefficients = done.sublayer.enter(streams, *projection)
                     for reference, *view in done.views:
                         if handle := reference():
                             handle.value = x.detach().as_strided(*view)
                     if self.meter:
                         self.meter.follow(x)
                     with replaying(done.random_state):
-                        streams = done.sublayer.leave(streams, done.output, coefficients, done.bias)
+                        state = done.sublayer.leave(streams, done.output, coefficients, done.bias)
                 done.output = done.bias = None
-        self.streams = None
+        self.entry = ()
         if self.meter:
             self.meter.rebuilt()
 
     def tensors(self) -> Iterator[Tensor]:
         """What this block keeps alive now: before it is rebuilt the kept, afterwards the rebuilt tensors."""
-        if self.streams is not None:
-            yield self.streams
+        yield from self.entry
         for done in self.passes:
             if done.output is not None:
                 yield done.output
@@ -144,14 +157,16 @@ class Tape(Keeping):
         """T's own tensors are kept as they are, except its input."""
         return saved_tensors_hooks(self._inside, unpack)
 
-    def enter(self, sublayer: SubLayer, streams: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+    def enter(
+        self, sublayer: SubLayer, streams: Tensor, *projection: Tensor
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
         if not self.left:
             self.left = next(self.lengths)
-            self.block = Block(streams, self.meter)
+            self.block = Block((streams, *projection), self.meter)
         self.left -= 1
         block, saved = self.block, []
         with saved_tensors_hooks(lambda _: block.handle(saved), unpack):
-            x, coefficients = sublayer.enter(streams)
+            x, coefficients = sublayer.enter(streams, *projection)
         # Alive until `leave`, so that no other tensor can take its storage. Detached: the graph knows this tape.
         self.input = x.detach()
         block.passes.append(Pass(sublayer, x.untyped_storage().data_ptr(), saved))
@@ -164,16 +179,16 @@ class Tape(Keeping):
         y: Tensor,
         coefficients: tuple[Tensor, ...],
         bias: Tensor | None = None,
-    ) -> Tensor:
+    ) -> State:
         block, current = self.block, self.block.passes[-1]
         assert current.sublayer is sublayer, "sub-layers are left in the order in which they are entered"
         current.output, current.bias = y.detach().requires_grad_(y.requires_grad), bias
         if sublayer.random:
             current.random_state = RandomState.now()
         with saved_tensors_hooks(lambda _: block.handle(current.saved), unpack):
-            streams = sublayer.leave(streams, y, coefficients, bias)
+            state = sublayer.leave(streams, y, coefficients, bias)
         self.input = None
-        return streams
+        return state
 
     def _inside(self, tensor: Tensor) -> Handle | Held | Tensor:
         if self.input is None or tensor.untyped_storage().data_ptr() != self.block.passes[-1].input:

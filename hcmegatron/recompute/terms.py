@@ -22,16 +22,21 @@ def measure_terms(
 ) -> Terms:
     """The terms of a micro-batch of `tokens` tokens (of this rank's share of the sequence), n streams of width C."""
     with replaying(RandomState.now()), torch.enable_grad():
-        few, more = (
+        (few, _), (more, projection) = (
             _saved(sublayer, torch.randn(count, 1, n, C, dtype=dtype, device=device)) for count in (FEW, MORE)
         )
     rate = (more - few) / (MORE - FEW)
     output = C * dtype.itemsize * tokens
-    return Terms(streams=n * output, output=output, rebuilt=round(few + rate * (tokens - FEW)) - output)
+    return Terms(
+        streams=n * output + projection * tokens // MORE,
+        output=output,
+        rebuilt=round(few + rate * (tokens - FEW)) - output,
+    )
 
 
-def _saved(sublayer: SubLayer, streams: Tensor) -> int:
-    """Bytes of the storages saved by `enter` and `leave`, and T's input; without parameters."""
+def _saved(sublayer: SubLayer, streams: Tensor) -> tuple[int, int]:
+    """Bytes of the storages saved by `enter` and `leave`, and T's input; without parameters. Those of the projection
+    that goes with the streams to the next sub-layer."""
     streams.requires_grad_()
     y = torch.zeros_like(streams[..., 0, :]).requires_grad_()
     saved: list[Tensor] = []
@@ -42,9 +47,9 @@ def _saved(sublayer: SubLayer, streams: Tensor) -> int:
 
     with saved_tensors_hooks(keep, lambda tensor: tensor):
         x, coefficients = sublayer.enter(streams)
-        graph = sublayer.leave(streams, y, coefficients)
+        after, *projection = sublayer.leave(streams, y, coefficients)
     # the autograd graph holds the storages apart until they are counted
-    return _distinct([x, *saved], besides=_parameters(x, graph))
+    return _distinct([x, *saved], besides=_parameters(x, after)), sum(t.nbytes for t in projection)
 
 
 def _distinct(tensors: list[Tensor], besides: list[Tensor]) -> int:

@@ -1,5 +1,6 @@
 """Real connections and norms around cheap sub-layers, through the same interface as a chunk's layers."""
 
+from itertools import pairwise
 from types import SimpleNamespace
 
 import torch
@@ -15,14 +16,24 @@ from hcmegatron.model.norms import Norm
 class Stack(nn.Module):
     """L sub-layers over C channels: norm, a linear (which saves the norm's output), write."""
 
-    def __init__(self, kind="mhc", n=4, sublayers=8, C=256, dropout=0.0, norm="rmsnorm", dtype=torch.float32):
+    def __init__(
+        self,
+        kind="mhc",
+        n=4,
+        sublayers=8,
+        C=256,
+        dropout=0.0,
+        norm="rmsnorm",
+        dtype=torch.float32,
+        kernels="torch",
+    ):
         super().__init__()
         conn = Connection(kind=kind, n=n)
         self.C, self.width, self.dtype = C, streams(conn), dtype
         torch.manual_seed(1)
         config = SimpleNamespace(params_dtype=dtype, sequence_parallel=False)
         self.connections = nn.ModuleList(
-            build_connection(conn, C, k, norm_eps=1e-6, kernels="torch") for k in range(sublayers)
+            build_connection(conn, C, k, norm_eps=1e-6, kernels=kernels) for k in range(sublayers)
         )
         self.norms = nn.ModuleList(Norm(config, C, 1e-6, norm) for _ in range(sublayers))
         self.linears = nn.ModuleList(nn.Linear(C, C, bias=False, dtype=dtype) for _ in range(sublayers))
@@ -33,16 +44,20 @@ class Stack(nn.Module):
             AroundSubLayer(connection, norm, nn.Identity(), dropout)
             for connection, norm in zip(self.connections, self.norms, strict=True)
         ]
+        for sublayer, following in pairwise(self.sublayers):
+            sublayer.following = following.connection
         self.calls = 0
 
     def forward(self, streams, keeping):
+        state = (streams,)
         for sublayer, linear in zip(self.sublayers, self.linears, strict=True):
             with keeping.node():
-                x, coefficients = keeping.enter(sublayer, streams)
+                streams, *projection = state
+                x, coefficients = keeping.enter(sublayer, streams, *projection)
                 y = linear(x)
                 self.calls += 1
-                streams = keeping.leave(sublayer, streams, y, coefficients)
-        return streams
+                state = keeping.leave(sublayer, streams, y, coefficients)
+        return state[0]
 
     def input(self, tokens=16, seed=3):
         generator = torch.Generator().manual_seed(seed)

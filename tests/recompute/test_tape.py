@@ -55,8 +55,8 @@ def test_sublayers_run_once_and_each_block_is_rebuilt_once():
     entered = []
     for sublayer in stack.sublayers:
         enter = sublayer.enter
-        sublayer.enter = lambda streams, enter=enter, sublayer=sublayer: (
-            entered.append(sublayer) or enter(streams)
+        sublayer.enter = lambda *state, enter=enter, sublayer=sublayer: (
+            entered.append(sublayer) or enter(*state)
         )
     gradients(stack, [Tape([2, 2, 2])])
     assert stack.calls == 6
@@ -146,7 +146,7 @@ def test_a_sublayer_that_rebuilds_differently_is_an_error():
     stack = Stack("mhc", 2, 2, C=8)
     output = stack(stack.input(4), Tape([2]))
     sublayer = stack.sublayers[1]
-    sublayer.leave = lambda streams, y, coefficients, bias: streams + y.unsqueeze(-2)
+    sublayer.leave = lambda streams, y, coefficients, bias: (streams + y.unsqueeze(-2),)
     with pytest.raises(RuntimeError, match="saved fewer tensors when rebuilt"):
         output.sum().backward()
 

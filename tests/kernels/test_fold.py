@@ -1,0 +1,89 @@
+"""The fold in the model: a sub-layer's write computes the next one's projection, also into a recomputed block."""
+
+from itertools import pairwise
+
+import pytest
+import torch
+
+from hcmegatron.kernels import triton_path
+from hcmegatron.model.nodes import Keeping
+from hcmegatron.recompute.measure import Meter
+from hcmegatron.recompute.tape import Tape
+from hcmegatron.recompute.terms import measure_terms
+from tests.recompute.stack import Stack
+
+pytestmark = pytest.mark.skipif(
+    torch.cuda.is_available(), reason="a GPU is here: test_cuda.py runs the kernels on it"
+)
+SUBLAYERS, TOKENS, N, C = 5, 3, 2, 16
+K = N * N + 2 * N
+
+
+def stack(kernels, **options):
+    return Stack("mhc", N, SUBLAYERS, C, kernels=kernels, **options)
+
+
+def run(model, keeping, tokens=TOKENS):
+    """The output, and the gradients of all parameters and of the input."""
+    model.zero_grad()
+    torch.manual_seed(5)
+    x = model.input(tokens)
+    output = model(x, keeping)
+    output.square().sum().backward()
+    return [output.detach(), x.grad, *(p.grad for p in model.parameters())]
+
+
+@pytest.fixture
+def reads(monkeypatch):
+    """For every read, whether it was handed its projection."""
+    seen = []
+    usual = triton_path._Read.forward
+
+    def forward(ctx, *arguments):
+        seen.append(arguments[-1] is not None)
+        return usual(ctx, *arguments)
+
+    monkeypatch.setattr(triton_path._Read, "forward", staticmethod(forward))
+    return seen
+
+
+def test_every_read_but_the_first_is_handed_its_projection(reads):
+    folded = run(stack("triton"), Keeping())
+    assert reads == [False] + [True] * (SUBLAYERS - 1)
+    for ours, plain in zip(folded, run(stack("torch"), Keeping()), strict=True):
+        torch.testing.assert_close(ours, plain, rtol=1e-5, atol=1e-5)
+
+
+def test_a_connection_without_a_projection_takes_none(reads):
+    model = stack("triton")
+    for sublayer, following in pairwise(model.sublayers):
+        sublayer.following = None if following is model.sublayers[2] else following.connection
+    run(model, Keeping())
+    assert reads == [False, True, False, True, True]
+
+
+@pytest.mark.parametrize("lengths", [[5], [1, 2, 2], [2, 3]])
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_across_a_recomputed_blocks_boundary_bit_for_bit(reads, lengths, dropout):
+    model = stack("triton", dropout=dropout)
+    plain = run(model, Keeping())
+    reads.clear()
+    rebuilt = run(model, Tape(lengths))
+    # the forward, and each block again from what it kept: only the chunk's first streams come without a projection
+    assert reads.count(False) == 2
+    assert len(reads) == 2 * SUBLAYERS
+    assert all(torch.equal(a, b) for a, b in zip(plain, rebuilt, strict=True))
+
+
+def test_the_plan_counts_the_projection_that_a_block_keeps():
+    plain, folding = (
+        measure_terms(stack(kernels).sublayers[0], N, C, TOKENS, torch.float32, torch.device("cpu"))
+        for kernels in ("torch", "triton")
+    )
+    projection = TOKENS * (K + 1) * 4
+    assert folding.streams - plain.streams == projection
+    model, meter = stack("triton"), Meter()
+    output = model(model.input(TOKENS), Tape([1] * SUBLAYERS, meter))
+    # the first block has none
+    assert meter.bytes() == SUBLAYERS * (folding.streams + folding.output) - projection
+    del output
