@@ -32,8 +32,8 @@ class _WhenWaitedFor:
 
 
 def _start_late(group: _ParamAndGradBucketGroup, force_sync: bool = False) -> None:
-    if force_sync:
-        _start(group, force_sync=True)
+    if force_sync or not group.ddp_config.overlap_param_gather:
+        _start(group, force_sync)
     else:
         group.param_gather_handle, group.param_gather_dispatched = _WhenWaitedFor(group), True
 

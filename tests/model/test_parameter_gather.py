@@ -19,7 +19,9 @@ def test_every_parameter_is_awaited_before_it_is_used():
     late = copy.deepcopy(configs)
     for config in late:
         config.parallel.overlap_param_gather = True
-    for found in run_ranks(2, "tests.model.gather_ranks:train", configs + late, 3, preload=("tests.model.workers",)):
+    for found in run_ranks(
+        2, "tests.model.gather_ranks:train", configs + late, 3, preload=("tests.model.workers",)
+    ):
         for config, early, gathered in zip(configs, found, found[len(configs) :], strict=False):
             buckets, losses = gathered
             assert buckets > 4
