@@ -6,7 +6,9 @@ import pytest
 import torch
 
 from hcmegatron.kernels import triton_path
-from hcmegatron.model.nodes import Keeping
+from hcmegatron.model.nodes import Keeping, Lane, MicroBatch, Node
+from hcmegatron.pipeline.cut import Pass
+from hcmegatron.pipeline.lanes import Lanes
 from hcmegatron.recompute.measure import Meter
 from hcmegatron.recompute.tape import Tape
 from hcmegatron.recompute.terms import measure_terms
@@ -87,3 +89,34 @@ def test_the_plan_counts_the_projection_that_a_block_keeps():
     # the first block has none
     assert meter.bytes() == SUBLAYERS * (folding.streams + folding.output) - projection
     del output
+
+
+def test_the_projection_crosses_the_cuts_of_an_overlapped_pass(reads):
+    """As under parallel.overlap: every sub-layer's graph apart, the projection from node to node beside the streams."""
+    model = stack("triton")
+    plain = run(model, Keeping())
+    reads.clear()
+
+    def node(sublayer, linear):
+        def forward(state, micro_batch):
+            streams, *projection = state
+            x, coefficients = micro_batch.keeping.enter(sublayer, streams, *projection)
+            return micro_batch.keeping.leave(sublayer, streams, linear(x), coefficients)
+
+        return Node("mlp", Lane.COMPUTE, forward)
+
+    model.zero_grad()
+    torch.manual_seed(5)
+    x, micro_batch, passing = model.input(TOKENS), MicroBatch(), Pass(Lanes(torch.device("cpu")))
+    passing.begin(x.view_as(x), SUBLAYERS)
+    for layer, parts in enumerate(zip(model.sublayers, model.linears, strict=True)):
+        passing.forward(layer, node(*parts), micro_batch)
+    output = passing.end()
+    output.square().sum().backward()
+    passing.begin_backward()
+    for layer in reversed(range(SUBLAYERS)):
+        passing.backward(layer, 1, None)
+    passing.end_backward()
+    assert reads == [False] + [True] * (SUBLAYERS - 1)
+    cut = [output.detach(), x.grad, *(p.grad for p in model.parameters())]
+    assert all(torch.equal(a, b) for a, b in zip(plain, cut, strict=True))
