@@ -310,7 +310,7 @@ def main() -> int:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--hidden", type=int, default=512, help="C")
-    parser.add_argument("--layers", type=int, default=4)
+    parser.add_argument("--layers", type=int, default=8, help="two a chunk, as 30 layers on 8 ranks have")
     parser.add_argument("--tokens", type=int, default=128, help="of a micro-batch")
     parser.add_argument("--rounds", type=int, default=15)
     shape = Shape(**vars(parser.parse_args()))
