@@ -7,13 +7,15 @@ import pytest
 
 from tests.model.compare import largest_errors
 from tests.model.workers import small_config
+from tests.pipeline.test_layouts import DISTRIBUTED, EARLY, OVERLAPPED, alone, network, wrong
+from tests.pipeline.test_layouts import run as run_layouts
 from tests.ranks import run_ranks
 from tests.training.workers import tiny
 
 TARGET = "tests.model.workers:steps"
 RUN = {"preload": ("tests.model.workers",), "timeout": 200}
 WHOLE = {"preload": ("tests.pipeline.dualpipe_workers",), "process_group": False, "timeout": 150}
-CASES = [("residual", False), ("dhc", True), ("mhc", True)]
+CASES = [("residual", False), ("dhc", True), ("dfc", False), ("mhc", True)]
 
 
 def config_for(kind, moe, schedule, pipeline, layers, **sections):
@@ -56,6 +58,51 @@ def test_eight_ranks():
 @pytest.mark.ranks
 def test_tied_embeddings():
     check([("mhc", False)], 4, 4, 4, model={"tie_embeddings": True})
+
+
+def both_ways(architecture, kind, micro_batches, **parallel):
+    """`network`s whose micro-batches per rank are even, half of them odd: a multiple of nothing that P divides."""
+    return network(architecture, kind, micro_batches, **{"schedule": "dualpipe", "pipeline": 2} | parallel)
+
+
+SPLIT_TENSORS = {"tensor": 2, "sequence": True}
+
+
+@pytest.mark.ranks
+@pytest.mark.parametrize(
+    ("ranks", "configs"),
+    [
+        pytest.param(2, [both_ways("dense", "dfc", 5), both_ways("moe", "mhc", 5)], id="PP 2"),
+        pytest.param(4, [both_ways("moe", "mhc", 5, pipeline=4)], id="PP 4"),
+        pytest.param(
+            4,
+            [
+                both_ways("dense", kind, 6, **variant)
+                for kind, variant in (("mhc", EARLY), ("dfc", DISTRIBUTED), ("dhc", OVERLAPPED), ("mhc", {}))
+            ],
+            id="DP 2 x PP 2",
+        ),
+        pytest.param(
+            4,
+            [
+                both_ways("moe", kind, 6, expert=2, **variant)
+                for kind, variant in (("mhc", EARLY), ("dhc", {}))
+            ],
+            id="EP 2 x PP 2",
+        ),
+        pytest.param(
+            4,
+            [
+                both_ways("dense", "dfc", 5, **SPLIT_TENSORS, **EARLY),
+                both_ways("moe", "mhc", 5, **SPLIT_TENSORS),
+            ],
+            id="TP 2 + SP x PP 2",
+        ),
+    ],
+)
+def test_beside_other_parallelism(ranks, configs):
+    """The norm that gradients are clipped by, too: copies are counted once."""
+    assert wrong(configs, alone(configs), run_layouts(ranks, "steps", configs)) == []
 
 
 @pytest.fixture(scope="module")
