@@ -13,6 +13,7 @@ from hcmegatron.pipeline.placement import placement
 from hcmegatron.platform.ranks import discover
 from hcmegatron.training import checkpoint
 from hcmegatron.training.run import train
+from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 
 
 def run(config: Config) -> dict[int, dict[str, str]]:
@@ -22,8 +23,9 @@ def run(config: Config) -> dict[int, dict[str, str]]:
 
     def looking(self, step):
         where = placement(config)
-        chunks, rank = self.chunks, int(os.environ["RANK"]) % where.ranks
-        for stage, chunk in zip(where.stages_of(rank), chunks, strict=True):
+        # Megatron's order of ranks: the pipeline's are furthest apart
+        rank = int(os.environ["RANK"]) // (int(os.environ["WORLD_SIZE"]) // where.ranks)
+        for stage, chunk in zip(where.stages_of(rank), self.chunks, strict=True):
             found[where.model_stage(stage)] = digests(unwrap(chunk), self.optimizer)
         return usual_save(self, step)
 
@@ -33,16 +35,20 @@ def run(config: Config) -> dict[int, dict[str, str]]:
 
 
 def digests(model: torch.nn.Module, optimizer) -> dict[str, str]:
+    """Of every parameter and buffer, and of what the optimizer holds for it: its state, and under the distributed
+    optimizer the weights that it updates."""
     tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-    state = {
-        parameter: values
-        for one in optimizer.chained_optimizers
-        for parameter, values in one.optimizer.state.items()
-    }
     for name, parameter in model.named_parameters():
-        for key, value in state.get(parameter, {}).items():
-            if torch.is_tensor(value):
-                tensors[f"{name}/{key}"] = value
+        for one in optimizer.chained_optimizers:
+            updated = parameter
+            if isinstance(one, DistributedOptimizer):
+                place = one.model_param_group_index_map.get(parameter)
+                updated = place and one.optimizer.param_groups[place[0]]["params"][place[1]]
+            if updated not in one.optimizer.state:
+                continue
+            tensors[f"{name}/updated"] = updated
+            state = one.optimizer.state[updated]
+            tensors |= {f"{name}/{key}": value for key, value in state.items() if torch.is_tensor(value)}
     return {
         name: hashlib.sha256(tensor.detach().reshape(-1).view(torch.uint8).numpy().tobytes()).hexdigest()
         for name, tensor in tensors.items()

@@ -149,3 +149,31 @@ def test_copies_stay_equal_and_checkpoints_fit_other_schedules(text, tmp_path):
         found = losses(directory, 25)
         assert found.keys() == {26, 27, 28}
         assert all(abs(found[step] - expected[step]) < 2e-6 for step in found), (schedule, found)
+
+
+@pytest.mark.ranks
+def test_bf16_copies_stay_equal_and_its_checkpoint_continues_under_dualpipev(text, tmp_path):
+    """On two data-parallel ranks, each of which holds half of the optimizer's state of either copy."""
+    sections = {"moe": {"ffn_hidden_size": 16}}
+    numbers = {"steps": 8, "dtype": "bf16"}
+    config = run_config(text, tmp_path / "both", "dualpipe", training=numbers, **sections)
+    config.checkpoint.save_every, config.training.global_batch = 4, 8
+    ranks = run_ranks(4, "tests.pipeline.dualpipe_workers:run", config, **WHOLE)
+    for first, second in zip(
+        ranks[:2], ranks[2:], strict=True
+    ):  # the pipeline's two ranks, per data-parallel rank
+        for stage in (0, 1):
+            assert first[stage].keys() == second[stage].keys()
+            assert not [name for name, bits in first[stage].items() if bits != second[stage][name]]
+    halves = [{name for stage in rank.values() for name in stage if "exp_avg_sq" in name} for rank in ranks]
+    assert halves[0] and halves[1] and halves[0] != halves[1]
+
+    start = {"load": str(tmp_path / "both/checkpoints/step-00000004")}
+    numbers["steps"] = 7
+    again = run_config(text, tmp_path / "v", "dualpipev", training=numbers, checkpoint=start, **sections)
+    again.training.global_batch = 8
+    run_ranks(4, "tests.pipeline.dualpipe_workers:run", again, **WHOLE)
+    expected, found = losses(tmp_path / "both", 4), losses(tmp_path / "v", 4)
+    assert found.keys() == {5, 6, 7}
+    # Weights and what crosses stages are rounded alike; gradients are summed in fp32.
+    assert all(abs(found[step] - expected[step]) < 1e-5 for step in found), found
