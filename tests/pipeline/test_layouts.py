@@ -1,6 +1,7 @@
 """Our schedules beside other kinds of parallelism, with uneven layers, and against Megatron's own schedules."""
 
 import copy
+from itertools import product
 
 import numpy as np
 import pytest
@@ -65,12 +66,14 @@ def wrong(configs, references, ranks):
 
 def rows(architecture, micro_batches, variants, **parallel):
     """Every schedule with a kind and a variant in turn, DualPipeV with every kind, and the extremes with every
-    variant."""
+    variant. Beside data parallelism alone, every schedule with every kind."""
     chosen = [(s, KINDS[i % 4], variants[i % len(variants)]) for i, s in enumerate(SCHEDULES)]
     if architecture == "dense" or "expert" in parallel:
         chosen += [("dualpipev", kind, variants[i % len(variants)]) for i, kind in enumerate(KINDS)]
     if len(variants) > 1:
         chosen += [(s, "mhc", v) for s in ("zb_v", "1f1b") for v in variants]
+    if architecture == "dense" and not parallel:
+        chosen += [(s, k, variants[i % len(variants)]) for i, (s, k) in enumerate(product(SCHEDULES, KINDS))]
     chosen = [row for i, row in enumerate(chosen) if row not in chosen[:i]]
     chosen.sort(key=lambda row: row[0] == "interleaved")  # its process groups are others
     return [
@@ -92,6 +95,7 @@ def rows(architecture, micro_batches, variants, **parallel):
     [
         pytest.param("dense", ({}, DISTRIBUTED, OVERLAPPED, EARLY), {}, id="DP 2 x PP 2"),
         pytest.param("moe", ({}, EARLY), {"expert": 2}, id="EP 2 x PP 2"),
+        pytest.param("dense", ({},), {"tensor": 2}, id="TP 2 x PP 2"),
         pytest.param("dense", ({},), {"tensor": 2, "sequence": True}, id="TP 2 + SP x PP 2"),
         pytest.param("moe", ({},), {"tensor": 2, "sequence": True}, id="TP 2 + SP x PP 2, MoE"),
     ],
@@ -127,6 +131,17 @@ def test_uneven_layers():
     assert wrong(configs, alone(configs), run(2, "steps", configs)) == []
 
 
+def test_four_ranks():
+    """Tied embeddings and uneven layers together: both ends of a V on one rank, or on the first and the last."""
+    configs = [
+        network("dense", kind, 5, 9, tied=True, schedule=schedule, pipeline=4)
+        for kind, schedule in (("mhc", "dualpipev"), ("dfc", "1f1b"), ("dhc", "zb_v"), ("mhc", "dualpipe"))
+    ]
+    configs += [network("moe", "mhc", 5, 10, schedule="zb_h1", pipeline=4)]
+    configs += [network("dense", "dhc", 5, 9, tied=True, schedule="interleaved", pipeline=4, virtual=2)]
+    assert wrong(configs, alone(configs), run(4, "steps", configs)) == []
+
+
 def merged(ranks):
     """The outcomes of all ranks as one process's."""
     whole = copy.copy(ranks[0])
@@ -153,6 +168,18 @@ def test_equal_to_megatrons_schedules():
         same_bits(megatrons, ours)
         assert largest_error(megatrons, [dualpipev]) < LIMIT, named(configs)[index]
     assert largest_error(whole[-2], [whole[-1]]) < LIMIT
+
+
+def test_equal_to_megatrons_1f1b_on_four_ranks():
+    configs = [
+        network(architecture, kind, 5, schedule=schedule, pipeline=4)
+        for architecture, kind in (("dense", "dfc"), ("moe", "mhc"))
+        for schedule in ("megatron_1f1b", "1f1b")
+    ]
+    ranks = run(4, "steps", configs)
+    whole = [merged([rank[index] for rank in ranks]) for index in range(len(configs))]
+    for megatrons, ours in zip(whole[0::2], whole[1::2], strict=True):
+        same_bits(megatrons, ours)
 
 
 def same_bits(one, other):
