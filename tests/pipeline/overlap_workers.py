@@ -8,26 +8,31 @@ from unittest import mock
 import torch
 
 from hcmegatron.config.schema import Config
+from hcmegatron.model.deferred import LeftWork
 from hcmegatron.model.gpt import unwrap
 from hcmegatron.model.nodes import Node
 from hcmegatron.pipeline.cut import Piece
 from hcmegatron.pipeline.overlap import OverlappedStage
-from hcmegatron.pipeline.placement import first_micro_batches, most_held, training_schedule
+from hcmegatron.pipeline.placement import first_micro_batches, most_held
 from hcmegatron.pipeline.schedule import build_schedule
+from hcmegatron.pipeline.stage import ChunkStage
 from hcmegatron.recompute.attach import Recomputation
 from hcmegatron.training.model import build_model
+from schedules.actions import FB, Action, B, F, I, W
 from tests.model.workers import VOCAB, S, batches, groups_of, megatron_loss_step, randomise_connections
 from tests.recompute.workers import digest
 
 
 @dataclass
 class Step:
-    """One rank's step. bits: a digest of every gradient and buffer. in_order: the executed actions are the schedule's.
-    pairs: per FB its turns as planned and its nodes as they ran."""
+    """One rank's step. bits: a digest of every gradient and buffer. called: what the stages were asked for, as a
+    schedule writes it; recorded: the same by the runtime. pairs: per FB its turns as planned and its nodes as they
+    ran."""
 
     loss: float | None
     bits: dict[str, str]
-    in_order: bool
+    called: tuple[Action, ...]
+    recorded: tuple[Action, ...]
     pairs: list[tuple[list, list]]
 
 
@@ -47,6 +52,7 @@ def step(config: Config, count: int) -> Step:
         for chunk in wrapped:
             chunk.zero_grad_buffer()
         runner = build_schedule(config, wrapped, groups)
+        called = log_calls(runner.stages)
         own = batches(count * groups.dp.size(), config.training.micro_batch)[
             groups.dp.rank() :: groups.dp.size()
         ]
@@ -67,19 +73,47 @@ def step(config: Config, count: int) -> Step:
             )
         }
         total = sum(float(entry["loss"][0]) for entry in losses) if losses else None
-        in_order = runner.record.actions == training_schedule(config, count).actions[rank]
-        return Step(total, bits, in_order, pairs)
+        return Step(total, bits, tuple(called), runner.record.actions, pairs)
+
+
+def log_calls(stages: dict[int, ChunkStage]) -> list[Action]:
+    """From now on, what each stage is called for."""
+    calls: list[Action] = []
+    numbers = {id(stage): number for number, stage in stages.items()}
+
+    def log(stage, name, action):
+        usual = getattr(stage, name)
+
+        def logged(microbatch, *rest):
+            calls.append(action(numbers[id(stage)], microbatch, *rest))
+            return usual(microbatch, *rest)
+
+        setattr(stage, name, logged)
+
+    def pair(number, microbatch, input, backward_stage, backward_microbatch, *rest):
+        return FB(F(number, microbatch), B(numbers[id(backward_stage)], backward_microbatch))
+
+    for stage in stages.values():
+        log(stage, "forward", lambda number, microbatch, *_: F(number, microbatch))
+        log(stage, "backward", lambda number, microbatch, *_: B(number, microbatch))
+        log(stage, "backward_input", lambda number, microbatch, *_: I(number, microbatch))
+        log(stage, "backward_weight", W)
+        if hasattr(stage, "forward_backward"):
+            log(stage, "forward_backward", pair)
+    return calls
 
 
 class watching:
-    """Notes the nodes that run inside every FB, where they run."""
+    """Notes the nodes that run inside every FB where they run, and weight gradients where they are computed."""
 
     def __enter__(self) -> list[tuple[list, list]]:
         pairs: list[tuple[list, list]] = []
         open_pair: list[list] = []
         usual_forward, usual_backward = Node.forward, Piece.backward
         usual_init, usual_pair = Piece.__init__, OverlappedStage.forward_backward
+        usual_left, usual_run = LeftWork.__init__, LeftWork.run
         last: list[str] = [""]
+        unnamed: list[LeftWork] = []  # of the node whose backward comes next
 
         def forward(node, state, micro_batch):
             last[0] = node.name
@@ -94,7 +128,18 @@ class watching:
         def backward(piece, gradients):
             if open_pair:
                 open_pair[-1].append((piece.node, "B"))
+            while unnamed:
+                unnamed.pop().node = piece.node
             return usual_backward(piece, gradients)
+
+        def left(work):
+            usual_left(work)
+            unnamed.append(work)
+
+        def run(work):
+            if open_pair:
+                open_pair[-1].append((work.node, "W"))
+            return usual_run(work)
 
         def pair(stage, *args):
             open_pair.append([])
@@ -105,6 +150,8 @@ class watching:
             mock.patch.object(Node, "forward", forward),
             mock.patch.object(Piece, "backward", backward),
             mock.patch.object(Piece, "__init__", init),
+            mock.patch.object(LeftWork, "__init__", left),
+            mock.patch.object(LeftWork, "run", run),
             mock.patch.object(OverlappedStage, "forward_backward", pair),
         ]
         for patch in self.patches:

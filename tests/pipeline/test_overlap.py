@@ -32,11 +32,17 @@ def check(ranks, configs):
         for rank in results:
             plain, overlapped = rank[2 * index : 2 * index + 2]
             case = config.connection.kind, config.moe.experts, config.recompute, config.parallel
-            assert plain.in_order and overlapped.in_order, case
+            assert plain.recorded == overlapped.recorded == overlapped.called, case
+            assert plain.called == flat(plain.recorded), case
             assert plain.loss == overlapped.loss, case
             assert plain.bits.keys() == overlapped.bits.keys()
             assert not [name for name, bits in plain.bits.items() if bits != overlapped.bits[name]], case
     return results
+
+
+def flat(actions):
+    """Without pairs: F, then B."""
+    return tuple(part for action in actions for part in action.parts)
 
 
 def roles_of(config):
@@ -74,9 +80,9 @@ def check_pairs(config, results):
     """Of every FB: the turns that were executed are the plan's, and the nodes ran in the order of the turns."""
     where, layers = placement(config), roles_of(config)
     for rank, step in enumerate(results):
-        planned = [
-            action for action in training_schedule(config, MICRO_BATCHES).actions[rank] if action.overlapped
-        ]
+        actions = training_schedule(config, MICRO_BATCHES).actions[rank]
+        assert step.called == step.recorded == actions
+        planned = [action for action in actions if action.overlapped]
         assert 0 < len(planned) == len(step.pairs)
         for action, (executed, ran) in zip(planned, step.pairs, strict=True):
             forward, backward = (layers[where.model_stage(part.stage)] for part in action.parts)
@@ -87,9 +93,8 @@ def check_pairs(config, results):
             last = max(index for index, turn in enumerate(turns) if turn.phase == "I")
             for index, (layer, role, phase) in enumerate(turns):
                 of = forward if phase == "F" else backward
-                if phase != "W":
-                    nodes = NODES["dispatch" in of[layer]][role, phase]
-                    expected += [(node, "F" if phase == "F" else "B") for node in nodes]
+                nodes = NODES["dispatch" in of[layer]][role, "F" if phase == "F" else "I"]
+                expected += [(node, {"F": "F", "I": "B", "W": "W"}[phase]) for node in nodes]
                 if index == last:
                     expected.append(("embedding", "B"))
             assert ran == expected
