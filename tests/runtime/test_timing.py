@@ -47,15 +47,44 @@ def test_hops_are_hidden():
         if early < between:
             break
     else:
-        load, cores = os.getloadavg()[0], os.cpu_count()
-        if load > 2 * cores:
-            pytest.skip(f"no timing possible: other programs load the {cores} cores {load:.0f} times")
+        skip_under_load()
     assert 0.999 * setting.simulated() < early < between
     assert measure_once(lockstep) > 0.999 * lockstep.simulated() > between
 
 
+@pytest.mark.ranks
+def test_a_hop_of_a_quarter_f_costs_three_percent_at_most():
+    """tools/bench_link as it comes: DualPipeV, 4 ranks, 32 micro-batches, F of 20 ms. Simulated 1.018 times the free
+    link's step, in lockstep 1.068. Other load only ever adds time: the least of some attempts is nearest to the truth,
+    and none is below what is simulated."""
+    setting = Setting()
+    lockstep = replace(setting, lockstep=True)
+    free = early = float("inf")
+    for _ in range(4):
+        once_free, once_early = measure(setting.free, setting)
+        free, early = min(free, once_free), min(early, once_early)
+        if early <= 1.03 * free and early < lockstep.simulated():
+            break
+    else:
+        skip_under_load()
+    assert free > 0.999 * setting.free.simulated() and early > 0.999 * setting.simulated()
+    assert early <= 1.03 * free
+    (slower,) = measure(lockstep)
+    assert slower > 0.999 * lockstep.simulated() > early
+
+
+def skip_under_load():
+    load, cores = os.getloadavg()[0], os.cpu_count()
+    if load > 2 * cores:
+        pytest.skip(f"no timing possible: other programs load the {cores} cores {load:.0f} times")
+
+
 def measure_once(setting):
-    return run_ranks(setting.ranks, "tools.bench_link:measure", [setting], preload=PRELOAD)[0][0]
+    return measure(setting)[0]
+
+
+def measure(*settings):
+    return run_ranks(settings[0].ranks, "tools.bench_link:measure", list(settings), preload=PRELOAD)[0]
 
 
 @pytest.mark.ranks
