@@ -22,12 +22,12 @@ def config_for(kind, moe, schedule="dualpipev", pipeline=2, **sections):
     return config
 
 
-def check(ranks, configs):
+def check(ranks, configs, micro_batches=MICRO_BATCHES):
     """Every configuration overlapped and not: the results of both."""
     both = [copy.deepcopy(config) for config in configs for _ in range(2)]
     for config in both[1::2]:
         config.parallel.overlap = True
-    results = run_ranks(ranks, "tests.pipeline.overlap_workers:steps", both, MICRO_BATCHES, **RUN)
+    results = run_ranks(ranks, "tests.pipeline.overlap_workers:steps", both, micro_batches, **RUN)
     for index, config in enumerate(configs):
         for rank in results:
             plain, overlapped = rank[2 * index : 2 * index + 2]
@@ -76,11 +76,11 @@ NODES = {
 }
 
 
-def check_pairs(config, results):
+def check_pairs(config, results, micro_batches=MICRO_BATCHES):
     """Of every FB: the turns that were executed are the plan's, and the nodes ran in the order of the turns."""
     where, layers = placement(config), roles_of(config)
     for rank, step in enumerate(results):
-        actions = training_schedule(config, MICRO_BATCHES).actions[rank]
+        actions = training_schedule(config, micro_batches).actions[rank]
         assert step.called == step.recorded == actions
         planned = [action for action in actions if action.overlapped]
         assert 0 < len(planned) == len(step.pairs)
@@ -118,6 +118,11 @@ def test_recomputation():
         {"mode": "block", "modules": modules},
     ]
     configs = [config_for("mhc", True, model={"layers": 8}, recompute=setting) for setting in settings]
+    configs += [
+        config_for(kind, True, model={"layers": 8}, recompute=setting)
+        for kind in ("dhc", "dfc")
+        for setting in (settings[0], settings[3])
+    ]
     check(2, configs)
 
 
@@ -131,6 +136,27 @@ def test_both_directions():
 def test_experts_on_two_ranks():
     configs = [config_for(kind, True, model={"layers": 8}, parallel={"expert": 2}) for kind in ("mhc", "dhc")]
     configs[1].moe.grouped = False
+    configs.append(config_for("mhc", True, "dualpipe", parallel={"expert": 2}))
     results = check(4, configs)
     for index, config in enumerate(configs):
         check_pairs(config, [rank[2 * index + 1] for rank in (results[0], results[2])])
+
+
+def test_four_ranks():
+    configs = [
+        config_for("mhc", True, schedule, 4, model={"layers": 9}) for schedule in ("dualpipev", "dualpipe")
+    ]
+    results = check(4, configs, 2 * MICRO_BATCHES)
+    for index, config in enumerate(configs):
+        check_pairs(config, [rank[2 * index + 1] for rank in results], 2 * MICRO_BATCHES)
+
+
+def test_bf16():
+    """One cast more or less at a cut would show."""
+    check(2, [config_for(kind, True, training={"dtype": "bf16"}) for kind in ("mhc", "dfc")])
+
+
+def test_tied_embeddings():
+    """On one rank both ends of a V, on both ranks those of DualPipe."""
+    tied = {"tie_embeddings": True}
+    check(2, [config_for("mhc", False, schedule, model=tied) for schedule in ("dualpipev", "dualpipe")])
