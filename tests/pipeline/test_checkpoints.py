@@ -19,12 +19,12 @@ def text(tmp_path_factory):
     return path
 
 
-def losses(text, directory, ranks, start_from=None, **parallel):
+def losses(text, directory, ranks, start_from=None, tied=False, **parallel):
     """Loss by step of a run of 4 steps, every one of which is saved; continued from a checkpoint if one is named."""
     config = tiny(
         text,
         directory,
-        model={"layers": 5, "hidden_dropout": 0.0},
+        model={"layers": 5, "hidden_dropout": 0.0, "tie_embeddings": tied},
         training={"global_batch": 4},
         checkpoint={"save_every": 1, "keep_last": 4, "load": start_from and str(start_from)},
         parallel=parallel,
@@ -48,6 +48,23 @@ def test_checkpoints_do_not_depend_on_the_schedule(text, tmp_path):
     assert back == pytest.approx({4: whole[4]}, rel=1e-5)
     single = losses(text, tmp_path / "single", 1, v / f"{saved}2", pipeline=1, schedule="1f1b")
     assert single == pytest.approx({step: whole[step] for step in (3, 4)}, rel=1e-5)
+
+
+def test_tied_embeddings_through_interleaved_and_gpipe(text, tmp_path):
+    """Interleaved (the embedding on both ranks) -> a V (twice on one rank) -> GPipe -> back.
+    With its optimizer state, or the second step after each change would have another loss."""
+    whole = losses(text, tmp_path / "whole", 2, tied=True, pipeline=2, virtual=2, schedule="interleaved")
+    assert sorted(whole) == [1, 2, 3, 4]
+    saved = "checkpoints/step-0000000"
+    start = tmp_path / "whole" / f"{saved}1"
+    v = losses(text, tmp_path / "v", 2, start, tied=True, pipeline=2, schedule="dualpipev")
+    assert v == pytest.approx({step: whole[step] for step in (2, 3, 4)}, rel=1e-5)
+    start = tmp_path / "v" / f"{saved}2"
+    gpipe = losses(text, tmp_path / "gpipe", 2, start, tied=True, pipeline=2, schedule="gpipe")
+    assert gpipe == pytest.approx({step: whole[step] for step in (3, 4)}, rel=1e-5)
+    start = tmp_path / "gpipe" / f"{saved}3"
+    back = losses(text, tmp_path / "back", 2, start, tied=True, pipeline=2, virtual=2, schedule="interleaved")
+    assert back == pytest.approx({4: whole[4]}, rel=1e-5)
 
 
 def test_with_the_distributed_optimizer(text, tmp_path):
