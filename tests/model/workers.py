@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import torch
@@ -15,7 +16,7 @@ from hcmegatron.config.schema import Config
 from hcmegatron.model.global_view import parts
 from hcmegatron.model.gpt import unwrap
 from hcmegatron.pipeline.loss import token_loss
-from hcmegatron.pipeline.megatron_schedule import megatron_schedule, widen_messages
+from hcmegatron.pipeline.megatron_schedule import widen_messages
 from hcmegatron.pipeline.placement import first_micro_batches
 from hcmegatron.pipeline.schedule import build_schedule
 from hcmegatron.platform.distributed import megatron_groups, seed_regions
@@ -117,7 +118,7 @@ def steps(worker: str, configs: list[Config], count: int) -> list[Step]:
 
 
 def fp64_step(config: Config, count: int) -> Step:
-    """Forward and backward in double precision under Megatron's schedule, with SGD by hand."""
+    """Forward and backward in double precision, with SGD by hand."""
     config.training.dtype = "fp64"
     with groups_of(config) as groups:
         chunks = [chunk.double() for chunk in initialised_chunks(config, VOCAB, groups)]
@@ -125,9 +126,10 @@ def fp64_step(config: Config, count: int) -> Step:
             randomise_connections(chunk)
         wrapped = [Bare(chunk.config, chunk) for chunk in chunks]
         widen_messages(wrapped, config)
-        losses = megatron_schedule(config)(
+        firsts = first_micro_batches(config, groups.pp.rank(), count)
+        losses = build_schedule(config, wrapped, groups)(
             forward_step_func=own_loss_step,
-            data_iterator=[iter(batches(count, config.training.micro_batch)) for _ in chunks],
+            data_iterator=[iter(batches(count, config.training.micro_batch)[first:]) for first in firsts],
             model=wrapped,
             num_microbatches=count,
             seq_length=S,
@@ -200,11 +202,18 @@ def finish(losses, seen, chunks) -> Step:
 
 
 class Bare(torch.nn.Module):
-    """A wrapper that only carries the configuration with the wide messages."""
+    """A wrapper that has what schedules ask for, the configuration with the wide messages among it, and no fp32:
+    gradients are autograd's."""
+
+    no_sync = nullcontext
 
     def __init__(self, config, module):
         super().__init__()
         self.config, self.module = config, module
+        for parameter in module.parameters():
+            parameter.grad = torch.zeros_like(parameter)
+        self.buffers = [SimpleNamespace(grad_data=parameter.grad) for parameter in module.parameters()]
+        self.expert_parallel_buffers = []
 
     def forward(self, *args, **kwargs):
         return self.module(*args, **kwargs)

@@ -27,13 +27,13 @@ def config_for(kind, moe, schedule, pipeline, layers, **sections):
     return config
 
 
-def check(cases, ranks, pipeline, layers, **sections):
+def check(cases, ranks, pipeline, layers, worker="fp32_step", limit=1e-5, **sections):
     """Against one process: loss, gradients and the parameters after a step of SGD."""
     count = 2 * pipeline
     alone = [config_for(*case, "megatron_1f1b", 1, layers, **sections) for case in cases]
-    references = run_ranks(1, TARGET, "fp32_step", alone, count, **RUN)[0]
+    references = run_ranks(1, TARGET, worker, alone, count, **RUN)[0]
     configs = [config_for(*case, "dualpipe", pipeline, layers, **sections) for case in cases]
-    results = run_ranks(ranks, TARGET, "fp32_step", configs, count, **RUN)
+    results = run_ranks(ranks, TARGET, worker, configs, count, **RUN)
     for index, case in enumerate(cases):
         steps = [rank[index] for rank in results]
         ends = [step for step in steps if step.loss is not None]
@@ -41,13 +41,19 @@ def check(cases, ranks, pipeline, layers, **sections):
         # each end saw half of the tokens
         ends[0].loss = ends[1].loss = (ends[0].loss + ends[1].loss) / 2
         found = largest_errors(references[index], steps)
-        assert max(found.values()) < 1e-5, (case, found)
+        assert max(found.values()) < limit, (case, found)
 
 
 @pytest.mark.ranks
 @pytest.mark.parametrize("pipeline", [2, 4])
 def test_equals_one_process(pipeline):
     check(CASES, pipeline, pipeline, 4)
+
+
+@pytest.mark.ranks
+def test_fp64():
+    """As in test_schedules."""
+    check(CASES, 2, 2, 4, worker="fp64_step", limit=1e-10)
 
 
 @pytest.mark.ranks

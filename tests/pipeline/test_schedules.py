@@ -60,3 +60,16 @@ def test_schedules_equal_one_process(alone, pipeline):
 @pytest.mark.ranks
 def test_tied_embeddings(alone):
     check(alone, [("mhc", False)], SCHEDULES, 2, 2, model={"tie_embeddings": True})
+
+
+@pytest.mark.ranks
+def test_fp64():
+    """With a loss of our own, since Megatron's goes through fp32, and gradients of autograd's, since its data-parallel
+    wrapper sums in fp32."""
+    alone = [config_for(*case, "megatron_1f1b", 1) for case in CASES]
+    references = run_ranks(1, TARGET, "fp64_step", alone, MICRO_BATCHES, **RUN)[0]
+    configs = [config_for(*case, schedule, 2) for schedule in SCHEDULES for case in CASES]
+    results = run_ranks(2, TARGET, "fp64_step", configs, MICRO_BATCHES, **RUN)
+    for index, config in enumerate(configs):
+        found = largest_errors(references[index % len(CASES)], [rank[index] for rank in results])
+        assert max(found.values()) < 1e-10, (config.parallel.schedule, config.connection.kind, found)
