@@ -106,6 +106,23 @@ def test_layouts_equal_one_process(architecture, variants, parallel):
     assert wrong(configs, alone(configs), run(4, "steps", configs)) == []
 
 
+@pytest.mark.parametrize(
+    ("architecture", "parallel"),
+    [
+        pytest.param("dense", EARLY, id="DP 2 x PP 2"),
+        pytest.param("moe", {"expert": 2, **EARLY}, id="EP 2 x PP 2"),
+        pytest.param("moe", {"tensor": 2, "sequence": True}, id="TP 2 + SP x PP 2, MoE"),
+    ],
+)
+def test_overlapped_layouts_equal_one_process(architecture, parallel):
+    """Where other communication than the pipeline's comes between the nodes of an FB."""
+    configs = [
+        network(architecture, kind, 6, schedule=schedule, pipeline=2, overlap=True, **parallel)
+        for schedule, kind in (("dualpipev", "mhc"), ("dualpipe", "dfc"), ("dualpipev", "dhc"))
+    ]
+    assert wrong(configs, alone(configs), run(4, "steps", configs)) == []
+
+
 def test_tied_embeddings_beside_data_parallelism():
     """Where the two ends of a V are on one rank, and where Megatron sums them over two."""
     configs = [
