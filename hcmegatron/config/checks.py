@@ -10,7 +10,7 @@ import math
 from hcmegatron.config.errors import ConfigError
 from hcmegatron.config.idle import ineffective
 from hcmegatron.config.ranges import check_value
-from hcmegatron.config.schema import Config, Parallel
+from hcmegatron.config.schema import SPLIT_BACKWARD, Config, Parallel
 from hcmegatron.config.types import defaults, flatten
 
 
@@ -236,6 +236,12 @@ def _parallel(config: Config, shown: Shown) -> None:
         f"{shown('parallel.overlap')} with {shown('moe.dispatcher')}, which gathers all micro-batches' tokens into "
         "the same buffer of Megatron's: those of the forward and the backward would mix",
         "use moe.dispatcher=alltoall",
+    )
+    _need(
+        config.implementation != "te" or p.schedule not in SPLIT_BACKWARD,
+        f"{shown('implementation')} with {shown('parallel.schedule')}, which leaves weight gradients for later: "
+        "Transformer Engine keeps them to itself",
+        "use implementation=local, or parallel.schedule=1f1b or interleaved",
     )
     chunks = _chunks(p)
     stages = p.pipeline * chunks

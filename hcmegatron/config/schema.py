@@ -21,6 +21,8 @@ Schedule = Literal[
     "dualpipev",
     "dualpipe",
 ]
+# Those with I and W: a backward without its weight gradients, and these on their own. Overlapping needs the same.
+SPLIT_BACKWARD = ("zb_h1", "zb_v", "dualpipev", "dualpipe")
 ConnectionKind = Literal["residual", "shc", "dhc", "sfc", "dfc", "mhc"]
 
 
@@ -225,6 +227,6 @@ class Config:
     recompute: Recompute = field(default_factory=Recompute)
     run: Run = field(default_factory=Run)
     implementation: Literal["auto", "local", "te"] = (
-        "auto"  # layers: Transformer Engine's or Megatron's local ones
+        "auto"  # layers: Transformer Engine's, where it is installed and fits the schedule, or Megatron's local ones
     )
     kernels: Literal["auto", "torch", "triton"] = "auto"  # of the connections

@@ -117,27 +117,32 @@ class Separable:
     store: WeightGradients | None = None
 
 
-def separate_weight_gradients(chunk: nn.Module) -> WeightGradients:
+def separate_weight_gradients(chunk: nn.Module, complete: bool = True) -> WeightGradients:
     """Make the weight gradients of every linear, router and expert of `chunk` separable; return their store.
 
     The connections' projections stay in I: W would have to keep the n-wide stream for a few columns of work.
 
+    Args:
+        complete: the schedule has I and W. Otherwise layers of Transformer Engine, which keep weight gradients to
+            themselves, are left as they are.
+
     Raises:
-        ConfigError: the chunk has layers of Transformer Engine, which keep weight gradients to themselves.
+        ConfigError: complete, and the chunk has such layers.
     """
     store = WeightGradients()
     for module in chunk.modules():
-        if isinstance(module, ColumnParallelLinear | RowParallelLinear):
+        if any(base.__module__.startswith("transformer_engine") for base in type(module).__mro__):
+            if complete:
+                raise ConfigError(
+                    "a schedule that splits backward cannot separate Transformer Engine's "
+                    f"{type(module).__name__}; use implementation: local"
+                )
+        elif isinstance(module, ColumnParallelLinear | RowParallelLinear):
             module._forward_impl = partial(_linear, store)
         elif isinstance(module, Router):
             module.gating = partial(_gating, store, module)
         elif isinstance(module, Separable):
             module.store = store
-        elif any(base.__module__.startswith("transformer_engine") for base in type(module).__mro__):
-            raise ConfigError(
-                "a schedule that splits backward cannot separate Transformer Engine's "
-                f"{type(module).__name__}; use implementation: local"
-            )
     return store
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 
 from hcmegatron.config.errors import ConfigError
-from hcmegatron.config.schema import Config
+from hcmegatron.config.schema import SPLIT_BACKWARD, Config
 from hcmegatron.connections.build import build_connection
 from hcmegatron.model.attention import Attention, CoreAttention
 from hcmegatron.model.experts import GroupedExperts
@@ -44,11 +44,22 @@ def backend(config: Config) -> LocalSpecProvider:
         raise ConfigError(
             "implementation: te asks for Transformer Engine, which is not installed; use implementation: local"
         )
-    if config.implementation == "local" or not HAVE_TE:
+    if config.implementation == "local" or not HAVE_TE or passed_over(config):
         return LocalBackend()
     from megatron.core.extensions.transformer_engine_spec_provider import TESpecProvider
 
     return TESpecProvider()
+
+
+def passed_over(config: Config) -> list[str]:
+    """Why `implementation: auto` leaves out a Transformer Engine that is installed, in words; nothing where it does
+    not."""
+    if not HAVE_TE or config.implementation != "auto" or config.parallel.schedule not in SPLIT_BACKWARD:
+        return []
+    return [
+        "implementation = auto takes Megatron's local layers, although Transformer Engine is installed: it keeps "
+        f"weight gradients to itself, which parallel.schedule = {config.parallel.schedule} leaves for later"
+    ]
 
 
 def norm(config: Config) -> ModuleSpec:

@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from hcmegatron.config.schema import Config
+from hcmegatron.config.schema import SPLIT_BACKWARD, Config
 from hcmegatron.connections import facts
 from hcmegatron.model.gpt import ConnectionGPT
 from hcmegatron.model.transformer_config import DTYPES
@@ -57,7 +57,12 @@ class ScheduleRunner:
     ) -> None:
         self.config, self.chunks, self.groups, self.watchdog = config, chunks, groups, watchdog
         self.placement = placement(config)
-        build = partial(OverlappedStage, Lanes(device())) if config.parallel.overlap else ChunkStage
+        splits = config.parallel.schedule in SPLIT_BACKWARD
+        build = (
+            partial(OverlappedStage, Lanes(device()))
+            if config.parallel.overlap
+            else partial(ChunkStage, splits=splits)
+        )
         self.stages: dict[int, ChunkStage] = {
             stage: build(chunk, model)
             for stage, chunk, model in zip(

@@ -20,11 +20,12 @@ class ChunkStage:
     Args:
         chunk: wrapped as for training; it is called through its wrappers.
         model: the chunk inside them.
+        splits: the schedule has I and W.
     """
 
-    def __init__(self, chunk: nn.Module, model: ConnectionGPT) -> None:
+    def __init__(self, chunk: nn.Module, model: ConnectionGPT, splits: bool = True) -> None:
         self.chunk, self.model = chunk, model
-        self.weight_gradients: WeightGradients = separate_weight_gradients(model)
+        self.weight_gradients: WeightGradients = separate_weight_gradients(model, complete=splits)
         self._graphs: dict[int, tuple[Tensor | None, GradientEdge]] = {}
 
     def begin(

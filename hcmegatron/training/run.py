@@ -11,6 +11,7 @@ from hcmegatron.data.corpus import find
 from hcmegatron.data.dataset import Batches, Text, Validation
 from hcmegatron.data.tokenizer import ByteTokenizer
 from hcmegatron.model.gpt import padded_vocab, unwrap
+from hcmegatron.model.specs import passed_over
 from hcmegatron.model.transformer_config import DTYPES
 from hcmegatron.pipeline.mirrors import copies_planned
 from hcmegatron.pipeline.placement import most_held
@@ -77,7 +78,7 @@ def train(config: Config, ranks: RankInfo, name: str = "run") -> int:
             if start_from:
                 how = "bit for bit" if exact else "under another layout, so with new random states"
                 recorder.say(f"continuing from {start_from} after step {done}, {how}")
-            recorder.say(*copies_planned(config, chunks), *recomputation.planned())
+            recorder.say(*passed_over(config), *copies_planned(config, chunks), *recomputation.planned())
             stepper.rehearse()
             figures.start()
             for step in range(done + 1, steps + 1):
