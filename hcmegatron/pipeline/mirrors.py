@@ -8,6 +8,7 @@ summed before anything else is done with them.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
@@ -29,17 +30,22 @@ class Mirrors:
     Args:
         chunks: wrapped, in ascending order of their stage ids.
         pipeline: the pipeline's group.
+        timeout: of a sum; None: torch's default.
     """
 
     def __init__(
-        self, chunks: list[DistributedDataParallel], where: Placement, pipeline: dist.ProcessGroup
+        self,
+        chunks: list[DistributedDataParallel],
+        where: Placement,
+        pipeline: dist.ProcessGroup,
+        timeout: timedelta | None = None,
     ) -> None:
         own = where.stages_of(pipeline.rank())
         # by model stage, so that both ranks of a pair go through them in the same order
         by_stage = dict(zip(map(where.model_stage, own), chunks, strict=True))
         self.chunks = [by_stage[stage] for stage in sorted(by_stage)]
         members = dist.get_process_group_ranks(pipeline)
-        self.group = _own_group([members[where.rank_of[copy]] for copy in where.copies(own[0])])
+        self.group = _own_group([members[where.rank_of[copy]] for copy in where.copies(own[0])], timeout)
         different = self.different()
         assert not different, f"copies of a stage that do not start equal: {different}"
 
@@ -73,13 +79,13 @@ def copies_planned(config: Config, chunks: list[nn.Module]) -> list[str]:
     ]
 
 
-def _own_group(pair: list[int]) -> dist.ProcessGroup:
+def _own_group(pair: list[int], timeout: timedelta | None) -> dist.ProcessGroup:
     """The group of these two global ranks. All ranks create all groups, each in the same order."""
     mine = torch.tensor(sorted(pair), device=device())
     everyones = [torch.empty_like(mine) for _ in range(dist.get_world_size())]
     dist.all_gather(everyones, mine)
     pairs = sorted({tuple(each.tolist()) for each in everyones})
-    groups = {each: dist.new_group(list(each)) for each in pairs}
+    groups = {each: dist.new_group(list(each), timeout=timeout) for each in pairs}
     return groups[tuple(sorted(pair))]
 
 

@@ -31,6 +31,11 @@ def threads(config: Config, ranks: RankInfo) -> int:
     return config.training.threads or max(1, len(os.sched_getaffinity(0)) // ranks.local_world_size)
 
 
+def timeout(config: Config) -> timedelta:
+    """parallel.timeout_s, which every group that this project makes gets."""
+    return timedelta(seconds=config.parallel.timeout_s)
+
+
 @contextmanager
 def process_groups(config: Config, ranks: RankInfo) -> Iterator[ProcessGroupCollection]:
     """Start torch.distributed and Megatron's groups for the layout of `config`; end them on leaving.
@@ -47,7 +52,7 @@ def process_groups(config: Config, ranks: RankInfo) -> Iterator[ProcessGroupColl
         init_method=f"tcp://{ranks.master_addr}:{ranks.master_port}",
         rank=ranks.rank,
         world_size=ranks.world_size,
-        timeout=timedelta(seconds=config.parallel.timeout_s),
+        timeout=timeout(config),
     )
     try:
         with megatron_groups(config) as groups:

@@ -9,6 +9,7 @@ yet blocks no other channel.
 from __future__ import annotations
 
 import time
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
@@ -29,7 +30,9 @@ class DistributedTransport(Transport):
     several runtimes, one step at a time.
 
     ``device`` is where the tensors are: CPU needs a group that gloo serves, CUDA one of NCCL's. ``link`` (CPU
-    only) emulates a slower wire between the processes of one machine.
+    only) emulates a slower wire between the processes of one machine. ``timeout`` (CUDA; on CPU it is the
+    group's own): how long a message may take. A step is over for the host once it is enqueued, so that a peer
+    that is lost after that is noticed by NCCL alone, after this time; None: torch's default.
     """
 
     def __init__(
@@ -38,6 +41,7 @@ class DistributedTransport(Transport):
         placement: Placement,
         device: torch.device,
         link: Link | EmulatedLink | None = None,
+        timeout: timedelta | None = None,
     ) -> None:
         if group.size() != placement.ranks:
             raise ValueError(
@@ -51,7 +55,7 @@ class DistributedTransport(Transport):
         # as the call.
         self._gloo = None if self._cuda else group._get_backend(device)
         self._link = EmulatedLink(link) if isinstance(link, Link) else link
-        self._channels = _channel_groups(group, placement, device) if self._cuda else {}
+        self._channels = _channel_groups(group, placement, device, timeout) if self._cuda else {}
 
     def send(self, message: Message, tensor: Tensor) -> Pending:
         if self._cuda:
@@ -85,7 +89,7 @@ def _tag(message: Message) -> int:
 
 
 def _channel_groups(
-    group: dist.ProcessGroup, placement: Placement, device: torch.device
+    group: dist.ProcessGroup, placement: Placement, device: torch.device, timeout: timedelta | None
 ) -> dict[tuple[int, int], dist.ProcessGroup]:
     """A group of two ranks for every channel of this rank, created in an order that all ranks share.
 
@@ -105,6 +109,7 @@ def _channel_groups(
                 continue
             pair = dist.new_group(
                 sorted((members[rank_of[source]], members[rank_of[target]])),
+                timeout=timeout,
                 backend="nccl",
                 pg_options=options,
                 use_local_synchronization=True,
@@ -118,7 +123,10 @@ def _channel_groups(
 
 
 class _NcclSend:
-    """Waiting for NCCL's work would hold up the compute stream, not the host: so the host looks instead."""
+    """Waiting for NCCL's work would hold up the compute stream, not the host: so the host looks instead.
+
+    Work is completed when it has failed, too. Its ``wait`` raises then, and otherwise holds up nothing any more.
+    """
 
     def __init__(self, work: dist.Work, tensor: Tensor) -> None:
         self._work, self._tensor = work, tensor
@@ -126,6 +134,7 @@ class _NcclSend:
     def wait(self) -> None:
         while not self._work.is_completed():
             time.sleep(50e-6)
+        self._work.wait()
 
 
 class _StampedSend:
