@@ -21,7 +21,7 @@ from hcmegatron.pipeline.overlap import OverlappedStage
 from hcmegatron.pipeline.placement import evaluation_schedule, placement, training_schedule
 from hcmegatron.pipeline.stage import ChunkStage
 from hcmegatron.pipeline.tied import embedding_groups, sum_gradients, tied_weights
-from hcmegatron.platform.distributed import device
+from hcmegatron.platform.distributed import device, timeout
 from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.transformer.moe.moe_utils import MoEAuxLossAutoScaler
 from schedules.plan import Message
@@ -69,10 +69,13 @@ class ScheduleRunner:
                 self.placement.stages_of(groups.pp.rank()), chunks, models, strict=True
             )
         }
-        self.transport = transport or DistributedTransport(groups.pp, self.placement, device())
+        self.transport = transport or DistributedTransport(
+            groups.pp, self.placement, device(), timeout=timeout(config)
+        )
         self.tied = tied_weights(models) if config.model.tie_embeddings else None
         self.finalise_groups = embedding_groups(groups, self.placement)
-        self.mirrors = Mirrors(chunks, self.placement, groups.pp) if len(self.placement.paths) > 1 else None
+        mirrored = len(self.placement.paths) > 1
+        self.mirrors = Mirrors(chunks, self.placement, groups.pp, timeout(config)) if mirrored else None
         # Sums over copies of a parameter in the pipeline come before the data-parallel reduction.
         self._summed_first = bool(self.tied or self.mirrors)
         self._runtimes: dict[tuple[int, bool], Runtime] = {}
@@ -89,20 +92,28 @@ class ScheduleRunner:
         seq_length: int | Sequence[int],
         micro_batch_size: int,
         forward_only: bool = False,
+        **others: Any,
     ) -> list[dict[str, Tensor]]:
         """One step. See Megatron's get_forward_backward_func; `model` is the list that this runner was made for.
 
         Args:
             seq_length: of all micro-batches, or, beyond Megatron's contract, of each.
+            others: the rest of Megatron's contract, which has to be None or False.
 
         Returns:
             One dictionary per micro-batch where the loss lives, else an empty list.
+
+        Raises:
+            ValueError: one of `others` asks for something, or lengths that do not fit.
         """
+        _refuse(others)
         iterators = data_iterator if isinstance(data_iterator, list) else [data_iterator]
         parts = self.groups.tp.size() if self.config.parallel.sequence else 1
         lengths = [seq_length] * num_microbatches if isinstance(seq_length, int) else seq_length
         width = self.config.model.hidden_size * facts.streams(self.config.connection)
-        self._shapes = [(length // parts, micro_batch_size, width) for length in lengths]
+        self._shapes = [
+            (length, micro_batch_size, width) for length in _split(lengths, num_microbatches, parts)
+        ]
         for (number, stage), batches in zip(self.stages.items(), iterators, strict=True):
             own = len(self.placement.microbatches_of(number, num_microbatches))
             stage.begin(forward_step_func, batches, forward_only, own, partial(self._reduce_early, stage))
@@ -163,3 +174,39 @@ class ScheduleRunner:
                 for chunk in self.chunks:
                     chunk.start_grad_sync()
             megatron_config.finalize_model_grads_func(self.chunks, tokens, pg_collection=self.finalise_groups)
+
+
+# What both generations' forward_backward_func takes beyond what this one does.
+MEGATRONS = (
+    "decoder_seq_length",
+    "collect_non_loss_data",
+    "first_val_step",
+    "adjust_tensor_shapes_fn",
+    "p2p_communicator",
+    "pg_collection",
+    "force_all_reduce",
+)
+
+
+def _refuse(others: dict[str, Any]) -> None:
+    """TypeError for what no forward_backward_func takes, ValueError for what ours does not do."""
+    if unknown := [name for name in others if name not in MEGATRONS]:
+        raise TypeError(f"forward_backward_func() got unexpected arguments: {', '.join(unknown)}")
+    if asked := [name for name, value in others.items() if value is not None and value is not False]:
+        raise ValueError(
+            f"{', '.join(asked)}: of Megatron's own schedules only; leave out, or use one of those"
+        )
+
+
+def _split(lengths: Sequence[int], microbatches: int, parts: int) -> list[int]:
+    """Tokens of every micro-batch on each of `parts` tensor-parallel ranks."""
+    if len(lengths) != microbatches:
+        raise ValueError(
+            f"seq_length has {len(lengths)} lengths for {microbatches} micro-batches; give one for each"
+        )
+    if uneven := [length for length in lengths if length % parts]:
+        raise ValueError(
+            f"seq_length: {uneven[0]} tokens do not divide over {parts} ranks of sequence parallelism; pad them to a "
+            f"multiple of {parts}"
+        )
+    return [length // parts for length in lengths]

@@ -1,0 +1,73 @@
+"""What the ranks of test_contract.py run."""
+
+from __future__ import annotations
+
+import inspect
+from unittest import mock
+
+import torch.distributed as dist
+
+from hcmegatron.pipeline import runner
+from hcmegatron.pipeline.schedule import build_schedule
+from hcmegatron.training.model import build_model
+from megatron.core.pipeline_parallel import schedules as megatrons
+from tests.model.workers import VOCAB, S, batches, groups_of, megatron_loss_step, small_config
+
+COUNT = 2
+
+
+def timeouts() -> tuple[list, list]:
+    """Seconds given to the transport, and to the groups that a schedule with two directions makes."""
+    config = small_config("mhc", False)
+    config.parallel.schedule, config.parallel.pipeline, config.parallel.timeout_s = "dualpipe", 2, 77
+    with (
+        groups_of(config) as groups,
+        mock.patch.object(dist, "new_group", wraps=dist.new_group) as new_group,
+        mock.patch.object(runner, "DistributedTransport", wraps=runner.DistributedTransport) as transport,
+    ):
+        build_schedule(config, build_model(config, VOCAB, groups), groups)
+    return tuple(
+        [call.kwargs["timeout"].total_seconds() for call in calls.call_args_list]
+        for calls in (transport, new_group)
+    )
+
+
+def calls(cases: list[dict]) -> list[tuple[str, str] | list[float]]:
+    """Per case, losses of one step with these arguments besides the usual ones, or the error."""
+    config = small_config("mhc", False)
+    config.parallel.schedule, config.parallel.tensor, config.parallel.sequence = "1f1b", 2, True
+    found = []
+    with groups_of(config) as groups:
+        chunks = build_model(config, VOCAB, groups)
+        schedule = build_schedule(config, chunks, groups)
+        for case in cases:
+            arguments = {
+                "forward_step_func": megatron_loss_step,
+                "data_iterator": iter(batches(COUNT, config.training.micro_batch)),
+                "model": chunks,
+                "num_microbatches": COUNT,
+                "seq_length": S,
+                "micro_batch_size": config.training.micro_batch,
+                "forward_only": True,
+            }
+            try:
+                found.append([float(loss["loss"][0]) for loss in schedule(**(arguments | case))])
+            except (TypeError, ValueError) as error:
+                found.append((type(error).__name__, str(error)))
+    return found
+
+
+def megatron_defaults() -> dict[str, dict]:
+    """Of each of Megatron's own: the arguments with a default, and the defaults."""
+    return {
+        function.__name__: {
+            name: parameter.default
+            for name, parameter in inspect.signature(function).parameters.items()
+            if parameter.default is not parameter.empty
+        }
+        for function in (
+            megatrons.forward_backward_no_pipelining,
+            megatrons.forward_backward_pipelining_without_interleaving,
+            megatrons.forward_backward_pipelining_with_interleaving,
+        )
+    }
