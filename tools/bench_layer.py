@@ -1,14 +1,14 @@
 """One decoder layer of the mHC paper's 27B model, with mHC and with the plain residual, with and without
-block recomputation.
+recomputation: mHC's by blocks, the residual's of the whole layer, for it has no streams to rebuild.
 
     python -m tools.bench_layer [--tokens 4096] [--rounds 20]
 
 Forward and backward of a one-layer network (MLA, 72 experts with 6 active and 2 shared, C = 2560; a
 vocabulary of 256, so that embedding and head weigh nothing), bf16, the forms taking turns. Printed:
-milliseconds, their ratio to the residual without recomputation, and the residual's TFLOP/s, without which the
-ratio says nothing: the paper's 1.067 was measured on a whole system, and is comparable only where the
-baseline passes 300 TFLOP/s. Without a GPU the quickstart's dimensions are used in fp32: that checks the
-program, and tells nothing about GPUs.
+milliseconds, their ratio to the residual without recomputation, what a forward leaves in memory for its
+backward, and the residual's TFLOP/s, without which the ratio says nothing: the paper's 1.067 was measured on
+a whole system, and is comparable only where the baseline passes 300 TFLOP/s. Without a GPU the quickstart's
+dimensions are used in fp32: that checks the program, and tells nothing about GPUs.
 """
 
 from __future__ import annotations
@@ -17,16 +17,23 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
+from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
 
 import hcmegatron.platform.megatron  # noqa: F401  (installs the CPU adapter first)
+from hcmegatron.config import check
 from hcmegatron.config.load import load
 from hcmegatron.config.schema import Config
+from hcmegatron.model.gpt import unwrap
 from hcmegatron.planner.flops import training_flops_per_token
 from hcmegatron.platform.distributed import device, process_groups
 from hcmegatron.platform.local_launch import free_port
 from hcmegatron.platform.ranks import RankInfo
+from hcmegatron.recompute.attach import Recomputation
+from hcmegatron.recompute.plan import mib
 from hcmegatron.training.model import build_model
 from tools.alternate import alternating, ratio
 
@@ -46,9 +53,9 @@ PAPER_27B = {
 }
 FORMS = {
     "residual": ("residual", "none"),
-    "residual, recomputed": ("residual", "block"),
+    "residual, layer recomputed": ("residual", "full"),
     "mhc": ("mhc", "none"),
-    "mhc, recomputed": ("mhc", "block"),
+    "mhc, block recomputed": ("mhc", "block"),
 }
 
 
@@ -64,47 +71,84 @@ def configuration(kind: str, recompute: str, tokens: int) -> Config:
         "data.sequence_length": tokens,
         "training.micro_batch": 1,
         "training.global_batch": 1,
+        "training.threads": 1,
         **(PAPER_27B if torch.cuda.is_available() else {}),
     }
-    return load("configs/quickstart.yaml", [f"--{key}={value}" for key, value in settings.items()])
+    config = load("configs/quickstart.yaml", [f"--{key}={value}" for key, value in settings.items()])
+    check(config)
+    return config
 
 
-def main() -> dict[str, float]:
-    """Prints the table; returns each form's ratio to the residual."""
+def kept(forward: Callable[[], Tensor]) -> int:
+    """Bytes that the forward leaves allocated, as the allocator counts them."""
+    if torch.cuda.is_available():
+        before = torch.cuda.memory_allocated()
+        loss = forward()
+        left = torch.cuda.memory_allocated() - before
+    else:
+        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as trace:
+            loss = forward()
+        left = sum(event.self_cpu_memory_usage for event in trace.events())
+    loss.backward()
+    return left
+
+
+class Measured(NamedTuple):
+    """Of one form: median seconds, their ratio to the residual's, and bytes kept for backward."""
+
+    seconds: float
+    ratio: float
+    kept: int
+
+
+def main(arguments: list[str] | None = None) -> dict[str, Measured]:
+    """Prints and returns the table."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--tokens", type=int, default=4096 if torch.cuda.is_available() else 256)
     parser.add_argument("--rounds", type=int, default=20)
-    args = parser.parse_args()
+    args = parser.parse_args(arguments)
     alone = RankInfo(0, 1, 0, 1, "127.0.0.1", free_port(), "bench")
     first = configuration("residual", "none", args.tokens)
     with process_groups(first, alone) as groups:
+        bytes_kept = {}
 
-        def made(kind: str, recompute: str) -> Callable[[], None]:
+        def made(name: str, kind: str, recompute: str) -> Callable[[], None]:
             config = configuration(kind, recompute, args.tokens)
             (chunk,) = build_model(config, VOCABULARY, groups)
+            recomputation = Recomputation(config, [unwrap(chunk)], live=1, deferred=0)
+            recomputation.measured()  # times are without measuring
             tokens = torch.randint(VOCABULARY, (1, args.tokens), device=device())
             positions = torch.arange(args.tokens, device=device()).unsqueeze(0)
 
+            def forward() -> Tensor:
+                return chunk(tokens, positions, None, labels=tokens).sum()
+
             def step() -> None:
                 chunk.zero_grad_buffer()
-                chunk(tokens, positions, None, labels=tokens).sum().backward()
+                forward().backward()
                 if torch.cuda.is_available():
                     torch.cuda.synchronize()
 
+            step()  # what is kept does not include what the first step caches
+            bytes_kept[name] = kept(forward)
             return step
 
-        times = alternating({name: made(*form) for name, form in FORMS.items()}, args.rounds, warmup=3)
-    seconds = statistics.median(times["residual"])
-    tflops = args.tokens * training_flops_per_token(first, VOCABULARY) / seconds / 1e12
+        times = alternating({name: made(name, *form) for name, form in FORMS.items()}, args.rounds, warmup=3)
+    found = {
+        name: Measured(statistics.median(values), ratio(times, name, "residual"), bytes_kept[name])
+        for name, values in times.items()
+    }
+    tflops = args.tokens * training_flops_per_token(first, VOCABULARY) / found["residual"].seconds / 1e12
     where = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU, the quickstart's dimensions"
     print(f"{where}, torch {torch.__version__}, {args.tokens} tokens, {time.strftime('%Y-%m-%d')}")
-    ratios = {name: ratio(times, name, "residual") for name in times}
-    for name, values in times.items():
-        print(f"{name:>22}: {1e3 * statistics.median(values):8.2f} ms, {ratios[name]:.3f} of the residual")
+    for name, one in found.items():
+        print(
+            f"{name:>26}: {1e3 * one.seconds:8.2f} ms, {one.ratio:.3f} of the residual, keeps {mib(one.kept)}"
+        )
     print(f"the residual's rate: {tflops:.3g} TFLOP/s")
-    return ratios
+    return found
 
 
 if __name__ == "__main__":
