@@ -50,6 +50,8 @@ def digests(model: torch.nn.Module, optimizer) -> dict[str, str]:
             state = one.optimizer.state[updated]
             tensors |= {f"{name}/{key}": value for key, value in state.items() if torch.is_tensor(value)}
     return {
-        name: hashlib.sha256(tensor.detach().reshape(-1).view(torch.uint8).numpy().tobytes()).hexdigest()
+        name: hashlib.sha256(
+            tensor.detach().reshape(-1).view(torch.uint8).cpu().numpy().tobytes()
+        ).hexdigest()
         for name, tensor in tensors.items()
     }

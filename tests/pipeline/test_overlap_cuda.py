@@ -8,27 +8,64 @@ import sys
 import pytest
 import torch
 
+from hcmegatron.platform.ranks import free_port
+from tests.pipeline.cuda_run import CASES
+
 ALONE = {
     "RANK": "0",
     "WORLD_SIZE": "1",
     "LOCAL_RANK": "0",
     "LOCAL_WORLD_SIZE": "1",
     "MASTER_ADDR": "127.0.0.1",
-    "MASTER_PORT": "29577",
 }
+
+
+def runs(directory, case, steps):
+    """Of the overlapped and the serialised run: loss and gradient norm per step; digests of weights."""
+    found = []
+    for name in ("overlap", "serialised"):
+        command = [
+            sys.executable,
+            "-m",
+            "tests.pipeline.cuda_run",
+            str(directory / name),
+            case,
+            name,
+            str(steps),
+        ]
+        env = {
+            **os.environ,
+            "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
+            **ALONE,
+            "MASTER_PORT": str(free_port()),
+        }
+        subprocess.run(command, env=env, check=True, timeout=900)
+        lines = [json.loads(line) for line in (directory / name / "metrics.jsonl").read_text().splitlines()]
+        metrics = [(line["step"], line["loss"], line["grad_norm"]) for line in lines if "grad_norm" in line]
+        found.append((metrics, json.loads((directory / name / "weights.json").read_text())))
+    return found
+
+
+def check(both, steps):
+    (overlapped, weights), (serialised, expected) = both
+    assert len(overlapped) == steps
+    assert overlapped == serialised
+    assert weights.keys() == {"0", "1"}
+    assert all(len(stage) > 30 for stage in weights.values())
+    for stage, digests in weights.items():
+        assert not [name for name, bits in digests.items() if bits != expected[stage][name]], stage
 
 
 @pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device: lanes are streams only there")
-def test_overlapped_and_serialised_runs_are_equal_over_200_steps(tmp_path):
-    runs = {}
-    for name in ("overlap", "serialised"):
-        command = [sys.executable, "-m", "tests.pipeline.cuda_run", str(tmp_path / name), name]
-        env = {**os.environ, "CUBLAS_WORKSPACE_CONFIG": ":4096:8", **ALONE}
-        subprocess.run(command, env=env, check=True, timeout=900)
-        lines = [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
-        runs[name] = [
-            (line["step"], line["loss"], line["grad_norm"]) for line in lines if "grad_norm" in line
-        ]
-    assert len(runs["overlap"]) == 200
-    assert runs["overlap"] == runs["serialised"]
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.timeout(1900)
+def test_overlapped_and_serialised_runs_are_equal_over_200_steps(case, tmp_path):
+    check(runs(tmp_path, case, 200), 200)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device, which runs the whole of it")
+def test_the_runs_that_are_compared_on_a_gpu_run(tmp_path):
+    """Two steps on CPU of what a GPU runs for 200: the comparison sees weights and metrics."""
+    check(runs(tmp_path, "all-to-all", 2), 2)

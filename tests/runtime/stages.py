@@ -12,6 +12,7 @@ from schedules.plan import Message
 
 WIDTH = 6
 DTYPE = torch.float64
+CPU = torch.device("cpu")
 
 
 class _Linear(torch.autograd.Function):
@@ -41,34 +42,38 @@ class BlockStage:
     """Model stage ``number`` of ``stages``. Micro-batch m has ``lengths[m]`` tokens; data and targets follow
     from its number."""
 
-    def __init__(self, number: int, stages: int, lengths: list[int]) -> None:
+    def __init__(self, number: int, stages: int, lengths: list[int], device: torch.device = CPU) -> None:
         self.number, self.first, self.last = number, number == 0, number == stages - 1
-        self.lengths = lengths
+        self.lengths, self.device = lengths, device
         generator = torch.Generator().manual_seed(number)
         self.weights = [
-            (torch.randn(WIDTH, WIDTH, generator=generator, dtype=DTYPE) / WIDTH**0.5).requires_grad_()
+            (torch.randn(WIDTH, WIDTH, generator=generator, dtype=DTYPE) / WIDTH**0.5)
+            .to(device)
+            .requires_grad_()
             for _ in range(2)
         ]
-        self.losses: dict[int, float] = {}
+        self.losses: dict[int, Tensor] = {}
         self.graphs: dict[int, tuple[Tensor, object]] = {}
         self.deferring: list | None = None
         self.pending: deque[tuple[int, list]] = deque()
 
     def forward(self, microbatch, input):
         assert (input is None) == self.first
-        x = _data(microbatch, self.lengths[microbatch], 0) if self.first else input.detach().requires_grad_()
+        x = self._data(microbatch, 0) if self.first else input.detach().requires_grad_()
         y = x + _Linear.apply(torch.tanh(_Linear.apply(x, self.weights[0], self)), self.weights[1], self)
         if not self.last:
             self.graphs[microbatch] = x, torch.autograd.graph.get_gradient_edge(y)
             return y.detach()
-        loss = (y - _data(microbatch, self.lengths[microbatch], 1)).square().mean() / len(self.lengths)
-        self.losses[microbatch] = loss.item()
+        loss = (y - self._data(microbatch, 1)).square().mean() / len(self.lengths)
+        self.losses[microbatch] = loss.detach()  # as a number it would make the host wait for a GPU
         self.graphs[microbatch] = x, torch.autograd.graph.get_gradient_edge(loss)
         return None
 
     def backward(self, microbatch, output_grad):
         x, edge = self.graphs.pop(microbatch)
-        torch.autograd.backward([edge], [torch.ones((), dtype=DTYPE) if self.last else output_grad])
+        torch.autograd.backward(
+            [edge], [torch.ones((), dtype=DTYPE, device=self.device) if self.last else output_grad]
+        )
         return x.grad
 
     def backward_input(self, microbatch, output_grad):
@@ -84,16 +89,22 @@ class BlockStage:
         for entry in deferred:
             _accumulate(*entry)
 
+    def _data(self, microbatch: int, which: int) -> Tensor:
+        generator = torch.Generator().manual_seed(1000 + 2 * microbatch + which)
+        data = torch.randn(self.lengths[microbatch], WIDTH, generator=generator, dtype=DTYPE)
+        return data.to(self.device)
 
-def _data(microbatch: int, length: int, which: int) -> Tensor:
-    generator = torch.Generator().manual_seed(1000 + 2 * microbatch + which)
-    return torch.randn(length, WIDTH, generator=generator, dtype=DTYPE)
 
-
-def stages_of(schedule: Schedule, rank: int, lengths: list[int]) -> dict[int, BlockStage]:
+def stages_of(
+    schedule: Schedule,
+    rank: int,
+    lengths: list[int],
+    device: torch.device = CPU,
+    kind: type[BlockStage] = BlockStage,
+) -> dict[int, BlockStage]:
     placement = schedule.placement
     return {
-        number: BlockStage(placement.model_stage(number), placement.model_stages, lengths)
+        number: kind(placement.model_stage(number), placement.model_stages, lengths, device)
         for number in placement.stages_of(rank)
     }
 
@@ -111,7 +122,7 @@ def gradients(stages: dict[int, BlockStage]) -> list[tuple[int, list[Tensor]]]:
 
 
 def losses(stages: dict[int, BlockStage]) -> dict[int, float]:
-    return {microbatch: loss for stage in stages.values() for microbatch, loss in stage.losses.items()}
+    return {m: float(loss) for stage in stages.values() for m, loss in stage.losses.items()}
 
 
 def reference(stages: int, lengths: list[int]) -> tuple[dict[int, float], list[list[Tensor]]]:
@@ -123,4 +134,4 @@ def reference(stages: int, lengths: list[int]) -> tuple[dict[int, float], list[l
             value = stage.forward(microbatch, value)
         for stage in reversed(model):
             value = stage.backward(microbatch, value)
-    return model[-1].losses, [[weight.grad for weight in stage.weights] for stage in model]
+    return losses({stages - 1: model[-1]}), [[weight.grad for weight in stage.weights] for stage in model]

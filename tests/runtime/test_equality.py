@@ -8,7 +8,7 @@ from schedules.costs import Link
 from schedules.runtime import InProcessWorld, step_all
 from schedules.runtime.program import compile_rank, forward_only
 from tests.ranks import run_ranks
-from tests.runtime.stages import losses, reference, stages_of
+from tests.runtime.stages import CPU, BlockStage, losses, reference, stages_of
 from tests.runtime.workers import result, runtime
 
 PRELOAD = ("torch.distributed", "tests.runtime.workers")
@@ -29,7 +29,7 @@ def check(schedule, lengths, results):
         copies = [grads for own in results for stage, grads in own.gradients if stage == number]
         assert len(copies) == len(schedule.placement.paths)
         for found, wanted in zip(zip(*copies, strict=True), expected, strict=True):
-            torch.testing.assert_close(sum(found), wanted, rtol=1e-12, atol=1e-14)
+            torch.testing.assert_close(sum(found).cpu(), wanted, rtol=1e-12, atol=1e-14)
     for rank, own in enumerate(results):
         assert own.actions == schedule.actions[rank]
         peaks = compile_rank(schedule, rank).peaks
@@ -38,16 +38,27 @@ def check(schedule, lengths, results):
         assert own.peaks.live <= schedule.live_limit[rank]
 
 
-@pytest.mark.parametrize("ranks", SIZES)
-@pytest.mark.parametrize("name", GENERATORS)
-def test_in_process(name, ranks, tmp_path):
+def check_in_process(name, ranks, directory, device=CPU, kind=BlockStage):
+    """All ranks on threads of this process, on CUDA each on a stream of its own."""
     lengths = lengths_for(name, ranks)
     schedule = generate(name, ranks, len(lengths))
     world = InProcessWorld(ranks)
-    stages = [stages_of(schedule, rank, lengths) for rank in range(ranks)]
-    runtimes = [runtime(schedule, r, stages[r], world.transport(r), lengths) for r in range(ranks)]
-    records = step_all(world, runtimes, limit=20, directory=tmp_path)
+    stages = [stages_of(schedule, rank, lengths, device, kind) for rank in range(ranks)]
+    runtimes = [
+        runtime(schedule, r, stages[r], world.transport(r), lengths, device=device) for r in range(ranks)
+    ]
+    if device.type == "cuda":
+        torch.cuda.synchronize()  # weights are made on the default stream
+    records = step_all(world, runtimes, limit=20, directory=directory)
+    if device.type == "cuda":
+        torch.cuda.synchronize()
     check(schedule, lengths, [result(*own) for own in zip(stages, runtimes, records, strict=True)])
+
+
+@pytest.mark.parametrize("ranks", SIZES)
+@pytest.mark.parametrize("name", GENERATORS)
+def test_in_process(name, ranks, tmp_path):
+    check_in_process(name, ranks, tmp_path)
 
 
 @pytest.mark.ranks

@@ -18,9 +18,7 @@ from schedules import Action, Schedule, generate
 from schedules.costs import Link
 from schedules.runtime import DistributedTransport, Record, Runtime, Watchdog
 from schedules.runtime.program import Peaks
-from tests.runtime.stages import DTYPE, WIDTH, gradients, losses, shape_for, stages_of
-
-CPU = torch.device("cpu")
+from tests.runtime.stages import CPU, DTYPE, WIDTH, gradients, losses, shape_for, stages_of
 
 
 class Result(NamedTuple):
@@ -32,9 +30,8 @@ class Result(NamedTuple):
 
 
 def runtime(schedule: Schedule, rank: int, stages, transport, lengths, **options) -> Runtime:
-    return Runtime(
-        schedule, rank, stages, transport, shape=shape_for(lengths), dtype=DTYPE, device=CPU, **options
-    )
+    options = {"device": CPU} | options
+    return Runtime(schedule, rank, stages, transport, shape=shape_for(lengths), dtype=DTYPE, **options)
 
 
 def result(stages, runtime: Runtime, record: Record) -> Result:

@@ -1,0 +1,32 @@
+"""Every schedule on one GPU, a stream for each rank: the losses and gradients of one process on the CPU."""
+
+import pytest
+import torch
+
+from schedules import GENERATORS
+from tests.runtime.stages import BlockStage
+from tests.runtime.test_equality import SIZES, check_in_process
+
+pytestmark = [
+    pytest.mark.cuda,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU: ranks are streams there"),
+]
+
+
+class LateStage(BlockStage):
+    """Begins late on the GPU, while the host runs ahead: who does not wait for its results gets something else."""
+
+    def forward(self, microbatch, input):
+        torch.cuda._sleep(500_000)  # clock cycles, a fraction of a millisecond
+        return super().forward(microbatch, input)
+
+    def backward(self, microbatch, output_grad):
+        torch.cuda._sleep(500_000)
+        return super().backward(microbatch, output_grad)
+
+
+@pytest.mark.parametrize("kind", [BlockStage, LateStage])
+@pytest.mark.parametrize("ranks", SIZES)
+@pytest.mark.parametrize("name", GENERATORS)
+def test_in_process(name, ranks, kind, tmp_path):
+    check_in_process(name, ranks, tmp_path, torch.device("cuda"), kind)
