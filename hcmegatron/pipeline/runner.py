@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from hcmegatron.config.schema import SPLIT_BACKWARD, Config
 from hcmegatron.connections import facts
+from hcmegatron.model.attention import leave_room
 from hcmegatron.model.gpt import ConnectionGPT
 from hcmegatron.model.transformer_config import DTYPES
 from hcmegatron.pipeline.lanes import Lanes
@@ -57,6 +58,8 @@ class ScheduleRunner:
     ) -> None:
         self.config, self.chunks, self.groups, self.watchdog = config, chunks, groups, watchdog
         self.placement = placement(config)
+        if config.parallel.overlap:
+            leave_room()
         splits = config.parallel.schedule in SPLIT_BACKWARD
         build = (
             partial(OverlappedStage, Lanes(device()))

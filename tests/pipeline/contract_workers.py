@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from unittest import mock
 
+import torch
 import torch.distributed as dist
 
 from hcmegatron.pipeline import runner
@@ -30,6 +31,18 @@ def timeouts() -> tuple[list, list]:
         [call.kwargs["timeout"].total_seconds() for call in calls.call_args_list]
         for calls in (transport, new_group)
     )
+
+
+def persistent_attention() -> list[bool]:
+    """Whether torch may take cuDNN's attention: to begin with, and with schedules that do not and that do overlap."""
+    found = [torch.backends.cuda.cudnn_sdp_enabled()]
+    for overlap in (False, True):
+        config = small_config("mhc", False)
+        config.parallel.schedule, config.parallel.overlap = "dualpipev", overlap
+        with groups_of(config) as groups:
+            build_schedule(config, build_model(config, VOCAB, groups), groups)
+        found.append(torch.backends.cuda.cudnn_sdp_enabled())
+    return found
 
 
 def calls(cases: list[dict]) -> list[tuple[str, str] | list[float]]:

@@ -13,6 +13,11 @@ def test_groups_get_the_run_s_timeout():
         assert transport == [77] and mirrors == [77]
 
 
+def test_attention_leaves_room_where_lanes_overlap():
+    (found,) = run_ranks(1, "tests.pipeline.contract_workers:persistent_attention", **RUN)
+    assert found == [True, True, False]
+
+
 def test_what_megatron_s_callers_pass():
     """Every argument that Megatron's functions give a default is taken at that default."""
     (functions,) = run_ranks(1, "tests.pipeline.contract_workers:megatron_defaults", **RUN)

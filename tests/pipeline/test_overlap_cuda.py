@@ -1,13 +1,18 @@
 """Races between lanes, on a GPU: overlapped and serialised runs have the same bits."""
 
 import json
+import math
 import os
+import re
 import subprocess
 import sys
 
 import pytest
 import torch
+import torch.nn.functional as F
+from torch.profiler import ProfilerActivity, profile
 
+from hcmegatron.model.attention import leave_room
 from hcmegatron.platform.ranks import free_port
 from tests.pipeline.cuda_run import CASES
 
@@ -62,6 +67,28 @@ def check(both, steps):
 @pytest.mark.timeout(1900)
 def test_overlapped_and_serialised_runs_are_equal_over_200_steps(case, tmp_path):
     check(runs(tmp_path, case, 200), 200)
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device: it has the kernels in question")
+def test_no_attention_kernel_is_persistent(tmp_path):
+    """Blocks of every attention kernel, where there are tiles for many times the SMs: a persistent one has no more
+    than fit at once."""
+    leave_room()
+    shape = (8, 32, 2048, 128)
+    q, k, v = (torch.randn(shape, device="cuda", dtype=torch.bfloat16, requires_grad=True) for _ in range(3))
+    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as trace:
+        F.scaled_dot_product_attention(q, k, v, is_causal=True).sum().backward()
+        torch.cuda.synchronize()
+    trace.export_chrome_trace(str(tmp_path / "trace.json"))
+    kernels = {
+        event["name"]: math.prod(event["args"]["grid"])
+        for event in json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
+        if event.get("cat") == "kernel" and re.search("flash|fmha|attention", event["name"])
+    }
+    assert len(kernels) >= 2, "forward and backward"
+    sms = torch.cuda.get_device_properties(0).multi_processor_count
+    assert all(blocks > 4 * sms for blocks in kernels.values()), kernels
 
 
 @pytest.mark.slow
