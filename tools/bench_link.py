@@ -134,7 +134,8 @@ def _rank_main(rank: int, store: str, settings: list[Setting]) -> None:
 
 
 def _print_table(settings: list[Setting], seconds: list[float]) -> list[str]:
-    """Returns the aims that were missed: what a link costs lies nearer to the simulator's figure than to lockstep's."""
+    """Returns the aims that were missed: the default setting's link costs 3% at most, that of others lies nearer to the
+    simulator's figure than to lockstep's."""
     aims = Aims()
     taken = dict(zip(settings, seconds, strict=True))
     first = settings[0]
@@ -151,7 +152,8 @@ def _print_table(settings: list[Setting], seconds: list[float]) -> list[str]:
             ratio = taken[setting] / taken[free]
             # in small settings lockstep costs no more, and there is nothing to tell apart
             tells = not setting.lockstep and simulated[False] + 0.02 < simulated[True]
-            aim = aims.at_most(name, ratio, sum(simulated.values()) / 2) if tells else ""
+            most = 1.03 if setting == Setting() else sum(simulated.values()) / 2
+            aim = aims.at_most(name, ratio, most) if tells else ""
             expected = simulated[setting.lockstep]
             print(
                 f"{name:26}{taken[free]:10.3f} s{taken[setting]:10.3f} s{ratio:9.3f}{expected:11.3f}  {aim}"
