@@ -28,18 +28,20 @@ def build_connection(
     dtype: torch.dtype = torch.float32,
     device: torch.device | str | None = None,
     kernels: str = "auto",
+    streams: torch.dtype | None = None,
 ) -> Connection:
     """The connection of one sub-layer.
 
     conn: config.schema.Connection or its like. index: k, the sub-layer counted from 0 through the whole
     network (attention and FFN each count one). Initial values are a function of (conn, hidden_size, k) and
     draw no random numbers, so every layout starts the same. dtype: of the parameters, fp32 whatever the
-    streams' is. kernels: as in hcmegatron.kernels.select. Raises ValueError where facts.check or select do.
+    streams' is. kernels: as in hcmegatron.kernels.select, for streams of dtype `streams`, the parameters' if not
+    given. Raises ValueError where facts.check or select do.
     """
     check(conn, hidden_size)
     if conn.kind == "residual":
         return Residual()
-    chosen = select(kernels, n=conn.n, device=device, dtype=dtype)
+    chosen = select(kernels, n=conn.n, device=device, dtype=streams or dtype)
     like = {"norm_eps": norm_eps, "kernels": chosen, "dtype": dtype, "device": device}
     if conn.kind in HYPER:
         return Hyper(conn, hidden_size, index, **like)

@@ -12,6 +12,7 @@ import torch
 from hcmegatron.kernels import torch_path
 
 MAX_STREAMS = 8  # of the Triton kernels, which hold all streams of a token in registers
+_NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ def select(
     """Kernels for connections of n streams or fractions.
 
     name: `torch`, `triton`, or `auto`: Triton wherever it can run on a GPU. device: where the model lives,
-    None for the GPU if there is one. dtype: of coefficients; fp64 needs torch. Triton's interpreter
+    None for the GPU if there is one. dtype: of the streams; fp64 needs torch. Triton's interpreter
     (TRITON_INTERPRET=1) counts as able to run, for tests, but is never chosen by `auto`. Raises ValueError
     where an explicit `triton` cannot run, with the reason.
     """
@@ -47,7 +48,7 @@ def select(
     if obstacle is None and name == "auto" and device.type != "cuda":
         obstacle = "the interpreter is for tests"
     if obstacle is None:
-        return _triton(n, device)
+        return _triton(n, device, dtype)
     if name == "triton":
         raise ValueError(f"kernels=triton cannot run: {obstacle}; use kernels=auto or torch")
     return _torch(obstacle)
@@ -57,14 +58,14 @@ def _torch(why: str) -> Kernels:
     return Kernels("torch", f"torch: {why}", torch_path.read, torch_path.write)
 
 
-def _triton(n: int, device: torch.device) -> Kernels:
+def _triton(n: int, device: torch.device, dtype: torch.dtype) -> Kernels:
     from hcmegatron.kernels import triton_path, tuning  # they import Triton, which a CPU machine may lack
 
     where = "interpreter"
     if device.type == "cuda":
         tuning.restore(str(device))
         where = "sm_{}{}".format(*torch.cuda.get_device_capability(device))
-    reason = f"triton: n={n}, {where}"
+    reason = f"triton: n={n}, {_NAMES[dtype]}, {where}"
     return Kernels("triton", reason, triton_path.read, triton_path.write, triton_path.write_and_project)
 
 

@@ -12,7 +12,7 @@ from hcmegatron.model.experts import GroupedExperts
 from hcmegatron.model.latent_attention import LatentAttention, NormedLatents
 from hcmegatron.model.layer import ConnectionLayer, LayerSubmodules
 from hcmegatron.model.norms import Norm
-from hcmegatron.model.transformer_config import moe_layers
+from hcmegatron.model.transformer_config import DTYPES, moe_layers
 from hcmegatron.platform.megatron import HAVE_TE
 from megatron.core.models.backends import LocalSpecProvider
 from megatron.core.transformer.attention import SelfAttentionSubmodules
@@ -96,6 +96,7 @@ def _connection(config: Config, index: int) -> partial:
         index,
         norm_eps=config.model.norm_eps,
         kernels=config.kernels,
+        streams=DTYPES[config.training.dtype],
     )
 
 

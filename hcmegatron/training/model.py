@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from hcmegatron.config.schema import Config
-from hcmegatron.model.gpt import ConnectionGPT, build_chunk, stages
+from hcmegatron.model.gpt import ConnectionGPT, build_chunk, stages, unwrap
 from hcmegatron.model.initialise import initialise
 from hcmegatron.pipeline.megatron_schedule import widen_messages
 from hcmegatron.pipeline.placement import placement
@@ -68,6 +68,12 @@ def wrap(model: ConnectionGPT, config: Config, groups: ProcessGroupCollection) -
     if parallel.overlap_grad_reduce:
         wrapped.config.no_sync_func = wrapped.no_sync
     return wrapped
+
+
+def kernels_chosen(chunks: list[nn.Module]) -> list[str]:
+    """In words, what this rank's connections run on and why. Plain residuals have no kernels and nothing to say."""
+    connections = [connection for chunk in chunks for connection in unwrap(chunk).connections()]
+    return sorted({f"kernels: {c.kernels.reason}" for c in connections if hasattr(c, "kernels")})
 
 
 class HalfModule(Float16Module):

@@ -23,7 +23,7 @@ from hcmegatron.recompute.attach import Recomputation
 from hcmegatron.training import checkpoint
 from hcmegatron.training.figures import Figures
 from hcmegatron.training.guards import Finite, StopFlag
-from hcmegatron.training.model import build_model
+from hcmegatron.training.model import build_model, kernels_chosen
 from hcmegatron.training.optimizer import build_optimizer, learning_rate, set_learning_rate
 from hcmegatron.training.recorder import Recorder
 from hcmegatron.training.run_directory import RunDirectory, choose, on_first_rank
@@ -74,6 +74,7 @@ def train(config: Config, ranks: RankInfo, name: str = "run") -> int:
                 f"{config.connection.kind} on {ranks.world_size} ranks, "
                 f"{len(text.train):,} training tokens of {corpus.name}"
             )
+            recorder.say(*kernels_chosen(chunks))
             recorder.say(f"MFU is of {peak:.3g} TFLOP/s a rank ({peak_name})")
             if start_from:
                 how = "bit for bit" if exact else "under another layout, so with new random states"

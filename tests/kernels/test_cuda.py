@@ -71,4 +71,4 @@ def test_token_counts_share_one_compilation(kernels):
 
 def test_auto_takes_triton_and_says_so():
     major, minor = torch.cuda.get_device_capability()
-    assert select("auto", n=4).reason == f"triton: n=4, sm_{major}{minor}"
+    assert select("auto", n=4).reason == f"triton: n=4, fp32, sm_{major}{minor}"

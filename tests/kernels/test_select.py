@@ -1,9 +1,11 @@
 import pytest
 import torch
 
-from hcmegatron.config.schema import Connection
+from hcmegatron.config.schema import Config, Connection
 from hcmegatron.connections.build import build_connection
+from hcmegatron.kernels import tuning
 from hcmegatron.kernels.select import select
+from hcmegatron.model.specs import layer_spec
 
 no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="says what happens where there is no GPU")
 
@@ -28,7 +30,7 @@ def test_auto_says_why_it_takes_torch(monkeypatch):
 
 @no_gpu
 def test_an_explicit_choice_that_cannot_run_is_an_error(monkeypatch):
-    assert select("triton", n=4).reason == "triton: n=4, interpreter"
+    assert select("triton", n=4).reason == "triton: n=4, fp32, interpreter"
     with pytest.raises(ValueError, match="kernels=triton cannot run: n=9"):
         select("triton", n=9)
     import triton
@@ -43,3 +45,38 @@ def test_an_explicit_choice_that_cannot_run_is_an_error(monkeypatch):
 def test_unknown_name():
     with pytest.raises(ValueError, match="kernels='cuda': choose one of auto, torch, triton"):
         select("cuda", n=4)
+
+
+@pytest.fixture
+def hopper(monkeypatch):
+    """torch says that there is an H100; nothing is put on it."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    monkeypatch.setattr(tuning, "restore", lambda device: 0)
+
+
+def test_auto_takes_triton_on_a_gpu_and_says_for_which_streams(hopper, monkeypatch):
+    assert select("auto", n=4, dtype=torch.bfloat16).reason == "triton: n=4, bf16, sm_90"
+    assert select("auto", n=8, dtype=torch.float16).reason == "triton: n=8, fp16, sm_90"
+    assert select("auto", n=4, dtype=torch.float64).reason == "torch: fp64"
+    with pytest.raises(ValueError, match="kernels=triton cannot run: fp64; use kernels=auto or torch"):
+        select("triton", n=4, dtype=torch.float64)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
+    assert select("auto", n=4).reason == "torch: sm_75, the Triton kernels need sm_80 or later"
+
+
+@pytest.mark.parametrize(
+    ("dtype", "reason"),
+    [
+        ("bf16", "triton: n=4, bf16, sm_90"),
+        ("fp32", "triton: n=4, fp32, sm_90"),
+        ("fp64", "torch: fp64"),
+    ],
+)
+def test_a_model_asks_for_the_dtype_of_its_streams(hopper, dtype, reason):
+    """Parameters of connections are fp32 beside bf16 streams, so the streams' dtype has to be said."""
+    config = Config()
+    config.training.dtype = dtype
+    submodules = layer_spec(config, 0).submodules
+    for connection in (submodules.attention_connection(), submodules.mlp_connection()):
+        assert connection.kernels.reason == reason

@@ -1,0 +1,46 @@
+"""The quickstart on the Triton kernels, in the interpreter: the losses of the torch path."""
+
+import json
+
+import pytest
+import torch
+
+from hcmegatron.config import load
+from tests.ranks import ROOT, run_ranks
+
+pytestmark = [
+    pytest.mark.ranks,
+    pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here: the interpreter would not be used"),
+]
+RUN = {"preload": ("tests.training.workers",), "process_group": False, "timeout": 240}
+# The file's own model and layout. Fewer tokens, because the interpreter takes a second where a GPU takes a
+# microsecond: as few micro-batches as DualPipeV over two ranks may have, and no evaluation.
+SHORT = (
+    "training.steps=3",
+    "training.global_batch=4",
+    "training.micro_batch=1",
+    "data.sequence_length=8",
+    "data.holdout=0",
+    "run.tensorboard=false",
+    "run.peak_tflops=1",
+)
+
+
+def train(kernels, directory):
+    """Three steps of configs/quickstart.yaml: their metrics, and what the run said."""
+    overrides = [f"--{key}" for key in (*SHORT, f"kernels={kernels}", f"run.dir={directory}")]
+    config = load(ROOT / "configs/quickstart.yaml", overrides)
+    run_ranks(2, "tests.training.workers:run", config, env={"TRITON_INTERPRET": "1"}, **RUN)
+    metrics = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+    return metrics, (directory / "train.log").read_text().splitlines()
+
+
+def test_triton_gives_the_losses_of_torch(tmp_path):
+    reference, said = train("torch", tmp_path / "torch")
+    assert "kernels: torch: asked for" in said
+    ours, said = train("triton", tmp_path / "triton")
+    assert "kernels: triton: n=4, fp32, interpreter" in said
+    for key in ("loss", "grad_norm"):
+        assert [m[key] for m in ours] == pytest.approx([m[key] for m in reference], rel=1e-5), key
+    losses = [m["loss"] for m in reference]
+    assert len(losses) == 3 and losses[2] < losses[0] - 0.1  # the updates, and so the gradients, count
