@@ -68,6 +68,56 @@ def inputs(options, T=7, C=12, dtype=torch.float64, scale=1.0, seed=0):
     return [t.requires_grad_() for t in (H, phi, s, b)]
 
 
+# (n, standard deviation of the logits, seed): most draws at 100 and 300 lead to a permutation matrix, where every
+# gradient is zero and nothing would be compared; these do not (none of 60 seeds at n = 2 and 300).
+LARGE_LOGITS = [
+    *((2, scale, seed) for scale in (30.0, 100.0) for seed in (17, 25)),
+    *((4, scale, seed) for scale in (10.0, 30.0, 100.0, 300.0) for seed in (2, 54)),
+    *((8, scale, seed) for scale in (30.0, 100.0) for seed in (3, 5)),
+    *((8, 300.0, seed) for seed in (5, 13)),
+]
+
+
+def compare_large_logits(read_a, write_a, n, scale, seed):
+    """`compare` in fp32 at `inputs` with biases of this scale, whose gradients are no zeros."""
+    options = ReadOptions(n)
+    leaves = inputs(options, T=5, dtype=torch.float32, scale=scale, seed=seed)
+    exact = compare(read_a, write_a, options, leaves=leaves, tolerance=1e-5)
+    assert exact["dbias"][2 * n :].abs().max() > 0.05
+
+
+def compare_extreme_logits(read_a, write_a, n, size):
+    """`compare` in fp32 at `extreme` inputs.
+
+    A logit in fp32 is rounded by up to u = 2^-24 of its size, by which the exact result itself moves: d res =
+    res * P(u) with P a projection, which keeps sizes, so that no computation that starts from rounded logits can
+    be asked for less than u.
+    """
+    options = ReadOptions(n)
+    exact = compare(
+        read_a, write_a, options, leaves=extreme(options, size), tolerance=max(1e-5, size * 2.0**-24)
+    )
+    assert exact["dbias"][2 * n :].abs().max() > 0.1  # of the residual logits, all of them extreme
+
+
+def extreme(options, size, T=5, C=12, seed=0):
+    """fp32 `inputs` whose logits reach `size` and whose coefficients still depend on them.
+
+    Biases of +-size on whole rows and columns of the residual logits: any of their exponentials leaves fp32's
+    range, and the doubly stochastic matrix, to which both kinds of shift are the same, stays in the interior
+    (logits that are large at random lead to a corner, where every gradient is zero). Every other entry of pre
+    and post is at +-size, where its gradient vanishes, the rest near zero.
+    """
+    H, phi, s, b = (t.detach() for t in inputs(options, T, C, torch.float32, seed=seed))
+    n = options.n
+    g = torch.Generator().manual_seed(seed + 1)
+    sign = size * (2.0 * torch.randint(2, (4, n), generator=g) - 1)
+    sign[2:, 0], sign[2:, 1] = size, -size  # both occur, whatever was drawn
+    sign[:2, ::2] = 0
+    shift = torch.cat([sign[0], sign[1], (sign[2].unsqueeze(1) + sign[3]).flatten() / 2])
+    return [t.requires_grad_() for t in (H, phi, s, b + shift)]
+
+
 def sub_layer(read, write, H, phi, scale, bias, options, y_scale):
     """Read, an elementwise nonlinear T, write: every output reaches the loss. Returns x, coefficients and
     H'."""
@@ -83,14 +133,24 @@ def weights_like(outputs, seed=5):
 
 
 def compare(
-    read_a, write_a, options, T=7, C=12, dtype=torch.float64, scale=1.0, tolerance=1e-11, device="cpu"
+    read_a,
+    write_a,
+    options,
+    T=7,
+    C=12,
+    dtype=torch.float64,
+    scale=1.0,
+    tolerance=1e-11,
+    device="cpu",
+    leaves=None,
 ):
     """Outputs and gradients of `read_a`, `write_a` at `dtype` against the reference in fp64 on the same
-    numbers.
+    numbers: `leaves`, or `inputs` of the sizes given. Returns the exact tensors by name.
 
     Errors are relative to the largest entry of the exact tensor (or to 1).
     """
-    leaves = inputs(options, T, C, dtype, scale)
+    leaves = inputs(options, T, C, dtype, scale) if leaves is None else leaves
+    C = leaves[0].shape[-1]
     exact = [t.detach().double().requires_grad_() for t in leaves]
     leaves = [t.detach().to(device).requires_grad_() for t in leaves]
     y_scale = torch.linspace(0.5, 1.5, C, dtype=torch.float64)
@@ -101,8 +161,10 @@ def compare(
     grads = torch.autograd.grad(loss, leaves)
     true_grads = torch.autograd.grad(true_loss, exact)
     names = ("x", "pre", "post", "res", "H'", "dH", "dphi", "dscale", "dbias")
-    for name, got, want in zip(names, itertools.chain(ours, grads), (*truth, *true_grads), strict=True):
+    exact = dict(zip(names, (*truth, *true_grads), strict=True))
+    for (name, want), got in zip(exact.items(), itertools.chain(ours, grads), strict=True):
         assert got.shape == want.shape, name
         if want.numel():
             error = (got.double().cpu() - want).abs().max() / want.abs().max().clamp(min=1)
             assert error <= tolerance, f"{name}: {error:.2e}"
+    return exact

@@ -2,7 +2,15 @@
 
 import pytest
 import torch
-from reference import VARIANTS, compare, inputs, name_of
+from reference import (
+    LARGE_LOGITS,
+    VARIANTS,
+    compare,
+    compare_extreme_logits,
+    compare_large_logits,
+    inputs,
+    name_of,
+)
 
 from hcmegatron.kernels import torch_path
 from hcmegatron.kernels.options import ReadOptions
@@ -13,11 +21,20 @@ def test_equals_the_mathematics(options):
     compare(torch_path.read, torch_path.write, options)
 
 
-@pytest.mark.parametrize("scale", [1.0, 30.0])
-def test_fp32(scale):
-    compare(
-        torch_path.read, torch_path.write, ReadOptions(4), dtype=torch.float32, scale=scale, tolerance=2e-5
-    )
+@pytest.mark.parametrize("n", range(1, 9))
+def test_fp32(n):
+    compare(torch_path.read, torch_path.write, ReadOptions(n), dtype=torch.float32, tolerance=1e-5)
+
+
+@pytest.mark.parametrize(("n", "scale", "seed"), LARGE_LOGITS)
+def test_large_logits(n, scale, seed):
+    compare_large_logits(torch_path.read, torch_path.write, n, scale, seed)
+
+
+@pytest.mark.parametrize("size", [100.0, 300.0, 1000.0])
+@pytest.mark.parametrize("n", [2, 4, 5, 6, 7, 8])
+def test_extreme_logits(n, size):
+    compare_extreme_logits(torch_path.read, torch_path.write, n, size)
 
 
 @pytest.mark.parametrize("T", [0, 1])

@@ -3,7 +3,15 @@ path."""
 
 import pytest
 import torch
-from reference import VARIANTS, compare, inputs, name_of
+from reference import (
+    LARGE_LOGITS,
+    VARIANTS,
+    compare,
+    compare_extreme_logits,
+    compare_large_logits,
+    inputs,
+    name_of,
+)
 
 from hcmegatron.config.schema import Connection
 from hcmegatron.connections.build import build_connection, expand
@@ -45,17 +53,21 @@ def test_odd_sizes(T, C, n):
     )
 
 
-@pytest.mark.parametrize("scale", [30.0, 300.0])
-def test_extreme_logits(scale):
-    compare(
-        triton_path.read,
-        triton_path.write,
-        ReadOptions(4),
-        T=5,
-        dtype=torch.float32,
-        scale=scale,
-        tolerance=1e-4,
-    )
+# A sigmoid of minus a hundred is 1 / (1 + infinity) = 0.
+sigmoids_overflow = pytest.mark.filterwarnings("ignore:overflow encountered in exp")
+
+
+@sigmoids_overflow
+@pytest.mark.parametrize(("n", "scale", "seed"), LARGE_LOGITS)
+def test_large_logits(n, scale, seed):
+    compare_large_logits(triton_path.read, triton_path.write, n, scale, seed)
+
+
+@sigmoids_overflow
+@pytest.mark.parametrize("size", [100.0, 300.0, 1000.0])
+@pytest.mark.parametrize("n", [2, 4, 8])
+def test_extreme_logits(n, size):
+    compare_extreme_logits(triton_path.read, triton_path.write, n, size)
 
 
 def test_a_token_of_zeros():
