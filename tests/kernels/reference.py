@@ -17,7 +17,7 @@ VARIANTS = [
     ReadOptions(4),
     ReadOptions(8, iterations=5),
     ReadOptions(4, iterations=1),
-    *(ReadOptions(4, sinkhorn_eps=eps) for eps in ("additive", "clamp")),
+    *(ReadOptions(n, sinkhorn_eps=eps) for n in (3, 4) for eps in ("additive", "clamp")),
     *(ReadOptions(4, rms_eps=kind, eps=1e-2) for kind in ("inside", "added")),
     *(ReadOptions(3, orientation=o) for o in ("deepseek_v4", "column_last")),
     ReadOptions(2, orientation="column_last", sinkhorn_eps="clamp", rms_eps="added", eps=1e-6),
@@ -116,6 +116,42 @@ def extreme(options, size, T=5, C=12, seed=0):
     sign[:2, ::2] = 0
     shift = torch.cat([sign[0], sign[1], (sign[2].unsqueeze(1) + sign[3]).flatten() / 2])
     return [t.requires_grad_() for t in (H, phi, s, b + shift)]
+
+
+def write_inputs(n, T, C, dtype=torch.float64, shared=True, with_bias=True, seed=0):
+    """H, y, post, res and bias (or None) of a write: leaves, y the same for all streams or a part for each (FC).
+    post and res are fp32 beside low-precision streams."""
+    g = torch.Generator().manual_seed(seed)
+    rows = 1 if shared else n
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+
+    def draw(kind, *shape):
+        return torch.randn(shape, generator=g, dtype=torch.float64).to(kind).requires_grad_()
+
+    leaves = [draw(dtype, T, n, C), draw(dtype, T, rows, C), draw(wide, T, n), draw(wide, T, n, n)]
+    return [*leaves, draw(dtype, rows, C) if with_bias else None]
+
+
+def leaf(t):
+    return t.detach().requires_grad_()
+
+
+def strided(t):
+    """The same numbers with the last dimension no longer adjacent in memory."""
+    return leaf(t.detach().mT.contiguous().mT if t.ndim > 1 else t.detach().repeat_interleave(2)[::2])
+
+
+def exact_copies(leaves):
+    """The same numbers in fp64."""
+    return [None if t is None else t.detach().double().requires_grad_() for t in leaves]
+
+
+def close(got, want, tolerance):
+    """Within `tolerance` of the largest entry of the exact tensor (or of 1)."""
+    assert got.shape == want.shape
+    if want.numel():
+        error = (got.double() - want).abs().max() / want.abs().max().clamp(min=1)
+        assert error <= tolerance, f"{error:.2e}"
 
 
 def sub_layer(read, write, H, phi, scale, bias, options, y_scale):

@@ -9,8 +9,13 @@ from reference import (
     compare_extreme_logits,
     compare_large_logits,
     inputs,
+    leaf,
     name_of,
+    strided,
+    weights_like,
+    write_inputs,
 )
+from reference import write as exact_write
 
 from hcmegatron.kernels import torch_path
 from hcmegatron.kernels.options import ReadOptions
@@ -42,15 +47,37 @@ def test_few_tokens(T):
     compare(torch_path.read, torch_path.write, ReadOptions(4), T=T)
 
 
-def test_non_contiguous_streams():
-    H, phi, scale, bias = inputs(ReadOptions(3))
-    strided = H.detach().mT.contiguous().mT.requires_grad_()
-    out = [torch_path.read(h, phi, scale, bias, ReadOptions(3)) for h in (H, strided)]
-    for a, b in zip(*out, strict=True):
+@pytest.mark.parametrize("scale", [1.0, 30.0])
+@pytest.mark.parametrize("n", range(2, 9))
+def test_row_sums_on_the_bf16_path(n, scale):
+    leaves = inputs(ReadOptions(n), T=64, dtype=torch.bfloat16, scale=scale)
+    res = torch_path.read(*leaves, ReadOptions(n))[3]
+    assert (res.double().sum(-1) - 1).abs().max() <= 1e-6
+
+
+def test_non_contiguous_streams_and_gradients():
+    leaves = inputs(ReadOptions(3))
+    results = []
+    for view in (leaf, strided):
+        own = [view(t) for t in leaves]
+        out = torch_path.read(*own, ReadOptions(3))
+        given = [view(w).detach() for w in weights_like(out)]
+        results.append([*out, *torch.autograd.grad(out, own, given)])
+    for a, b in zip(*results, strict=True):
         torch.testing.assert_close(a, b)
-    torch.testing.assert_close(
-        *(torch.autograd.grad(o[0].sum(), h)[0] for o, h in zip(out, (H, strided), strict=True))
-    )
+
+
+@pytest.mark.parametrize("shared", [True, False], ids=["hc", "fc"])
+def test_write_of_non_contiguous_tensors_and_gradients(shared):
+    leaves = write_inputs(4, 7, 12, shared=shared)
+    results = []
+    for view in (leaf, strided):
+        own = [view(t) for t in leaves]
+        out = torch_path.write(*own)
+        given = view(weights_like([out])[0]).detach()
+        results.append([out, *torch.autograd.grad(out, own, given)])
+    for a, b in zip(*results, strict=True):
+        torch.testing.assert_close(a, b)
 
 
 @pytest.mark.parametrize("use", ["x only", "coefficients only", "write only"])
@@ -81,11 +108,8 @@ def test_keeps_the_streams_once_and_little_else():
     assert sum(kept.values()) == H.numel() + parameters + 64 * (24 + 1 + 4 + 32 + 4 + 16)
 
 
-@pytest.mark.parametrize("shared", [True, False])
+@pytest.mark.parametrize("shared", [True, False], ids=["hc", "fc"])
 def test_write_of_hc_and_fc(shared):
-    g = torch.Generator().manual_seed(0)
-    H, y = (torch.randn(5, r, 6, generator=g, dtype=torch.float64) for r in (3, 1 if shared else 3))
-    post, res = (torch.randn(*s, generator=g, dtype=torch.float64) for s in ((5, 3), (5, 3, 3)))
-    bias = torch.randn(y.shape[1:], generator=g, dtype=torch.float64)
-    leaves = [t.requires_grad_() for t in (H, y, post, res, bias)]
+    leaves = write_inputs(3, 5, 6, shared=shared)
+    torch.testing.assert_close(torch_path.write(*leaves), exact_write(*leaves))
     assert torch.autograd.gradcheck(torch_path.write, leaves)
