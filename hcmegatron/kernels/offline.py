@@ -64,8 +64,12 @@ def record() -> Iterator[list[Launch]]:
         JITFunction.run = run
 
 
-def compile_for(launch: Launch, capability: int) -> CompiledKernel:
-    """Compile for sm_`capability` (80, 90, 100), with pointers aligned to 16 bytes as torch's are."""
+def compile_for(launch: Launch, capability: int, coefficients_aligned: bool = True) -> CompiledKernel:
+    """Compile for sm_`capability` (80, 90, 100), with pointers aligned to 16 bytes as torch's are.
+
+    coefficients_aligned: whether pointers to fp32 are too; without, only 16-bit streams can be read 16 bytes at
+    a time.
+    """
     signature, constants, attributes = {}, {}, {}
     for at, (p, value) in enumerate(
         (p, launch.arguments[p.name]) for p in launch.kernel.params if p.name in launch.arguments
@@ -73,7 +77,9 @@ def compile_for(launch: Launch, capability: int) -> CompiledKernel:
         if p.is_constexpr:
             signature[p.name], constants[p.name] = "constexpr", value
         elif isinstance(value, torch.Tensor):
-            signature[p.name], attributes[(at,)] = _TYPES[value.dtype], [["tt.divisibility", 16]]
+            signature[p.name] = _TYPES[value.dtype]
+            if coefficients_aligned or value.dtype != torch.float32:
+                attributes[(at,)] = [["tt.divisibility", 16]]
         else:
             signature[p.name] = "fp32" if isinstance(value, float) else "i32"
     source = ASTSource(fn=launch.kernel, signature=signature, constexprs=constants, attrs=attributes)
@@ -83,22 +89,36 @@ def compile_for(launch: Launch, capability: int) -> CompiledKernel:
 def report(launch: Launch, capability: int) -> Report:
     """Compile and read the cubin with the cuobjdump that Triton carries."""
     compiled = compile_for(launch, capability)
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(compiled.asm["cubin"])
-        file.flush()
-        usage = _cuobjdump("-res-usage", file.name)
-        machine_code = _cuobjdump("-sass", file.name)
+    usage, loads, machine_code = _read(compiled)
     number = {key: int(value) for key, value in re.findall(r"(REG|STACK|SHARED|LOCAL):(\d+)", usage)}
-    loads = re.findall(r"\b(?:LDG|LDGSTS|UBLKCP|LD)\.[\w.]*", machine_code)
     return Report(
         name=launch.kernel.fn.__name__,
         registers=number["REG"],
         stack=number["STACK"] + number.get("LOCAL", 0),
         shared=compiled.metadata.shared,
-        wide_loads=sum(".128" in load for load in loads),
+        wide_loads=_wide(loads),
         loads=len(loads),
         tensor_core=len(re.findall(r"\b(?:HMMA|HGMMA|UTCHMMA|UTC\w*MMA)\b", machine_code)),
     )
+
+
+def stream_loads(launch: Launch, capability: int) -> int:
+    """How many of the 16-byte loads are of 16-bit streams: those left where nothing else is aligned."""
+    return _wide(_read(compile_for(launch, capability, coefficients_aligned=False))[1])
+
+
+def _read(compiled: CompiledKernel) -> tuple[str, list[str], str]:
+    """What a cubin uses, its loads from device memory, and its machine code."""
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(compiled.asm["cubin"])
+        file.flush()
+        usage = _cuobjdump("-res-usage", file.name)
+        machine_code = _cuobjdump("-sass", file.name)
+    return usage, re.findall(r"\b(?:LDG|LDGSTS|UBLKCP|LD)\.[\w.]*", machine_code), machine_code
+
+
+def _wide(loads: list[str]) -> int:
+    return sum(".128" in load for load in loads)
 
 
 def _cuobjdump(flag: str, path: str) -> str:
