@@ -9,12 +9,14 @@ from hcmegatron.config import load
 from tests.ranks import ROOT, run_ranks
 
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.ranks,
     pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here: the interpreter would not be used"),
 ]
+# Ranks inherit TRITON_INTERPRET, which conftest.py has set before any of them was started.
 RUN = {"preload": ("tests.training.workers",), "process_group": False, "timeout": 240}
-# The file's own model and layout. Fewer tokens, because the interpreter takes a second where a GPU takes a
-# microsecond: as few micro-batches as DualPipeV over two ranks may have, and no evaluation.
+# The file's own model and layout. Fewer tokens, because the interpreter takes a third of a second a
+# connection: as few micro-batches as DualPipeV over two ranks may have, and no evaluation.
 SHORT = (
     "training.steps=3",
     "training.global_batch=4",
@@ -30,7 +32,7 @@ def train(kernels, directory):
     """Three steps of configs/quickstart.yaml: their metrics, and what the run said."""
     overrides = [f"--{key}" for key in (*SHORT, f"kernels={kernels}", f"run.dir={directory}")]
     config = load(ROOT / "configs/quickstart.yaml", overrides)
-    run_ranks(2, "tests.training.workers:run", config, env={"TRITON_INTERPRET": "1"}, **RUN)
+    run_ranks(2, "tests.training.workers:run", config, **RUN)
     metrics = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
     return metrics, (directory / "train.log").read_text().splitlines()
 
