@@ -53,7 +53,7 @@ def ours(name: str) -> Callable[..., Candidate]:
 
     def make(n: int, C: int, dtype: torch.dtype, device: str) -> Candidate:
         try:
-            kernels = select(name, n=n, device=device)
+            kernels = select(name, n=n, device=device, dtype=dtype)
         except ValueError as error:
             raise Unavailable(str(error)) from error
         if name == "triton" and device == "cpu":
