@@ -8,11 +8,11 @@ from collections.abc import Callable, Sequence
 
 from torch import Tensor
 
+from schedules.actions import Action
 from schedules.plan import Message
 from schedules.runtime.buffers import BufferPool
 from schedules.runtime.position import Position
 from schedules.runtime.program import Channel, Program
-from schedules.runtime.record import Counters
 from schedules.runtime.transport import Pending, Transport
 
 
@@ -30,7 +30,8 @@ _UnderWay = tuple[
 class Mail:
     """Creating one posts the first receives of ``program``.
 
-    ``waited``: host seconds spent waiting; whoever reads it sets it back.
+    ``waited``: host seconds spent waiting; whoever reads it sets it back. ``buffers``: receive buffers posted, or
+    filled and still needed, now; ``most_buffers``: at any time.
     """
 
     def __init__(
@@ -40,15 +41,15 @@ class Mail:
         shape: Callable[[Message], Sequence[int]],
         program: Program,
         position: Position,
-        counters: Counters,
     ) -> None:
         self._transport, self._pool, self._shape = transport, pool, shape
-        self._depths, self._position, self._counters = program.depths, position, counters
+        self._depths, self._position = program.depths, position
         self._unposted = {channel: deque(messages) for channel, messages in program.receives.items()}
         self._posted: dict[Channel, deque[_UnderWay]] = {channel: deque() for channel in program.receives}
         self._sent: dict[Channel, deque[_UnderWay]] = defaultdict(deque)
         self._held: dict[tuple[int, int], list[Tensor]] = defaultdict(list)
         self.waited = 0.0
+        self.buffers = self.most_buffers = 0
         for channel in program.receives:
             for _ in range(program.depths[channel]):
                 self._post_next(channel)
@@ -83,11 +84,11 @@ class Mail:
         tensor = self._pool.own(tensor).contiguous()
         sent.append((message, self._begin(self._transport.send, message, tensor), tensor))
 
-    def release(self, stage: int, microbatch: int) -> None:
-        """Nothing received for the stage and micro-batch is needed any more."""
-        for buffer in self._held.pop((stage, microbatch), ()):
+    def release(self, part: Action) -> None:
+        """Nothing received for the part's stage and micro-batch is needed any more."""
+        for buffer in self._held.pop((part.stage, part.microbatch), ()):
             self._pool.give_back(buffer)
-            self._counters.buffers -= 1
+            self.buffers -= 1
 
     def finish(self) -> None:
         """Waits until everything has been sent."""
@@ -102,8 +103,9 @@ class Mail:
             buffer = self._pool.take(self._shape(message))
             pending = self._begin(self._transport.receive, message, buffer)
             self._posted[channel].append((message, pending, buffer))
-            self._counters.buffers += 1
-            self._counters.note()
+            self.buffers += 1
+            if self.buffers > self.most_buffers:
+                self.most_buffers = self.buffers
 
     def _begin(
         self, start: Callable[[Message, Tensor], Pending], message: Message, tensor: Tensor

@@ -11,7 +11,8 @@ from schedules.runtime.program import Op
 class Position:
     """Written by the rank as it goes (a few attributes, no locks), read by a watchdog at any time.
 
-    ``waiting``: for this message, set by Mail while it does; ``since``: the time of the last sign of progress.
+    ``index``: of the action in progress, behind the last one while the last messages leave; ``waiting``: for this
+    message, set by Mail while it does; ``since``: the time of the last sign of progress.
     """
 
     def __init__(self, name: str, rank: int, ops: tuple[Op, ...]) -> None:
@@ -29,11 +30,6 @@ class Position:
 
     def end_step(self) -> None:
         self.active = False
-        self.since = time.monotonic()
-
-    def at(self, index: int) -> None:
-        """Also behind the last action, while the last messages leave."""
-        self.index = index
         self.since = time.monotonic()
 
     @property

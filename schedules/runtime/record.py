@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
 
-from schedules.actions import Action
+from schedules.actions import Action, Kind
 from schedules.runtime.program import Peaks, Program
 
 Mark = float | torch.cuda.Event
@@ -28,30 +27,6 @@ class Event(NamedTuple):
     end: float
 
 
-@dataclass
-class Counters:
-    """Chunks between F and the end of their B or W, between I and W, and receive buffers posted or still
-    needed: now, and the most so far."""
-
-    live: int = 0
-    pending: int = 0
-    buffers: int = 0
-    _most: list[int] = field(default_factory=lambda: [0, 0, 0])
-
-    def note(self) -> None:
-        most = self._most
-        if self.live > most[0]:
-            most[0] = self.live
-        if self.pending > most[1]:
-            most[1] = self.pending
-        if self.buffers > most[2]:
-            most[2] = self.buffers
-
-    @property
-    def peaks(self) -> Peaks:
-        return Peaks(*self._most)
-
-
 def _cuda_mark() -> torch.cuda.Event:
     event = torch.cuda.Event(enable_timing=True)
     event.record()
@@ -63,7 +38,7 @@ class Record:
 
     def __init__(self, program: Program, device: torch.device) -> None:
         self.rank = program.rank
-        self.counters = Counters()
+        self.most_buffers = 0  # receive buffers posted, or filled and still needed, at any time
         self.start = time.monotonic()  # of the step, for the host
         self.end = self.start
         self._waited_last = 0.0
@@ -74,9 +49,9 @@ class Record:
         self.mark: Callable[[], Mark] = _cuda_mark if self._cuda else time.monotonic
         self.add = self._marks.append  # (position, part, waited, start, end), see Event
 
-    def finish(self, waited: float) -> None:
+    def finish(self, waited: float, most_buffers: int) -> None:
         """``waited``: for the last messages to leave."""
-        self._waited_last = waited
+        self._waited_last, self.most_buffers = waited, most_buffers
         self.end = time.monotonic()
 
     @property
@@ -84,6 +59,18 @@ class Record:
         """What was executed, in order, as the schedule writes it."""
         positions = dict.fromkeys(position for position, *_ in self._marks)
         return tuple(self._ops[position].action for position in positions)
+
+    @property
+    def peaks(self) -> Peaks:
+        """Most at any time, by what was executed."""
+        closing = {part.action for op in self._ops for part in op.parts if part.closes}
+        live = pending = most_live = most_pending = 0
+        for _, part, *_ in self._marks:
+            live += part.kind is Kind.F
+            pending += (part.kind is Kind.I) - (part.kind is Kind.W)
+            most_live, most_pending = max(most_live, live), max(most_pending, pending)
+            live -= part in closing
+        return Peaks(most_live, most_pending, self.most_buffers)
 
     def events(self) -> list[Event]:
         """In order of their ends. On CUDA this waits for the device."""

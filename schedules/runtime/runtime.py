@@ -7,6 +7,7 @@ only then waits for the gradient: the hop hides behind the forward.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
@@ -95,11 +96,11 @@ class Runtime:
     def _execute(self) -> Record:
         program, position = self.program, self.position
         record = Record(program, self._device)
-        mail = Mail(self._transport, self._pool, self._shape, program, position, record.counters)
+        mail = Mail(self._transport, self._pool, self._shape, program, position)
         self._record, self._mail = record, mail
         self._handed: dict[Handover, Tensor] = {}
         for index, op in enumerate(program.ops):
-            position.at(index)
+            position.index, position.since = index, time.monotonic()
             if len(op.parts) == 1:
                 self._run(op.parts[0])
             elif self._lockstep:
@@ -109,29 +110,31 @@ class Runtime:
             else:
                 for part in op.parts:
                     self._run(part)
-        position.at(len(program.ops))
+        position.index, position.since = len(program.ops), time.monotonic()
         mail.finish()
-        record.finish(mail.waited)
+        record.finish(mail.waited, mail.most_buffers)
         return record
 
     def _run(self, part: Part) -> None:
         value = self._take(part)
-        started = self._start(part)
+        started = self._start()
         result = self._compute(part, value)
         self._end(part, started)
         self._give(part, result)
-        self._release(part)
+        if part.closes:
+            self._mail.release(part.action)
 
     def _run_in_lockstep(self, op: Op) -> None:
         values = [self._take(part) for part in op.parts]
         results = []
         for part, value in zip(op.parts, values, strict=True):
-            started = self._start(part)
+            started = self._start()
             results.append(self._compute(part, value))
             self._end(part, started)
         for part, result in zip(op.parts, results, strict=True):
             self._give(part, result)
-            self._release(part)
+            if part.closes:
+                self._mail.release(part.action)
 
     def _run_overlapped(self, op: Op) -> None:
         forward, backward = op.parts
@@ -141,7 +144,7 @@ class Runtime:
         def wait_grad() -> Tensor | None:
             calls.append("wait_grad")
             value = self._take(backward)
-            started[backward] = self._start(backward)
+            started[backward] = self._start()
             return value
 
         def send_output(output: Tensor | None) -> None:
@@ -154,7 +157,7 @@ class Runtime:
             self._give(backward, gradient)
 
         value = self._take(forward)
-        started[forward] = self._start(forward)
+        started[forward] = self._start()
         self._stages[forward.action.stage].forward_backward(
             forward.action.microbatch,
             value,
@@ -170,8 +173,9 @@ class Runtime:
                 "it has to call wait_grad, send_output and send_input_grad once each"
             )
         self._end(backward, started[backward])
-        self._release(forward)
-        self._release(backward)
+        for part in op.parts:
+            if part.closes:
+                self._mail.release(part.action)
 
     def _compute(self, part: Part, value: Tensor | None) -> Tensor | None:
         kind, number, microbatch, _ = part.action
@@ -196,30 +200,17 @@ class Runtime:
             return
         if value is None:
             raise ValueError(f"{part.action} returned nothing, and another stage needs its result")
-        value = value.detach()
+        if value.requires_grad:
+            value = value.detach()
         if part.send is not None:
             self._mail.send(part.send, value)
         else:
             self._handed[part.give] = self._pool.own(value)
 
-    def _start(self, part: Part) -> _Started:
-        counters = self._record.counters
-        if part.action.kind is Kind.F:
-            counters.live += 1
-            counters.note()
+    def _start(self) -> _Started:
         waited, self._mail.waited = self._mail.waited, 0.0
         return waited, self._record.mark()
 
     def _end(self, part: Part, started: _Started) -> None:
-        record, action = self._record, part.action
-        record.add((self.position.index, action, *started, record.mark()))
-        if action.kind is Kind.I:
-            record.counters.pending += 1
-            record.counters.note()
-        elif action.kind is Kind.W:
-            record.counters.pending -= 1
-
-    def _release(self, part: Part) -> None:
-        if part.closes:
-            self._record.counters.live -= 1
-            self._mail.release(part.action.stage, part.action.microbatch)
+        record = self._record
+        record.add((self.position.index, part.action, *started, record.mark()))

@@ -159,7 +159,7 @@ def _held(config: Config, groups: object) -> Held:
     stepper.gradients(1)
     schedule = training_schedule(config, count)
     return Held(
-        counted=runner.record.counters.peaks,
+        counted=runner.record.peaks,
         kept=Peaks(*most),
         planned=runtime.program.peaks,
         simulated_chunks=peaks(simulate(schedule, Costs()))[rank].chunks,

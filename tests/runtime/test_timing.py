@@ -102,7 +102,7 @@ def test_the_record_tells_overhead_from_computing_and_waiting():
     for position, op in enumerate(program.ops):
         record.add((position, op.action, 0.5, end + 0.6, end + 1.6))  # waits 0.5, loses 0.1, computes 1
         end += 1.6
-    record.finish(0.25)
+    record.finish(0.25, 0)
     record.end = end + 0.25
     assert record.gaps() == pytest.approx([0.1] * 4 + [0.0])
     assert record.actions == generate("1f1b", 1, 2).actions[0]

@@ -35,9 +35,7 @@ def runtime(schedule: Schedule, rank: int, stages, transport, lengths, **options
 
 
 def result(stages, runtime: Runtime, record: Record) -> Result:
-    return Result(
-        losses(stages), gradients(stages), record.actions, record.counters.peaks, runtime._pool.size
-    )
+    return Result(losses(stages), gradients(stages), record.actions, record.peaks, runtime._pool.size)
 
 
 def train(cases: list[tuple[str, list[int]]], steps: int, link: Link | None = None) -> list[Result]:
