@@ -149,7 +149,7 @@ class _Take(torch.autograd.Function):
         rank.lanes.take(node.dgrad, LANES[node.lane])
         if node.wgrad:
 
-            def left() -> Tensor:
+            def left(_: Tensor | None = None) -> Tensor:
                 rank.lanes.take(node.wgrad)
                 return torch.zeros_like(weight)
 

@@ -34,7 +34,11 @@ def linear_suffices(L: Tensor) -> bool:
 
 def forward(L: Tensor, iterations: int, eps: str) -> Tensor:
     """Logits [n, n, T] -> matrices [n, n, T]."""
-    return _linear(L, iterations, eps)[0] if linear_suffices(L) else _log(L, iterations, eps)[0].exp_()
+    if linear_suffices(L):
+        return _linear(L, iterations, eps)[0]
+    M = _log(L, iterations, eps)[0].exp_()
+    # Logarithms of large logits are rounded more coarsely than rows should sum to 1.
+    return M.div_(M.sum(1, keepdim=True)) if eps == "none" else M
 
 
 def backward(L: Tensor, dM: Tensor, iterations: int, eps: str) -> Tensor:
