@@ -5,9 +5,9 @@
 Two ranks on this machine, one thread each, 8 micro-batches of one mHC model. The schedules take turns
 within one run; a step is the forward_backward_func alone, from the first rank's start to the last one's end.
 In every round both ranks also run F, B, I and W of their chunks side by side, with no schedule around them:
-from the medians the simulator computes what a step should take, with a free link, and so the analytic ratio
-of two schedules. DualPipe's also has the time of summing the gradients of its two copies of every stage, which
-its step ends with, as it was measured.
+from the round's medians the simulator computes what a step should take, with a free link, and so the analytic
+ratio of two schedules. Ratios are medians of the rounds', since the machine's own pace drifts. DualPipe's
+simulated step also has the time of summing the gradients of its two copies of every stage, as measured.
 """
 
 from __future__ import annotations
@@ -202,11 +202,11 @@ def simulated(config: Config, costs: Costed) -> float:
 
 @dataclass
 class Findings:
-    """Of all rounds and both ranks: seconds a step, seconds of every part by schedule, host seconds an action, seconds
-    of gloo's calls by name, and seconds in which the copies of stages are summed."""
+    """Of both ranks. By schedule and round: seconds a step, and of every part. Of all rounds: host seconds an action
+    by schedule, seconds of gloo's calls by name, and seconds in which the copies of stages are summed."""
 
     steps: dict[str, list[float]]
-    costs: dict[str, Costed]
+    costs: dict[str, list[Costed]]
     overhead: dict[str, float]
     gloo: dict[str, float]
     mirrors: float
@@ -216,7 +216,7 @@ def measure(shape: Shape, ranks: RankInfo) -> Findings:
     """Runs on both ranks; complete on each."""
     configs = {schedule: config_for(schedule, shape) for schedule in SCHEDULES}
     steps: dict[str, list[float]] = defaultdict(list)
-    costs: dict[str, Costed] = {name: defaultdict(list) for name in OURS}
+    costs: dict[str, list[Costed]] = defaultdict(list)
     gaps: dict[str, list[list[float]]] = defaultdict(list)
     gloo: dict[str, list[float]] = defaultdict(list)
     with process_groups(configs["1f1b"], ranks) as groups:
@@ -232,8 +232,7 @@ def measure(shape: Shape, ranks: RankInfo) -> Findings:
                         gaps[name].append(overhead)
                         for call, calls in candidate.gloo.items():
                             gloo[call] += [seconds for _, seconds in calls]
-                        for key, values in parts.items():
-                            costs[name][key] += values
+                        costs[name].append(parts)
         own = Findings(
             steps,
             costs,
@@ -252,7 +251,8 @@ def measure(shape: Shape, ranks: RankInfo) -> Findings:
     for other in gathered[1:]:
         first.mirrors = max(first.mirrors, other.mirrors)
         for name in OURS:
-            first.costs[name].update(other.costs[name])
+            for own_parts, others in zip(first.costs[name], other.costs[name], strict=True):
+                own_parts.update(others)
             first.overhead[name] = max(first.overhead[name], other.overhead[name])
         for call, seconds in other.gloo.items():
             first.gloo[call] = max(first.gloo[call], seconds)
@@ -264,14 +264,29 @@ def report(shape: Shape, found: Findings) -> tuple[str, list[str]]:
     aims = Aims()
     median = {name: statistics.median(seconds) for name, seconds in found.steps.items()}
 
-    def measured(over: str, under: str) -> float:
-        return statistics.median(a / b for a, b in zip(found.steps[over], found.steps[under], strict=True))
+    def ratio(over: list[float], under: list[float]) -> float:
+        return statistics.median(a / b for a, b in zip(over, under, strict=True))
 
-    model = {name: simulated(config_for(name, shape), found.costs[name]) for name in OURS}
-    model["dualpipe"] += found.mirrors  # comes after the schedule, which knows nothing of gradients
-    analytic = {name: model[name] / model["1f1b"] for name in ("dualpipev", "dualpipe")}
-    w = sum(statistics.median(found.costs["dualpipev"][f"W{s}"]) for s in range(2 * RANKS))
-    b = sum(statistics.median(found.costs["dualpipev"][f"B{s}"]) for s in range(2 * RANKS))
+    def measured(over: str, under: str) -> float:
+        return ratio(found.steps[over], found.steps[under])
+
+    def parts(kind: str) -> float:
+        return sum(
+            statistics.median(costs[f"{kind}{s}"])
+            for costs in found.costs["dualpipev"]
+            for s in range(2 * RANKS)
+        )
+
+    # the sum of the copies comes after the schedule, which knows nothing of gradients
+    after = {"dualpipe": found.mirrors}
+    model = {
+        name: [
+            simulated(config_for(name, shape), costs) + after.get(name, 0.0) for costs in found.costs[name]
+        ]
+        for name in OURS
+    }
+    analytic = {name: ratio(model[name], model["1f1b"]) for name in ("dualpipev", "dualpipe")}
+    predicted = {name: ratio(found.steps[name], model[name]) for name in OURS}
     kib = shape.tokens * 4 * shape.hidden * 4 // 1024
     steps = ", ".join(f"{name} {1e3 * seconds:.0f} ms" for name, seconds in median.items())
     against_megatron = measured("1f1b", "megatron_1f1b")
@@ -279,7 +294,7 @@ def report(shape: Shape, found: Findings) -> tuple[str, list[str]]:
     lines = [
         f"Two ranks, {MICRO_BATCHES} micro-batches of {shape.tokens} tokens, mHC with n = 4, C = {shape.hidden}, "
         f"{shape.layers} layers; {shape.rounds} rounds.",
-        f"Medians of a step: {steps}. W is {w / b:.0%} of B.",
+        f"Medians of a step: {steps}. W is {parts('W') / parts('B'):.0%} of B.",
         "",
         "| | measured | aim |",
         "|---|---|---|",
@@ -291,8 +306,8 @@ def report(shape: Shape, found: Findings) -> tuple[str, list[str]]:
             for name, ratio in analytic.items()
         ),
         *(
-            f"| {name}: measured / simulated step | {median[name] / model[name]:.3f} | "
-            f"{aims.between(f'{name}: measured / simulated', median[name] / model[name], 0.9, 1.1)} |"
+            f"| {name}: measured / simulated step | {predicted[name]:.3f} | "
+            f"{aims.between(f'{name}: measured / simulated', predicted[name], 0.9, 1.1)} |"
             for name in OURS
         ),
         *(

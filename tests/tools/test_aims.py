@@ -35,7 +35,7 @@ def findings(overhead=50e-6, **steps):
     costs = {f"{kind}{s}": [0.02 if kind == "B" else 0.01] for kind in "FBIW" for s in range(4)}
     return Findings(
         {name: [steps.get(name, 1.0)] * 3 for name in SCHEDULES},
-        {name: costs for name in OURS},
+        {name: [costs] * 3 for name in OURS},
         {name: overhead for name in OURS},
         {"send": 1e-4, "receive": 1e-5},
         0.0,
