@@ -65,7 +65,8 @@ class Message(NamedTuple):
     source_rank: int
     target_rank: int
 
-    # (source, target): an edge between stages, with its direction. First in, first out.
+    # (source, target): an edge between stages, with its direction. First in, first out. In C, for the runtime asks
+    # for it with every message.
     channel = property(itemgetter(1, 2))
 
     @property

@@ -229,14 +229,16 @@ class _Linear(torch.autograd.Function):
         sequence_parallel: bool,
         dtype: torch.dtype | None,
     ) -> Tensor:
-        ctx.save_for_backward(input, weight)
+        ctx.save_for_backward(input)
+        # The leaf itself: hooks on saved tensors (recomputation) would give a copy that knows no gradient buffer.
+        ctx.weight = weight
         ctx.store, ctx.group, ctx.sequence_parallel, ctx.dtype = store, group, sequence_parallel, dtype
         whole = _gather(input, group) if sequence_parallel else input
         return torch.matmul(whole.to(dtype or whole.dtype), weight.to(dtype or weight.dtype).t())
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
-        input, weight = ctx.saved_tensors
+        (input,), weight = ctx.saved_tensors, ctx.weight
         group, dtype = ctx.group, ctx.dtype
         grad_input, handle = None, None
         if ctx.needs_input_grad[0]:

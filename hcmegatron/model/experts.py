@@ -141,13 +141,13 @@ class _GroupedLinear(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, ends: Tensor, store: WeightGradients | None) -> Tensor:
-        ctx.save_for_backward(x, weight, ends)
-        ctx.store = store
+        ctx.save_for_backward(x, ends)
+        ctx.weight, ctx.store = weight, store  # the leaf itself, as in deferred._Linear
         return F.grouped_mm(x, weight.transpose(1, 2), offs=ends)
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, ends = ctx.saved_tensors
+        (x, ends), weight = ctx.saved_tensors, ctx.weight
         grad_output = grad_output.contiguous()
         grad_x = F.grouped_mm(grad_output, weight, offs=ends) if ctx.needs_input_grad[0] else None
         grad_weight = None

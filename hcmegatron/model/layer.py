@@ -46,7 +46,7 @@ class AroundSubLayer:
         sequence_parallel: tensor-parallel ranks have different tokens, so they drop out differently.
 
     Attributes:
-        following: the next sub-layer's connection on this rank, whose projection `leave` computes where kernels fold.
+        following: the next sub-layer's connection in this chunk, whose projection `leave` computes where kernels fold.
     """
 
     def __init__(

@@ -35,8 +35,8 @@ class Lane(Enum):
 class SubLayer(Protocol):
     """The connection and the norms around T: what a layer offers to run again. Streams are [s, b, n, C].
 
-    Neither method communicates between ranks, and both depend on their arguments and parameters alone; `leave` also
-    on the device's random generator where `random`.
+    Neither method communicates between ranks, save that it awaits parameters on their way. Both depend on arguments
+    and parameters alone; `leave` also on the device's random generator where `random`.
     """
 
     @property

@@ -180,7 +180,7 @@ class ScheduleRunner:
 
 
 # What both generations' forward_backward_func takes beyond what this one does.
-MEGATRONS = (
+MEGATRON_ONLY = (
     "decoder_seq_length",
     "collect_non_loss_data",
     "first_val_step",
@@ -193,7 +193,7 @@ MEGATRONS = (
 
 def _refuse(others: dict[str, Any]) -> None:
     """TypeError for what no forward_backward_func takes, ValueError for what ours does not do."""
-    if unknown := [name for name in others if name not in MEGATRONS]:
+    if unknown := [name for name in others if name not in MEGATRON_ONLY]:
         raise TypeError(f"forward_backward_func() got unexpected arguments: {', '.join(unknown)}")
     if asked := [name for name, value in others.items() if value is not None and value is not False]:
         raise ValueError(

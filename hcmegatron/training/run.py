@@ -23,7 +23,7 @@ from hcmegatron.recompute.attach import Recomputation
 from hcmegatron.training import checkpoint
 from hcmegatron.training.figures import Figures
 from hcmegatron.training.guards import Finite, StopFlag
-from hcmegatron.training.model import build_model, kernels_chosen
+from hcmegatron.training.model import build_model, gather_parameters, kernels_chosen
 from hcmegatron.training.optimizer import build_optimizer, learning_rate, set_learning_rate
 from hcmegatron.training.recorder import Recorder
 from hcmegatron.training.run_directory import RunDirectory, choose, on_first_rank
@@ -56,6 +56,7 @@ def train(config: Config, ranks: RankInfo, name: str = "run") -> int:
         chunks = build_model(config, vocab_size, groups)
         held = most_held(config, batches.micro_batches, groups.pp.rank())
         recomputation = Recomputation(config, [unwrap(chunk) for chunk in chunks], *held)
+        gather_parameters(chunks)  # measuring a sub-layer for the plan has set their gathering off
         optimizer = build_optimizer(config, chunks, groups)
         watchdog = start_watchdog(config, path)
         schedule = build_schedule(config, chunks, groups, watchdog)

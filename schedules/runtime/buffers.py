@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -40,8 +39,8 @@ class BufferPool:
         """The number of buffers that exist."""
         return len(self._used) + len(self._free)
 
-    def take(self, shape: Sequence[int]) -> Tensor:
-        """A contiguous tensor of the shape, with arbitrary contents."""
+    def take(self, shape: tuple[int, ...]) -> Tensor:
+        """A contiguous tensor of the shape (a tuple), with arbitrary contents."""
         # Between two actions nothing is in the processor's caches, and every operation on a tensor is dear: so
         # one that has the shape already is handed out as it is.
         for index, buffer in enumerate(self._free):
@@ -49,12 +48,12 @@ class BufferPool:
                 del self._free[index]
                 break
         else:
-            buffer = self._reshaped(tuple(shape))
+            buffer = self._reshaped(shape)
         self._used[buffer.address] = buffer
         return buffer.tensor
 
     def give_back(self, buffer: Tensor) -> None:
-        self._free.append(self._used.pop(buffer.data_ptr()))
+        self._free.append(self._used.pop(buffer.untyped_storage().data_ptr()))
 
     def own(self, tensor: Tensor) -> Tensor:
         """The tensor, or a copy of it if it lies in a buffer in use, which will be used again."""

@@ -100,7 +100,7 @@ class Mail:
     def _post_next(self, channel: Channel) -> None:
         if self._unposted[channel]:
             message = self._unposted[channel].popleft()
-            buffer = self._pool.take(self._shape(message))
+            buffer = self._pool.take(tuple(self._shape(message)))
             pending = self._begin(self._transport.receive, message, buffer)
             self._posted[channel].append((message, pending, buffer))
             self.buffers += 1

@@ -25,8 +25,9 @@ class Position:
 
     def begin_step(self) -> None:
         self.step += 1
-        self.index, self.waiting, self.active = 0, None, True
+        self.index, self.waiting = 0, None
         self.since = time.monotonic()
+        self.active = True  # last: from now on a watchdog looks at `since`
 
     def end_step(self) -> None:
         self.active = False
@@ -45,11 +46,11 @@ class Position:
         where += f", step {self.step}"
         if not self.active:
             return f"{where}: finished all {len(self._ops)} actions {seconds} ago"
-        message = self.waiting
-        if self.index == len(self._ops):
+        index, message = self.index, self.waiting  # once each, since the rank goes on meanwhile
+        if index == len(self._ops):
             where += f": after its last action ({len(self._ops)} of {len(self._ops)})"
         else:
-            where += f": action {self.index + 1} of {len(self._ops)}, {self._ops[self.index].action}"
+            where += f": action {index + 1} of {len(self._ops)}, {self._ops[index].action}"
         if message is None:
             return f"{where}, computing for {seconds}"
         if message.source_rank == self.rank:

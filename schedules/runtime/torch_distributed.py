@@ -97,6 +97,8 @@ def _channel_groups(
     so each channel carries one message here.
     """
     options = dist.ProcessGroupNCCL.Options(is_high_priority_stream=True)
+    if timeout is not None:
+        options._timeout = timeout
     members = dist.get_process_group_ranks(group)
     rank_of = placement.rank_of
     groups = {}

@@ -1,0 +1,58 @@
+"""Weight gradients go straight to the data-parallel buffer, whoever looks at what autograd saves."""
+
+import pytest
+import torch
+from torch.autograd.graph import saved_tensors_hooks
+
+from hcmegatron.model.deferred import WeightGradients, linear
+from hcmegatron.model.experts import _GroupedLinear
+from hcmegatron.model.nodes import Keeping
+from hcmegatron.recompute.measure import Meter, Watch
+from hcmegatron.recompute.tape import Tape
+
+
+def buffered(*shape):
+    """A weight as the data-parallel wrapper leaves it, with a list of the gradients it was told of."""
+    weight = torch.nn.Parameter(torch.randn(shape, generator=torch.Generator().manual_seed(0)))
+    weight.main_grad, told = torch.ones(shape), []
+    weight.gradient_added = lambda: told.append(weight.main_grad.clone())
+    return weight, told
+
+
+def plain(x, weight, store):
+    return linear(x, weight, store)
+
+
+def grouped(x, weight, store):
+    return _GroupedLinear.apply(x, weight, torch.tensor([3, 8], dtype=torch.int32), store)
+
+
+@pytest.mark.parametrize("deferred", [False, True])
+@pytest.mark.parametrize("keeping", [Keeping, lambda: Tape([1]), lambda: Watch(Meter())])
+@pytest.mark.parametrize(("operation", "shape"), [(plain, (8, 4)), (grouped, (2, 8, 4))])
+def test_the_buffer_is_added_to(operation, shape, keeping, deferred):
+    weight, told = buffered(*shape)
+    x = torch.randn(8, 4, generator=torch.Generator().manual_seed(1)).requires_grad_()
+    store = WeightGradients()
+    with keeping().node():
+        y = operation(x, weight, store)
+    if deferred:
+        with store.deferring():
+            y.square().sum().backward()
+        assert told == []
+        store.pop_and_run()
+    else:
+        y.square().sum().backward()
+    assert weight.grad is None
+    assert len(told) == 1
+    reference = weight.detach().clone().requires_grad_()
+    operation(x.detach(), reference, None).square().sum().backward()
+    torch.testing.assert_close(weight.main_grad, 1 + reference.grad)
+
+
+def test_a_buffer_of_another_precision_leaves_it_to_autograd():
+    weight, told = buffered(6, 4)
+    weight.main_grad = weight.main_grad.double()
+    with saved_tensors_hooks(lambda t: t, lambda t: t):
+        linear(torch.ones(3, 4), weight, WeightGradients()).sum().backward()
+    assert told == [] and weight.grad is not None and weight.main_grad.eq(1).all()
