@@ -6,8 +6,10 @@ from functools import partial
 from unittest.mock import patch
 
 from hcmegatron.config.schema import Config
+from hcmegatron.model.gpt import unwrap
 from hcmegatron.pipeline.schedule import build_schedule
 from hcmegatron.platform.distributed import megatron_groups
+from hcmegatron.recompute.attach import Recomputation
 from hcmegatron.training import model
 from hcmegatron.training.optimizer import build_optimizer, set_learning_rate
 from hcmegatron.training.step import Stepper
@@ -49,6 +51,9 @@ def train(configs: list[Config], steps: int) -> list[tuple[int, list[float]]]:
         for config in configs:
             with megatron_groups(config) as groups:
                 chunks = [model.wrap(chunk, config, groups) for chunk in chunks_of(config, groups)]
+                if config.recompute.mode != "none":
+                    Recomputation(config, [unwrap(chunk) for chunk in chunks], live=1, deferred=0)
+                    model.gather_parameters(chunks)
                 optimizer = build_optimizer(config, chunks, groups)
                 set_learning_rate(optimizer, 0.05, 0.0)
                 batches = Batches(config, groups.dp.rank(), groups.dp.size())

@@ -16,6 +16,8 @@ def test_every_parameter_is_awaited_before_it_is_used():
         small(architecture, kind, **plain)
         for architecture, kind in (("dense", "mhc"), ("dense", "dhc"), ("dense", "dfc"), ("moe", "mhc"))
     ]
+    configs.append(small("dense", "mhc", **plain))
+    configs[-1].recompute.mode = "block"
     late = copy.deepcopy(configs)
     for config in late:
         config.parallel.overlap_param_gather = True
