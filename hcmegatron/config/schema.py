@@ -128,9 +128,7 @@ class Parallel:
     distributed_optimizer: bool | None = None  # None: with bf16 only, whose checkpoints need it; see checks
     overlap_grad_reduce: bool = False
     overlap_param_gather: bool = False
-    timeout_s: int = (
-        600  # without progress, or for a collective or a message from when it is posted, end the job
-    )
+    timeout_s: int = 600  # without progress, or of a collective or a posted message, that end the job
 
 
 @dataclass

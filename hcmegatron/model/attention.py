@@ -8,8 +8,6 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import torch
-import torch.nn.attention
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -20,18 +18,6 @@ from megatron.core.transformer.attention import SelfAttention, SelfAttentionSubm
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.transformer_config import TransformerConfig
-
-
-def leave_room() -> None:
-    """From now on this process's attention takes no persistent kernel, one that starts a block per SM and holds them
-    all until it is through: all-to-alls and merges of another lane would be placed after it instead of beside it.
-
-    torch's own flash and memory-efficient kernels start a block per tile. cuDNN's can be persistent, and so can
-    FlashAttention 3 and 4, which torch takes only where a program has activated them.
-    """
-    torch.backends.cuda.enable_cudnn_sdp(False)
-    if hasattr(torch.nn.attention, "restore_flash_attention_impl"):  # where torch can be given another one
-        torch.nn.attention.restore_flash_attention_impl(_raise_warn=False)
 
 
 class CoreAttention(MegatronModule):

@@ -13,8 +13,8 @@ gives the gradients of a plain backward bit for bit, and a plain backward outsid
 together, which is rounding.)
 
 Where the data-parallel wrapper (training/data_parallel.py) sums gradients in the weight's own precision, the matmul
-adds to its buffer itself: a gradient of its own would be written, read and added, a fifth of the time of W at a
-hundred tokens. Elsewhere autograd gets the gradient, in W too, so that hooks on the weight fire after W and not in I.
+adds to its buffer itself: a gradient of its own would be written, read and added. Elsewhere autograd gets the
+gradient, in W too, so that hooks on the weight fire after W and not in I.
 """
 
 from __future__ import annotations

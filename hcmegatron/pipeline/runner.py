@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from hcmegatron.config.schema import SPLIT_BACKWARD, Config
 from hcmegatron.connections import facts
-from hcmegatron.model.attention import leave_room
 from hcmegatron.model.gpt import ConnectionGPT
 from hcmegatron.model.transformer_config import DTYPES
 from hcmegatron.pipeline.lanes import Lanes
@@ -22,6 +21,7 @@ from hcmegatron.pipeline.overlap import OverlappedStage
 from hcmegatron.pipeline.placement import evaluation_schedule, placement, training_schedule
 from hcmegatron.pipeline.stage import ChunkStage
 from hcmegatron.pipeline.tied import embedding_groups, sum_gradients, tied_weights
+from hcmegatron.platform.attention import leave_room
 from hcmegatron.platform.distributed import device, timeout
 from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.transformer.moe.moe_utils import MoEAuxLossAutoScaler

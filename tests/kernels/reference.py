@@ -141,6 +141,18 @@ def strided(t):
     return leaf(t.detach().mT.contiguous().mT if t.ndim > 1 else t.detach().repeat_interleave(2)[::2])
 
 
+def in_both_layouts(operation, leaves):
+    """Outputs and all gradients of an operation on the leaves, as they are and strided: one list each."""
+    results = []
+    for view in (leaf, strided):
+        own = [view(t) for t in leaves]
+        out = operation(*own)
+        out = [out] if isinstance(out, torch.Tensor) else list(out)
+        given = [view(w.to(o.dtype)).detach() for w, o in zip(weights_like(out), out, strict=True)]
+        results.append([*out, *torch.autograd.grad(out, own, given)])
+    return results
+
+
 def exact_copies(leaves):
     """The same numbers in fp64."""
     return [None if t is None else t.detach().double().requires_grad_() for t in leaves]

@@ -8,11 +8,9 @@ from reference import (
     compare,
     compare_extreme_logits,
     compare_large_logits,
+    in_both_layouts,
     inputs,
-    leaf,
     name_of,
-    strided,
-    weights_like,
     write_inputs,
 )
 from reference import write as exact_write
@@ -56,26 +54,14 @@ def test_row_sums_on_the_bf16_path(n, scale):
 
 
 def test_non_contiguous_streams_and_gradients():
-    leaves = inputs(ReadOptions(3))
-    results = []
-    for view in (leaf, strided):
-        own = [view(t) for t in leaves]
-        out = torch_path.read(*own, ReadOptions(3))
-        given = [view(w).detach() for w in weights_like(out)]
-        results.append([*out, *torch.autograd.grad(out, own, given)])
+    results = in_both_layouts(lambda *own: torch_path.read(*own, ReadOptions(3)), inputs(ReadOptions(3)))
     for a, b in zip(*results, strict=True):
         torch.testing.assert_close(a, b)
 
 
 @pytest.mark.parametrize("shared", [True, False], ids=["hc", "fc"])
 def test_write_of_non_contiguous_tensors_and_gradients(shared):
-    leaves = write_inputs(4, 7, 12, shared=shared)
-    results = []
-    for view in (leaf, strided):
-        own = [view(t) for t in leaves]
-        out = torch_path.write(*own)
-        given = view(weights_like([out])[0]).detach()
-        results.append([out, *torch.autograd.grad(out, own, given)])
+    results = in_both_layouts(torch_path.write, write_inputs(4, 7, 12, shared=shared))
     for a, b in zip(*results, strict=True):
         torch.testing.assert_close(a, b)
 

@@ -11,6 +11,7 @@ from reference import (
     compare_extreme_logits,
     compare_large_logits,
     exact_copies,
+    in_both_layouts,
     inputs,
     leaf,
     name_of,
@@ -199,26 +200,15 @@ def test_row_sums_on_the_bf16_path(n, scale):
 
 def test_non_contiguous_streams_and_gradients():
     leaves = inputs(OPTIONS, dtype=torch.float32)
-    results = []
-    for view in (leaf, strided):
-        own = [view(t) for t in leaves]
-        assert all(t.is_contiguous() == (view is leaf) for t in own)
-        out = triton_path.read(*own, OPTIONS)
-        given = [view(w.float()).detach() for w in weights_like(out)]
-        results.append([*out, *torch.autograd.grad(out, own, given)])
+    assert all(leaf(t).is_contiguous() and not strided(t).is_contiguous() for t in leaves)
+    results = in_both_layouts(lambda *own: triton_path.read(*own, OPTIONS), leaves)
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
 
 
 @pytest.mark.parametrize("shared", [True, False], ids=["hc", "fc"])
 def test_write_of_non_contiguous_tensors_and_gradients(shared):
     leaves = write_inputs(4, 7, 12, torch.float32, shared)
-    results = []
-    for view in (leaf, strided):
-        own = [view(t) for t in leaves]
-        out = triton_path.write(*own)
-        given = view(weights_like([out])[0].float()).detach()
-        results.append([out, *torch.autograd.grad(out, own, given)])
-    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(*in_both_layouts(triton_path.write, leaves), strict=True))
     H, _, _, res, _ = leaves
     (grad,) = torch.autograd.grad(triton_path.write(*leaves).sum(), H)  # an expanded gradient, strides 0
     torch.testing.assert_close(grad, res.sum(1).unsqueeze(-1).expand_as(grad))

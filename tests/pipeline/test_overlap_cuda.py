@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch.profiler import ProfilerActivity, profile
 
-from hcmegatron.model.attention import leave_room
+from hcmegatron.platform.attention import leave_room
 from hcmegatron.platform.ranks import free_port
 from tests.pipeline.cuda_run import CASES
 
