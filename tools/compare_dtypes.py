@@ -85,8 +85,8 @@ def watch_row_sums(model: torch.nn.Module) -> list[float]:
     for connection in manifolds(model):
         read = connection.read
 
-        def watched(H: torch.Tensor, read: Any = read) -> Any:
-            x, coefficients = read(H)
+        def watched(*arguments: Any, read: Any = read) -> Any:
+            x, coefficients = read(*arguments)
             found.append(float((coefficients[2].detach().double().sum(-1) - 1).abs().max()))
             return x, coefficients
 
