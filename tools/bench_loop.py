@@ -44,7 +44,7 @@ def main() -> int:
         text = Text(find(config.data), ByteTokenizer())
         batches = Batches(text, config)
         vocab_size = padded_vocab(config, text.tokenizer.vocab_size)
-        chunks = build_model(config, vocab_size, groups)
+        chunks = build_model(config, text.tokenizer.vocab_size, groups)
         optimizer = build_optimizer(config, chunks, groups)
         stepper = Stepper(config, chunks, optimizer, build_schedule(config, chunks, groups), batches, groups)
         figures, finite = Figures(config, vocab_size, 1, 0.1), Finite(config)

@@ -19,7 +19,7 @@ from hcmegatron.connections.manifold import Manifold
 from hcmegatron.data.corpus import find
 from hcmegatron.data.dataset import Batches, Text
 from hcmegatron.data.tokenizer import ByteTokenizer
-from hcmegatron.model.gpt import padded_vocab, unwrap
+from hcmegatron.model.gpt import unwrap
 from hcmegatron.pipeline.schedule import build_schedule
 from hcmegatron.platform.distributed import process_groups
 from hcmegatron.platform.ranks import RankInfo, free_port
@@ -52,7 +52,7 @@ def train(dtype: str, steps: int, threads: int, given: list[str]) -> float:
     with process_groups(config, alone) as groups:
         text = Text(find(config.data), ByteTokenizer())
         batches = Batches(text, config)
-        chunks = build_model(config, padded_vocab(config, text.tokenizer.vocab_size), groups)
+        chunks = build_model(config, text.tokenizer.vocab_size, groups)
         optimizer = build_optimizer(config, chunks, groups)
         stepper = Stepper(config, chunks, optimizer, build_schedule(config, chunks, groups), batches, groups)
         dtypes = {connection.phi.dtype for connection in manifolds(unwrap(chunks[0]))}

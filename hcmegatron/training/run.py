@@ -53,7 +53,7 @@ def train(config: Config, ranks: RankInfo, name: str = "run") -> int:
         validation = Validation(text, config, *data_rank) if len(text.heldout) else None
 
         vocab_size = padded_vocab(config, text.tokenizer.vocab_size)
-        chunks = build_model(config, vocab_size, groups)
+        chunks = build_model(config, text.tokenizer.vocab_size, groups)
         held = most_held(config, batches.micro_batches, groups.pp.rank())
         recomputation = Recomputation(config, [unwrap(chunk) for chunk in chunks], *held)
         gather_parameters(chunks)  # measuring a sub-layer for the plan has set their gathering off

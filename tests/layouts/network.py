@@ -11,7 +11,7 @@ from torch import nn
 
 from hcmegatron.config.schema import Config
 from hcmegatron.model.global_view import parts
-from hcmegatron.model.gpt import ConnectionGPT, padded_vocab, unwrap
+from hcmegatron.model.gpt import ConnectionGPT, unwrap
 from hcmegatron.model.initialise import _generator
 from hcmegatron.pipeline.schedule import build_schedule
 from hcmegatron.platform.distributed import seed_regions
@@ -74,7 +74,7 @@ class Outcome:
 
 
 def chunks_of(config: Config, groups: object) -> list[ConnectionGPT]:
-    chunks = initialised_chunks(config, padded_vocab(config, VOCAB), groups)
+    chunks = initialised_chunks(config, VOCAB, groups)
     for chunk in chunks:
         randomise(chunk)
     return chunks

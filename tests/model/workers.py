@@ -33,6 +33,7 @@ def small_config(kind: str, moe: bool, **sections: dict) -> Config:
     config = Config()
     m = config.model
     m.layers, m.hidden_size, m.heads, m.query_groups, m.ffn_hidden_size = 4, 32, 4, 2, 48
+    m.vocab_multiple = 1
     config.connection.kind, config.connection.n = kind, 1 if kind == "residual" else 4
     config.data.sequence_length, config.training.micro_batch = S, 2
     if moe:
