@@ -51,7 +51,8 @@ class Model:
     )
     tie_embeddings: bool = False
     rope_theta: float = 10000.0
-    vocab_multiple: int = 128  # the vocabulary is padded to a multiple of this (and of the tensor ranks)
+    # embedding and head are padded to a multiple of this (and of the tensor ranks); padding has no probability
+    vocab_multiple: int = 128
     vocab_size: int | None = None  # None: the tokenizer's
     hidden_dropout: float = 0.0
     attention_dropout: float = 0.0
@@ -79,8 +80,10 @@ class MoE:
     first_dense: int = 0  # leading layers that stay dense
     router: Literal["softmax", "sigmoid"] = "sigmoid"
     expert_bias_rate: float = 1e-3  # loss-free balancing; 0: no expert bias
-    aux_loss: float = 0.0  # load-balancing loss coefficient
-    sequence_aux_loss: float = 0.0  # the same, per sequence
+    # load-balancing loss coefficient; Megatron balances the tokens of one micro-batch (of all its sequence-parallel
+    # ranks), so this one loss depends on training.micro_batch by its definition
+    aux_loss: float = 0.0
+    sequence_aux_loss: float = 0.0  # the same for the tokens of each sequence, whatever the micro-batch
     z_loss: float = 0.0
     routed_scale: float = 1.0  # factor on the routed experts' sum
     grouped: bool = True  # experts as one grouped matmul; false: one after another
