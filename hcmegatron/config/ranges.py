@@ -7,6 +7,7 @@ from typing import Any
 from hcmegatron.config.errors import ConfigError
 
 RECOMPUTED_MODULES = ("core_attn", "mla_up_proj", "mlp", "shared_experts")
+TRITON_STREAMS = 8  # the most that the Triton kernels hold (hcmegatron.kernels.select)
 BYTE_VOCABULARY = 257  # 256 bytes and the end of a document
 
 # Words of a range -> (test, the settings it holds for).
