@@ -193,7 +193,7 @@ def _train(options: argparse.Namespace, overrides: list[str]) -> int:
         require_installed(config)
         if ranks is not None:
             check_world(config, ranks.world_size)
-        find(config.data)
+        warnings += find(config.data).warnings()
         if ranks is not None:
             _check_device(config)
     except ConfigError:
