@@ -60,8 +60,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return _failed("ended by SIGINT", 130)
     except OSError as error:
-        if _verb(arguments) == "train":
-            raise
+        if _verb(arguments) == "train" and not {"-h", *HELP} & set(arguments):
+            raise  # of a run
         return _unwritable(error)
 
 
@@ -185,6 +185,7 @@ def _train(options: argparse.Namespace, overrides: list[str]) -> int:
     from hcmegatron.data.corpus import find
     from hcmegatron.platform.optional import require_installed
     from hcmegatron.platform.ranks import discover
+    from hcmegatron.training.run_directory import examine
 
     ranks = discover(os.environ)
     try:
@@ -193,7 +194,10 @@ def _train(options: argparse.Namespace, overrides: list[str]) -> int:
         require_installed(config)
         if ranks is not None:
             check_world(config, ranks.world_size)
-        warnings += find(config.data).warnings()
+        corpus = find(config.data)
+        warnings += corpus.warnings()
+        if config.run.dir is not None and (ranks is None or ranks.rank == 0):  # only the first writes there
+            warnings += examine(Path(config.run.dir), config)
         if ranks is not None:
             _check_device(config)
     except ConfigError:
