@@ -172,8 +172,10 @@ def _compose(path: Path) -> yaml.MappingNode:
         mark = error.problem_mark or error.context_mark
         place = f"{path}:{mark.line + 1}" if mark else str(path)
         tab = mark is not None and "\t" in text.splitlines()[min(mark.line, len(text.splitlines()) - 1)]
-        hint = "indent with spaces, not tabs" if tab else "check indentation, colons and quotes"
-        if re.search("alias|anchor|tag|cannot start any token", f"{error.problem} {error.context}"):
+        hint = "check indentation, colons and quotes"
+        if tab:
+            hint = "indent with spaces, not tabs"
+        elif re.search("alias|anchor|tag|cannot start any token", f"{error.problem} {error.context}"):
             hint = 'a text that begins with * & ! % @ or ` is written in quotes, like "*.txt"'
         raise ConfigError(f"{place}: is not YAML: {error.problem or error.context}; {hint}") from None
     except yaml.YAMLError as error:
