@@ -342,7 +342,7 @@ def _recompute(config: Config, shown: Shown) -> None:
 
 def _training(config: Config, shown: Shown) -> None:
     o, c = config.optimizer, config.checkpoint
-    check_batch(config, 1)
+    check_world(config, smallest_world(config))  # a batch that does not fit it fits no larger one
     _need(
         len(o.step_decay_at) == len(o.step_decay_to),
         f"{shown('optimizer.step_decay_at')} and {shown('optimizer.step_decay_to')} differ in length",

@@ -111,6 +111,10 @@ MOE = ["moe.experts=8", "moe.first_dense=1"]
         ),
         (["training.global_batch=10"], ["training.global_batch = 10", "training.micro_batch = 4", "8 or 12"]),
         (["training.micro_batch=32"], ["training.global_batch = 16", "use 32"]),
+        (
+            [*MOE, "parallel.expert=4", "training.global_batch=8"],
+            ["training.global_batch = 8", "data-parallel size 4 = 16", "use 16"],
+        ),
         (["parallel.sequence=true"], ["parallel.sequence = true", "parallel.tensor = 1"]),
         (
             ["parallel.sequence=true", "parallel.tensor=2", "data.sequence_length=255"],
