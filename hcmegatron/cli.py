@@ -128,8 +128,11 @@ def _run(arguments: list[str]) -> int:
 def _refuse_separate_values(arguments: list[str]) -> None:
     """ConfigError for `--training.steps 10`, whose 10 would be taken for the file."""
     for word, value in pairwise(arguments):
-        key = word.removeprefix("--")
-        if word.startswith("--") and key in leaves() and not value.startswith("--"):
+        hint = leaves().get(word.removeprefix("--")) if word.startswith("--") else None
+        fits = hint is not None and (
+            hint is not bool or value in ("true", "false")
+        )  # not `--run.tensorboard FILE`
+        if fits and not value.startswith("--"):
             raise ConfigError(f"{word} {value}: a setting is written --section.key=value: {word}={value}")
 
 

@@ -77,14 +77,15 @@ def read(path: str | Path | None, overrides: list[str] | None = None) -> tuple[C
 
     Without a path, the overrides change the defaults.
     """
-    settings = _read_file(Path(path), ()) if path is not None else {}
-    seen: dict[str, str] = {}
+    typed: dict[
+        str, Setting
+    ] = {}  # before the file, which may be the value of a mistyped one: --training.stps 10
     for text in overrides or []:
         key, setting = _read_override(text)
-        if key in seen:
-            raise ConfigError(f"{text}: {key} is given twice, as {seen[key]} before; give it once")
-        seen[key] = text
-        settings[key] = setting
+        if key in typed:
+            raise ConfigError(f"{text}: {key} is given twice, as {typed[key].source} before; give it once")
+        typed[key] = setting
+    settings = (_read_file(Path(path), ()) if path is not None else {}) | typed
     config = Config()
     for key, setting in settings.items():
         section, _, leaf = key.rpartition(".")

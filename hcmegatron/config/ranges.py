@@ -19,9 +19,10 @@ _RANGES = {
         moe.ffn_hidden_size connection.n connection.sinkhorn_iterations parallel.pipeline
         parallel.tensor parallel.expert parallel.expert_tensor parallel.timeout_s
         data.sequence_length training.steps training.global_batch training.micro_batch
-        training.eval_batches training.log_every training.max_bad_steps training.threads
+        training.eval_batches training.log_every training.max_bad_steps
         checkpoint.keep_last""",
     ),
+    "from 1 to 1024, or null for an equal share of the cores": (lambda v: 1 <= v <= 1024, "training.threads"),
     "at least 2, or null for plain stages": (lambda v: v >= 2, "parallel.virtual"),
     f"at least {BYTE_VOCABULARY}, the byte tokenizer's": (
         lambda v: v >= BYTE_VOCABULARY,

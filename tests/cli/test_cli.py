@@ -98,6 +98,8 @@ def test_help_and_version(capsys):
         (["train", "{}", "--data.paths=[binary.txt]"], ["binary.txt is binary"]),
         (["train", "{}", "--data.paths=[empty.txt]"], ["empty.txt", "empty"]),
         (["config", "--training.steps", "10"], ["--training.steps 10", "--training.steps=10"]),
+        (["config", "--training.stps", "10"], ["training.stps", "did you mean training.steps?"]),
+        (["config", "--run.tensorboard", "{}"], ["--run.tensorboard=VALUE"]),
         (["config", "--parallel.data=2"], ["parallel.data", "what is left of the world size"]),
         (["train", "{}", "--data.paths=[x.jsonl]"], ["only plain text is read so far, and not JSON"]),
         (["train", "{}", "--data.paths=[*.none]"], ["data.paths = *.none", "nothing there has such a name"]),
