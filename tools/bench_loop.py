@@ -8,6 +8,7 @@ log files) and the same micro-batches through model and optimizer with nothing a
 
 from __future__ import annotations
 
+import argparse
 import statistics
 import tempfile
 from pathlib import Path
@@ -35,6 +36,7 @@ ROUNDS = 15
 
 def main() -> int:
     """Prints both medians and the ratio, loop over bare; returns 1 where it misses its aim."""
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter).parse_args()
     config = load(
         "configs/quickstart.yaml",
         ["--parallel.pipeline=1", "--parallel.schedule=megatron_1f1b", "--training.threads=1"],

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 import hcmegatron.platform.megatron  # noqa: F401  (installs the CPU adapter first)
-from hcmegatron.config.load import load
+from hcmegatron.config import ConfigError, load
 from hcmegatron.connections.manifold import Manifold
 from hcmegatron.data.corpus import find
 from hcmegatron.data.dataset import Batches, Text
@@ -32,11 +32,14 @@ WINDOW = 20  # steps over which the final loss is averaged
 
 def main() -> None:
     """Prints both losses, their difference, and the row sums of the bf16 run."""
-    parser = argparse.ArgumentParser()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--threads", type=int, default=2)
     asked, overrides = parser.parse_known_args()
-    losses = {dtype: train(dtype, asked.steps, asked.threads, overrides) for dtype in ("fp32", "bf16")}
+    try:
+        losses = {dtype: train(dtype, asked.steps, asked.threads, overrides) for dtype in ("fp32", "bf16")}
+    except ConfigError as error:
+        parser.error(str(error))
     difference = losses["bf16"] / losses["fp32"] - 1
     print(f"bf16 against fp32 after {asked.steps} steps: {difference:+.3%} (aim: within 1%)")
 

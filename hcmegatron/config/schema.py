@@ -140,13 +140,16 @@ class Data:
 
     paths: list[str] = field(
         default_factory=list
-    )  # files or directories; empty: Python's standard library sources
+    )  # text files, directories, patterns like "*.txt"; empty: Python's standard library sources
     suffixes: list[str] = field(
         default_factory=lambda: [".py", ".txt", ".md", ".rst"]
     )  # read from directories
     tokenizer: Literal["byte"] = "byte"
     sequence_length: int = 256
-    holdout: float = 0.02  # share of files kept for validation, chosen by a hash of their path
+    holdout: float = (
+        0.02  # share of the text kept for validation: about so many of the files, chosen by a hash of
+    )
+    # their path, or the end of the largest where files are few or uneven; the run says what it came to
     seed: int = 1234
 
 

@@ -50,7 +50,7 @@ def training_schedule(config: Config, microbatches: int) -> Schedule:
     try:
         if parallel.schedule == "interleaved":
             return interleaved(parallel.pipeline, microbatches, parallel.virtual)
-        return GENERATORS[parallel.schedule.replace("_", "-")](parallel.pipeline, microbatches)
+        return GENERATORS[parallel.schedule](parallel.pipeline, microbatches)
     except ValueError as error:
         raise ConfigError(
             f"parallel.schedule = {parallel.schedule} with parallel.pipeline = {parallel.pipeline} and "

@@ -52,7 +52,7 @@ def wrap(model: ConnectionGPT, config: Config, groups: ProcessGroupCollection) -
     wrapped = DataParallel(
         megatron_config,
         DistributedDataParallelConfig(
-            grad_reduce_in_fp32=True,
+            grad_reduce_in_fp32=config.training.dtype != "fp64",
             overlap_grad_reduce=parallel.overlap_grad_reduce,
             overlap_param_gather=parallel.overlap_param_gather,
             use_distributed_optimizer=distributed_optimizer(config),

@@ -73,7 +73,8 @@ def train(config: Config, ranks: RankInfo, name: str = "run") -> int:
         ) as recorder:
             recorder.say(
                 f"{config.connection.kind} on {ranks.world_size} ranks, "
-                f"{len(text.train):,} training tokens of {corpus.name}"
+                f"{len(text.train):,} training tokens of {corpus.name}",
+                corpus.split(),
             )
             recorder.say(*kernels_chosen(chunks))
             recorder.say(f"MFU is of {peak:.3g} TFLOP/s a rank ({peak_name})")
