@@ -134,6 +134,7 @@ def _train(options: argparse.Namespace, overrides: list[str]) -> int:
     """Everything that can be wrong without starting is found here; then one rank runs, or several are started."""
     from hcmegatron.data.corpus import find
     from hcmegatron.platform.ranks import discover
+    from hcmegatron.training import resume
 
     ranks = discover(os.environ)
     try:
@@ -141,7 +142,7 @@ def _train(options: argparse.Namespace, overrides: list[str]) -> int:
         warnings = check(config, sources)
         if ranks is not None:
             check_world(config, ranks.world_size)
-        find(config.data)
+        resume.find(config, Path(config.run.dir or ""), find(config.data).fingerprint)
     except ConfigError:
         if ranks is not None and ranks.local_rank > 0:
             time.sleep(PATIENCE_S)
@@ -155,13 +156,14 @@ def _train(options: argparse.Namespace, overrides: list[str]) -> int:
 
 
 def _rank(config: Config, name: str, ranks: RankInfo) -> int:
-    """One rank of a training run. A run that diverged says so once and exits with status 1."""
+    """One rank of a training run. One that diverged or could not be saved says so once and exits with status 1."""
+    from hcmegatron.training.checkpoint import NotSaved
     from hcmegatron.training.guards import Diverged
     from hcmegatron.training.run import train
 
     try:
         return train(config, ranks, name)
-    except Diverged as error:
+    except (Diverged, NotSaved) as error:
         if ranks.rank == 0:
             print(f"hcmegatron: error: {error}", file=sys.stderr)
         return 1

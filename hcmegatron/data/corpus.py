@@ -43,7 +43,7 @@ class Corpus:
     name: str
     train: tuple[Document, ...]
     heldout: tuple[Document, ...]
-    fingerprint: str  # changes when a file is added, removed, renamed or resized
+    fingerprint: str  # of every file's name, size and bytes
 
     def read(self, documents: tuple[Document, ...]) -> list[bytes]:
         """The documents' bytes. ConfigError where a file cannot be read, changed its size or is not text."""
@@ -69,13 +69,14 @@ def find(data: Data) -> Corpus:
         documents.append((relative, Document(path, 0, size)))
     if not documents:
         raise ConfigError(f"data.paths = {data.paths}: every file is empty; name files with text")
-    for _, document in documents:
-        _read(document)
+    digest = hashlib.sha256()
+    for relative, document in documents:
+        raw = _read(document)
+        digest.update(f"{relative}:{len(raw)}:".encode(errors="surrogateescape") + raw)
     train, heldout = _split(documents, data.holdout)
     _long_enough("training", train, data)
     if data.holdout > 0:
         _long_enough("held-out", heldout, data)
-    digest = hashlib.sha256("\n".join(f"{name}:{document.stop}" for name, document in documents).encode())
     name = ", ".join(data.paths) if data.paths else "the standard library's own sources"
     return Corpus(name, tuple(train), tuple(heldout), digest.hexdigest()[:16])
 

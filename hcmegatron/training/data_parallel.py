@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from torch import nn
 
+import hcmegatron.platform.megatron  # noqa: F401  (installs the CPU adapter before Megatron is imported)
 from megatron.core.distributed import DistributedDataParallel
 
 

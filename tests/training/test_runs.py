@@ -70,7 +70,8 @@ def test_what_cannot_be_used_is_refused_by_name(text, whole, tmp_path):
     shutil.copytree(directory, copy)
 
     def load(**sections):
-        return tiny(text, tmp_path / "new", checkpoint={"load": str(copy)}, **sections)
+        longer = {"training": {"steps": 6}, "checkpoint": {"load": str(copy)}}
+        return tiny(text, tmp_path / "new", **longer, **sections)
 
     other = error_of(load(model={"hidden_size": 32}))
     assert "another architecture: model.hidden_size = 16 there, 32 here" in other

@@ -47,25 +47,25 @@ def run(config: Config, kill_at: int | None = None, kill_in_save: int | None = N
     """
     saved: dict[int, str] = {}
     usual_step, usual_save = step.Stepper.step, checkpoint.Checkpoints.save
-    usual_manifest = checkpoint.Checkpoints._manifest
+    usual_complete = checkpoint.Checkpoints._complete
 
-    def maybe_killed(self, index, stop):
-        if kill_at == index + 1 and int(os.environ["RANK"]) == 1:
+    def maybe_killed(self, seen, stop):
+        if kill_at == seen // config.training.global_batch + 1 and int(os.environ["RANK"]) == 1:
             os.kill(os.getpid(), signal.SIGKILL)
-        return usual_step(self, index, stop)
+        return usual_step(self, seen, stop)
 
-    def noted(self, index):
-        path = usual_save(self, index)
-        saved[index] = state_hash(self)
-        return path
+    def noted(self, at, **options):
+        said = usual_save(self, at, **options)
+        saved[at.step] = state_hash(self)
+        return said
 
-    def cut_off(self, path, index):
-        if kill_in_save == index:
+    def cut_off(self, partial, path, complete):
+        if kill_in_save == complete.step:
             os.kill(os.getpid(), signal.SIGKILL)
-        usual_manifest(self, path, index)
+        usual_complete(self, partial, path, complete)
 
     step.Stepper.step, checkpoint.Checkpoints.save = maybe_killed, noted
-    checkpoint.Checkpoints._manifest = cut_off
+    checkpoint.Checkpoints._complete = cut_off
     assert train(config, discover(os.environ)) == 0
     return saved
 
@@ -91,17 +91,21 @@ def poisoned(config: Config, bad_steps: list[int]) -> dict[str, list]:
     moved: list[bool] = []
     usual_gradients, usual_step = step.Stepper.gradients, step.Stepper.step
 
-    def gradients(self, index):
-        sums, waited = usual_gradients(self, index)
-        if index + 1 in bad_steps and self.chunks[0].training and getattr(self, "stepping", False):
+    def gradients(self, seen):
+        sums, waited = usual_gradients(self, seen)
+        if (
+            seen // config.training.global_batch + 1 in bad_steps
+            and self.chunks[0].training
+            and getattr(self, "stepping", False)
+        ):
             next(iter(self.chunks[0].parameters())).main_grad.fill_(float("nan"))
         return sums, waited
 
-    def watched(self, index, stop):
+    def watched(self, seen, stop):
         before = [p.detach().clone() for chunk in self.chunks for p in chunk.parameters()]
         biases = self._router_biases()
         self.stepping = True
-        result = usual_step(self, index, stop)
+        result = usual_step(self, seen, stop)
         after = [p for chunk in self.chunks for p in chunk.parameters()]
         same = all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
         same = same and all(torch.equal(a, b) for a, b in zip(biases, self._router_biases(), strict=True))
