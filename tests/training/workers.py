@@ -8,10 +8,13 @@ import signal
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
 
 from hcmegatron.config.schema import Config
+from hcmegatron.data.tokenizer import ByteTokenizer
 from hcmegatron.platform.ranks import discover
-from hcmegatron.training import checkpoint, step
+from hcmegatron.training import checkpoint, step, stored
 from hcmegatron.training.run import train
 
 
@@ -84,6 +87,66 @@ def state_hash(checkpoints: checkpoint.Checkpoints) -> str:
     for tensor in tensors:
         digest.update(tensor.detach().reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
+
+
+def saved_again(config: Config, folder: Path) -> dict[str, list]:
+    """Start from a checkpoint as `config` says and save it at once, untrained, into `folder`.
+
+    Returns:
+        Hyper-parameters of every group, as they were after loading; names of 16-bit weights that are not their
+        optimizer's weights, rounded.
+    """
+    found: dict[str, list] = {}
+    usual = checkpoint.Checkpoints.load
+
+    class Done(Exception):
+        pass
+
+    def and_save(self, start):
+        usual(self, start)
+        keys = ("betas", "eps", "lr_mult", "wd_mult")
+        groups = [group for group in self.optimizer.param_groups if group["params"]]
+        found["groups"] = sorted({tuple(str(group[key]) for key in keys) for group in groups})
+        found["rounded otherwise"] = [
+            parameter.shape
+            for parameter, held in stored._updated(self.optimizer).items()
+            if not torch.equal(
+                parameter.detach().view(-1)[held.start : held.start + held.weights.numel()],
+                held.weights.detach().view(-1).to(parameter.dtype),
+            )
+        ]
+        self.folder, self.saved = folder, None
+        assert self.save(start.position) == [] and self.failed is None
+        raise Done
+
+    checkpoint.Checkpoints.load = and_save
+    try:
+        train(config, discover(os.environ))
+    except Done:
+        dist.destroy_process_group() if dist.is_initialized() else None
+    return found
+
+
+def content(path: Path) -> dict[str, tuple[str, tuple[int, ...], str]]:
+    """Dtype, shape and hash of a checkpoint's whole tensors, without random states and the vocabulary's padding."""
+    metadata = dcp.FileSystemReader(path).read_metadata().state_dict_metadata
+    tensors = {
+        key: torch.full(tuple(entry.size), float("nan"), dtype=entry.properties.dtype)
+        for key, entry in metadata.items()
+        if not key.startswith("random.")
+    }
+    dcp.load(tensors, storage_reader=dcp.FileSystemReader(path), no_dist=True)
+    for key in tensors:
+        if key.endswith(("word_embeddings.weight", "output_layer.weight")):
+            tensors[key] = tensors[key][: ByteTokenizer.vocab_size]
+    return {
+        key: (
+            str(tensor.dtype),
+            tuple(tensor.shape),
+            hashlib.sha256(tensor.view(-1).view(torch.uint8).numpy().tobytes()).hexdigest(),
+        )
+        for key, tensor in tensors.items()
+    }
 
 
 def poisoned(config: Config, bad_steps: list[int]) -> dict[str, list]:
