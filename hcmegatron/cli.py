@@ -157,8 +157,8 @@ def _train(options: argparse.Namespace, overrides: list[str]) -> int:
 
 def _rank(config: Config, name: str, ranks: RankInfo) -> int:
     """One rank of a training run. One that diverged or could not be saved says so once and exits with status 1."""
-    from hcmegatron.training.checkpoint import NotSaved
     from hcmegatron.training.guards import Diverged
+    from hcmegatron.training.manifest import NotSaved
     from hcmegatron.training.run import train
 
     try:

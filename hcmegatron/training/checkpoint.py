@@ -15,33 +15,23 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
-import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
-from torch.distributed.checkpoint.api import CheckpointException
 
 from hcmegatron.config.errors import ConfigError
 from hcmegatron.config.schema import Config
 from hcmegatron.config.types import flatten
 from hcmegatron.platform import adam
 from hcmegatron.training import manifest
-from hcmegatron.training.manifest import Manifest, Position
+from hcmegatron.training.manifest import Manifest, NotSaved, Position
 from hcmegatron.training.model import gather_parameters
+from hcmegatron.training.pieces import FAULTS, Piece, read, reason, write
 from hcmegatron.training.random_state import random_state, set_random_state
 from hcmegatron.training.resume import Start
 from hcmegatron.training.run_directory import environment
-from hcmegatron.training.stored import Piece, to_load, to_save
-from megatron.core.dist_checkpointing.mapping import ShardedTensor
-from megatron.core.dist_checkpointing.strategies.checkpointable import (
-    CheckpointableShardedTensor,
-    LocalShardsContainer,
-)
+from hcmegatron.training.stored import to_load, to_save
 from megatron.core.optimizer.optimizer import ChainedOptimizer
 
 T = TypeVar("T")
-
-
-class NotSaved(RuntimeError):
-    """A checkpoint could not be written, for a reason in words."""
 
 
 def depends_on() -> dict[str, Any]:
@@ -90,7 +80,7 @@ class Checkpoints:
             self.failed = f"the checkpoint after step {at.step} could not be saved: {error}"
             if dist.get_rank() == 0:
                 shutil.rmtree(partial, ignore_errors=True)
-            return [f"{self.failed}; training goes on and tries again at the next save"]
+            return [f"warning: {self.failed}; the next save, if there is one, tries again"]
         self.saved, self.failed = at, None
         return [] if keep_older or dist.get_rank() else self._remove_older(path)
 
@@ -109,9 +99,9 @@ class Checkpoints:
         for pieces in (of_model, of_optimizer + _random_pieces(random)):
             fault = None
             try:
-                _read(pieces, path)
-            except (Exception, CheckpointException) as error:  # torch's own is no Exception
-                fault = _reason(error)
+                read(pieces, path)
+            except FAULTS as error:
+                fault = reason(error)
             self._raise_if_any(path, fault)
         for each in self.optimizer.chained_optimizers:
             if not each.is_stub_optimizer:
@@ -132,17 +122,15 @@ class Checkpoints:
         gather_parameters(self.chunks)
         _everywhere(lambda: _emptied(partial) if first else None)
         pieces = [*to_save(self.chunks, self.optimizer), *_random_pieces(random_state())]
-        writer = dcp.FileSystemWriter(partial, sync_files=True)
-        planner = dcp.DefaultSavePlanner(flatten_state_dict=False, flatten_sharded_tensors=False)
-        _everywhere(lambda: dcp.save(_by_key(pieces), storage_writer=writer, planner=planner))
+        _everywhere(lambda: write(pieces, partial))
 
         def read_back() -> tuple[dict[str, manifest.File], int]:
             mine = [file.name for file in partial.glob(f"__{rank}_*")] + [".metadata"] * first
             return manifest.checksums(partial, mine), self._updates()
 
-        read = _everywhere(read_back)
-        files = {name: file for found, _ in read for name, file in found.items()}
-        updates = max(count for _, count in read)
+        everyones = _everywhere(read_back)
+        files = {name: file for found, _ in everyones for name, file in found.items()}
+        updates = max(count for _, count in everyones)
         complete = Manifest(*at, updates, flatten(self.config), self.text, depends_on(), files)
         _everywhere(lambda: self._complete(partial, path, complete) if first else None)
 
@@ -177,8 +165,8 @@ def _everywhere(work: Callable[[], T]) -> list[T]:
     answer, fault = None, None
     try:
         answer = work()
-    except (OSError, CheckpointException) as error:
-        fault = _reason(error)
+    except FAULTS as error:
+        fault = reason(error)
     answers = _gathered((answer, fault))
     faults = [found for _, found in answers if found is not None]
     if faults:
@@ -190,16 +178,6 @@ def _gathered(value: T) -> list[T]:
     values: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(values, value)
     return values
-
-
-def _reason(error: BaseException) -> str:
-    """The cause in one line. torch's exception, which is no Exception, has one per rank."""
-    if isinstance(error, CheckpointException) and error.failures:
-        error, _ = next(iter(error.failures.values()))
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror + (f": {error.filename}" if error.filename else "")
-    said = str(error).strip().splitlines()
-    return f"{type(error).__name__}{': ' + said[0] if said else ''}"
 
 
 def _emptied(directory: Path) -> None:
@@ -215,36 +193,3 @@ def _random_pieces(state: dict[str, Any]) -> list[Piece]:
         Piece(f"random.{dist.get_rank()}.{name}", value, tuple(value.shape), (0,) * value.dim())
         for name, value in flat.items()
     ]
-
-
-def _read(pieces: list[Piece], path: Path) -> None:
-    """Fill the pieces. One that is wanted twice, as tied weights are, is read once."""
-    metadata = dcp.FileSystemReader(path).read_metadata().state_dict_metadata
-    wanted: dict[tuple[str, tuple[int, ...]], list[Piece]] = {}
-    for piece in pieces:
-        if piece.padded and piece.key in metadata:
-            piece = _as_padded(piece, tuple(metadata[piece.key].size))
-        if piece.data.numel():
-            wanted.setdefault((piece.key, piece.offset), []).append(piece)
-    planner = dcp.DefaultLoadPlanner(flatten_state_dict=False, flatten_sharded_tensors=False)
-    first = [same[0] for same in wanted.values()]
-    dcp.load(_by_key(first), storage_reader=dcp.FileSystemReader(path), planner=planner)
-    for piece, *others in wanted.values():
-        for other in others:
-            other.data.copy_(piece.data)
-
-
-def _as_padded(piece: Piece, shape: tuple[int, ...]) -> Piece:
-    """The rows of a piece that the checkpoint has. The others are padding, which no token reads or predicts."""
-    rows = min(piece.data.shape[0], max(0, shape[0] - piece.offset[0]))
-    return Piece(piece.key, piece.data[:rows], shape, piece.offset)
-
-
-def _by_key(pieces: list[Piece]) -> dict[str, Tensor]:
-    """Pieces as torch.distributed.checkpoint takes them, in Megatron's wrappers."""
-    shards: dict[str, list[CheckpointableShardedTensor]] = {}
-    for piece in pieces:
-        size = tuple(piece.data.shape)
-        shard = ShardedTensor(piece.key, piece.data, piece.data.dtype, size, piece.shape, piece.offset, None)
-        shards.setdefault(piece.key, []).append(CheckpointableShardedTensor.from_sh_ten(shard))
-    return {key: own[0] if len(own) == 1 else LocalShardsContainer(own) for key, own in shards.items()}

@@ -27,6 +27,10 @@ PATTERN = "step-" + "[0-9]" * 8
 REPLACED = ".replaced"
 
 
+class NotSaved(RuntimeError):
+    """A checkpoint could not be written, for a reason in words."""
+
+
 class Position(NamedTuple):
     """How far a run is: steps done, and samples of the data's order that they took."""
 

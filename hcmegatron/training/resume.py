@@ -122,6 +122,10 @@ def find(
             raise ConfigError(f"checkpoint.load = {path}: {what}; name a checkpoint or a run directory")
         path = path if (path / manifest.MANIFEST).exists() else manifest.newest(path) or path
     elif settings.resume:
+        if (folder := directory / "checkpoints").is_file():
+            raise ConfigError(
+                f"{folder} is a file, where checkpoints would be; move it, or choose another run.dir"
+            )
         found = manifest.newest(directory)
         if found is None:
             return None

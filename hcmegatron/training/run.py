@@ -23,7 +23,7 @@ from hcmegatron.recompute.attach import Recomputation
 from hcmegatron.training import checkpoint, resume
 from hcmegatron.training.figures import Figures
 from hcmegatron.training.guards import Finite, StopFlag
-from hcmegatron.training.manifest import Position
+from hcmegatron.training.manifest import NotSaved, Position
 from hcmegatron.training.model import build_model, gather_parameters, kernels_chosen
 from hcmegatron.training.optimizer import build_optimizer, learning_rate, set_learning_rate
 from hcmegatron.training.recorder import Recorder
@@ -118,7 +118,7 @@ def train(config: Config, ranks: RankInfo, name: str = "run") -> int:
             watchdog.close()
             dist.barrier()
         if checkpoints.failed:
-            raise checkpoint.NotSaved(f"{checkpoints.failed}; what it would have held is lost")
+            raise NotSaved(f"{checkpoints.failed}; make room and continue with checkpoint.resume=true")
     return 0
 
 

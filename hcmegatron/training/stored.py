@@ -18,27 +18,10 @@ from torch import Tensor, nn
 from hcmegatron.model.global_view import sharded
 from hcmegatron.model.gpt import unwrap
 from hcmegatron.platform.adam import moments
+from hcmegatron.training.pieces import Piece
 from megatron.core.dist_checkpointing.mapping import ShardedTensor
 from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 from megatron.core.optimizer.optimizer import ChainedOptimizer, Float16OptimizerWithFloat16Params
-
-
-@dataclass(frozen=True)
-class Piece:
-    """A box of a whole tensor.
-
-    Attributes:
-        data: the values, of the box's shape; a view of what the model or the optimizer holds.
-        shape: of the whole tensor.
-        offset: of the box in it.
-        padded: the first axis is the vocabulary, which another layout may pad further.
-    """
-
-    key: str
-    data: Tensor
-    shape: tuple[int, ...]
-    offset: tuple[int, ...]
-    padded: bool = False
 
 
 @dataclass(frozen=True)
