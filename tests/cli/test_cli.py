@@ -202,3 +202,16 @@ def test_a_closed_pipe_is_no_error():
     command = f"PYTHONPATH={ROOT} {sys.executable} -m hcmegatron config | head -1"
     done = subprocess.run(["bash", "-o", "pipefail", "-c", command], capture_output=True, text=True)
     assert done.stderr == "" and done.stdout == "model:\n"
+
+
+def test_a_checkpoint_that_is_not_there_is_said_before_torch_is_imported(tmp_path):
+    code = "import sys; from hcmegatron.cli import main; print(main(sys.argv[1:]), 'torch' in sys.modules)"
+    found = subprocess.run(
+        [sys.executable, "-c", code, "train", str(QUICKSTART), f"--checkpoint.load={tmp_path}/missing"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        cwd=ROOT,
+    )
+    assert found.stdout.split() == ["2", "False"]
+    assert found.stderr.count("\n") == 1 and "there is no such directory" in found.stderr

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import resource
 import signal
 from pathlib import Path
 
@@ -12,9 +13,11 @@ import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 
 from hcmegatron.config.schema import Config
+from hcmegatron.data.dataset import Batches
 from hcmegatron.data.tokenizer import ByteTokenizer
 from hcmegatron.platform.ranks import discover
 from hcmegatron.training import checkpoint, step, stored
+from hcmegatron.training.manifest import NotSaved
 from hcmegatron.training.run import train
 
 
@@ -149,8 +152,60 @@ def content(path: Path) -> dict[str, tuple[str, tuple[int, ...], str]]:
     }
 
 
-def poisoned(config: Config, bad_steps: list[int]) -> dict[str, list]:
-    """Train with gradients that are not finite at these 1-based steps; per step, whether weights moved."""
+def samples(config: Config) -> list[int]:
+    """Train; the samples that this rank trains on, in order."""
+    seen: list[int] = []
+    usual_window, usual_rehearse = Batches.window, step.Stepper.rehearse
+
+    def window(self, sample):
+        seen.append(sample)
+        return usual_window(self, sample)
+
+    def rehearse(self):
+        usual_rehearse(self)
+        seen.clear()
+
+    Batches.window, step.Stepper.rehearse = window, rehearse
+    train(config, discover(os.environ))
+    return seen
+
+
+def full_disk(config: Config, at: list[int]) -> str:
+    """Train where rank 1 can write no file beyond 2,000 bytes while it saves at these steps; how the run ended."""
+    usual = checkpoint.Checkpoints._write
+
+    def limited(self, partial, path, position):
+        unlimited = resource.getrlimit(resource.RLIMIT_FSIZE)
+        if position.step in at and int(os.environ["RANK"]) == 1:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (2000, unlimited[1]))
+        try:
+            usual(self, partial, path, position)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, unlimited)
+
+    checkpoint.Checkpoints._write = limited
+    try:
+        train(config, discover(os.environ))
+        return ""
+    except NotSaved as error:
+        return str(error)
+
+
+def failing_validation(config: Config) -> None:
+    """Train with a validation that cannot be."""
+
+    def evaluate(self, make, micro_batches):
+        raise RuntimeError("no validation")
+
+    step.Stepper.evaluate = evaluate
+    train(config, discover(os.environ))
+
+
+def poisoned(config: Config, bad_steps: list[int], stop_at: int | None = None) -> dict[str, list]:
+    """Train with gradients that are not finite at these 1-based steps; per step, whether weights moved.
+
+    stop_at: the run has been told to stop when this step begins.
+    """
     moved: list[bool] = []
     usual_gradients, usual_step = step.Stepper.gradients, step.Stepper.step
 
@@ -168,7 +223,7 @@ def poisoned(config: Config, bad_steps: list[int]) -> dict[str, list]:
         before = [p.detach().clone() for chunk in self.chunks for p in chunk.parameters()]
         biases = self._router_biases()
         self.stepping = True
-        result = usual_step(self, seen, stop)
+        result = usual_step(self, seen, stop or stop_at == seen // config.training.global_batch + 1)
         after = [p for chunk in self.chunks for p in chunk.parameters()]
         same = all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
         same = same and all(torch.equal(a, b) for a, b in zip(biases, self._router_biases(), strict=True))
