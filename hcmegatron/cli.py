@@ -188,6 +188,7 @@ def _train(options: argparse.Namespace, overrides: list[str]) -> int:
     from hcmegatron.data.corpus import find
     from hcmegatron.platform.optional import require_installed
     from hcmegatron.platform.ranks import discover
+    from hcmegatron.training import resume
     from hcmegatron.training.run_directory import examine
 
     ranks = discover(os.environ)
@@ -199,6 +200,7 @@ def _train(options: argparse.Namespace, overrides: list[str]) -> int:
             check_world(config, ranks.world_size)
         corpus = find(config.data)
         warnings += corpus.warnings()
+        resume.find(config, Path(config.run.dir or ""), corpus.fingerprint)
         if config.run.dir is not None and (ranks is None or ranks.rank == 0):  # only the first writes there
             warnings += examine(Path(config.run.dir), config)
         if ranks is not None:
@@ -235,13 +237,14 @@ def _check_device(config: Config, device: str | None = None) -> None:
 
 
 def _rank(config: Config, name: str, ranks: RankInfo) -> int:
-    """One rank of a training run. A run that diverged says so once and exits with status 1."""
+    """One rank of a training run. One that diverged or could not be saved says so once and exits with status 1."""
     from hcmegatron.training.guards import Diverged
+    from hcmegatron.training.manifest import NotSaved
     from hcmegatron.training.run import train
 
     try:
         return train(config, ranks, name)
-    except Diverged as error:
+    except (Diverged, NotSaved) as error:
         if ranks.rank == 0:
             print(f"hcmegatron: error: {error}", file=sys.stderr)
         return 1

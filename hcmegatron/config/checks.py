@@ -284,12 +284,6 @@ def _parallel(config: Config, shown: Shown) -> None:
         f"use a multiple of {p.tensor}",
     )
     _need(
-        p.distributed_optimizer is not False or config.training.dtype != "bf16",
-        f"{shown('parallel.distributed_optimizer')} with {shown('training.dtype')}: Megatron's other 16-bit optimizer "
-        "cannot save the connections' fp32 parameters",
-        "leave it out, or set it to true",
-    )
-    _need(
         not p.overlap_param_gather or (p.distributed_optimizer and p.overlap_grad_reduce),
         f"{shown('parallel.overlap_param_gather')} gathers the distributed optimizer's shards",
         "set parallel.distributed_optimizer=true and parallel.overlap_grad_reduce=true",

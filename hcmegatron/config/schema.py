@@ -128,7 +128,7 @@ class Parallel:
     expert_tensor: int = 1
     schedule: Schedule = "megatron_1f1b"
     overlap: bool = False  # dualpipe, dualpipev: a forward's nodes between those of another's backward
-    distributed_optimizer: bool | None = None  # None: with bf16 only, whose checkpoints need it; see checks
+    distributed_optimizer: bool | None = None  # shards its state over data-parallel ranks; None: with bf16
     overlap_grad_reduce: bool = False
     overlap_param_gather: bool = False
     timeout_s: int = 600  # without progress, or of a collective or a posted message, that end the job
@@ -192,8 +192,11 @@ class Checkpoint:
 
     save_every: int = 0  # steps; 0: only at the end
     keep_last: int = 2
-    resume: bool = False  # continue from the newest complete checkpoint of run.dir
-    load: str | None = None  # or start from this checkpoint directory
+    # continue the run in run.dir from its newest checkpoint, or begin it where there is none yet; on the same data
+    resume: bool = False
+    # or begin a new run, in another run.dir, with this checkpoint's weights, optimizer state and step (a run directory
+    # means its newest): at its sample where the data are the same, at the first where they are other
+    load: str | None = None
 
 
 @dataclass

@@ -52,7 +52,7 @@ class Corpus:
     train: tuple[Document, ...]
     heldout: tuple[Document, ...]
     share: float  # data.holdout, of the text's bytes
-    fingerprint: str  # changes when a file is added, removed, renamed or resized
+    fingerprint: str  # of every file's name, size and bytes
 
     def split(self) -> str:
         """What is held out, in words."""
@@ -103,14 +103,14 @@ def find(data: Data) -> Corpus:
         documents.append((relative, Document(path, 0, size)))
     if not documents:
         raise ConfigError(f"data.paths = {data.paths}: every file is empty; name files with text")
-    for _, document in documents:
-        _read(document)
+    digest = hashlib.sha256()
+    for relative, document in documents:
+        raw = _read(document)
+        digest.update(f"{relative}:{len(raw)}:".encode(errors="surrogateescape") + raw)
     train, heldout = _split(documents, data.holdout)
     _long_enough("training", train, data)
     if data.holdout > 0:
         _long_enough("held-out", heldout, data)
-    listing = "\n".join(f"{name}:{document.stop}" for name, document in documents)
-    digest = hashlib.sha256(listing.encode(errors="surrogateescape"))
     name = ", ".join(data.paths) if data.paths else "the standard library's own sources"
     return Corpus(one_line(name), tuple(train), tuple(heldout), data.holdout, digest.hexdigest()[:16])
 

@@ -38,7 +38,6 @@ with warnings.catch_warnings(), importing:
     warnings.simplefilter("ignore")
     import megatron.core
     from megatron.core.dist_checkpointing.dict_utils import nested_values as flatten_state_dict
-    from megatron.core.dist_checkpointing.mapping import apply_factories
     from megatron.core.dist_checkpointing.utils import replace_prefix_for_sharding
     from megatron.core.transformer import multi_latent_attention
     from megatron.core.transformer.moe import moe_utils
@@ -72,7 +71,6 @@ __all__ = [
     "AUXILIARY_LOSS_OF_ONE_RANK",
     "HAVE_TE",
     "VERSION",
-    "apply_factories",
     "flatten_state_dict",
     "make_sharded_tensors_for_checkpoint",
     "megatron",

@@ -29,7 +29,7 @@ class Finite:
     """Counts steps whose loss or gradient was not finite, says which they were, and gives up after several."""
 
     def __init__(self, config: Config) -> None:
-        self.limit, self.batch = config.training.max_bad_steps, config.training.global_batch
+        self.limit = config.training.max_bad_steps
         self.row = self.total = 0
 
     def check(self, step: int, result: StepResult, recorder: Recorder) -> None:
@@ -43,9 +43,8 @@ class Finite:
             return
         self.row += 1
         self.total += 1
-        where = (
-            f"step {step}, sequences {(step - 1) * self.batch} to {step * self.batch - 1} of the data order"
-        )
+        samples = result.samples
+        where = f"step {step}, sequences {samples[0]} to {samples[-1]} of the data order"
         recorder.say(
             f"skipped: loss {result.loss}, gradient norm {result.grad_norm} at {where}; {self.total} skipped so far"
         )

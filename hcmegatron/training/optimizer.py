@@ -33,11 +33,9 @@ def is_connection(name: str) -> bool:
 
 
 def distributed_optimizer(config: Config) -> bool:
-    """Whether optimizer state is sharded over data-parallel ranks.
-
-    With bf16 always: Megatron's other 16-bit optimizer cannot save fp32 parameters (the connections') beside its own.
-    """
-    return config.parallel.distributed_optimizer or config.training.dtype == "bf16"
+    """Whether optimizer state is sharded over data-parallel ranks."""
+    chosen = config.parallel.distributed_optimizer
+    return config.training.dtype == "bf16" if chosen is None else chosen
 
 
 def build_optimizer(

@@ -20,9 +20,10 @@ from hcmegatron.platform.distributed import process_groups
 from hcmegatron.platform.peak import peak_tflops
 from hcmegatron.platform.ranks import RankInfo
 from hcmegatron.recompute.attach import Recomputation
-from hcmegatron.training import checkpoint
+from hcmegatron.training import checkpoint, resume
 from hcmegatron.training.figures import Figures
 from hcmegatron.training.guards import Finite, StopFlag
+from hcmegatron.training.manifest import NotSaved, Position
 from hcmegatron.training.model import build_model, gather_parameters, kernels_chosen
 from hcmegatron.training.optimizer import build_optimizer, learning_rate, set_learning_rate
 from hcmegatron.training.recorder import Recorder
@@ -39,14 +40,20 @@ def train(config: Config, ranks: RankInfo, name: str = "run") -> int:
     Raises:
         ConfigError: a checkpoint or run directory that cannot be used.
         Diverged: training.max_bad_steps non-finite steps in a row.
+        NotSaved: the last checkpoint.
     """
     stop = StopFlag()
     with process_groups(config, ranks) as groups:
         path: Path = on_first_rank(lambda: choose(config, name))
-        start_from = on_first_rank(lambda: checkpoint.find(config, path))
+        corpus = find(config.data)
+        depends_on = checkpoint.depends_on()
+        start = on_first_rank(lambda: resume.find(config, path, corpus.fingerprint, depends_on))
+        if start and start.position.step == config.training.steps:
+            if ranks.rank == 0:
+                print(resume.finished(start))
+            return 0
         directory = RunDirectory(path, config)
 
-        corpus = find(config.data)
         text = Text(corpus, ByteTokenizer())
         data_rank = groups.dp.rank(), groups.dp.size()
         batches = Batches(text, config, *data_rank)
@@ -61,8 +68,10 @@ def train(config: Config, ranks: RankInfo, name: str = "run") -> int:
         watchdog = start_watchdog(config, path)
         schedule = build_schedule(config, chunks, groups, watchdog)
         stepper = Stepper(config, chunks, optimizer, schedule, batches, groups)
-        checkpoints = checkpoint.Checkpoints(path, config, chunks, optimizer)
-        done, exact = checkpoints.load(start_from) if start_from else (0, True)
+        checkpoints = checkpoint.Checkpoints(path, config, corpus.fingerprint, chunks, optimizer)
+        if start:
+            checkpoints.load(start)
+        done, seen = start.position if start else Position(0, 0)
 
         peak, peak_name = peak_tflops(config.run.peak_tflops, DTYPES[config.training.dtype])
         figures = Figures(config, vocab_size, ranks.world_size, peak)
@@ -78,35 +87,39 @@ def train(config: Config, ranks: RankInfo, name: str = "run") -> int:
             )
             recorder.say(*kernels_chosen(chunks))
             recorder.say(f"MFU is of {peak:.3g} TFLOP/s a rank ({peak_name})")
-            if start_from:
-                how = "bit for bit" if exact else "under another layout, so with new random states"
-                recorder.say(f"continuing from {start_from} after step {done}, {how}")
+            recorder.say(*resume.words(config, path, start), *checkpoints.tidied)
             recorder.say(*passed_over(config), *copies_planned(config, chunks), *recomputation.planned())
             stepper.rehearse()
             figures.start()
+            reached = Position(done, seen)
             for step in range(done + 1, steps + 1):
                 rate = learning_rate(step, config.optimizer, steps)
                 set_learning_rate(optimizer, rate, config.optimizer.weight_decay)
-                result = stepper.step(step - 1, stop.asked)
+                result = stepper.step(seen, stop.asked)
+                seen = result.samples.stop
+                if result.updated:
+                    reached = Position(step, seen)
                 metrics, line = figures.of(step, result, rate)
                 recorder.step(step, metrics, line, show=_due(step, config.training.log_every, steps))
                 recorder.say(*recomputation.measured())
                 finite.check(step, result, recorder)
+                ends = result.stop or step == steps
+                if ends or (result.updated and _due(step, config.checkpoint.save_every, steps)):
+                    # A step that was skipped has changed nothing: what there is to save is from before it.
+                    recorder.say(*checkpoints.save(reached, keep_older=not result.updated))
+                if result.stop:
+                    recorder.say(resume.stopped(step, checkpoints.saved))
+                    break
                 if validation and _due(step, config.training.eval_every, steps):
                     loss = validation.nats_per_byte(stepper.evaluate(validation, validation.micro_batches))
                     recorder.validation(step, loss, validation)
-                if result.stop or _due(step, config.checkpoint.save_every, steps):
-                    checkpoints.save(step)
-                if result.stop:
-                    recorder.say(
-                        f"stopped by a signal after step {step}; continue with checkpoint.resume=true"
-                    )
-                    break
                 figures.start()
             recorder.say(f"run directory: {path}")
         if watchdog is not None:
             watchdog.close()
             dist.barrier()
+        if checkpoints.failed:
+            raise NotSaved(f"{checkpoints.failed}; make room and continue with checkpoint.resume=true")
     return 0
 
 

@@ -30,6 +30,7 @@ class StepResult:
     loss: float
     grad_norm: float
     updated: bool
+    samples: range  # of the data's order, which the step took
     waited: float  # seconds that this rank waited for data
     stop: bool  # some rank was told to stop
 
@@ -82,13 +83,17 @@ class Stepper:
             if isinstance(module, Router) and module.expert_bias is not None
         ]
 
-    def gradients(self, step: int) -> tuple[Tensor, float]:
-        """Losses and finalised gradients of 0-based step `step`: ([summed loss, tokens] of this rank, wait)."""
+    def gradients(self, seen: int) -> tuple[Tensor, float]:
+        """Losses and finalised gradients of the step after `seen` samples.
+
+        Returns:
+            ([summed loss, tokens] of this rank, seconds spent waiting for data).
+        """
         for chunk in self.chunks:
             chunk.train()
             chunk.zero_grad_buffer()
         self.optimizer.zero_grad()
-        return self._run(lambda i: self.batches(step, i), self.batches.micro_batches, forward_only=False)
+        return self._run(lambda i: self.batches(seen, i), self.batches.micro_batches, forward_only=False)
 
     def evaluate(self, make: Callable[[int], MicroBatchTensors], micro_batches: int) -> float:
         """The loss summed over all ranks and micro-batches that `make` gives."""
@@ -100,10 +105,10 @@ class Stepper:
         # tensor-parallel ranks each hold the whole loss
         return sums[0].item() / self.groups.tp.size()
 
-    def step(self, step: int, stop: bool) -> StepResult:
-        """Run 0-based step `step`. `stop`: this rank has been told to stop."""
+    def step(self, seen: int, stop: bool) -> StepResult:
+        """Run the step after `seen` samples. `stop`: this rank has been told to stop."""
         biases = self._router_biases()
-        sums, waited = self.gradients(step)
+        sums, waited = self.gradients(seen)
         sums = torch.cat([sums, sums.new_tensor([float(stop)])])
         dist.all_reduce(sums)
         loss = (sums[0] / sums[1]).item()
@@ -115,7 +120,8 @@ class Stepper:
             self.optimizer.step_with_ready_grads()
         else:
             self._set_router_biases(biases)
-        return StepResult(loss, norm, updated, waited, stop=sums[2].item() > 0)
+        samples = range(seen, seen + self.config.training.global_batch)
+        return StepResult(loss, norm, updated, samples, waited, stop=sums[2].item() > 0)
 
     def rehearse(self) -> None:
         """One step's forward and backward before the first, to compile and to find out-of-memory early.

@@ -320,3 +320,16 @@ def test_a_path_on_the_command_line_is_text_as_typed(monkeypatch, tmp_path, caps
     ):
         assert cli.main(["config", f"--run.dir={typed}"]) == 0
         assert f"\n  dir: {path}\n" in capsys.readouterr().out
+
+
+def test_a_checkpoint_that_is_not_there_is_said_before_torch_is_imported(tmp_path):
+    code = "import sys; from hcmegatron.cli import main; print(main(sys.argv[1:]), 'torch' in sys.modules)"
+    found = subprocess.run(
+        [sys.executable, "-c", code, "train", str(QUICKSTART), f"--checkpoint.load={tmp_path}/missing"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        cwd=ROOT,
+    )
+    assert found.stdout.split() == ["2", "False"]
+    assert found.stderr.count("\n") == 1 and "there is no such directory" in found.stderr

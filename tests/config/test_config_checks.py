@@ -142,10 +142,6 @@ MOE = ["moe.experts=8", "moe.first_dense=1"]
         (["checkpoint.resume=true"], ["checkpoint.resume = true", "run.dir"]),
         (["checkpoint.resume=true", "run.dir=x", "checkpoint.load=y"], ["checkpoint.load = y"]),
         (
-            ["training.dtype=bf16", "parallel.distributed_optimizer=false"],
-            ["parallel.distributed_optimizer = false", "training.dtype = bf16"],
-        ),
-        (
             ["training.dtype=bf16", "moe.experts=4", "moe.ffn_hidden_size=12"],
             ["moe.ffn_hidden_size = 12", "multiple of 8", "moe.grouped=false"],
         ),
