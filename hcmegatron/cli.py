@@ -9,8 +9,10 @@ from __future__ import annotations
 import argparse
 import os
 import platform
+import signal
 import sys
 import time
+import traceback
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -18,6 +20,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from hcmegatron.config import Config, ConfigError, check, check_world, dump, read, smallest_world
 from hcmegatron.config.types import defaults, describe, leaves
+from hcmegatron.platform.streams import stand_in_for_closed, tell
 
 if TYPE_CHECKING:
     from hcmegatron.platform.ranks import RankInfo
@@ -40,13 +43,14 @@ class _Parser(argparse.ArgumentParser):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a verb and return the exit status."""
+    stand_in_for_closed()
     try:
         return _run(list(sys.argv[1:] if argv is None else argv))
     except ConfigError as error:
-        print(f"hcmegatron: error: {error}", file=sys.stderr)
+        tell(f"hcmegatron: error: {error}")
         return USER_ERROR
     except KeyboardInterrupt:
-        print("hcmegatron: ended by SIGINT", file=sys.stderr)
+        tell("hcmegatron: ended by SIGINT")
         return 130
 
 
@@ -135,6 +139,8 @@ def _train(options: argparse.Namespace, overrides: list[str]) -> int:
     from hcmegatron.data.corpus import find
     from hcmegatron.platform.ranks import discover
 
+    # torch's warnings of lost connections come with pages of native stack; read when torch is loaded.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     ranks = discover(os.environ)
     try:
         config, sources = read(options.file, overrides)
@@ -156,14 +162,30 @@ def _train(options: argparse.Namespace, overrides: list[str]) -> int:
 
 def _rank(config: Config, name: str, ranks: RankInfo) -> int:
     """One rank of a training run. A run that diverged says so once and exits with status 1."""
+    from hcmegatron.platform.local_launch import end_with_parent, without_native_frames
+    from hcmegatron.platform.ranks import STARTED_HERE
     from hcmegatron.training.guards import Diverged
     from hcmegatron.training.run import train
 
+    if ranks.source == "torchrun":
+        end_with_parent(signal.SIGTERM)  # its ranks outlive a torchrun that is killed: they save and end
     try:
         return train(config, ranks, name)
     except Diverged as error:
         if ranks.rank == 0:
-            print(f"hcmegatron: error: {error}", file=sys.stderr)
+            tell(f"hcmegatron: error: {error}")
+        return 1
+    except ConfigError:
+        if ranks.source != STARTED_HERE and ranks.local_rank > 0:
+            time.sleep(PATIENCE_S)
+        raise
+    except Exception:
+        if ranks.source == STARTED_HERE:  # the launch says it
+            raise
+        tell(
+            f"hcmegatron: rank {ranks.rank} of {ranks.world_size} failed:\n"
+            + without_native_frames(traceback.format_exc())
+        )
         return 1
 
 
@@ -189,7 +211,7 @@ def _start_ranks(config: Config, name: str) -> int:
 
 def _warn(warnings: list[str]) -> None:
     for warning in warnings:
-        print(f"hcmegatron: warning: {warning}", file=sys.stderr)
+        tell(f"hcmegatron: warning: {warning}")
 
 
 def _versions() -> str:

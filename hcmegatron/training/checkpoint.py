@@ -24,6 +24,7 @@ from hcmegatron.platform.adam import prepare_for_loading
 from hcmegatron.training.model import gather_parameters
 from hcmegatron.training.optimizer import distributed_optimizer
 from hcmegatron.training.random_state import random_state, set_random_state
+from hcmegatron.training.save_strategy import InProcessSave
 from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing.mapping import ShardedObject
 from megatron.core.optimizer.optimizer import MegatronOptimizer
@@ -158,7 +159,9 @@ class Checkpoints:
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir(parents=True)
         dist.barrier()
-        dist_checkpointing.save(self._state(step), str(partial), content_metadata=METADATA)
+        dist_checkpointing.save(
+            self._state(step), str(partial), sharded_strategy=InProcessSave(), content_metadata=METADATA
+        )
         dist.barrier()
         if first:
             self._manifest(partial, step)

@@ -18,11 +18,12 @@ from hcmegatron.pipeline.placement import most_held
 from hcmegatron.pipeline.schedule import build_schedule, start_watchdog
 from hcmegatron.platform.distributed import process_groups
 from hcmegatron.platform.peak import peak_tflops
-from hcmegatron.platform.ranks import RankInfo
+from hcmegatron.platform.ranks import STARTED_HERE, RankInfo
 from hcmegatron.recompute.attach import Recomputation
 from hcmegatron.training import checkpoint
 from hcmegatron.training.figures import Figures
 from hcmegatron.training.guards import Finite, StopFlag
+from hcmegatron.training.memory import expected
 from hcmegatron.training.model import build_model, gather_parameters, kernels_chosen
 from hcmegatron.training.optimizer import build_optimizer, learning_rate, set_learning_rate
 from hcmegatron.training.recorder import Recorder
@@ -40,19 +41,20 @@ def train(config: Config, ranks: RankInfo, name: str = "run") -> int:
         ConfigError: a checkpoint or run directory that cannot be used.
         Diverged: training.max_bad_steps non-finite steps in a row.
     """
-    stop = StopFlag()
-    with process_groups(config, ranks) as groups:
+    corpus = find(config.data)
+    with process_groups(config, ranks, corpus.fingerprint) as groups:
+        stop = StopFlag()
         path: Path = on_first_rank(lambda: choose(config, name))
         start_from = on_first_rank(lambda: checkpoint.find(config, path))
         directory = RunDirectory(path, config)
 
-        corpus = find(config.data)
         text = Text(corpus, ByteTokenizer())
         data_rank = groups.dp.rank(), groups.dp.size()
         batches = Batches(text, config, *data_rank)
         validation = Validation(text, config, *data_rank) if len(text.heldout) else None
 
         vocab_size = padded_vocab(config, text.tokenizer.vocab_size)
+        memory = on_first_rank(lambda: expected(config, vocab_size, ranks, batches.micro_batches))
         chunks = build_model(config, vocab_size, groups)
         held = most_held(config, batches.micro_batches, groups.pp.rank())
         recomputation = Recomputation(config, [unwrap(chunk) for chunk in chunks], *held)
@@ -69,12 +71,18 @@ def train(config: Config, ranks: RankInfo, name: str = "run") -> int:
         finite = Finite(config)
         steps = config.training.steps
         with Recorder(
-            directory.path if ranks.rank == 0 else None, steps, done + 1, config.run.tensorboard
+            directory.path if ranks.rank == 0 else None,
+            steps,
+            done + 1,
+            config.run.tensorboard,
+            watched=ranks.source == STARTED_HERE,
         ) as recorder:
+            recorder.say(f"run directory: {path}")
             recorder.say(
                 f"{config.connection.kind} on {ranks.world_size} ranks, "
                 f"{len(text.train):,} training tokens of {corpus.name}"
             )
+            recorder.say(memory)
             recorder.say(*kernels_chosen(chunks))
             recorder.say(f"MFU is of {peak:.3g} TFLOP/s a rank ({peak_name})")
             if start_from:
@@ -83,25 +91,28 @@ def train(config: Config, ranks: RankInfo, name: str = "run") -> int:
             recorder.say(*passed_over(config), *copies_planned(config, chunks), *recomputation.planned())
             stepper.rehearse()
             figures.start()
-            for step in range(done + 1, steps + 1):
+            for step in range(done + 1, steps + 1) if not stop.agreed() else ():
                 rate = learning_rate(step, config.optimizer, steps)
                 set_learning_rate(optimizer, rate, config.optimizer.weight_decay)
-                result = stepper.step(step - 1, stop.asked)
+                result = stepper.step(step - 1)
                 metrics, line = figures.of(step, result, rate)
                 recorder.step(step, metrics, line, show=_due(step, config.training.log_every, steps))
                 recorder.say(*recomputation.measured())
                 finite.check(step, result, recorder)
-                if validation and _due(step, config.training.eval_every, steps):
+                done, saves = step, _due(step, config.checkpoint.save_every, steps)
+                if saves:  # before what can fail
+                    checkpoints.save(step)
+                if validation and _due(step, config.training.eval_every, steps) and not stop.agreed():
                     loss = validation.nats_per_byte(stepper.evaluate(validation, validation.micro_batches))
                     recorder.validation(step, loss, validation)
-                if result.stop or _due(step, config.checkpoint.save_every, steps):
-                    checkpoints.save(step)
-                if result.stop:
-                    recorder.say(
-                        f"stopped by a signal after step {step}; continue with checkpoint.resume=true"
-                    )
+                if stop.agreed():
+                    if not saves:
+                        checkpoints.save(step)
                     break
                 figures.start()
+            if stop.name:
+                how = "continue with checkpoint.resume=true" if done else "there is nothing to save yet"
+                recorder.say(f"stopped by {stop.name} after step {done}; {how}")
             recorder.say(f"run directory: {path}")
         if watchdog is not None:
             watchdog.close()

@@ -31,7 +31,6 @@ class StepResult:
     grad_norm: float
     updated: bool
     waited: float  # seconds that this rank waited for data
-    stop: bool  # some rank was told to stop
 
 
 class Feed(Iterator[MicroBatchTensors]):
@@ -100,11 +99,10 @@ class Stepper:
         # tensor-parallel ranks each hold the whole loss
         return sums[0].item() / self.groups.tp.size()
 
-    def step(self, step: int, stop: bool) -> StepResult:
-        """Run 0-based step `step`. `stop`: this rank has been told to stop."""
+    def step(self, step: int) -> StepResult:
+        """Run 0-based step `step`."""
         biases = self._router_biases()
         sums, waited = self.gradients(step)
-        sums = torch.cat([sums, sums.new_tensor([float(stop)])])
         dist.all_reduce(sums)
         loss = (sums[0] / sums[1]).item()
         overflow = self.optimizer.prepare_grads()
@@ -115,7 +113,7 @@ class Stepper:
             self.optimizer.step_with_ready_grads()
         else:
             self._set_router_biases(biases)
-        return StepResult(loss, norm, updated, waited, stop=sums[2].item() > 0)
+        return StepResult(loss, norm, updated, waited)
 
     def rehearse(self) -> None:
         """One step's forward and backward before the first, to compile and to find out-of-memory early.

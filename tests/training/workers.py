@@ -49,10 +49,10 @@ def run(config: Config, kill_at: int | None = None, kill_in_save: int | None = N
     usual_step, usual_save = step.Stepper.step, checkpoint.Checkpoints.save
     usual_manifest = checkpoint.Checkpoints._manifest
 
-    def maybe_killed(self, index, stop):
+    def maybe_killed(self, index):
         if kill_at == index + 1 and int(os.environ["RANK"]) == 1:
             os.kill(os.getpid(), signal.SIGKILL)
-        return usual_step(self, index, stop)
+        return usual_step(self, index)
 
     def noted(self, index):
         path = usual_save(self, index)
@@ -97,11 +97,11 @@ def poisoned(config: Config, bad_steps: list[int]) -> dict[str, list]:
             next(iter(self.chunks[0].parameters())).main_grad.fill_(float("nan"))
         return sums, waited
 
-    def watched(self, index, stop):
+    def watched(self, index):
         before = [p.detach().clone() for chunk in self.chunks for p in chunk.parameters()]
         biases = self._router_biases()
         self.stepping = True
-        result = usual_step(self, index, stop)
+        result = usual_step(self, index)
         after = [p for chunk in self.chunks for p in chunk.parameters()]
         same = all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
         same = same and all(torch.equal(a, b) for a, b in zip(biases, self._router_biases(), strict=True))
