@@ -10,10 +10,11 @@ import argparse
 import io
 import os
 import platform
+import signal
 import sys
 import time
+import traceback
 from collections.abc import Sequence
-from contextlib import suppress
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -22,6 +23,7 @@ from typing import IO, TYPE_CHECKING, NoReturn
 from hcmegatron.config import Config, ConfigError, check, check_world, dump, read, smallest_world
 from hcmegatron.config.load import scalar
 from hcmegatron.config.types import defaults, describe, leaves
+from hcmegatron.platform.streams import silence, stand_in_for_closed, tell
 
 if TYPE_CHECKING:
     from hcmegatron.platform.ranks import RankInfo
@@ -45,6 +47,7 @@ class _Parser(argparse.ArgumentParser):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a verb and return the exit status."""
+    stand_in_for_closed()
     arguments = list(sys.argv[1:] if argv is None else argv)
     for stream in (sys.stdout, sys.stderr):  # names of files need not be text in the terminal's encoding
         if isinstance(stream, io.TextIOWrapper):
@@ -66,8 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _failed(line: str, status: int) -> int:
-    with suppress(OSError):
-        print(f"hcmegatron: {line}", file=sys.stderr, flush=True)
+    tell(f"hcmegatron: {line}")
     return status
 
 
@@ -76,7 +78,7 @@ def _unwritable(error: OSError) -> int:
     is no error."""
     if error.filename is not None:
         return _failed(f"error: {error.filename}: {error.strerror}", 1)
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # for the interpreter's own flush at exit
+    silence(1)  # for the interpreter's own flush at exit
     if isinstance(error, BrokenPipeError):
         return 0
     return _failed(f"error: standard output cannot be written: {error.strerror}", 1)
@@ -191,6 +193,8 @@ def _train(options: argparse.Namespace, overrides: list[str]) -> int:
     from hcmegatron.training import resume
     from hcmegatron.training.run_directory import examine
 
+    # torch's warnings of lost connections come with pages of native stack; read when torch is loaded.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     ranks = discover(os.environ)
     try:
         config, sources = read(options.file, overrides)
@@ -238,15 +242,31 @@ def _check_device(config: Config, device: str | None = None) -> None:
 
 def _rank(config: Config, name: str, ranks: RankInfo) -> int:
     """One rank of a training run. One that diverged or could not be saved says so once and exits with status 1."""
+    from hcmegatron.platform.local_launch import end_with_parent, without_native_frames
+    from hcmegatron.platform.ranks import STARTED_HERE
     from hcmegatron.training.guards import Diverged
     from hcmegatron.training.manifest import NotSaved
     from hcmegatron.training.run import train
 
+    if ranks.source == "torchrun":
+        end_with_parent(signal.SIGTERM)  # its ranks outlive a torchrun that is killed: they save and end
     try:
         return train(config, ranks, name)
     except (Diverged, NotSaved) as error:
         if ranks.rank == 0:
-            print(f"hcmegatron: error: {error}", file=sys.stderr)
+            tell(f"hcmegatron: error: {error}")
+        return 1
+    except ConfigError:
+        if ranks.source != STARTED_HERE and ranks.local_rank > 0:
+            time.sleep(PATIENCE_S)
+        raise
+    except Exception:
+        if ranks.source == STARTED_HERE:  # the launch says it
+            raise
+        tell(
+            f"hcmegatron: rank {ranks.rank} of {ranks.world_size} failed:\n"
+            + without_native_frames(traceback.format_exc())
+        )
         return 1
 
 
@@ -273,7 +293,7 @@ def _start_ranks(config: Config, name: str) -> int:
 
 def _warn(warnings: list[str]) -> None:
     for warning in warnings:
-        print(f"hcmegatron: warning: {warning}", file=sys.stderr)
+        tell(f"hcmegatron: warning: {warning}")
 
 
 def _versions() -> str:

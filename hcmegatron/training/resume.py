@@ -155,12 +155,12 @@ def words(config: Config, directory: Path, start: Start | None) -> tuple[str, ..
     return ()
 
 
-def stopped(step: int, saved: Position | None) -> str:
-    """What a run has to say that was stopped by a signal after a step."""
+def stopped(signal: str, step: int, saved: Position | None) -> str:
+    """What a run has to say that ended for a signal after `step` steps."""
     if saved is None:
-        return f"stopped by a signal after step {step}; no checkpoint was saved"
+        return f"stopped by {signal} after step {step}; no checkpoint was saved"
     skipped = "" if saved.step == step else f", with the checkpoint after step {saved.step} as its newest"
-    return f"stopped by a signal after step {step}{skipped}; continue with checkpoint.resume=true"
+    return f"stopped by {signal} after step {step}{skipped}; continue with checkpoint.resume=true"
 
 
 def _start(

@@ -18,12 +18,14 @@ from hcmegatron.pipeline.placement import most_held
 from hcmegatron.pipeline.schedule import build_schedule, start_watchdog
 from hcmegatron.platform.distributed import process_groups
 from hcmegatron.platform.peak import peak_tflops
-from hcmegatron.platform.ranks import RankInfo
+from hcmegatron.platform.ranks import STARTED_HERE, RankInfo
+from hcmegatron.platform.streams import tell
 from hcmegatron.recompute.attach import Recomputation
 from hcmegatron.training import checkpoint, resume
 from hcmegatron.training.figures import Figures
 from hcmegatron.training.guards import Finite, StopFlag
 from hcmegatron.training.manifest import NotSaved, Position
+from hcmegatron.training.memory import expected
 from hcmegatron.training.model import build_model, gather_parameters, kernels_chosen
 from hcmegatron.training.optimizer import build_optimizer, learning_rate, set_learning_rate
 from hcmegatron.training.recorder import Recorder
@@ -42,15 +44,15 @@ def train(config: Config, ranks: RankInfo, name: str = "run") -> int:
         Diverged: training.max_bad_steps non-finite steps in a row.
         NotSaved: the last checkpoint.
     """
-    stop = StopFlag()
-    with process_groups(config, ranks) as groups:
+    corpus = find(config.data)
+    with process_groups(config, ranks, corpus.fingerprint) as groups:
+        stop = StopFlag()
         path: Path = on_first_rank(lambda: choose(config, name))
-        corpus = find(config.data)
         depends_on = checkpoint.depends_on()
         start = on_first_rank(lambda: resume.find(config, path, corpus.fingerprint, depends_on))
         if start and start.position.step == config.training.steps:
             if ranks.rank == 0:
-                print(resume.finished(start))
+                tell(f"hcmegatron: {resume.finished(start)}")
             return 0
         directory = RunDirectory(path, config)
 
@@ -60,6 +62,7 @@ def train(config: Config, ranks: RankInfo, name: str = "run") -> int:
         validation = Validation(text, config, *data_rank) if len(text.heldout) else None
 
         vocab_size = padded_vocab(config, text.tokenizer.vocab_size)
+        memory = on_first_rank(lambda: expected(config, vocab_size, ranks, batches.micro_batches))
         chunks = build_model(config, text.tokenizer.vocab_size, groups)
         held = most_held(config, batches.micro_batches, groups.pp.rank())
         recomputation = Recomputation(config, [unwrap(chunk) for chunk in chunks], *held)
@@ -78,13 +81,19 @@ def train(config: Config, ranks: RankInfo, name: str = "run") -> int:
         finite = Finite(config)
         steps = config.training.steps
         with Recorder(
-            directory.path if ranks.rank == 0 else None, steps, done + 1, config.run.tensorboard
+            directory.path if ranks.rank == 0 else None,
+            steps,
+            done + 1,
+            config.run.tensorboard,
+            watched=ranks.source == STARTED_HERE,
         ) as recorder:
+            recorder.say(f"run directory: {path}")
             recorder.say(
                 f"{config.connection.kind} on {ranks.world_size} ranks, "
                 f"{len(text.train):,} training tokens of {corpus.name}",
                 corpus.split(),
             )
+            recorder.say(memory)
             recorder.say(*kernels_chosen(chunks))
             recorder.say(f"MFU is of {peak:.3g} TFLOP/s a rank ({peak_name})")
             recorder.say(*resume.words(config, path, start), *checkpoints.tidied)
@@ -92,28 +101,29 @@ def train(config: Config, ranks: RankInfo, name: str = "run") -> int:
             stepper.rehearse()
             figures.start()
             reached = Position(done, seen)
-            for step in range(done + 1, steps + 1):
+            for step in range(done + 1, steps + 1) if not stop.agreed() else ():
                 rate = learning_rate(step, config.optimizer, steps)
                 set_learning_rate(optimizer, rate, config.optimizer.weight_decay)
-                result = stepper.step(seen, stop.asked)
-                seen = result.samples.stop
+                result = stepper.step(seen)
+                done, seen = step, result.samples.stop
                 if result.updated:
                     reached = Position(step, seen)
                 metrics, line = figures.of(step, result, rate)
                 recorder.step(step, metrics, line, show=_due(step, config.training.log_every, steps))
                 recorder.say(*recomputation.measured())
                 finite.check(step, result, recorder)
-                ends = result.stop or step == steps
-                if ends or (result.updated and _due(step, config.checkpoint.save_every, steps)):
-                    # A step that was skipped has changed nothing: what there is to save is from before it.
+                # A step that was skipped has changed nothing: what there is to save is from before it.
+                if step == steps or (result.updated and _due(step, config.checkpoint.save_every, steps)):
                     recorder.say(*checkpoints.save(reached, keep_older=not result.updated))
-                if result.stop:
-                    recorder.say(resume.stopped(step, checkpoints.saved))
-                    break
-                if validation and _due(step, config.training.eval_every, steps):
+                if validation and _due(step, config.training.eval_every, steps) and not stop.agreed():
                     loss = validation.nats_per_byte(stepper.evaluate(validation, validation.micro_batches))
                     recorder.validation(step, loss, validation)
+                if stop.agreed():
+                    recorder.say(*checkpoints.save(reached, keep_older=not result.updated))
+                    break
                 figures.start()
+            if stop.name:
+                recorder.say(resume.stopped(stop.name, done, checkpoints.saved))
             recorder.say(f"run directory: {path}")
         if watchdog is not None:
             watchdog.close()

@@ -32,7 +32,6 @@ class StepResult:
     updated: bool
     samples: range  # of the data's order, which the step took
     waited: float  # seconds that this rank waited for data
-    stop: bool  # some rank was told to stop
 
 
 class Feed(Iterator[MicroBatchTensors]):
@@ -105,11 +104,10 @@ class Stepper:
         # tensor-parallel ranks each hold the whole loss
         return sums[0].item() / self.groups.tp.size()
 
-    def step(self, seen: int, stop: bool) -> StepResult:
-        """Run the step after `seen` samples. `stop`: this rank has been told to stop."""
+    def step(self, seen: int) -> StepResult:
+        """Run the step after `seen` samples."""
         biases = self._router_biases()
         sums, waited = self.gradients(seen)
-        sums = torch.cat([sums, sums.new_tensor([float(stop)])])
         dist.all_reduce(sums)
         loss = (sums[0] / sums[1]).item()
         overflow = self.optimizer.prepare_grads()
@@ -121,7 +119,7 @@ class Stepper:
         else:
             self._set_router_biases(biases)
         samples = range(seen, seen + self.config.training.global_batch)
-        return StepResult(loss, norm, updated, samples, waited, stop=sums[2].item() > 0)
+        return StepResult(loss, norm, updated, samples, waited)
 
     def rehearse(self) -> None:
         """One step's forward and backward before the first, to compile and to find out-of-memory early.

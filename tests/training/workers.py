@@ -55,10 +55,10 @@ def run(config: Config, kill_at: int | None = None, kill_in_save: int | None = N
     usual_step, usual_save = step.Stepper.step, checkpoint.Checkpoints.save
     usual_complete = checkpoint.Checkpoints._complete
 
-    def maybe_killed(self, seen, stop):
+    def maybe_killed(self, seen):
         if kill_at == seen // config.training.global_batch + 1 and int(os.environ["RANK"]) == 1:
             os.kill(os.getpid(), signal.SIGKILL)
-        return usual_step(self, seen, stop)
+        return usual_step(self, seen)
 
     def noted(self, at, **options):
         said = usual_save(self, at, **options)
@@ -219,11 +219,13 @@ def poisoned(config: Config, bad_steps: list[int], stop_at: int | None = None) -
             next(iter(self.chunks[0].parameters())).main_grad.fill_(float("nan"))
         return sums, waited
 
-    def watched(self, seen, stop):
+    def watched(self, seen):
         before = [p.detach().clone() for chunk in self.chunks for p in chunk.parameters()]
         biases = self._router_biases()
         self.stepping = True
-        result = usual_step(self, seen, stop or stop_at == seen // config.training.global_batch + 1)
+        result = usual_step(self, seen)
+        if stop_at == seen // config.training.global_batch + 1:
+            os.kill(os.getpid(), signal.SIGTERM)
         after = [p for chunk in self.chunks for p in chunk.parameters()]
         same = all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
         same = same and all(torch.equal(a, b) for a, b in zip(biases, self._router_biases(), strict=True))
