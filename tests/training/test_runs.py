@@ -129,7 +129,7 @@ def test_skipped_steps_leave_healthy_checkpoints_alone(text, tmp_path):
     saved = manifest.read(newest)
     assert saved.position == (2, 4) and saved.updates == 2
     said = (tmp_path / "stopped/train.log").read_text()
-    assert "stopped by a signal after step 3, with the checkpoint after step 2 as its newest" in said
+    assert "stopped by SIGTERM after step 3, with the checkpoint after step 2 as its newest" in said
 
 
 @pytest.mark.ranks
