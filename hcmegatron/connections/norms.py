@@ -26,7 +26,7 @@ def normalise(x: Tensor, kind: NormKind, weight: Tensor | None, eps: float) -> T
     else:
         shift = shift.unsqueeze(-1)
         centred = _centred(x * shift, kind)
-        square = centred.square().mean(-1, keepdim=True) + eps * shift.square()
+        square = centred.square().mean(-1, keepdim=True) + eps * shift * shift
         zero = square == 0
         x = centred * torch.where(zero, 0.0, torch.rsqrt(torch.where(zero, 1.0, square)))
     return x if weight is None else x * weight
@@ -51,7 +51,7 @@ def inverse_rms(Hv: Tensor, kind: RmsEps, eps: float) -> tuple[Tensor, Tensor]:
     shift = rms.to_one(Hv.detach().abs().amax(-1, keepdim=True).clamp(min=floor))
     square = (Hv * shift).square().mean(-1, keepdim=True)
     if kind == "inside":
-        square = square + eps * shift.square()
+        square = square + eps * shift * shift
     r = torch.where(square == 0, 0.0, torch.where(square == 0, 1.0, square).sqrt())
     if kind == "added":
         r = r + eps * shift

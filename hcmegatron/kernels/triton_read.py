@@ -308,12 +308,8 @@ def read_backward_coefficients(
         dl = tl.zeros([BT, NP], tl.float32)
         if HAS_DPOST:
             p = tl.sigmoid(logits)
-            dl = (
-                tl.load(DPOST + rows[:, None] * N + lane[None, :], mask=vmask, other=0.0)
-                * 2.0
-                * p
-                * (1.0 - p)
-            )
+            dpost = tl.load(DPOST + rows[:, None] * N + lane[None, :], mask=vmask, other=0.0)
+            dl = tl.where(vmask, dpost * 2.0 * p * (1.0 - p), 0.0)
         along += tl.sum(dl * scale * t, axis=1)
         tl.store(DP + rows[:, None] * K + start_post + lane[None, :], dl * scale * inv_r[:, None], mask=vmask)
         tl.store(DSCALE + program * K + start_post + lane, tl.sum(dl * t, axis=0), mask=lane < N)
