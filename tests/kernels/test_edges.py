@@ -18,7 +18,9 @@ pytestmark = [
         torch.cuda.is_available(), reason="a GPU is here: test_cuda.py runs the kernels on it"
     ),
     # the interpreter computes with NumPy, which says where infinities and NaN arise
-    pytest.mark.filterwarnings("ignore:(overflow|invalid value|divide by zero) encountered:RuntimeWarning"),
+    pytest.mark.filterwarnings(
+        "ignore:((overflow|invalid value|divide by zero) encountered|All-NaN slice):RuntimeWarning"
+    ),
 ]
 NAN, INF = float("nan"), float("inf")
 READS = {"mathematics": exact_read, "torch": torch_path.read, "triton": triton_path.read}
@@ -88,8 +90,8 @@ def test_reads_hide_nothing_that_is_not_finite(options, where):
         for name, found in results.items():
             for mine, true in zip(found, results["mathematics"], strict=True):
                 assert torch.equal(mine, true), (name, at, index, value)
-        # the epsilon of a sum takes the place of one that is zero; everywhere else something shows
-        assert options.sinkhorn_eps != "none" or value == INF or any(map(torch.any, results["mathematics"]))
+        if isinstance(index, slice) and options.sinkhorn_eps == "none":
+            assert results["mathematics"][2].all(), "res of logits that cannot be normalised"
 
 
 @pytest.mark.parametrize("n", [3, 4])
