@@ -110,7 +110,7 @@ def with_term(term, micro_batch, **parallel):
     """Eight sequences in micro-batches of so many, with one term of the loss."""
     config = small("moe", "mhc")
     config.training.global_batch, config.training.micro_batch = 8, micro_batch
-    none = {"z_loss": 0.0, "sequence_aux_loss": 0.0, "aux_loss": 0.0, "expert_bias_rate": 0.0}
+    none = {"z_loss": 0.0, "sequence_aux_loss": 0.0, "aux_loss": 0.0, "expert_bias_rate": 1e-6}
     for key, value in (none | TERMS.get(term, {})).items():
         setattr(config.moe, key, value)
     config.model.document_mask = term == DOCUMENTS
