@@ -9,6 +9,7 @@ import torch
 import torch.distributed as dist
 
 from hcmegatron.config.schema import Config
+from hcmegatron.model.gpt import unwrap
 from hcmegatron.pipeline.loss import forward_step
 from hcmegatron.pipeline.placement import training_schedule
 from hcmegatron.pipeline.runner import ScheduleRunner
@@ -59,8 +60,9 @@ def evaluations(configs: list[Config], counts: list[int]) -> list[list[float]]:
 
 def _training_state(chunks: list[torch.nn.Module]) -> list[torch.Tensor]:
     """Everything but parameters that a training step reads and an evaluation could change."""
-    buffers = [buffer.clone() for chunk in chunks for buffer in chunk.buffers()]
-    return [torch.get_rng_state(), *get_cuda_rng_tracker().get_states().values(), *buffers]
+    buffers = [buffer for chunk in chunks for buffer in unwrap(chunk).buffers()]
+    regions = get_cuda_rng_tracker().get_states()
+    return [torch.get_rng_state(), *(t.clone() for t in (*regions.values(), *buffers))]
 
 
 class Trimmed(Batches):
