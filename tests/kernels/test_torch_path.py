@@ -113,7 +113,7 @@ def rounded_once(low, exact):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize(
-    "options", [ReadOptions(3), ReadOptions(4, use_post=False, rms_eps="inside", eps=1e-2)]
+    "options", [ReadOptions(3), ReadOptions(4, orientation="column_last", rms_eps="inside", eps=1e-2)]
 )
 def test_16_bit_reads_are_rounded_once(options, dtype):
     leaves = inputs(options, T=33, C=24, dtype=dtype)
