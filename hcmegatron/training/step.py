@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from hcmegatron.config.schema import Config
 from hcmegatron.data.dataset import Batches
 from hcmegatron.pipeline.loss import MicroBatchTensors, forward_step
-from hcmegatron.pipeline.placement import first_micro_batches
+from hcmegatron.pipeline.placement import evaluated_micro_batches, first_micro_batches
 from hcmegatron.platform.distributed import device
 from hcmegatron.training.random_state import random_state, set_random_state
 from megatron.core.optimizer.clip_grads import clip_grad_by_total_norm_fp32
@@ -95,11 +95,22 @@ class Stepper:
         return self._run(lambda i: self.batches(seen, i), self.batches.micro_batches, forward_only=False)
 
     def evaluate(self, make: Callable[[int], MicroBatchTensors], micro_batches: int) -> float:
-        """The loss summed over all ranks and micro-batches that `make` gives."""
+        """The loss summed over all ranks and `micro_batches` that `make` gives.
+
+        Where the schedule needs more, the last one comes again with a loss mask of zero.
+        """
+
+        def filled_up(index: int) -> MicroBatchTensors:
+            batch = make(min(index, micro_batches - 1))
+            if index >= micro_batches:
+                batch["loss_mask"] = torch.zeros_like(batch["loss_mask"])
+            return batch
+
         for chunk in self.chunks:
             chunk.eval()
         with torch.no_grad():
-            sums, _ = self._run(make, micro_batches, forward_only=True)
+            needed = evaluated_micro_batches(self.config, micro_batches)
+            sums, _ = self._run(filled_up, needed, forward_only=True)
         dist.all_reduce(sums)
         # tensor-parallel ranks each hold the whole loss
         return sums[0].item() / self.groups.tp.size()

@@ -51,14 +51,14 @@ class Batches:
                 for i in range(b)
             ]
         )
-        mask = torch.ones(b, s)
-        mask[:, : first % 3] = 0  # micro-batches of unequal weight
+        sequences = torch.arange(first, first + b).unsqueeze(1)
+        places = torch.arange(s).expand(b, s)
         return {
             "tokens": rows[:, :-1].contiguous(),
             "labels": rows[:, 1:].contiguous(),
-            "loss_mask": mask,
-            "position_ids": torch.arange(s).expand(b, s).contiguous(),
-            "document_ids": (torch.arange(s) >= 5 + first).long().expand(b, s).contiguous(),
+            "loss_mask": (places >= sequences % 3).float(),  # sequences of unequal weight
+            "position_ids": places.contiguous(),
+            "document_ids": (places >= 5 + sequences).long(),
         }
 
 
