@@ -6,11 +6,12 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from hcmegatron.config.schema import Config
 from hcmegatron.connections.connection import Connection
 from hcmegatron.model.block import ConnectionBlock
+from hcmegatron.model.dropout import Dropout
 from hcmegatron.model.experts import GroupedLinear
 from hcmegatron.model.transformer_config import transformer_config
 from hcmegatron.platform.megatron import flatten_state_dict
@@ -70,12 +71,29 @@ class ConnectionGPT(GPTModel):
         self.decoder = ConnectionBlock(
             config, megatron_config, stage.layers, stage.first, stage.last, pg_collection
         )
+        self.entry_dropout = Dropout(
+            megatron_config.hidden_dropout,
+            "embedding",
+            config.training.seed,
+            pg_collection.tp.rank() if megatron_config.sequence_parallel else 0,
+        )
         self.copy = 0  # see mark_copy
         mark_weights(self, pg_collection)
         for connection in self.connections():
             for parameter in connection.parameters():
                 # Under sequence parallelism each rank sees its part of the tokens, so gradients are summed.
                 parameter.sequence_parallel = megatron_config.sequence_parallel
+
+    def forward(self, *inputs: Any, first_sample: int | None = None, **others: Any) -> Tensor:
+        """As Megatron's.
+
+        Args:
+            first_sample: number of the micro-batch's first sequence, counted through the whole training run. Masks of
+                dropout are a function of it; nothing else needs it.
+        """
+        if self.pre_process:
+            self.entry_dropout.begin(first_sample, self.training)
+        return super().forward(*inputs, extra_block_kwargs={"first_sample": first_sample}, **others)
 
     def mark_copy(self, copy: int) -> None:
         """Make this chunk the copy-th further one (from 1) of the same parameters, which another rank counts in the
