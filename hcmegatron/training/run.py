@@ -78,7 +78,7 @@ def train(config: Config, ranks: RankInfo, name: str = "run") -> int:
             recorder.say(*kernels_chosen(chunks))
             recorder.say(f"MFU is of {peak:.3g} TFLOP/s a rank ({peak_name})")
             if start_from:
-                how = "bit for bit" if exact else "under another layout, so with new random states"
+                how = "bit for bit" if exact else "under another layout"
                 recorder.say(f"continuing from {start_from} after step {done}, {how}")
             recorder.say(*passed_over(config), *copies_planned(config, chunks), *recomputation.planned())
             stepper.rehearse()
