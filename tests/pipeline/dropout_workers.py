@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from unittest import mock
 
 import torch
@@ -15,8 +16,12 @@ from hcmegatron.config.schema import Config
 from hcmegatron.model import dropout
 from hcmegatron.model.dropout import Dropout
 from hcmegatron.pipeline.placement import most_held
+from hcmegatron.pipeline.schedule import build_schedule
 from hcmegatron.recompute.attach import Recomputation
-from tests.layouts.network import Outcome, one_step
+from hcmegatron.training.model import wrap
+from hcmegatron.training.optimizer import build_optimizer
+from hcmegatron.training.step import Stepper
+from tests.layouts.network import Batches, Outcome, chunks_of, one_step
 from tests.model.workers import groups_of
 
 
@@ -56,6 +61,20 @@ def steps(configs: list[Config], shared: bool = False) -> list[Step]:
                 outcome = one_step(config, groups, recompute)
             found.append(Step(outcome, masks, torch.equal(before, torch.get_rng_state())))
     return found
+
+
+def evaluation(config: Config) -> tuple[list[Mask], bool]:
+    """The masks of an evaluation, and whether the generator is after it what it was before."""
+    with groups_of(config) as groups:
+        chunks = [wrap(chunk, config, groups) for chunk in chunks_of(config, groups)]
+        optimizer, schedule = build_optimizer(config, chunks, groups), build_schedule(config, chunks, groups)
+        batches = Batches(config, groups.dp.rank(), groups.dp.size())
+        stepper = Stepper(config, chunks, optimizer, schedule, batches, groups)
+        stepper.gradients(0)
+        before = torch.get_rng_state()
+        with observed() as masks:
+            stepper.evaluate(partial(batches, 1), 3)
+        return masks, torch.equal(before, torch.get_rng_state())
 
 
 SEED = dropout.seed_draws
