@@ -43,11 +43,12 @@ class Batches:
         self.micro_batches = self.global_batch // (self.micro_batch * data_parallel)
         self._epoch, self._order = -1, np.empty(0, np.int64)
 
-    def __call__(self, seen: int, micro_batch: int) -> dict[str, torch.Tensor]:
-        """What this rank sees in a micro-batch (0 .. micro_batches-1) of the step after `seen` samples. See `pack`."""
+    def __call__(self, seen: int, micro_batch: int) -> dict[str, torch.Tensor | int]:
+        """What this rank sees in a micro-batch (0 .. micro_batches-1) of the step after `seen` samples: see `pack`, and
+        first_sample, which sample of the whole training run the first one is."""
         first = seen + (micro_batch * self.data_parallel + self.data_rank) * self.micro_batch
         windows = [self.window(sample) for sample in range(first, first + self.micro_batch)]
-        return pack(self.tokens, windows, self.length, self.end)
+        return pack(self.tokens, windows, self.length, self.end) | {"first_sample": first}
 
     def window(self, sample: int) -> int:
         """The window that is the sample-th of the whole training run."""

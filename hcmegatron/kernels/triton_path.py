@@ -204,8 +204,9 @@ class _Write(Function):
     ) -> tuple[Tensor, ...]:
         T, n, C = H.shape
         out = torch.empty_like(H)
-        # Drawn on the device, without waiting, from the generator that dropout would use.
-        seed = torch.randint(2**31 - 1, (1,), device=H.device, dtype=torch.int32) if dropout else post
+        # Drawn on the device, without waiting, from the generator that dropout would use. A run has more masks than
+        # there are numbers of 31 bits.
+        seed = torch.randint(2**63 - 1, (1,), device=H.device) if dropout else post
         given = bias if bias is not None else y
         flags = {"N": n, "R": y.shape[1], "C": C, "HAS_BIAS": bias is not None, "DROPOUT": dropout > 0}
         proj = square = None

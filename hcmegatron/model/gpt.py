@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from hcmegatron.config.schema import Config
 from hcmegatron.connections.connection import Connection
 from hcmegatron.model.block import ConnectionBlock
+from hcmegatron.model.dropout import Dropout
 from hcmegatron.model.experts import GroupedLinear
 from hcmegatron.model.transformer_config import transformer_config
 from hcmegatron.platform.megatron import flatten_state_dict
@@ -71,6 +72,12 @@ class ConnectionGPT(GPTModel):
         self.decoder = ConnectionBlock(
             config, megatron_config, stage.layers, stage.first, stage.last, pg_collection
         )
+        self.entry_dropout = Dropout(
+            megatron_config.hidden_dropout,
+            "embedding",
+            config.training.seed,
+            pg_collection.tp.rank() if megatron_config.sequence_parallel else 0,
+        )
         self.copy = 0  # see mark_copy
         self.vocabulary = vocabulary(config, tokens)
         mark_weights(self, pg_collection)
@@ -78,6 +85,17 @@ class ConnectionGPT(GPTModel):
             for parameter in connection.parameters():
                 # Under sequence parallelism each rank sees its part of the tokens, so gradients are summed.
                 parameter.sequence_parallel = megatron_config.sequence_parallel
+
+    def forward(self, *inputs: Any, first_sample: int | None = None, **others: Any) -> Tensor:
+        """As Megatron's.
+
+        Args:
+            first_sample: number of the micro-batch's first sequence, counted through the whole training run. Masks of
+                dropout are a function of it; nothing else needs it.
+        """
+        if self.pre_process:
+            self.entry_dropout.begin(first_sample, self.training)
+        return super().forward(*inputs, extra_block_kwargs={"first_sample": first_sample}, **others)
 
     def compute_language_model_loss(self, labels: Tensor, logits: Tensor) -> Tensor:
         """As Megatron's, over the vocabulary alone: entries that pad it have no probability.

@@ -77,7 +77,7 @@ def layer_spec(config: Config, layer: int) -> ModuleSpec:
     }[config.model.norm_position]
     return ModuleSpec(
         module=ConnectionLayer,
-        params={"global_layer": layer},
+        params={"global_layer": layer, "seed": config.training.seed},
         submodules=LayerSubmodules(
             attention_connection=_connection(config, 2 * layer),
             self_attention=_attention(config, provider),

@@ -16,7 +16,6 @@ from hcmegatron.data.dataset import Batches
 from hcmegatron.pipeline.loss import MicroBatchTensors, forward_step
 from hcmegatron.pipeline.placement import evaluated_micro_batches, first_micro_batches
 from hcmegatron.platform.distributed import device
-from hcmegatron.training.random_state import random_state, set_random_state
 from megatron.core.optimizer.clip_grads import clip_grad_by_total_norm_fp32
 from megatron.core.optimizer.optimizer import ChainedOptimizer
 from megatron.core.process_groups_config import ProcessGroupCollection
@@ -44,7 +43,8 @@ class Feed(Iterator[MicroBatchTensors]):
     def __next__(self) -> MicroBatchTensors:
         start = time.perf_counter()
         batch = {
-            name: tensor.to(device(), non_blocking=True) for name, tensor in self.make(self.index).items()
+            name: value.to(device(), non_blocking=True) if isinstance(value, Tensor) else value
+            for name, value in self.make(self.index).items()
         }
         if self.document_mask:
             batch["attention_mask"] = document_mask(batch["document_ids"])
@@ -135,12 +135,11 @@ class Stepper:
     def rehearse(self) -> None:
         """One step's forward and backward before the first, to compile and to find out-of-memory early.
 
-        Leaves no trace: gradients are cleared by the next step, random states and router biases are put back.
+        Leaves no trace: gradients are cleared by the next step, router biases are put back.
         """
-        random, biases = random_state(), self._router_biases()
+        biases = self._router_biases()
         self.gradients(0)
         self._set_router_biases(biases)
-        set_random_state(random)
 
     def _clip(self, norm: float) -> None:
         clip = self.config.optimizer.clip

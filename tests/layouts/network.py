@@ -40,7 +40,7 @@ class Batches:
         self.config, self.data_rank, self.data_parallel = config, data_rank, data_parallel
         self.micro_batches = config.training.global_batch // (config.training.micro_batch * data_parallel)
 
-    def __call__(self, step: int, micro_batch: int) -> dict[str, torch.Tensor]:
+    def __call__(self, step: int, micro_batch: int) -> dict[str, torch.Tensor | int]:
         b, s = self.config.training.micro_batch, self.config.data.sequence_length
         first = (micro_batch * self.data_parallel + self.data_rank) * b
         rows = torch.stack(
@@ -59,6 +59,7 @@ class Batches:
             "loss_mask": (places >= sequences % 3).float(),  # sequences of unequal weight
             "position_ids": places.contiguous(),
             "document_ids": (places >= 5 + sequences).long(),
+            "first_sample": step * self.config.training.global_batch + first,
         }
 
 

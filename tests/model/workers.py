@@ -62,7 +62,7 @@ def batches(count: int, micro_batch: int) -> list[dict[str, torch.Tensor]]:
     """The same micro-batches on every rank."""
     generator = torch.Generator().manual_seed(7)
     made = []
-    for _ in range(count):
+    for index in range(count):
         tokens = torch.randint(0, VOCAB, (micro_batch, S + 1), generator=generator)
         made.append(
             {
@@ -70,6 +70,7 @@ def batches(count: int, micro_batch: int) -> list[dict[str, torch.Tensor]]:
                 "labels": tokens[:, 1:].contiguous(),
                 "loss_mask": torch.ones(micro_batch, S),
                 "position_ids": torch.arange(S).expand(micro_batch, -1),
+                "first_sample": index * micro_batch,
             }
         )
     return made
@@ -175,7 +176,13 @@ def fp32_step(config: Config, count: int) -> Step:
 
 def megatron_loss_step(batches, chunk):
     batch = next(batches)
-    output = chunk(batch["tokens"], batch["position_ids"], None, labels=batch["labels"])
+    output = chunk(
+        batch["tokens"],
+        batch["position_ids"],
+        None,
+        labels=batch["labels"],
+        first_sample=batch["first_sample"],
+    )
     return output, partial(token_loss, batch["loss_mask"])
 
 

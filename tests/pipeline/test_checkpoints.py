@@ -1,4 +1,5 @@
-"""A checkpoint does not depend on the schedule that the run was under: whatever continues it has the same losses."""
+"""A checkpoint does not depend on the schedule that the run was under: whatever continues it has the same losses, with
+dropout, whose masks go on as if nothing had changed."""
 
 import json
 
@@ -24,7 +25,7 @@ def losses(text, directory, ranks, start_from=None, tied=False, **parallel):
     config = tiny(
         text,
         directory,
-        model={"layers": 5, "hidden_dropout": 0.0, "tie_embeddings": tied},
+        model={"layers": 5, "attention_dropout": 0.1, "tie_embeddings": tied},
         training={"global_batch": 4},
         checkpoint={"save_every": 1, "keep_last": 4, "load": start_from and str(start_from)},
         parallel=parallel,

@@ -72,9 +72,10 @@ class Trimmed(Batches):
         super().__init__(config, 0, 1)
         self.lengths = lengths
 
-    def __call__(self, step: int, micro_batch: int) -> dict[str, torch.Tensor]:
+    def __call__(self, step: int, micro_batch: int) -> dict[str, torch.Tensor | int]:
         whole = super().__call__(step, micro_batch)
-        return {name: tensor[:, : self.lengths[micro_batch]] for name, tensor in whole.items()}
+        sample, length = whole.pop("first_sample"), self.lengths[micro_batch]
+        return {name: tensor[:, :length] for name, tensor in whole.items()} | {"first_sample": sample}
 
 
 def lengths(configs: list[Config], lengths: list[int]) -> list[Outcome]:
