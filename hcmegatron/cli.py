@@ -131,10 +131,9 @@ def _refuse_separate_values(arguments: list[str]) -> None:
     """ConfigError for `--training.steps 10`, whose 10 would be taken for the file."""
     for word, value in pairwise(arguments):
         hint = leaves().get(word.removeprefix("--")) if word.startswith("--") else None
-        fits = hint is not None and (
-            hint is not bool or value in ("true", "false")
-        )  # not `--run.tensorboard FILE`
-        if fits and not value.startswith("--"):
+        if hint is None or value.startswith("--"):
+            continue
+        if hint is not bool or value in ("true", "false"):  # `--run.tensorboard FILE` only lacks its value
             raise ConfigError(f"{word} {value}: a setting is written --section.key=value: {word}={value}")
 
 

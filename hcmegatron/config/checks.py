@@ -9,7 +9,7 @@ import math
 
 from hcmegatron.config.errors import ConfigError
 from hcmegatron.config.idle import ineffective
-from hcmegatron.config.ranges import TRITON_STREAMS, check_value
+from hcmegatron.config.ranges import LARGEST, TRITON_STREAMS, check_value
 from hcmegatron.config.schema import SPLIT_BACKWARD, Config, Parallel
 from hcmegatron.config.types import defaults, flatten
 
@@ -228,9 +228,9 @@ def _parallel(config: Config, shown: Shown) -> None:
         "use an interleaved schedule, or set parallel.virtual=null",
     )
     _need(
-        p.schedule != "megatron_interleaved" or p.pipeline > 1,
+        not interleaved or p.pipeline > 1,
         f"{shown('parallel.schedule')} interleaves pipeline ranks, but {shown('parallel.pipeline')}",
-        "raise parallel.pipeline, or use parallel.schedule=megatron_1f1b",
+        "raise parallel.pipeline, or use parallel.schedule=megatron_1f1b or 1f1b",
     )
     _need(
         p.schedule != "dualpipe" or p.pipeline % 2 == 0,
@@ -277,6 +277,24 @@ def _parallel(config: Config, shown: Shown) -> None:
         _divisible(shown, "data.sequence_length", "parallel.tensor", ", over which the sequence is split")
     _divisible(shown, "model.heads", "parallel.tensor")
     _divisible(shown, "model.ffn_hidden_size", "parallel.tensor")
+    if config.moe.experts:
+        shared = config.moe.shared_experts * config.moe.ffn_hidden_size
+        _need(
+            shared % p.tensor == 0,
+            f"{shown('moe.shared_experts')} of {shown('moe.ffn_hidden_size')} are {shared} wide together, which is not "
+            f"divisible by {shown('parallel.tensor')}",
+            "change one of them",
+        )
+    if m.attention == "mla" and config.implementation != "te":  # Megatron's local down-projections are split
+        latent = config.mla.kv_rank + config.mla.rope_dim
+        _need(
+            latent % p.tensor == 0,
+            f"{shown('mla.kv_rank')} and {shown('mla.rope_dim')} are {latent} wide together, which is not divisible by "
+            f"{shown('parallel.tensor')}",
+            "change one of them",
+        )
+        if config.mla.q_rank:
+            _divisible(shown, "mla.q_rank", "parallel.tensor")
     groups = m.query_groups or m.heads
     _need(
         m.attention == "mla" or groups % p.tensor == 0 or p.tensor % groups == 0,
@@ -337,6 +355,12 @@ def _recompute(config: Config, shown: Shown) -> None:
 def _training(config: Config, shown: Shown) -> None:
     o, c = config.optimizer, config.checkpoint
     check_world(config, smallest_world(config))  # a batch that does not fit it fits no larger one
+    _need(
+        o.lr * max(1.0, config.connection.lr_multiplier, o.weight_decay) <= LARGEST,
+        f"{shown('optimizer.lr')} with {shown('connection.lr_multiplier')} and {shown('optimizer.weight_decay')} makes "
+        f"products beyond {LARGEST:g}, which 32-bit numbers do not hold",
+        "lower them",
+    )
     _need(
         len(o.step_decay_at) == len(o.step_decay_to),
         f"{shown('optimizer.step_decay_at')} and {shown('optimizer.step_decay_to')} differ in length",

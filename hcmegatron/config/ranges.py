@@ -8,6 +8,7 @@ from hcmegatron.config.errors import ConfigError
 
 RECOMPUTED_MODULES = ("core_attn", "mla_up_proj", "mlp", "shared_experts")
 TRITON_STREAMS = 8  # the most that the Triton kernels hold (hcmegatron.kernels.select)
+LARGEST = 1e30  # of any number: 3.4e38 is where fp32 ends
 BYTE_VOCABULARY = 257  # 256 bytes and the end of a document
 
 # Words of a range -> (test, the settings it holds for).
@@ -72,6 +73,8 @@ RANGE_OF = {key: (words, test) for words, (test, keys) in _RANGES.items() for ke
 
 def check_value(key: str, value: Any) -> None:
     """Raises ConfigError, without naming place or key, where a value is out of its setting's range."""
+    if isinstance(value, float) and abs(value) > LARGEST:
+        raise ConfigError(f"is out of range; numbers go up to {LARGEST:g}, since most become 32-bit ones")
     words, test = RANGE_OF.get(key, ("", None))
     if test is not None and value is not None and not test(value):
         raise ConfigError(f"is out of range; it must be {words}")

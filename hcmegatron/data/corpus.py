@@ -58,11 +58,9 @@ class Corpus:
         """What is held out, in words."""
         files = {document.path for document in (*self.train, *self.heldout)}
         whole = {document.path for document in self.heldout} - {document.path for document in self.train}
-        of = (
-            f"{len(whole)} of {len(files)} files"
-            if whole or not self.heldout
-            else "the end of the largest file"
-        )
+        of = f"{len(whole)} of {len(files)} files"
+        if self.heldout and not whole:
+            of = "the end of the largest file"
         return f"held out: {of}, {_bytes(self.heldout):,} bytes, {self.held_share:.3g} of the text"
 
     @property
@@ -140,9 +138,7 @@ def _listed(data: Data) -> list[tuple[str, Path]]:
         for path in _expanded(name):
             try:
                 files += _of_directory(path, name, data) if path.is_dir() else [_of_file(path, name)]
-            except (
-                OSError
-            ) as error:  # is_dir and is_file answer for most, but not for a name that is too long
+            except OSError as error:  # such as a name that is too long, to which is_dir has no answer
                 raise ConfigError(
                     f"data.paths = {name}: {error.strerror}; name text files or directories"
                 ) from None

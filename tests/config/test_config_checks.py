@@ -75,6 +75,22 @@ MOE = ["moe.experts=8", "moe.first_dense=1"]
             ["8 pipeline stages", "x 2 of parallel.schedule = zb_v"],
         ),
         (["parallel.virtual=2", INTERLEAVED], ["megatron_interleaved", "parallel.pipeline = 1"]),
+        (["parallel.virtual=2", "parallel.schedule=interleaved"], ["= interleaved", "parallel.pipeline = 1"]),
+        (
+            ["model.attention=mla", "parallel.tensor=2", "mla.q_rank=3"],
+            ["mla.q_rank = 3", "parallel.tensor = 2", "2 or 4"],
+        ),
+        (
+            ["model.attention=mla", "parallel.tensor=2", "mla.kv_rank=3"],
+            ["mla.kv_rank = 3", "mla.rope_dim = 16", "19 wide", "parallel.tensor = 2"],
+        ),
+        (
+            [
+                *(MOE + ["moe.grouped=false", "moe.ffn_hidden_size=5", "moe.shared_experts=1"]),
+                *("parallel.tensor=2", "parallel.sequence=true"),
+            ],
+            ["moe.shared_experts = 1", "5 wide", "parallel.tensor = 2"],
+        ),
         (["parallel.pipeline=2", INTERLEAVED], ["megatron_interleaved", "set parallel.virtual"]),
         (
             ["parallel.pipeline=2", "parallel.virtual=2"],
@@ -134,6 +150,11 @@ MOE = ["moe.experts=8", "moe.first_dense=1"]
         (["moe.experts=8", "moe.first_dense=4"], ["moe.first_dense = 4", "model.layers = 4"]),
         ([*MOE, "parallel.expert_tensor=3"], ["moe.ffn_hidden_size = 128", "parallel.expert_tensor = 3"]),
         ([*MOE, "parallel.tensor=2"], ["parallel.tensor = 2", "parallel.sequence=true"]),
+        (
+            ["optimizer.lr=1e20", "connection.lr_multiplier=1e20"],
+            ["optimizer.lr = 1e+20", "lr_multiplier = 1e+20"],
+        ),
+        (["training.threads=2000"], ["training.threads = 2000", "from 1 to 1024"]),
         (["optimizer.step_decay_at=[0.8]"], ["optimizer.step_decay_at = [0.8]", "differ in length"]),
         (
             ["optimizer.schedule=step", "optimizer.step_decay_at=[]", "optimizer.step_decay_to=[]"],

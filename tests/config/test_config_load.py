@@ -87,6 +87,8 @@ def test_extends_circle_and_missing_base(write):
         ("optimizer:\n  lr: .nan\n", ["optimizer.lr = .nan", "finite"]),
         ("optimizer:\n  lr: .inf\n", ["optimizer.lr = .inf", "finite"]),
         ("optimizer:\n  lr: 1e999\n", ["optimizer.lr = 1e999", "finite"]),
+        ("optimizer:\n  lr: 1e31\n", ["optimizer.lr = 1e31", "up to 1e+30"]),
+        ("model:\n  norm_eps: 1e300\n", ["model.norm_eps = 1e300", "up to 1e+30"]),
         ("optimizer:\n  lr: nan\n", ["optimizer.lr = nan", "a number"]),
         ("optimizer:\n  lr: -1e-3\n", ["optimizer.lr = -1e-3", "above 0"]),
         ("optimizer:\n  beta2: 1\n", ["optimizer.beta2 = 1", "below 1"]),
