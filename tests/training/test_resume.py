@@ -187,11 +187,13 @@ def test_a_flipped_bit_is_found_by_its_checksum(tmp_path):
     path = saved(tmp_path, made())
     written = manifest.read(path)
     assert written.files["__0_0.distcp"].bytes == 7
-    assert manifest.damage(path, written, written.files) is None
+    manifest.verify(path, written, written.files)
     (path / "__0_0.distcp").write_bytes(b"weightr")
-    assert "its checksum differs" in manifest.damage(path, written, written.files)
+    with pytest.raises(ConfigError, match="its checksum differs"):
+        manifest.verify(path, written, written.files)
     (path / "__0_0.distcp").unlink()
-    assert "cannot be read" in manifest.damage(path, written, written.files)
+    with pytest.raises(ConfigError, match="No such file or directory; every rank has to see it"):
+        manifest.verify(path, written, written.files)
 
 
 def test_places_of_checkpoints(tmp_path):
