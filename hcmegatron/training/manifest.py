@@ -8,6 +8,7 @@ checksums say whether it still is.
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -198,10 +199,13 @@ def tidy(folder: Path) -> list[str]:
 
 
 def sync(directory: Path) -> None:
-    """Have the names in a directory on the disk."""
+    """Have the names in a directory on the disk, where its file system can do that."""
     descriptor = os.open(directory, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
     finally:
         os.close(descriptor)
 
