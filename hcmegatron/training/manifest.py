@@ -174,6 +174,8 @@ def verify(checkpoint: Path, manifest: Manifest, files: Iterable[str]) -> None:
 def publish(partial: Path, checkpoint: Path) -> None:
     """Give a complete checkpoint its name. One that is there already exists, whole, until it is replaced."""
     replaced = checkpoint.with_name(checkpoint.name + REPLACED)
+    if checkpoint.exists() and not checkpoint.is_dir():
+        raise FileExistsError(errno.EEXIST, "a file has its name", str(checkpoint))
     if checkpoint.exists():
         checkpoint.rename(replaced)
     partial.rename(checkpoint)

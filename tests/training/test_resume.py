@@ -239,6 +239,14 @@ def test_a_checkpoint_that_is_saved_again_is_there_at_every_moment(tmp_path, mon
     assert seen == [4, 4, 4, 3] and [left.name for left in path.parent.iterdir()] == [path.name]
 
 
+def test_a_file_with_a_checkpoints_name_stays(tmp_path):
+    (tmp_path / "step-00000004.partial").mkdir()
+    (tmp_path / "step-00000004").write_text("mine")
+    with pytest.raises(FileExistsError, match="a file has its name"):
+        manifest.publish(tmp_path / "step-00000004.partial", tmp_path / "step-00000004")
+    assert (tmp_path / "step-00000004").read_text() == "mine"
+
+
 def test_what_a_killed_run_left_is_removed_and_what_is_whole_kept(tmp_path):
     path = saved(tmp_path, made())
     path.with_suffix(".partial").mkdir()
