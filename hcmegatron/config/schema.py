@@ -136,7 +136,7 @@ class Parallel:
 
 @dataclass
 class Data:
-    """Text, and how it becomes batches. The order is a function of seed and step."""
+    """Text, and how it becomes batches. The order is a function of the seed."""
 
     paths: list[str] = field(
         default_factory=list

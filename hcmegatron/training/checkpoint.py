@@ -22,7 +22,7 @@ from hcmegatron.config.schema import Config
 from hcmegatron.config.types import flatten
 from hcmegatron.platform import adam
 from hcmegatron.training import manifest
-from hcmegatron.training.manifest import Manifest, NotSaved, Position
+from hcmegatron.training.manifest import Manifest, Position
 from hcmegatron.training.model import gather_parameters
 from hcmegatron.training.pieces import FAULTS, Piece, read, reason, write
 from hcmegatron.training.random_state import random_state, set_random_state
@@ -34,6 +34,10 @@ from megatron.core.optimizer.optimizer import ChainedOptimizer
 T = TypeVar("T")
 
 
+class NotDone(Exception):
+    """A rank could not write or read, for a reason in words."""
+
+
 def depends_on() -> dict[str, Any]:
     """What a run's numbers depend on beside configuration and text, by name."""
     versions = environment()
@@ -42,6 +46,23 @@ def depends_on() -> dict[str, Any]:
         "CPU threads": torch.get_num_threads(),
         **{name: versions[name] for name in ("python", "torch", "megatron-core", "device")},
     }
+
+
+def verify(start: Start) -> None:
+    """Compare every file of a checkpoint with its checksum, each rank some of them. Collective.
+
+    Raises:
+        ConfigError: one is not as it was written; on every rank, whichever found it.
+    """
+    mine = sorted(start.manifest.files)[dist.get_rank() :: dist.get_world_size()]
+    fault = None
+    try:
+        manifest.verify(start.path, start.manifest, mine)
+    except ConfigError as error:
+        fault = str(error)
+    for found in _gathered(fault):
+        if found is not None:
+            raise ConfigError(found)
 
 
 class Checkpoints:
@@ -76,7 +97,7 @@ class Checkpoints:
         partial = path.with_suffix(".partial")
         try:
             self._write(partial, path, at)
-        except NotSaved as error:
+        except NotDone as error:
             self.failed = f"the checkpoint after step {at.step} could not be saved: {error}"
             if dist.get_rank() == 0:
                 shutil.rmtree(partial, ignore_errors=True)
@@ -85,39 +106,27 @@ class Checkpoints:
         return [] if keep_older or dist.get_rank() else self._remove_older(path)
 
     def load(self, start: Start) -> None:
-        """Fill model, optimizer and, where the layout is the same, random states from a checkpoint.
+        """Fill model, optimizer and, where the layout is the same, random states from a verified checkpoint.
 
         Raises:
-            ConfigError: a file of it is damaged; on every rank, whichever found it, and before anything is taken.
+            ConfigError: it cannot be read; on every rank, whichever found it.
         """
-        path, saved = start.path, start.manifest
-        rank, size = dist.get_rank(), dist.get_world_size()
-        mine = sorted(saved.files)[rank::size]
-        self._raise_if_any(path, manifest.damage(path, saved, mine))
         of_model, of_optimizer = to_load(self.chunks, self.optimizer)
         random = random_state() if start.same_layout else {}
         for pieces in (of_model, of_optimizer + _random_pieces(random)):
-            fault = None
             try:
-                read(pieces, path)
-            except FAULTS as error:
-                fault = reason(error)
-            self._raise_if_any(path, fault)
-        for each in self.optimizer.chained_optimizers:
-            if not each.is_stub_optimizer:
-                adam.set_updates(each.optimizer, saved.updates)
+                _everywhere(lambda pieces=pieces: read(pieces, start.path))
+            except NotDone as error:
+                raise manifest.corrupt(start.path, str(error)) from None
+        for optimizer in self._inner():
+            adam.set_updates(optimizer, start.manifest.updates)
         if random:
             set_random_state(random)
-        if self.folder in path.parents:
+        if self.folder in start.path.parents:
             self.saved = start.position
 
-    def _raise_if_any(self, path: Path, fault: str | None) -> None:
-        faults = [found for found in _gathered(fault) if found is not None]
-        if faults:
-            raise ConfigError(f"checkpoint {path} is corrupt: {faults[0]}; delete it to use the one before")
-
     def _write(self, partial: Path, path: Path, at: Position) -> None:
-        """Raises NotSaved on every rank where it failed on one."""
+        """Raises NotDone on every rank where it failed on one."""
         first, rank = dist.get_rank() == 0, dist.get_rank()
         gather_parameters(self.chunks)
         _everywhere(lambda: _emptied(partial) if first else None)
@@ -126,7 +135,7 @@ class Checkpoints:
 
         def read_back() -> tuple[dict[str, manifest.File], int]:
             mine = [file.name for file in partial.glob(f"__{rank}_*")] + [".metadata"] * first
-            return manifest.checksums(partial, mine), self._updates()
+            return manifest.checksums(partial, mine), max(map(adam.updates, self._inner()), default=0)
 
         everyones = _everywhere(read_back)
         files = {name: file for found, _ in everyones for name, file in found.items()}
@@ -135,14 +144,16 @@ class Checkpoints:
         _everywhere(lambda: self._complete(partial, path, complete) if first else None)
 
     def _complete(self, partial: Path, path: Path, complete: Manifest) -> None:
+        for name in complete.files:
+            (
+                partial / name
+            ).stat()  # written by a rank on another machine: raises where that has disks of its own
         complete.write(partial)
         manifest.publish(partial, path)
 
-    def _updates(self) -> int:
-        optimizers = [
-            each.optimizer for each in self.optimizer.chained_optimizers if not each.is_stub_optimizer
-        ]
-        return max((adam.updates(optimizer) for optimizer in optimizers), default=0)
+    def _inner(self) -> list[torch.optim.Optimizer]:
+        """torch's optimizers in Megatron's, of which a rank without parameters of a kind has none."""
+        return [each.optimizer for each in self.optimizer.chained_optimizers if not each.is_stub_optimizer]
 
     def _remove_older(self, than: Path) -> list[str]:
         """All but the newest keep_last of this one and those before it."""
@@ -160,7 +171,7 @@ def _everywhere(work: Callable[[], T]) -> list[T]:
     """What `work` returned on every rank, by rank. Collective.
 
     Raises:
-        NotSaved: on every rank, where work failed on one.
+        NotDone: on every rank, where work failed on one.
     """
     answer, fault = None, None
     try:
@@ -170,7 +181,7 @@ def _everywhere(work: Callable[[], T]) -> list[T]:
     answers = _gathered((answer, fault))
     faults = [found for _, found in answers if found is not None]
     if faults:
-        raise NotSaved(faults[0])
+        raise NotDone(faults[0])
     return [found for found, _ in answers]
 
 

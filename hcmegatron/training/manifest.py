@@ -8,6 +8,7 @@ checksums say whether it still is.
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -116,9 +117,9 @@ def read(checkpoint: Path) -> Manifest:
     except OSError as error:
         raise ConfigError(f"checkpoint {checkpoint}: {MANIFEST} cannot be read: {error.strerror}") from None
     except (ValueError, RecursionError):
-        raise _corrupt(checkpoint, f"{MANIFEST} is not JSON") from None
+        raise corrupt(checkpoint, f"{MANIFEST} is not JSON") from None
     if not isinstance(content, dict) or not isinstance(content.get("files"), dict):
-        raise _corrupt(checkpoint, f"{MANIFEST} is not a manifest")
+        raise corrupt(checkpoint, f"{MANIFEST} is not a manifest")
     version = content.pop("format", 1)
     if version != FORMAT:
         raise ConfigError(
@@ -127,16 +128,16 @@ def read(checkpoint: Path) -> Manifest:
         )
     digest = content.pop("blake2b", None)
     if digest != _digest({"format": FORMAT, **content}):
-        raise _corrupt(checkpoint, f"{MANIFEST} is not as it was written")
+        raise corrupt(checkpoint, f"{MANIFEST} is not as it was written")
     files = {file: File(**entry) for file, entry in content.pop("files").items()}
     manifest = Manifest(**content, files=files)
     for file, entry in files.items():
         try:
             size = (checkpoint / file).stat().st_size
         except OSError:
-            raise _corrupt(checkpoint, f"{file} is missing") from None
+            raise corrupt(checkpoint, f"{file} is missing") from None
         if size != entry.bytes:
-            raise _corrupt(checkpoint, f"{file} has {size} bytes, {entry.bytes} were written")
+            raise corrupt(checkpoint, f"{file} has {size} bytes, {entry.bytes} were written")
     return manifest
 
 
@@ -153,20 +154,28 @@ def checksums(checkpoint: Path, files: Iterable[str]) -> dict[str, File]:
         return dict(zip(files, threads.map(look, files), strict=True))
 
 
-def damage(checkpoint: Path, manifest: Manifest, files: Iterable[str]) -> str | None:
-    """What is wrong with the first of these files that is not as it was written; None where all are."""
-    files = list(files)
+def verify(checkpoint: Path, manifest: Manifest, files: Iterable[str]) -> None:
+    """Compare files with their checksums.
+
+    Raises:
+        ConfigError: one cannot be read, or is not as it was written.
+    """
     try:
         found = checksums(checkpoint, files)
     except OSError as error:
-        return f"{Path(error.filename or '').name} cannot be read: {error.strerror}"
-    wrong = [file for file in files if found[file] != manifest.files[file]]
-    return f"{wrong[0]} is not as it was written (its checksum differs)" if wrong else None
+        raise ConfigError(
+            f"checkpoint {checkpoint} cannot be read: {error.filename}: {error.strerror}; every rank has to see it"
+        ) from None
+    for file, entry in found.items():
+        if entry != manifest.files[file]:
+            raise corrupt(checkpoint, f"{file} is not as it was written (its checksum differs)")
 
 
 def publish(partial: Path, checkpoint: Path) -> None:
     """Give a complete checkpoint its name. One that is there already exists, whole, until it is replaced."""
     replaced = checkpoint.with_name(checkpoint.name + REPLACED)
+    if checkpoint.exists() and not checkpoint.is_dir():
+        raise FileExistsError(errno.EEXIST, "a file has its name", str(checkpoint))
     if checkpoint.exists():
         checkpoint.rename(replaced)
     partial.rename(checkpoint)
@@ -192,17 +201,21 @@ def tidy(folder: Path) -> list[str]:
 
 
 def sync(directory: Path) -> None:
-    """Have the names in a directory on the disk."""
+    """Have the names in a directory on the disk, where its file system can do that."""
     descriptor = os.open(directory, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
     finally:
         os.close(descriptor)
 
 
+def corrupt(checkpoint: Path, what: str) -> ConfigError:
+    """The error for a checkpoint that was complete once and is not any more."""
+    return ConfigError(f"checkpoint {checkpoint} is corrupt: {what}; delete it to use the one before")
+
+
 def _digest(content: dict[str, Any]) -> str:
     return hashlib.blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=16).hexdigest()
-
-
-def _corrupt(checkpoint: Path, what: str) -> ConfigError:
-    return ConfigError(f"checkpoint {checkpoint} is corrupt: {what}; delete it to use the one before")

@@ -63,7 +63,8 @@ RULE_OF = {key: rule for rule, keys in _RULES.items() for key in keys.split()}
 _OF_RANDOM_STATES = {
     "ranks",
     "training.seed",
-    *(key for key, rule in RULE_OF.items() if key.startswith("parallel.") and rule is Rule.APPLIED),
+    *(f"parallel.{key}" for key in ("pipeline", "virtual", "tensor", "sequence", "expert", "expert_tensor")),
+    "parallel.schedule",
 }
 
 

@@ -54,6 +54,8 @@ def train(config: Config, ranks: RankInfo, name: str = "run") -> int:
             if ranks.rank == 0:
                 tell(f"hcmegatron: {resume.finished(start)}")
             return 0
+        if start:
+            checkpoint.verify(start)
         directory = RunDirectory(path, config)
 
         text = Text(corpus, ByteTokenizer())

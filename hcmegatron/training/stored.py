@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from hcmegatron.model.global_view import sharded
 from hcmegatron.model.gpt import unwrap
 from hcmegatron.platform.adam import moments
+from hcmegatron.training.boxes import boxes
 from hcmegatron.training.pieces import Piece
 from megatron.core.dist_checkpointing.mapping import ShardedTensor
 from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
@@ -36,34 +37,6 @@ class Updated:
     start: int
     weights: Tensor
     optimizer: torch.optim.Optimizer
-
-
-def boxes(shape: tuple[int, ...], start: int, stop: int) -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]:
-    """Elements start..stop-1 of a tensor in row-major order, as (offset, size) of boxes in that order.
-
-    At most two for every axis but the first, and one for that.
-    """
-    if start >= stop:
-        return
-    if not shape:
-        yield (), ()
-        return
-    row = math.prod(shape[1:])
-    first, last = -(-start // row), stop // row  # whole rows
-    if first > last:
-        yield from _in_row(shape, last, start - last * row, stop - last * row)
-        return
-    yield from _in_row(shape, first - 1, start - (first - 1) * row, row)
-    if first < last:
-        yield (first, *(0 for _ in shape[1:])), (last - first, *shape[1:])
-    yield from _in_row(shape, last, 0, stop - last * row)
-
-
-def _in_row(
-    shape: tuple[int, ...], row: int, start: int, stop: int
-) -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]:
-    for offset, size in boxes(shape[1:], start, stop):
-        yield (row, *offset), (1, *size)
 
 
 def to_save(chunks: list[nn.Module], optimizer: ChainedOptimizer) -> Iterator[Piece]:

@@ -187,11 +187,13 @@ def test_a_flipped_bit_is_found_by_its_checksum(tmp_path):
     path = saved(tmp_path, made())
     written = manifest.read(path)
     assert written.files["__0_0.distcp"].bytes == 7
-    assert manifest.damage(path, written, written.files) is None
+    manifest.verify(path, written, written.files)
     (path / "__0_0.distcp").write_bytes(b"weightr")
-    assert "its checksum differs" in manifest.damage(path, written, written.files)
+    with pytest.raises(ConfigError, match="its checksum differs"):
+        manifest.verify(path, written, written.files)
     (path / "__0_0.distcp").unlink()
-    assert "cannot be read" in manifest.damage(path, written, written.files)
+    with pytest.raises(ConfigError, match="No such file or directory; every rank has to see it"):
+        manifest.verify(path, written, written.files)
 
 
 def test_places_of_checkpoints(tmp_path):
@@ -235,6 +237,14 @@ def test_a_checkpoint_that_is_saved_again_is_there_at_every_moment(tmp_path, mon
     monkeypatch.setattr(Path, "rename", watched)
     manifest.publish(partial, path)
     assert seen == [4, 4, 4, 3] and [left.name for left in path.parent.iterdir()] == [path.name]
+
+
+def test_a_file_with_a_checkpoints_name_stays(tmp_path):
+    (tmp_path / "step-00000004.partial").mkdir()
+    (tmp_path / "step-00000004").write_text("mine")
+    with pytest.raises(FileExistsError, match="a file has its name"):
+        manifest.publish(tmp_path / "step-00000004.partial", tmp_path / "step-00000004")
+    assert (tmp_path / "step-00000004").read_text() == "mine"
 
 
 def test_what_a_killed_run_left_is_removed_and_what_is_whole_kept(tmp_path):
