@@ -1,4 +1,4 @@
-"""What is written survives its places: garbage in it, a full disk, a reader that has gone, numbers that are not finite."""
+"""What is written survives its places: garbage, a full disk, a reader that has gone, numbers that are not finite."""
 
 import json
 import os

@@ -68,7 +68,7 @@ def test_output_that_goes_nowhere_stops_nothing(text, tmp_path):
     run_ranks(1, TARGET + "unheard", config, **RUN)
     log = (tmp_path / "run/train.log").read_text().splitlines()
     assert sum("standard output takes no lines (Broken pipe): training goes on" in line for line in log) == 1
-    assert log[-1] == f"run directory: {tmp_path}/run" and log[1] == f"run directory: {tmp_path}/run"
+    assert log[-1] == f"run directory: {tmp_path}/run" and log[0] == f"run directory: {tmp_path}/run"
     steps = [line for line in log if line.startswith("step ") and "elapsed" in line]
     assert len(steps) == 4 and steps[-1].endswith("0:00:00 left")
     assert any(
