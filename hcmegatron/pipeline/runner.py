@@ -72,6 +72,7 @@ class ScheduleRunner:
                 self.placement.stages_of(groups.pp.rank()), chunks, models, strict=True
             )
         }
+        self._own_transport = transport is None
         self.transport = transport or DistributedTransport(
             groups.pp, self.placement, device(), timeout=timeout(config)
         )
@@ -131,6 +132,13 @@ class ScheduleRunner:
         if not forward_only:
             self._finalise()
         return [loss for stage in self.stages.values() for loss in stage.losses]
+
+    def close(self) -> None:
+        """End the groups that this runner has made, on all ranks; ending torch.distributed ends them too."""
+        if self._own_transport:
+            self.transport.close()
+        if self.mirrors:
+            self.mirrors.close()
 
     def _runtime(self, microbatches: int, forward_only: bool) -> Runtime:
         key = microbatches, forward_only

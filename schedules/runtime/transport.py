@@ -32,3 +32,6 @@ class Transport(ABC):
     @abstractmethod
     def receive(self, message: Message, buffer: Tensor) -> Pending:
         """Starts receiving into ``buffer``, contiguous and of the size that was sent."""
+
+    def close(self) -> None:  # noqa: B027, most have nothing to end
+        """Ends what the transport has made. Between steps, and on all of its ranks."""
