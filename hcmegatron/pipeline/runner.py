@@ -20,6 +20,7 @@ from hcmegatron.pipeline.mirrors import Mirrors
 from hcmegatron.pipeline.overlap import OverlappedStage
 from hcmegatron.pipeline.placement import evaluation_schedule, placement, training_schedule
 from hcmegatron.pipeline.stage import ChunkStage
+from hcmegatron.pipeline.streams import check_channels
 from hcmegatron.pipeline.tied import embedding_groups, sum_gradients, tied_weights
 from hcmegatron.platform.attention import leave_room
 from hcmegatron.platform.distributed import device, timeout
@@ -58,6 +59,8 @@ class ScheduleRunner:
     ) -> None:
         self.config, self.chunks, self.groups, self.watchdog = config, chunks, groups, watchdog
         self.placement = placement(config)
+        if device().type == "cuda":
+            check_channels(config)
         if config.parallel.overlap:
             leave_room()
         splits = config.parallel.schedule in SPLIT_BACKWARD

@@ -23,6 +23,8 @@ from schedules.runtime.groups import everyones
 from schedules.runtime.link import EmulatedLink, sleep_until
 from schedules.runtime.transport import Pending, Transport
 
+MOST_CHANNELS = 32  # of a rank, on CUDA: torch's streams of the priority that channels have
+_CHANNEL_BLOCKS = 4
 _MICROBATCHES, _STAGES = 1 << 17, 1 << 12  # what a tag of 31 bits has room for
 
 
@@ -52,7 +54,7 @@ class DistributedTransport(Transport):
             )
         if link is not None and device.type != "cpu":
             raise ValueError(f"an emulated link works between CPU tensors only, not on {device}")
-        self._cuda = device.type == "cuda"
+        self._cuda = self.receives_occupy_device = device.type == "cuda"
         # Gloo itself, and its send and recv in place of dist.isend and irecv: what comes between takes as long
         # as the call.
         self._gloo = None if self._cuda else group._get_backend(device)
@@ -105,6 +107,12 @@ def channels(placement: Placement) -> list[tuple[int, int]]:
     return found
 
 
+def channels_of(placement: Placement, rank: int) -> list[tuple[int, int]]:
+    """Those into and out of a rank."""
+    rank_of = placement.rank_of
+    return [pair for pair in channels(placement) if rank in (rank_of[pair[0]], rank_of[pair[1]])]
+
+
 def _channel_groups(
     group: dist.ProcessGroup, placement: Placement, device: torch.device, timeout: timedelta | None
 ) -> dict[tuple[int, int], dist.ProcessGroup]:
@@ -114,6 +122,12 @@ def _channel_groups(
     NCCL connects a pair at its first message, and both hosts wait there: in a schedule that would deadlock,
     so each channel carries one message here.
     """
+    mine = channels_of(placement, group.rank())
+    if len(mine) > MOST_CHANNELS:
+        raise ValueError(
+            f"rank {group.rank()} has {len(mine)} channels, and torch {MOST_CHANNELS} streams for them: two would "
+            "share one, and could wait for each other; put fewer stages on a rank"
+        )
     members = tuple(dist.get_process_group_ranks(group))
     rank_of, own = placement.rank_of, {}
     for pipeline in everyones(members, device):
@@ -125,7 +139,7 @@ def _channel_groups(
                 pg_options=_options(timeout),
                 group_desc=f"channel {source}>{target}",
             )
-            if pipeline == members and group.rank() in (rank_of[source], rank_of[target]):
+            if pipeline == members and (source, target) in mine:
                 own[source, target] = pair
     for (source, _), pair in own.items():
         token = torch.zeros(1, device=device)
@@ -136,8 +150,14 @@ def _channel_groups(
 
 
 def _options(timeout: timedelta | None) -> dist.ProcessGroupNCCL.Options:
-    """A new object for every group: ``new_group`` writes into it."""
+    """A new object for every group: ``new_group`` writes into it.
+
+    A posted receive holds every block of its kernel, each nearly all registers of a multiprocessor, until its
+    message comes. NCCL would take 16 to 32 for a large message over NVLink. How few still carry a message in the
+    time that the schedule leaves it has not been measured on a device yet.
+    """
     options = dist.ProcessGroupNCCL.Options(is_high_priority_stream=True)
+    options.config.max_ctas = _CHANNEL_BLOCKS
     if timeout is not None:
         options._timeout = timeout
     return options

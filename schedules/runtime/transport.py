@@ -22,7 +22,12 @@ class Pending(Protocol):
 class Transport(ABC):
     """Messages are told apart by channel (stage edge and direction) and micro-batch. Those of one channel are
     received in the order in which they are sent; nothing is assumed about the order between channels, so a
-    message that nobody waits for yet holds up no other."""
+    message that nobody waits for yet holds up no other.
+
+    ``receives_occupy_device``: a receive that is posted takes room on the device until its message comes.
+    """
+
+    receives_occupy_device = False
 
     @abstractmethod
     def send(self, message: Message, tensor: Tensor) -> Pending:

@@ -12,6 +12,9 @@ from unittest import mock
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.utils._python_dispatch import _disable_current_modes
+
+from tests.emulated.streams import DEVICE, Event, Stream
 
 
 @dataclass
@@ -83,3 +86,64 @@ def installed(kind: type[Group] = Group) -> Iterator[list[Options]]:
         mock.patch.object(torch.cuda, "synchronize", lambda *_: None),
     ):
         yield given
+
+
+class OnStreams(Group):
+    """A group of two ranks with NCCL's rules: each operation goes to the group's stream, behind what the current
+    stream has been given; waiting for it holds up the current stream and not the host.
+
+    carried: the device's program is written down without it, where no gloo group carries the data.
+    """
+
+    def __init__(self, group: Any, name: str | None = None, rank: int | None = None) -> None:
+        super().__init__(group)
+        self.stream = Stream(priority=-3, name=name or f"nccl {id(self)}")
+        self.own = rank
+        self.sent = self.received = 0
+        self.channel = name
+
+    def rank(self) -> int:
+        return self.gloo.rank() if self.own is None else self.own
+
+    def send(self, tensors: list[Tensor], peer: int, tag: int) -> OnStream:
+        self.sent += 1
+        return self._begin("send", self.sent, tensors, peer)
+
+    def recv(self, tensors: list[Tensor], peer: int, tag: int) -> OnStream:
+        self.received += 1
+        return self._begin("receive", self.received, tensors, peer)
+
+    def _begin(self, kind: str, number: int, tensors: list[Tensor], peer: int) -> OnStream:
+        stream = self.stream
+        stream.wait_stream(DEVICE.current[-1])
+        for watcher in DEVICE.watchers:
+            watcher.message(kind, tensors, stream)
+        stream.tick(kind, number=number, channel=self.channel)
+        work = None
+        if self.gloo is not None:
+            with _disable_current_modes():
+                work = (self.gloo.send if kind == "send" else self.gloo.recv)(tensors, peer, 0)
+        return OnStream(stream.record_event(), work)
+
+
+class OnStream:
+    """As WorkNCCL."""
+
+    def __init__(self, event: Event, work: dist.Work | None) -> None:
+        self._event, self._work = event, work
+
+    def is_completed(self) -> bool:
+        """The host asks until it is: it has waited for the device."""
+        self._finish()
+        self._event.synchronize()
+        return True
+
+    def wait(self) -> None:
+        self._finish()  # the data must be there, for operations run where they are called
+        DEVICE.current[-1].wait_event(self._event)
+
+    def _finish(self) -> None:
+        if self._work is not None:
+            with _disable_current_modes():
+                self._work.wait()
+            self._work = None

@@ -81,12 +81,13 @@ def test_every_channel_has_options_of_its_own_with_the_timeout(monkeypatch):
     options = [options["pg_options"] for _, options in made]
     assert len({id(one) for one in options}) == 8
     assert [one._timeout for one in options] == [options["timeout"] for _, options in made] == [limit] * 8
-    assert all(one.is_high_priority_stream for one in options)
+    assert all(one.is_high_priority_stream and one.config.max_ctas == 4 for one in options)
     assert [options["group_desc"] for _, options in made[4:]] == [
         "channel 0>1",
         "channel 1>0",
         "channel 2>3",
         "channel 3>2",
     ]
+    assert transport.receives_occupy_device
     transport.close()
     assert set(map(id, ended)) == set(map(id, own.values()))
