@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -13,9 +13,11 @@ from torch import Tensor, nn
 
 from hcmegatron.config.schema import Config
 from hcmegatron.data.dataset import Batches
-from hcmegatron.pipeline.loss import MicroBatchTensors, forward_step
+from hcmegatron.model.gpt import unwrap
+from hcmegatron.pipeline.loss import MicroBatchTensors, forward_step, unused
 from hcmegatron.pipeline.placement import first_micro_batches
 from hcmegatron.platform.distributed import device
+from hcmegatron.platform.transfer import to_device
 from hcmegatron.training.random_state import random_state, set_random_state
 from megatron.core.optimizer.clip_grads import clip_grad_by_total_norm_fp32
 from megatron.core.optimizer.optimizer import ChainedOptimizer
@@ -35,16 +37,25 @@ class StepResult:
 
 
 class Feed(Iterator[MicroBatchTensors]):
-    """Micro-batches of one step on the device, from number `first` on, with the time spent waiting for them."""
+    """Micro-batches of one step, from number `first` on, with the time spent waiting for them: on the device, what a
+    chunk uses of them."""
 
-    def __init__(self, make: Callable[[int], MicroBatchTensors], document_mask: bool, first: int = 0) -> None:
-        self.make, self.document_mask = make, document_mask
+    def __init__(
+        self,
+        make: Callable[[int], MicroBatchTensors],
+        document_mask: bool,
+        first: int = 0,
+        unused: Collection[str] = (),
+    ) -> None:
+        self.make, self.document_mask, self.unused = make, document_mask, unused
         self.index, self.waited = first, 0.0
 
     def __next__(self) -> MicroBatchTensors:
         start = time.perf_counter()
         batch = {
-            name: tensor.to(device(), non_blocking=True) for name, tensor in self.make(self.index).items()
+            name: to_device(value, device()) if isinstance(value, Tensor) else value
+            for name, value in self.make(self.index).items()
+            if name not in self.unused
         }
         if self.document_mask:
             batch["attention_mask"] = document_mask(batch["document_ids"])
@@ -143,9 +154,11 @@ class Stepper:
     def _run(
         self, make: Callable[[int], MicroBatchTensors], micro_batches: int, forward_only: bool
     ) -> tuple[Tensor, float]:
+        masked = self.config.model.document_mask
+        firsts = first_micro_batches(self.config, self.groups.pp.rank(), micro_batches)
         feeds = [
-            Feed(make, self.config.model.document_mask, first)
-            for first in first_micro_batches(self.config, self.groups.pp.rank(), micro_batches)
+            Feed(make, masked, first, unused(unwrap(chunk), masked))
+            for first, chunk in zip(firsts, self.chunks, strict=True)
         ]
         losses = self.schedule(
             forward_step_func=forward_step,
