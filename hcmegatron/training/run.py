@@ -86,7 +86,7 @@ def train(config: Config, ranks: RankInfo, name: str = "run") -> int:
                 how = "bit for bit" if exact else "under another layout, so with new random states"
                 recorder.say(f"continuing from {start_from} after step {done}, {how}")
             recorder.say(*passed_over(config), *copies_planned(config, chunks), *recomputation.planned())
-            stepper.rehearse()
+            recorder.say(*stepper.rehearse())
             figures.start()
             for step in range(done + 1, steps + 1):
                 rate = learning_rate(step, config.optimizer, steps)

@@ -6,6 +6,8 @@ import math
 import time
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
+from functools import partial
+from itertools import repeat
 
 import torch
 import torch.distributed as dist
@@ -16,6 +18,7 @@ from hcmegatron.data.dataset import Batches
 from hcmegatron.model.gpt import unwrap
 from hcmegatron.pipeline.loss import MicroBatchTensors, forward_step, unused
 from hcmegatron.pipeline.placement import first_micro_batches
+from hcmegatron.pipeline.runner import ScheduleRunner
 from hcmegatron.platform.distributed import device
 from hcmegatron.platform.transfer import to_device
 from hcmegatron.training.random_state import random_state, set_random_state
@@ -128,15 +131,39 @@ class Stepper:
             self._set_router_biases(biases)
         return StepResult(loss, norm, updated, waited, stop=sums[2].item() > 0)
 
-    def rehearse(self) -> None:
-        """One step's forward and backward before the first, to compile and to find out-of-memory early.
+    def rehearse(self) -> list[str]:
+        """One step's forward and backward before the first, to compile and to find out-of-memory early. Where our
+        runtime posts receives ahead, every kernel and communicator is used once before. Says how long that took.
 
         Leaves no trace: gradients are cleared by the next step, random states and router biases are put back.
         """
         random, biases = random_state(), self._router_biases()
+        said = self._warm_start() if isinstance(self.schedule, ScheduleRunner) else []
         self.gradients(0)
         self._set_router_biases(biases)
         set_random_state(random)
+        return said
+
+    def _warm_start(self) -> list[str]:
+        start = time.perf_counter()
+        masked = self.config.model.document_mask
+        feeds = [
+            Feed(partial(self.batches, 0), masked, unused=unused(unwrap(chunk), masked))
+            for chunk in self.chunks
+        ]
+        self.schedule.warm_start(
+            forward_step_func=forward_step,
+            batches=[repeat(next(feed)) for feed in feeds],
+            num_microbatches=self.batches.micro_batches,
+            seq_length=self.config.data.sequence_length,
+            micro_batch_size=self.config.training.micro_batch,
+        )
+        if device().type == "cuda":
+            torch.cuda.synchronize()
+        seconds = time.perf_counter() - start
+        return [
+            f"warm start: every stage and communicator once, before the first message, in {seconds:.1f} s"
+        ]
 
     def _clip(self, norm: float) -> None:
         clip = self.config.optimizer.clip
