@@ -20,6 +20,7 @@ from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.transformer.identity_op import IdentityOp
 from megatron.core.transformer.mlp import MLP
 from megatron.core.transformer.module import MegatronModule
+from megatron.core.transformer.moe.token_dispatcher import MoEAlltoAllTokenDispatcher
 from megatron.core.transformer.spec_utils import ModuleSpec, build_module
 from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.transformer.transformer_layer import BaseTransformerLayer
@@ -141,8 +142,11 @@ class ConnectionLayer(MegatronModule, BaseTransformerLayer):
         )
         self.mlp = build_module(submodules.mlp, config=config, **groups)
         self.is_moe = not isinstance(self.mlp, MLP)
+        self.merged_by: tuple[str, ...] = ()  # tensors of the dispatcher that a merge reads
         if self.is_moe:
             self.mlp.set_layer_number(self.layer_number)
+            if isinstance(self.mlp.token_dispatcher, MoEAlltoAllTokenDispatcher):
+                self.merged_by = ("reversed_local_input_permutation_mapping", "routing_map")
         # Megatron's own modules see to the other choices of selective recomputation.
         self.recompute_mlp = config.recompute_granularity == "selective" and "mlp" in config.recompute_modules
         self.mlp_output_layernorm = norm(submodules.mlp_output_layernorm)
@@ -214,19 +218,24 @@ class ConnectionLayer(MegatronModule, BaseTransformerLayer):
         x, coefficients = micro_batch.keeping.enter(self.around_mlp, streams, *projection)
         probs, routing_map = self.mlp.route(x)
         tokens, probs = self.mlp.preprocess(x, probs, routing_map)
-        return (streams, x, tokens, probs, *coefficients)
+        return (streams, x, tokens, probs, *self._kept_by_dispatcher(), *coefficients)
+
+    def _kept_by_dispatcher(self) -> State:
+        """What the merge will read of this micro-batch. The dispatcher keeps it until it routes the next one, and for
+        the stream that it was made on: on its way with the state it lasts until the merge, on whatever lane."""
+        return tuple(getattr(self.mlp.token_dispatcher, name) for name in self.merged_by)
 
     def _dispatch(self, state: State, micro_batch: MicroBatch) -> State:
-        streams, x, tokens, probs, *coefficients = state
+        streams, x, tokens, probs, *rest = state
         tokens, probs = self.mlp.dispatch(tokens, probs)
-        return (streams, x, tokens, probs, *coefficients)
+        return (streams, x, tokens, probs, *rest)
 
     def _experts(self, state: State, micro_batch: MicroBatch) -> State:
-        streams, x, tokens, probs, *coefficients = state
+        streams, x, tokens, probs, *rest = state
         shared = self.mlp.shared_experts_compute(x)
         routed, _ = self.mlp.routed_experts_compute(tokens, probs)
         # without shared experts the slot is dropped, not filled with None: states hold tensors only
-        return (streams, routed, *(() if shared is None else (shared,)), *coefficients)
+        return (streams, routed, *(() if shared is None else (shared,)), *rest)
 
     def _combine(self, state: State, micro_batch: MicroBatch) -> State:
         streams, routed, *rest = state
@@ -235,6 +244,8 @@ class ConnectionLayer(MegatronModule, BaseTransformerLayer):
     def _merge(self, state: State, micro_batch: MicroBatch) -> State:
         streams, routed, *rest = state
         shared = rest.pop(0) if self.mlp.use_shared_expert else None
+        for name in self.merged_by:
+            setattr(self.mlp.token_dispatcher, name, rest.pop(0))
         y = self.mlp.postprocess(routed, shared)
         return micro_batch.keeping.leave(
             self.around_mlp, streams, y, tuple(rest), first_sample=micro_batch.first_sample

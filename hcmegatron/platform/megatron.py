@@ -8,12 +8,14 @@ from __future__ import annotations
 import contextlib
 import importlib.metadata
 import logging
+import os
 import warnings
 
 import torch
 
-from hcmegatron.platform import cpu
+from hcmegatron.platform import cpu, environment
 
+environment.prepare(os.environ)
 if torch.cuda.is_available():
     importing = contextlib.nullcontext()
 else:

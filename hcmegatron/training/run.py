@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import torch.distributed as dist
@@ -13,10 +14,12 @@ from hcmegatron.data.tokenizer import ByteTokenizer
 from hcmegatron.model.gpt import padded_vocab, unwrap
 from hcmegatron.model.specs import passed_over
 from hcmegatron.model.transformer_config import DTYPES
+from hcmegatron.pipeline import streams
 from hcmegatron.pipeline.mirrors import copies_planned
 from hcmegatron.pipeline.placement import most_held
 from hcmegatron.pipeline.schedule import build_schedule, start_watchdog
-from hcmegatron.platform.distributed import process_groups
+from hcmegatron.platform import environment
+from hcmegatron.platform.distributed import device, process_groups
 from hcmegatron.platform.peak import peak_tflops
 from hcmegatron.platform.ranks import STARTED_HERE, RankInfo
 from hcmegatron.platform.streams import tell
@@ -97,10 +100,12 @@ def train(config: Config, ranks: RankInfo, name: str = "run") -> int:
             )
             recorder.say(memory)
             recorder.say(*kernels_chosen(chunks))
+            if device().type == "cuda":
+                recorder.say(environment.described(os.environ), *streams.warnings(config, os.environ))
             recorder.say(f"MFU is of {peak:.3g} TFLOP/s a rank ({peak_name})")
             recorder.say(*resume.words(config, path, start), *checkpoints.tidied)
             recorder.say(*passed_over(config), *copies_planned(config, chunks), *recomputation.planned())
-            stepper.rehearse()
+            recorder.say(*stepper.rehearse())
             figures.start()
             reached = Position(done, seen)
             for step in range(done + 1, steps + 1) if not stop.agreed() else ():
