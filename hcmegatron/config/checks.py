@@ -129,6 +129,7 @@ def _model(config: Config, shown: Shown) -> None:
     remedy = "use an even size, since rotary embeddings turn pairs"
     if m.attention == "mla":
         _need(config.mla.rope_dim % 2 == 0, f"{shown('mla.rope_dim')} is odd", remedy)
+        _latents(config, shown)
         return
     head_dim = m.head_dim or m.hidden_size // m.heads
     key = "model.head_dim" if m.head_dim else "model.hidden_size"
@@ -146,6 +147,19 @@ def _model(config: Config, shown: Shown) -> None:
         f"groups on every tensor rank, but {shown('model.query_groups')}",
         "use fewer tensor ranks",
     )
+
+
+def _latents(config: Config, shown: Shown) -> None:
+    """Megatron-Core splits the columns of MLA's down-projections over tensor ranks."""
+    mla, tensor = config.mla, config.parallel.tensor
+    width = mla.kv_rank + mla.rope_dim
+    _need(
+        width % tensor == 0,
+        f"{shown('mla.kv_rank')} + {shown('mla.rope_dim')} = {width} is not divisible by {shown('parallel.tensor')}",
+        f"use an mla.kv_rank that makes the sum {_multiple(width, tensor)}",
+    )
+    if mla.q_rank is not None:
+        _divisible(shown, "mla.q_rank", "parallel.tensor")
 
 
 def _moe(config: Config, shown: Shown) -> None:

@@ -49,6 +49,11 @@ MOE = ["moe.experts=8", "moe.first_dense=1"]
         (["model.query_groups=3"], ["model.heads = 4", "model.query_groups = 3"]),
         (["model.attention=mla", "mla.rope_dim=15"], ["mla.rope_dim = 15", "odd"]),
         (
+            ["model.attention=mla", "mla.kv_rank=63", "parallel.tensor=2"],
+            ["mla.kv_rank = 63", "mla.rope_dim = 16", "parallel.tensor = 2", "sum 78 or 80"],
+        ),
+        (["model.attention=mla", "mla.q_rank=13", "parallel.tensor=2"], ["mla.q_rank = 13", "12 or 14"]),
+        (
             ["connection.kind=dfc", "connection.n=3"],
             ["model.hidden_size = 128", "connection.n = 3", "fractions"],
         ),
