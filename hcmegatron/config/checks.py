@@ -189,6 +189,14 @@ def _moe(config: Config, shown: Shown) -> None:
     )
     _divisible(shown, "moe.experts", "parallel.expert")
     _divisible(shown, "moe.ffn_hidden_size", "parallel.expert_tensor")
+    if moe.shared_experts:
+        wide = moe.shared_experts * moe.ffn_hidden_size
+        _need(
+            wide % p.tensor == 0,
+            f"{shown('moe.shared_experts')} x {shown('moe.ffn_hidden_size')} = {wide} is not divisible by "
+            f"{shown('parallel.tensor')}, over which shared experts are split",
+            f"use a multiple of {p.tensor} for one of them",
+        )
     row = (
         8 if config.training.dtype == "bf16" else 4
     )  # numbers in the 16 bytes that a grouped matmul's rows align to

@@ -38,6 +38,7 @@ def test_ranges_hold_for_configs_built_in_code_too():
 
 INTERLEAVED = "parallel.schedule=megatron_interleaved"
 MOE = ["moe.experts=8", "moe.first_dense=1"]
+SEQUENCE = ["parallel.tensor=2", "parallel.sequence=true"]
 
 
 @pytest.mark.parametrize(
@@ -119,6 +120,10 @@ MOE = ["moe.experts=8", "moe.first_dense=1"]
         (["parallel.expert=2"], ["parallel.expert = 2", "moe.experts = 0"]),
         (["parallel.expert_tensor=2"], ["parallel.expert_tensor = 2", "moe.experts = 0"]),
         ([*MOE, "parallel.expert=3"], ["moe.experts = 8", "parallel.expert = 3"]),
+        (
+            [*MOE, "moe.shared_experts=1", "moe.ffn_hidden_size=9", "moe.grouped=false", *SEQUENCE],
+            ["moe.shared_experts = 1 x moe.ffn_hidden_size = 9", "parallel.tensor = 2"],
+        ),
         ([*MOE, "moe.top_k=9"], ["moe.top_k = 9", "moe.experts = 8"]),
         ([*MOE, "moe.top_k=1", "moe.router=softmax"], ["moe.top_k = 1", "moe.router=sigmoid"]),
         (["moe.experts=8", "moe.first_dense=4"], ["moe.first_dense = 4", "model.layers = 4"]),
