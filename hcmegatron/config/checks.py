@@ -239,9 +239,9 @@ def _parallel(config: Config, shown: Shown) -> None:
         "use an interleaved schedule, or set parallel.virtual=null",
     )
     _need(
-        p.schedule != "megatron_interleaved" or p.pipeline > 1,
+        not interleaved or p.pipeline > 1,
         f"{shown('parallel.schedule')} interleaves pipeline ranks, but {shown('parallel.pipeline')}",
-        "raise parallel.pipeline, or use parallel.schedule=megatron_1f1b",
+        f"raise parallel.pipeline, or use parallel.schedule={p.schedule.replace('interleaved', '1f1b')}",
     )
     _need(
         p.schedule != "dualpipe" or p.pipeline % 2 == 0,

@@ -69,7 +69,8 @@ SEQUENCE = ["parallel.tensor=2", "parallel.sequence=true"]
             ["parallel.pipeline=4", "parallel.schedule=zb_v"],
             ["8 pipeline stages", "x 2 of parallel.schedule = zb_v"],
         ),
-        (["parallel.virtual=2", INTERLEAVED], ["megatron_interleaved", "parallel.pipeline = 1"]),
+        (["parallel.virtual=2", INTERLEAVED], ["pipeline = 1", "parallel.schedule=megatron_1f1b"]),
+        (["parallel.virtual=2", "parallel.schedule=interleaved"], ["pipeline = 1", "parallel.schedule=1f1b"]),
         (["parallel.pipeline=2", INTERLEAVED], ["megatron_interleaved", "set parallel.virtual"]),
         (
             ["parallel.pipeline=2", "parallel.virtual=2"],
