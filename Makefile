@@ -18,7 +18,7 @@ READY  := $(VENV)/.ready
 # A GPU container brings its own torch: use it instead of installing another one.
 CUDA   := $(shell $(PYTHON) -c 'import torch; print(torch.version.cuda or "")' 2>/dev/null)
 
-.PHONY: setup train test lint bench clean
+.PHONY: setup train test lint bench soak clean
 setup: $(READY)
 
 $(READY): pyproject.toml constraints/cpu.txt
@@ -43,6 +43,12 @@ lint: $(READY)
 
 bench: $(READY)
 	$(BIN)/python -m tools.bench $(BENCH)
+
+# Random configurations for twenty minutes; what failed is repeated with --case (python -m tests.fuzz --help).
+SEEDS   ?= 0:200
+MINUTES ?= 20
+soak: $(READY)
+	$(BIN)/python -m tests.fuzz --seeds $(SEEDS) --minutes $(MINUTES) --out bench_out/fuzz
 
 clean:
 	rm -rf .venv build *.egg-info

@@ -119,6 +119,9 @@ class ConnectionGPT(GPTModel):
         self.copy = copy
         for parameter in self.parameters():
             parameter.shared = True
+        if self.pre_process and self.share_embeddings_and_output_weights:
+            # Megatron marks it on the first pipeline rank alone, and lays out gradient buffers by the mark.
+            self.embedding.word_embeddings.weight.shared_embedding = True
 
     def sharded_state_dict(
         self, prefix: str = "", sharded_offsets: tuple = (), metadata: dict | None = None

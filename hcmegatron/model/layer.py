@@ -149,6 +149,11 @@ class ConnectionLayer(MegatronModule, BaseTransformerLayer):
                 self.merged_by = ("reversed_local_input_permutation_mapping", "routing_map")
         # Megatron's own modules see to the other choices of selective recomputation.
         self.recompute_mlp = config.recompute_granularity == "selective" and "mlp" in config.recompute_modules
+        # Megatron's all-gather leaves the tokens in a global buffer, into which shared experts under sequence
+        # parallelism gather theirs: they have to come after whoever reads it.
+        self.shared_experts_last = (
+            config.sequence_parallel and config.moe_token_dispatcher_type == "allgather"
+        )
         self.mlp_output_layernorm = norm(submodules.mlp_output_layernorm)
 
         place, rank = f"layers.{global_layer}", pg_collection.tp.rank()
@@ -232,8 +237,12 @@ class ConnectionLayer(MegatronModule, BaseTransformerLayer):
 
     def _experts(self, state: State, micro_batch: MicroBatch) -> State:
         streams, x, tokens, probs, *rest = state
-        shared = self.mlp.shared_experts_compute(x)
-        routed, _ = self.mlp.routed_experts_compute(tokens, probs)
+        if self.shared_experts_last:
+            routed, _ = self.mlp.routed_experts_compute(tokens, probs)
+            shared = self.mlp.shared_experts_compute(x)
+        else:
+            shared = self.mlp.shared_experts_compute(x)
+            routed, _ = self.mlp.routed_experts_compute(tokens, probs)
         # without shared experts the slot is dropped, not filled with None: states hold tensors only
         return (streams, routed, *(() if shared is None else (shared,)), *rest)
 

@@ -47,6 +47,9 @@ class Mirrors:
         self.chunks = [by_stage[stage] for stage in sorted(by_stage)]
         members = dist.get_process_group_ranks(pipeline)
         self.group = _own_group([members[where.rank_of[copy]] for copy in where.copies(own[0])], timeout)
+        layouts: list[list | None] = [None] * self.group.size()
+        dist.all_gather_object(layouts, [_layout(chunk) for chunk in self.chunks], group=self.group)
+        assert layouts[0] == layouts[-1], "the gradients of a stage's copies lie in different places"
         different = self.different()
         assert not different, f"copies of a stage that do not start equal: {different}"
 
@@ -98,6 +101,16 @@ def _tensors(chunk: DistributedDataParallel) -> Iterator[tuple[str, Tensor]]:
     model = unwrap(chunk)
     yield from model.named_parameters()
     yield from model.named_buffers()
+
+
+def _layout(chunk: DistributedDataParallel) -> list[tuple[str, int, int]]:
+    """Names of the parameters in the gradient buffers, which are summed whole, with their places there."""
+    names = {parameter: name for name, parameter in chunk.named_parameters()}
+    return [
+        (names[parameter], start, end)
+        for buffer in (*chunk.buffers, *chunk.expert_parallel_buffers)
+        for parameter, (start, end, *_) in buffer.param_index_map.items()
+    ]
 
 
 def _same(tensor: Tensor, group: dist.ProcessGroup) -> bool:

@@ -66,7 +66,7 @@ VARIANTS = {
     "norm after, LayerNorm": ("dense", "dfc", post_norm, ("TP 2 + SP",)),
     "norms without parameters": ("dense", "shc", plain_norms, ("TP 2 + SP x PP 2",)),
     "norm across heads": ("dense", "residual", across_heads, ("TP 2", "TP 2 + SP")),
-    "softmax router, auxiliary loss, all-gather": ("moe", "shc", load_balanced, ("TP 2 + SP", "EP 2")),
+    "softmax router, auxiliary loss, all-gather": ("moe", "shc", load_balanced, ("EP 2", "EP 2 x TP 2 + SP")),
     "dense MLA": ("dense", "sfc", latent, ("TP 2", "TP 2 + SP")),
     "learned contraction": ("dense", "mhc", learned_contraction, ("TP 2 + SP", "PP 2")),
 }

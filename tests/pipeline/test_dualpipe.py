@@ -111,6 +111,15 @@ def test_beside_other_parallelism(ranks, configs):
     assert wrong(configs, alone(configs), run_layouts(ranks, "steps", configs)) == []
 
 
+@pytest.mark.ranks
+def test_a_tied_embedding_lies_in_the_same_place_of_both_copies_buffers():
+    """The distributed optimizer gives it a bucket of its own, in units of which a layer's 40 x 40 numbers are no
+    whole number."""
+    config = both_ways("dense", "residual", 5, layers=2, tied=True, **EARLY)
+    config.model.hidden_size = 40
+    assert wrong([config], alone([config]), run_layouts(2, "steps", [config])) == []
+
+
 @pytest.fixture(scope="module")
 def text(tmp_path_factory):
     path = tmp_path_factory.mktemp("corpus") / "text.txt"
