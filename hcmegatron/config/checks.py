@@ -129,6 +129,7 @@ def _model(config: Config, shown: Shown) -> None:
     remedy = "use an even size, since rotary embeddings turn pairs"
     if m.attention == "mla":
         _need(config.mla.rope_dim % 2 == 0, f"{shown('mla.rope_dim')} is odd", remedy)
+        _latents(config, shown)
         return
     head_dim = m.head_dim or m.hidden_size // m.heads
     key = "model.head_dim" if m.head_dim else "model.hidden_size"
@@ -146,6 +147,19 @@ def _model(config: Config, shown: Shown) -> None:
         f"groups on every tensor rank, but {shown('model.query_groups')}",
         "use fewer tensor ranks",
     )
+
+
+def _latents(config: Config, shown: Shown) -> None:
+    """Megatron-Core splits the columns of MLA's down-projections over tensor ranks."""
+    mla, tensor = config.mla, config.parallel.tensor
+    width = mla.kv_rank + mla.rope_dim
+    _need(
+        width % tensor == 0,
+        f"{shown('mla.kv_rank')} + {shown('mla.rope_dim')} = {width} is not divisible by {shown('parallel.tensor')}",
+        f"use an mla.kv_rank that makes the sum {_multiple(width, tensor)}",
+    )
+    if mla.q_rank is not None:
+        _divisible(shown, "mla.q_rank", "parallel.tensor")
 
 
 def _moe(config: Config, shown: Shown) -> None:
@@ -175,6 +189,14 @@ def _moe(config: Config, shown: Shown) -> None:
     )
     _divisible(shown, "moe.experts", "parallel.expert")
     _divisible(shown, "moe.ffn_hidden_size", "parallel.expert_tensor")
+    if moe.shared_experts:
+        wide = moe.shared_experts * moe.ffn_hidden_size
+        _need(
+            wide % p.tensor == 0,
+            f"{shown('moe.shared_experts')} x {shown('moe.ffn_hidden_size')} = {wide} is not divisible by "
+            f"{shown('parallel.tensor')}, over which shared experts are split",
+            f"use a multiple of {p.tensor} for one of them",
+        )
     row = (
         8 if config.training.dtype == "bf16" else 4
     )  # numbers in the 16 bytes that a grouped matmul's rows align to
@@ -230,7 +252,7 @@ def _parallel(config: Config, shown: Shown) -> None:
     _need(
         not interleaved or p.pipeline > 1,
         f"{shown('parallel.schedule')} interleaves pipeline ranks, but {shown('parallel.pipeline')}",
-        "raise parallel.pipeline, or use parallel.schedule=megatron_1f1b or 1f1b",
+        f"raise parallel.pipeline, or use parallel.schedule={p.schedule.replace('interleaved', '1f1b')}",
     )
     _need(
         p.schedule != "dualpipe" or p.pipeline % 2 == 0,
@@ -277,24 +299,6 @@ def _parallel(config: Config, shown: Shown) -> None:
         _divisible(shown, "data.sequence_length", "parallel.tensor", ", over which the sequence is split")
     _divisible(shown, "model.heads", "parallel.tensor")
     _divisible(shown, "model.ffn_hidden_size", "parallel.tensor")
-    if config.moe.experts:
-        shared = config.moe.shared_experts * config.moe.ffn_hidden_size
-        _need(
-            shared % p.tensor == 0,
-            f"{shown('moe.shared_experts')} of {shown('moe.ffn_hidden_size')} are {shared} wide together, which is not "
-            f"divisible by {shown('parallel.tensor')}",
-            "change one of them",
-        )
-    if m.attention == "mla" and config.implementation != "te":  # Megatron's local down-projections are split
-        latent = config.mla.kv_rank + config.mla.rope_dim
-        _need(
-            latent % p.tensor == 0,
-            f"{shown('mla.kv_rank')} and {shown('mla.rope_dim')} are {latent} wide together, which is not divisible by "
-            f"{shown('parallel.tensor')}",
-            "change one of them",
-        )
-        if config.mla.q_rank:
-            _divisible(shown, "mla.q_rank", "parallel.tensor")
     groups = m.query_groups or m.heads
     _need(
         m.attention == "mla" or groups % p.tensor == 0 or p.tensor % groups == 0,

@@ -44,6 +44,7 @@ def test_ranges_hold_for_configs_built_in_code_too():
 
 INTERLEAVED = "parallel.schedule=megatron_interleaved"
 MOE = ["moe.experts=8", "moe.first_dense=1"]
+SEQUENCE = ["parallel.tensor=2", "parallel.sequence=true"]
 
 
 @pytest.mark.parametrize(
@@ -54,6 +55,11 @@ MOE = ["moe.experts=8", "moe.first_dense=1"]
         (["model.head_dim=33"], ["model.head_dim = 33", "odd"]),
         (["model.query_groups=3"], ["model.heads = 4", "model.query_groups = 3"]),
         (["model.attention=mla", "mla.rope_dim=15"], ["mla.rope_dim = 15", "odd"]),
+        (
+            ["model.attention=mla", "mla.kv_rank=63", "parallel.tensor=2"],
+            ["mla.kv_rank = 63", "mla.rope_dim = 16", "parallel.tensor = 2", "sum 78 or 80"],
+        ),
+        (["model.attention=mla", "mla.q_rank=13", "parallel.tensor=2"], ["mla.q_rank = 13", "12 or 14"]),
         (
             ["connection.kind=dfc", "connection.n=3"],
             ["model.hidden_size = 128", "connection.n = 3", "fractions"],
@@ -74,23 +80,8 @@ MOE = ["moe.experts=8", "moe.first_dense=1"]
             ["parallel.pipeline=4", "parallel.schedule=zb_v"],
             ["8 pipeline stages", "x 2 of parallel.schedule = zb_v"],
         ),
-        (["parallel.virtual=2", INTERLEAVED], ["megatron_interleaved", "parallel.pipeline = 1"]),
-        (["parallel.virtual=2", "parallel.schedule=interleaved"], ["= interleaved", "parallel.pipeline = 1"]),
-        (
-            ["model.attention=mla", "parallel.tensor=2", "mla.q_rank=3"],
-            ["mla.q_rank = 3", "parallel.tensor = 2", "2 or 4"],
-        ),
-        (
-            ["model.attention=mla", "parallel.tensor=2", "mla.kv_rank=3"],
-            ["mla.kv_rank = 3", "mla.rope_dim = 16", "19 wide", "parallel.tensor = 2"],
-        ),
-        (
-            [
-                *(MOE + ["moe.grouped=false", "moe.ffn_hidden_size=5", "moe.shared_experts=1"]),
-                *("parallel.tensor=2", "parallel.sequence=true"),
-            ],
-            ["moe.shared_experts = 1", "5 wide", "parallel.tensor = 2"],
-        ),
+        (["parallel.virtual=2", INTERLEAVED], ["pipeline = 1", "parallel.schedule=megatron_1f1b"]),
+        (["parallel.virtual=2", "parallel.schedule=interleaved"], ["pipeline = 1", "parallel.schedule=1f1b"]),
         (["parallel.pipeline=2", INTERLEAVED], ["megatron_interleaved", "set parallel.virtual"]),
         (
             ["parallel.pipeline=2", "parallel.virtual=2"],
@@ -145,6 +136,10 @@ MOE = ["moe.experts=8", "moe.first_dense=1"]
         (["parallel.expert=2"], ["parallel.expert = 2", "moe.experts = 0"]),
         (["parallel.expert_tensor=2"], ["parallel.expert_tensor = 2", "moe.experts = 0"]),
         ([*MOE, "parallel.expert=3"], ["moe.experts = 8", "parallel.expert = 3"]),
+        (
+            [*MOE, "moe.shared_experts=1", "moe.ffn_hidden_size=9", "moe.grouped=false", *SEQUENCE],
+            ["moe.shared_experts = 1 x moe.ffn_hidden_size = 9", "parallel.tensor = 2"],
+        ),
         ([*MOE, "moe.top_k=9"], ["moe.top_k = 9", "moe.experts = 8"]),
         ([*MOE, "moe.top_k=1", "moe.router=softmax"], ["moe.top_k = 1", "moe.router=sigmoid"]),
         (["moe.experts=8", "moe.first_dense=4"], ["moe.first_dense = 4", "model.layers = 4"]),
