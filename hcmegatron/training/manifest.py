@@ -40,10 +40,10 @@ class Position(NamedTuple):
 
 
 class File(NamedTuple):
-    """A file of a checkpoint as it was written."""
+    """A file of a checkpoint as it was written; without a checksum in format 1."""
 
     bytes: int
-    blake2b: str
+    blake2b: str | None
 
 
 @dataclass(frozen=True)
@@ -51,25 +51,26 @@ class Manifest:
     """What a checkpoint is of.
 
     Attributes:
+        samples: None where format 1 does not say.
         updates: steps that changed the weights, which is what Adam counts.
-        config: the run's whole resolved configuration, by dotted key.
-        text: the fingerprint of the corpus.
+        config: the run's whole resolved configuration, by dotted key; of format 1 what that says.
+        text: the fingerprint of the corpus; None where format 1 does not say.
         environment: what the numbers depend on beside configuration and text.
         files: by name relative to the checkpoint.
     """
 
     step: int
-    samples: int
+    samples: int | None
     updates: int
     config: dict[str, Any]
-    text: str
+    text: str | None
     environment: dict[str, Any]
     files: dict[str, File]
 
     @property
-    def position(self) -> Position:
-        """Where the run goes on."""
-        return Position(self.step, self.samples)
+    def first_format(self) -> bool:
+        """Whether it was migrated from format 1."""
+        return self.samples is None
 
     def write(self, checkpoint: Path) -> None:
         """Into the directory that holds the files; on the disk when this returns."""
@@ -121,17 +122,33 @@ def read(checkpoint: Path) -> Manifest:
     if not isinstance(content, dict) or not isinstance(content.get("files"), dict):
         raise corrupt(checkpoint, f"{MANIFEST} is not a manifest")
     version = content.pop("format", 1)
+    if version == 1 and content.keys() >= {"step", "architecture", "layout"}:
+        return _with_files(checkpoint, _migrated(content))
     if version != FORMAT:
         raise ConfigError(
-            f"checkpoint {checkpoint} is of format {version}, and this program reads format {FORMAT}; "
+            f"checkpoint {checkpoint} is of format {version}, and this program reads formats 1 and {FORMAT}; "
             "continue it with the version that wrote it"
         )
     digest = content.pop("blake2b", None)
     if digest != _digest({"format": FORMAT, **content}):
         raise corrupt(checkpoint, f"{MANIFEST} is not as it was written")
     files = {file: File(**entry) for file, entry in content.pop("files").items()}
-    manifest = Manifest(**content, files=files)
-    for file, entry in files.items():
+    return _with_files(checkpoint, Manifest(**content, files=files))
+
+
+def _migrated(content: dict[str, Any]) -> Manifest:
+    """A manifest of format 1. It says nothing of samples and text, and Adam's count is taken to be the step's."""
+    layout = dict(content["layout"])
+    ranks = layout.pop("world_size")
+    layout.pop("distributed_optimizer")  # what it came to, not the setting
+    config = content["architecture"] | {f"parallel.{key}": value for key, value in layout.items()}
+    files = {file: File(size, None) for file, size in content["files"].items()}
+    return Manifest(content["step"], None, content["step"], config, None, {"ranks": ranks}, files)
+
+
+def _with_files(checkpoint: Path, manifest: Manifest) -> Manifest:
+    """The manifest, if its files are there in their sizes; ConfigError otherwise."""
+    for file, entry in manifest.files.items():
         try:
             size = (checkpoint / file).stat().st_size
         except OSError:
@@ -167,7 +184,8 @@ def verify(checkpoint: Path, manifest: Manifest, files: Iterable[str]) -> None:
             f"checkpoint {checkpoint} cannot be read: {error.filename}: {error.strerror}; every rank has to see it"
         ) from None
     for file, entry in found.items():
-        if entry != manifest.files[file]:
+        written = manifest.files[file]
+        if entry != written and (entry.bytes, None) != written:
             raise corrupt(checkpoint, f"{file} is not as it was written (its checksum differs)")
 
 

@@ -5,7 +5,7 @@ No process is started for it, and nothing but tensors is stored.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch.distributed.checkpoint as dcp
@@ -58,6 +58,9 @@ def read(pieces: list[Piece], directory: Path) -> None:
     stored = dcp.FileSystemReader(directory).read_metadata().state_dict_metadata
     wanted: dict[tuple[str, tuple[int, ...]], list[Piece]] = {}
     for piece in pieces:
+        if (weights := f"optimizer.state.fp32_param.{piece.key}") in stored:
+            # format 1 in bf16: what the optimizer updates was under a key of its own
+            piece = replace(piece, key=weights)
         if piece.padded and piece.key in stored:
             piece = _as_padded(piece, tuple(stored[piece.key].size))
         if piece.data.numel():
@@ -99,7 +102,7 @@ class _Writer(dcp.FileSystemWriter):
 def _as_padded(piece: Piece, shape: tuple[int, ...]) -> Piece:
     """The rows of a piece that the checkpoint has. The others are padding, which no token reads or predicts."""
     rows = min(piece.data.shape[0], max(0, shape[0] - piece.offset[0]))
-    return Piece(piece.key, piece.data[:rows], shape, piece.offset)
+    return replace(piece, data=piece.data[:rows], shape=shape)
 
 
 def _by_key(pieces: list[Piece]) -> dict[str, Tensor]:

@@ -168,7 +168,7 @@ def _start(
     config: Config, path: Path, saved: Manifest, text: str, environment: dict[str, Any] | None
 ) -> Start:
     resumed, steps = config.checkpoint.resume, config.training.steps
-    changed = _changed(saved.config, config)
+    changed = _changed(saved, config)
 
     def by(rule: Rule) -> list[Change]:
         return [change for change in changed if RULE_OF[change.key] is rule]
@@ -178,7 +178,7 @@ def _start(
             f"checkpoint {path} is of another architecture: {change.as_refused()}; set it to match"
         )
     other_data = [change.as_refused() for change in by(Rule.DATA)]
-    if saved.text != text:
+    if saved.text not in (text, None):
         other_data.append(f"the text's fingerprint is {saved.text} there, {text} here")
     if other_data and resumed:
         raise ConfigError(
@@ -192,29 +192,37 @@ def _start(
         )
     applied = by(Rule.APPLIED)
     if environment is not None:
-        applied += _differences(saved.environment, environment)
-    how = "bit for bit" if not (applied or other_data) else "with changes"
-    says = [f"continuing from {path} after step {saved.step}, {how}"]
+        known = saved.environment if saved.first_format else environment
+        applied += _differences(saved.environment, {key: environment[key] for key in known})
+    exact = not (applied or other_data or saved.first_format)
+    says = [f"continuing from {path} after step {saved.step}, {'bit for bit' if exact else 'with changes'}"]
+    if saved.first_format:
+        says.append(
+            "warning: the checkpoint is of format 1: it has no checksums to verify, and its data, optimizer and batch "
+            "size cannot be compared; samples are counted as if the batch had been this one's"
+        )
     if applied:
         says.append("changed: " + ", ".join(map(str, applied)))
     if other_data:
         says.append("the data begin anew, at their first sample: " + "; ".join(other_data))
     says += [f"{change}: no effect, the weights are the checkpoint's" for change in by(Rule.BEGINNING)]
+    seen = saved.step * config.training.global_batch if saved.first_format else saved.samples
     return Start(
         path,
         saved,
-        Position(saved.step, 0 if other_data else saved.samples),
-        same_layout=not any(change.key in _OF_RANDOM_STATES for change in applied),
+        Position(saved.step, 0 if other_data else seen),
+        same_layout=not (saved.first_format or any(change.key in _OF_RANDOM_STATES for change in applied)),
         says=tuple(says),
     )
 
 
-def _changed(there: dict[str, Any], config: Config) -> list[Change]:
+def _changed(saved: Manifest, config: Config) -> list[Change]:
     """Settings that are another here. One that nothing reads here is none.
 
     A setting that the checkpoint's version did not know had its default's effect.
     """
-    here, there = flatten(config), {**defaults(), **there}
+    here = flatten(config)
+    there = {**(here if saved.first_format else defaults()), **saved.config}
     idle = set(ineffective(config))
     if there["optimizer.schedule"] == here["optimizer.schedule"] == "constant":
         idle.add("training.steps")  # no rate depends on how long the run is

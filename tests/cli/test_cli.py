@@ -16,6 +16,7 @@ import hcmegatron
 from hcmegatron import cli
 from hcmegatron.config import Config, load
 from hcmegatron.platform.ranks import RankInfo
+from hcmegatron.training.manifest import NotSaved
 
 ROOT = Path(hcmegatron.__file__).parents[1]
 QUICKSTART = ROOT / "configs" / "quickstart.yaml"
@@ -188,6 +189,20 @@ def test_a_rank_of_a_launcher_trains_in_this_process(torchrun, trained):
     ((config, ranks, name),) = trained
     assert ranks == RankInfo(1, 2, 1, 2, "h", 1234, "torchrun") and name == "quickstart"
     assert config == load(QUICKSTART, ["--training.steps=40"])
+
+
+def test_a_run_whose_last_checkpoint_failed_ends_with_one_line_and_status_1(torchrun, monkeypatch, capsys):
+    def train(config, ranks, name):
+        raise NotSaved("the checkpoint after step 4 could not be saved: No space left on device")
+
+    monkeypatch.setenv("RANK", "0")
+    stub = types.ModuleType("hcmegatron.training.run")
+    stub.train = train
+    monkeypatch.setitem(sys.modules, "hcmegatron.training.run", stub)
+    assert cli.main(["train", str(QUICKSTART)]) == 1
+    assert capsys.readouterr().err == (
+        "hcmegatron: error: the checkpoint after step 4 could not be saved: No space left on device\n"
+    )
 
 
 def test_a_world_that_does_not_fit_is_said_once_a_machine(torchrun, trained, monkeypatch, capsys):

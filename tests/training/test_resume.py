@@ -160,7 +160,7 @@ def test_resuming_before_the_first_checkpoint_begins_and_says_so(tmp_path):
         ("null", "is not a manifest"),
         ("[" * 10**5, "is not JSON"),
         (b"\xff", "is not JSON"),
-        ('{"files": {}, "step": 4}', "is of format 1, and this program reads format 2"),
+        ('{"files": {}, "step": 4}', "is of format 1, and this program reads formats 1 and 2"),
         ('{"files": {}, "format": 3}', "is of format 3"),
         ('{"files": {}, "format": 2}', "is not as it was written"),
     ],
@@ -169,6 +169,23 @@ def test_what_is_no_manifest_is_refused(content, message, tmp_path):
     path = saved(tmp_path, made())
     (path / "manifest.json").write_bytes(content if isinstance(content, bytes) else content.encode())
     assert message in refused(made(), tmp_path)
+
+
+def test_the_first_format_is_continued_with_a_word_on_what_it_does_not_say(tmp_path):
+    config = made(training={"global_batch": 8})
+    path = saved(tmp_path, config)
+    architecture = {key: value for key, value in flatten(config).items() if RULE_OF[key] is Rule.ARCHITECTURE}
+    layout = {"world_size": 2, **vars(config.parallel), "distributed_optimizer": False}
+    first = {"step": 4, "architecture": architecture, "layout": layout, "files": {"__0_0.distcp": 7}}
+    (path / "manifest.json").write_text(json.dumps(first))
+    found = start(config, tmp_path)
+    assert found.position == Position(4, 32) and found.manifest.updates == 4 and not found.same_layout
+    assert found.says[0].endswith("after step 4, with changes")
+    assert "is of format 1: it has no checksums to verify" in found.says[1] and len(found.says) == 2
+    manifest.verify(path, found.manifest, found.manifest.files)
+    assert "model.layers = 4 there, 5 here" in refused(made(model={"layers": 5}), tmp_path)
+    (path / "__0_0.distcp").write_bytes(b"weight")
+    assert "__0_0.distcp has 6 bytes, 7 were written" in refused(config, tmp_path)
 
 
 def test_a_changed_manifest_and_files_of_another_size_are_refused(tmp_path):

@@ -127,7 +127,7 @@ def test_skipped_steps_leave_healthy_checkpoints_alone(text, tmp_path):
     newest = tmp_path / "stopped/checkpoints/step-00000002"
     assert list(newest.parent.iterdir()) == [newest]
     saved = manifest.read(newest)
-    assert saved.position == (2, 4) and saved.updates == 2
+    assert (saved.step, saved.samples, saved.updates) == (2, 4, 2)
     said = (tmp_path / "stopped/train.log").read_text()
     assert "stopped by SIGTERM after step 3, with the checkpoint after step 2 as its newest" in said
 
@@ -140,7 +140,7 @@ def test_another_batch_size_goes_on_with_the_next_sample(text, tmp_path):
     config.checkpoint.resume = True
     config.training.steps, config.training.global_batch = 4, 2
     assert run_ranks(1, TARGET + "samples", config, **RUN) == [[8, 9, 10, 11]]
-    assert manifest.read(tmp_path / "run/checkpoints/step-00000004").position == (4, 12)
+    assert manifest.read(tmp_path / "run/checkpoints/step-00000004").samples == 12
     said = (tmp_path / "run/train.log").read_text()
     assert "after step 2, with changes" in said and "training.global_batch 4 -> 2" in said
 
