@@ -29,6 +29,7 @@ for _message in (
     "full scope is deprecated",
     "Transformer Engine",
     ".*legacy GroupedMLP",
+    "`load_state_dict` is deprecated",  # torch's, which Megatron's loading calls
 ):
     warnings.filterwarnings("ignore", message=_message)
 
