@@ -177,9 +177,11 @@ def read_forward(
         projected, square = _project(H, PHI, base, inside, shift, N * C, K, KP, BT, BC, False, PRECISION)
     scaled = inside & (_is_ordinary(square, N * C) == 0)
     if tl.max(scaled.to(tl.int32), axis=0) > 0:
-        size = tl.maximum(_largest(H, base, inside, N * C, BT, BC), FLOOR)
+        # rare: narrow tiles, so that registers and shared memory are those of the usual way
+        NARROW: tl.constexpr = 32 if BC > 32 else BC
+        size = tl.maximum(_largest(H, base, inside, N * C, BT, NARROW), FLOOR)
         shift = tl.where(scaled, _to_one(size), 1.0)
-        again, squares = _project(H, PHI, base, inside, shift, N * C, K, KP, BT, BC, True, PRECISION)
+        again, squares = _project(H, PHI, base, inside, shift, N * C, K, KP, BT, NARROW, True, PRECISION)
         projected = tl.where(scaled[:, None], again, projected)
         square = tl.where(scaled, squares, square)
     inv_r = _inverse_rms(square, shift, N * C, RMS_EPS, EPS)

@@ -249,7 +249,7 @@ def evaluated(architecture, micro_batches, layers=4, **parallel):
 def test_evaluation_is_the_same_under_every_schedule(ranks, layouts, evaluated_alone):
     """For any number of micro-batches: fewer than ranks, odd, more than a group of the evaluation's schedule."""
     counts = [1, 2, 3, 9]
-    configs = [evaluated(a, 4 * ranks // 2, **layout) for a in ("dense", "moe") for layout in layouts]
+    configs = [evaluated(a, 4, **layout) for a in ("dense", "moe") for layout in layouts]
     for rank in run(ranks, "evaluations", configs, counts):
         for config, losses in zip(configs, rank, strict=True):
             data_parallel = ranks // config.parallel.pipeline
