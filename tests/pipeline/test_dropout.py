@@ -158,17 +158,3 @@ def test_nothing_is_seeded_without_dropout():
 def test_evaluation_draws_nothing():
     for masks, untouched in run_ranks(2, "tests.pipeline.dropout_workers:evaluation", network(**V), **RUN):
         assert untouched and not masks
-
-
-def test_triton_draws_from_the_same_seeds():
-    """In its interpreter: its masks are others than torch's, and of the micro-batch and the place like those."""
-    reference, v = network("dense"), network("dense", recompute={"mode": "block"}, **V)
-    for config in (reference, v):
-        config.kernels, config.training.micro_batch, config.training.global_batch = "triton", 1, 4
-    interpreted = RUN | {"env": {"TRITON_INTERPRET": "1"}}
-    worker = "tests.pipeline.dropout_workers:steps"
-    ((step,),) = run_ranks(1, worker, [reference], **interpreted)
-    ranks = run_ranks(2, worker, [v], **interpreted)
-    assert largest_error(step.outcome, [rank[0].outcome for rank in ranks]) < LIMIT
-    shared = run_ranks(2, worker, [v], kwargs={"shared": True}, **interpreted)
-    assert largest_error(step.outcome, [rank[0].outcome for rank in shared]) > 100 * LIMIT
