@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import contextlib
 import importlib.metadata
+import inspect
 import logging
 import os
 import warnings
+from collections.abc import Callable
 
 import torch
 
@@ -42,8 +44,10 @@ with warnings.catch_warnings(), importing:
     import megatron.core
     from megatron.core.dist_checkpointing.dict_utils import nested_values as flatten_state_dict
     from megatron.core.dist_checkpointing.utils import replace_prefix_for_sharding
+    from megatron.core.models.backends import LocalSpecProvider
     from megatron.core.transformer import multi_latent_attention
     from megatron.core.transformer.moe import moe_utils
+    from megatron.core.transformer.spec_utils import ModuleSpec
     from megatron.core.transformer.utils import (
         make_sharded_tensors_for_checkpoint,
         sharded_state_dict_default,
@@ -70,10 +74,22 @@ except ImportError:
 
 logging.getLogger("megatron").setLevel(logging.WARNING)
 
+
+def experts_of(provider: LocalSpecProvider, grouped: bool) -> Callable:
+    """What builds the routed experts that a provider of layers has: 0.16.1 names a module and its parts, 0.19.2 gives
+    the builder itself."""
+    modules = provider.grouped_mlp_modules
+    if "moe_use_legacy_grouped_gemm" in inspect.signature(modules).parameters:
+        module, submodules = modules(grouped, False)
+        return ModuleSpec(module, submodules=submodules)
+    return modules(grouped)
+
+
 __all__ = [
     "AUXILIARY_LOSS_OF_ONE_RANK",
     "HAVE_TE",
     "VERSION",
+    "experts_of",
     "flatten_state_dict",
     "make_sharded_tensors_for_checkpoint",
     "megatron",

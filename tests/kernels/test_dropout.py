@@ -1,4 +1,4 @@
-"""Dropout inside the Triton kernels, over ranks: other masks than torch's, and like those of the micro-batch and the place.
+"""Dropout inside the Triton kernels, over ranks: other masks than torch's, one for every micro-batch and place.
 
 Ranks inherit TRITON_INTERPRET, which conftest.py has set before any of them was started.
 """
