@@ -46,7 +46,6 @@ def train(config: Config, ranks: RankInfo, name: str = "run") -> int:
         stop = StopFlag()
         path: Path = on_first_rank(lambda: choose(config, name))
         start_from = on_first_rank(lambda: checkpoint.find(config, path))
-        directory = RunDirectory(path, config)
 
         text = Text(corpus, ByteTokenizer())
         data_rank = groups.dp.rank(), groups.dp.size()
@@ -55,6 +54,7 @@ def train(config: Config, ranks: RankInfo, name: str = "run") -> int:
 
         vocab_size = padded_vocab(config, text.tokenizer.vocab_size)
         memory = on_first_rank(lambda: expected(config, vocab_size, ranks, batches.micro_batches))
+        directory = RunDirectory(path, config)  # made when all that can be refused has been
         chunks = build_model(config, vocab_size, groups)
         held = most_held(config, batches.micro_batches, groups.pp.rank())
         recomputation = Recomputation(config, [unwrap(chunk) for chunk in chunks], *held)
