@@ -1,4 +1,4 @@
-"""Dropout inside the Triton kernels, over ranks: other masks than torch's, and like those of the micro-batch and the place.
+"""Dropout inside the Triton kernels, over ranks: other masks than torch's, of the same identity.
 
 Ranks inherit TRITON_INTERPRET, which conftest.py has set before any of them was started.
 """
