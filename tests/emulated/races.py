@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 from unittest import mock
@@ -50,15 +50,29 @@ class Use(NamedTuple):
         return f"{self.operation} on {self.stream} at {self.place}"
 
 
+Span = tuple[int, int]  # bytes of a storage, from and to
+
+
 class _Block:
-    """Memory of one storage."""
+    """Memory of one storage, of which parts may be used independently, such as the gradients in a buffer."""
 
     def __init__(self, storage: torch.UntypedStorage, home: Stream) -> None:
         self.storage, self.home = StorageWeakRef(storage), home
-        self.written: Use | None = None
-        self.reads: dict[str, Use] = {}  # since then, the last of each stream
-        self.uses: dict[str, Use] = {}  # at all, the last of each stream
+        self.written: dict[Span, Use] = {}
+        self.reads: dict[Span, dict[str, Use]] = {}  # since then, the last of each stream
+        self.uses: dict[str, Use] = {}  # of any part, the last of each stream
         self.recorded: set[str] = set()
+
+
+def _span(tensor: Tensor) -> Span:
+    """From the first element to the last, whatever lies between."""
+    start = tensor.storage_offset() * tensor.element_size()
+    last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    return start, start + (last + 1) * tensor.element_size()
+
+
+def _overlapping(spans: Iterable[Span], span: Span) -> list[Span]:
+    return [other for other in spans if other[0] < span[1] and span[0] < other[1]]
 
 
 class Checker(TorchDispatchMode):
@@ -121,18 +135,26 @@ class Checker(TorchDispatchMode):
         use = Use(name, stream.name, stream.tick(), _place())
         self.operations[stream.name] += 1
         for tensor in reads:
-            block = self._block(tensor)
-            if block.written is not None and not block.written.before(stream.clock):
-                self.findings[f"read before it is written: [{use}] reads what [{block.written}] writes"] += 1
-            block.reads[stream.name] = block.uses[stream.name] = use
+            block, span = self._block(tensor), _span(tensor)
+            for written in _overlapping(block.written, span):
+                if not block.written[written].before(stream.clock):
+                    words = f"read before it is written: [{use}] reads what [{block.written[written]}] writes"
+                    self.findings[words] += 1
+            block.reads.setdefault(span, {})[stream.name] = block.uses[stream.name] = use
         for tensor in writes:
-            block = self._block(tensor)
-            earlier = [block.written] if block.written is not None else []
-            for other in (*earlier, *block.reads.values()):
+            block, span = self._block(tensor), _span(tensor)
+            written, read = _overlapping(block.written, span), _overlapping(block.reads, span)
+            earlier = [block.written[other] for other in written]
+            for other in read:
+                earlier += block.reads[other].values()
+            for other in earlier:
                 if not other.before(stream.clock):
                     self.findings[f"written before it is free: [{use}] over [{other}]"] += 1
-            block.written, block.reads = use, {}
-            block.uses[stream.name] = use
+            for spans, over in ((block.written, written), (block.reads, read)):
+                for other in over:
+                    if span[0] <= other[0] and other[1] <= span[1]:
+                        del spans[other]
+            block.written[span] = block.uses[stream.name] = use
 
     def _block(self, tensor: Tensor) -> _Block:
         storage = tensor.untyped_storage()
@@ -158,7 +180,8 @@ class Checker(TorchDispatchMode):
                 continue
             for use in block.uses.values():
                 if use.stream not in (home.name, *block.recorded) and not use.before(home.clock):
-                    words = f"given away while in use by [{use}]: memory of {home.name}, written by [{block.written}]"
+                    last = next(reversed(block.written.values()), None)
+                    words = f"given away while in use by [{use}]: memory of {home.name}, written by [{last}]"
                     self.findings[words] += 1
         self._freed = others
 
