@@ -43,17 +43,17 @@ def signalled(config: Config, moment: str, number: int, last: int) -> dict[str, 
 
         setattr(owner, name, method)
 
-    def after_step(self: Any, index: int) -> step.StepResult:
-        noted["steps"].append(index + 1)
-        result = usual_step(self, index)
-        if moment == "update" and index + 1 == last:  # after the step's last collective
+    def after_step(self: Any, seen: int) -> step.StepResult:
+        noted["steps"].append(seen // config.training.global_batch + 1)
+        result = usual_step(self, seen)
+        if moment == "update" and noted["steps"][-1] == last:  # after the step's last collective
             send()
         return result
 
     usual_step, step.Stepper.step = step.Stepper.step, after_step
     around(step.Stepper, "rehearse", lambda: None, "rehearsal")
     around(step.Stepper, "evaluate", lambda *_: None, "validation")
-    around(checkpoint.Checkpoints, "save", lambda done: noted["saved"].append(done), "save")
+    around(checkpoint.Checkpoints, "_write", lambda *where: noted["saved"].append(where[-1].step), "save")
     assert train(config, place) == 0
     noted["left"] = len(psutil.Process().children(recursive=True))
     return noted
