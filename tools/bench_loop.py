@@ -56,7 +56,7 @@ def main() -> int:
 
             def loop() -> None:
                 set_learning_rate(optimizer, learning_rate(1, config.optimizer, 100), 0.1)
-                result = stepper.step(0, False)
+                result = stepper.step(0)
                 recorder.step(1, *figures.of(1, result, 1e-3), show=False)
                 finite.check(1, result, recorder)
 

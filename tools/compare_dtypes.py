@@ -66,7 +66,7 @@ def train(dtype: str, steps: int, threads: int, given: list[str]) -> float:
             set_learning_rate(
                 optimizer, learning_rate(step, config.optimizer, steps), config.optimizer.weight_decay
             )
-            losses.append(stepper.step((step - 1) * config.training.global_batch, False).loss)
+            losses.append(stepper.step((step - 1) * config.training.global_batch).loss)
             if step % 20 == 0:
                 print(f"{dtype} step {step}: loss {losses[-1]:.4f}", flush=True)
     loss = statistics.mean(losses[-WINDOW:])

@@ -26,10 +26,17 @@ def scaling(rms: Tensor, x: Tensor, floor: float) -> Tensor | None:
     Returns:
         Powers of two [...], 1 for tokens that are fine as they are.
     """
-    fine = (rms > 1 / ORDINARY) & (rms < ORDINARY)
-    if x.device.type == "cpu" and bool(fine.all()):
+    if x.device.type == "cpu" and _all_ordinary(rms):
         return None
+    fine = (rms > 1 / ORDINARY) & (rms < ORDINARY)
     return torch.where(fine, 1.0, to_one(x.detach().abs().amax(-1).clamp(min=floor)))
+
+
+def _all_ordinary(rms: Tensor) -> bool:
+    if rms.numel() == 0:
+        return True
+    low, high = torch.aminmax(rms)  # NaN where there is one
+    return bool(low > 1 / ORDINARY) and bool(high < ORDINARY)
 
 
 def to_one(size: Tensor) -> Tensor:

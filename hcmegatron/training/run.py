@@ -59,7 +59,6 @@ def train(config: Config, ranks: RankInfo, name: str = "run") -> int:
             return 0
         if start:
             checkpoint.verify(start)
-        directory = RunDirectory(path, config)
 
         text = Text(corpus, ByteTokenizer())
         data_rank = groups.dp.rank(), groups.dp.size()
@@ -68,6 +67,7 @@ def train(config: Config, ranks: RankInfo, name: str = "run") -> int:
 
         vocab_size = padded_vocab(config, text.tokenizer.vocab_size)
         memory = on_first_rank(lambda: expected(config, vocab_size, ranks, batches.micro_batches))
+        directory = RunDirectory(path, config)  # made when all that can be refused has been
         chunks = build_model(config, text.tokenizer.vocab_size, groups)
         held = most_held(config, batches.micro_batches, groups.pp.rank())
         recomputation = Recomputation(config, [unwrap(chunk) for chunk in chunks], *held)

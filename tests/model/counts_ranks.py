@@ -41,7 +41,7 @@ def two_steps(configs: list[Config]) -> list[tuple[list[float], int, int]]:
             schedule = build_schedule(config, chunks, groups)
             stepper = Stepper(config, chunks, optimizer, schedule, batches, groups)
             before = [p.detach().clone() for p in chunks[0].parameters()]
-            results = [stepper.step(0, False) for _ in range(3)]
+            results = [stepper.step(0) for _ in range(3)]
             assert all(result.updated for result in results)
             moved = [not torch.equal(a, b) for a, b in zip(before, chunks[0].parameters(), strict=True)]
             found.append(([result.loss for result in results], sum(moved), len(moved)))

@@ -50,7 +50,7 @@ def runs(configs: list[Config], warm: bool = True) -> list[Start]:
                 with nullcontext() if warm else mock.patch.object(Stepper, "_warm_start", lambda _: []):
                     said = stepper.rehearse()
                 rehearsed = len(mode.loaded)
-                stepper.step(0, False)
+                stepper.step(0)
                 stepper.evaluate(partial(stepper.batches, 1), 4)
                 found.append(Start(said, rehearsed, len(mode.loaded) - rehearsed))
     return found
