@@ -129,7 +129,7 @@ def train(config: Config, ranks: RankInfo, name: str = "run") -> int:
                     recorder.say(*checkpoints.save(reached, keep_older=not result.updated))
                     break
                 figures.start()
-            if stop.name:
+            if stop.name and done < steps:
                 recorder.say(resume.stopped(stop.name, done, checkpoints.saved))
             recorder.say(f"run directory: {path}")
         if watchdog is not None:

@@ -12,6 +12,7 @@ import psutil
 from hcmegatron.config.schema import Config
 from hcmegatron.platform.ranks import discover
 from hcmegatron.training import checkpoint, step
+from hcmegatron.training.manifest import Position
 from hcmegatron.training.run import train
 from tests.training.workers import tiny
 
@@ -32,14 +33,14 @@ def signalled(config: Config, moment: str, number: int, last: int) -> dict[str, 
         if place.rank == place.world_size - 1:
             os.killpg(0, number)
 
-    def around(owner: type, name: str, note: Callable[..., None], when: str) -> None:
+    def around(owner: type, name: str, when: str, note: Callable[..., None] = lambda *_: None) -> None:
         usual = getattr(owner, name)
 
-        def method(self: Any, *args: Any) -> Any:
-            note(*args)
+        def method(self: Any, *args: Any, **others: Any) -> Any:
+            note(self, *args)
             if moment == when and (when == "rehearsal" or noted["steps"][-1] == last):
                 send()
-            return usual(self, *args)
+            return usual(self, *args, **others)
 
         setattr(owner, name, method)
 
@@ -50,10 +51,14 @@ def signalled(config: Config, moment: str, number: int, last: int) -> dict[str, 
             send()
         return result
 
+    def save(checkpoints: checkpoint.Checkpoints, at: Position) -> None:
+        if at != checkpoints.saved:
+            noted["saved"].append(at.step)
+
     usual_step, step.Stepper.step = step.Stepper.step, after_step
-    around(step.Stepper, "rehearse", lambda: None, "rehearsal")
-    around(step.Stepper, "evaluate", lambda *_: None, "validation")
-    around(checkpoint.Checkpoints, "_write", lambda *where: noted["saved"].append(where[-1].step), "save")
+    around(step.Stepper, "rehearse", "rehearsal")
+    around(step.Stepper, "evaluate", "validation")
+    around(checkpoint.Checkpoints, "save", "save", save)
     assert train(config, place) == 0
     noted["left"] = len(psutil.Process().children(recursive=True))
     return noted
@@ -81,10 +86,10 @@ def second_interrupt(config: Config) -> None:
     """A first SIGINT asks for the end, a second one does not wait for it."""
     usual_step = step.Stepper.step
 
-    def interrupted(self: Any, index: int) -> step.StepResult:
+    def interrupted(self: Any, seen: int) -> step.StepResult:
         os.kill(os.getpid(), signal.SIGINT)
         os.kill(os.getpid(), signal.SIGINT)
-        return usual_step(self, index)
+        return usual_step(self, seen)
 
     step.Stepper.step = interrupted
     train(config, discover(os.environ))
