@@ -71,11 +71,25 @@ class ConnectionGPT(GPTModel):
             config, megatron_config, stage.layers, stage.first, stage.last, pg_collection
         )
         self.copy = 0  # see mark_copy
+        if config.model.tie_embeddings and not (stage.first and stage.last):
+            self._mark_tied_embedding()
         mark_weights(self, pg_collection)
         for connection in self.connections():
             for parameter in connection.parameters():
                 # Under sequence parallelism each rank sees its part of the tokens, so gradients are summed.
                 parameter.sequence_parallel = megatron_config.sequence_parallel
+
+    def _mark_tied_embedding(self) -> None:
+        """Say that the embedding and the head's weight are two parameters, wherever their chunks are.
+
+        Megatron goes by pipeline ranks: it does not see the ends of a V on a pipeline of one rank, whose weight it
+        would count twice in the gradient norm, nor the first stage's copy on DualPipe's last rank, whose gradient
+        buffer would be laid out in another way.
+        """
+        if self.pre_process or self.post_process:
+            weight = self.shared_embedding_or_output_weight()
+            weight.shared_embedding, weight.zero_out_wgrad = True, False
+            weight.shared = self.post_process
 
     def mark_copy(self, copy: int) -> None:
         """Make this chunk the copy-th further one (from 1) of the same parameters, which another rank counts in the
@@ -83,9 +97,6 @@ class ConnectionGPT(GPTModel):
         self.copy = copy
         for parameter in self.parameters():
             parameter.shared = True
-        if self.pre_process and self.share_embeddings_and_output_weights:
-            # Megatron marks it on the first pipeline rank alone, and lays out gradient buffers by the mark.
-            self.embedding.word_embeddings.weight.shared_embedding = True
 
     def sharded_state_dict(
         self, prefix: str = "", sharded_offsets: tuple = (), metadata: dict | None = None
