@@ -2,7 +2,16 @@
 #   make test                     Python 3.11, megatron-core 0.16.1
 #   make test PYTHON=python3.12   Python 3.12, megatron-core 0.19.2
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
-TAG    := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')
+TAG    := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)
+ifeq ($(filter clean,$(MAKECMDGOALS)),)
+ifeq ($(TAG),)
+# A version manager leaves names behind that start nothing.
+$(error PYTHON=$(PYTHON) does not start; name one that does, such as PYTHON=/usr/bin/python3.11)
+endif
+ifneq ($(shell $(PYTHON) -c 'import sys; print(sys.version_info >= (3, 11))'),True)
+$(error PYTHON=$(PYTHON) is Python $(TAG); 3.11 or newer is needed)
+endif
+endif
 VENV   := .venv/$(TAG)
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready

@@ -7,17 +7,23 @@ needs is imported when the verb runs, so that help, mistakes and configurations 
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import platform
+import signal
 import sys
 import time
+import traceback
 from collections.abc import Sequence
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import IO, TYPE_CHECKING, NoReturn
 
 from hcmegatron.config import Config, ConfigError, check, check_world, dump, read, smallest_world
+from hcmegatron.config.load import scalar
 from hcmegatron.config.types import defaults, describe, leaves
+from hcmegatron.platform.streams import silence, stand_in_for_closed, tell
 
 if TYPE_CHECKING:
     from hcmegatron.platform.ranks import RankInfo
@@ -33,21 +39,53 @@ class _Parser(argparse.ArgumentParser):
     """argparse, with this program's one line for a mistake."""
 
     def error(self, message: str) -> NoReturn:
-        if message.startswith("unrecognized"):
-            message += " (a setting is written --section.key=value)"
         raise ConfigError(f"{message}; see {self.prog} --help")
+
+    def print_help(self, file: IO[str] | None = None) -> None:
+        print(self.format_help(), end="", file=file)  # argparse's own swallows a full disk
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a verb and return the exit status."""
+    stand_in_for_closed()
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    for stream in (sys.stdout, sys.stderr):  # names of files need not be text in the terminal's encoding
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
-        return _run(list(sys.argv[1:] if argv is None else argv))
+        try:
+            return _run(arguments)
+        finally:  # also of --help, which leaves by SystemExit: what cannot be written is found here, not at exit
+            if sys.stdout is not None:
+                sys.stdout.flush()
     except ConfigError as error:
-        print(f"hcmegatron: error: {error}", file=sys.stderr)
-        return USER_ERROR
+        return _failed(f"error: {error}", USER_ERROR)
     except KeyboardInterrupt:
-        print("hcmegatron: ended by SIGINT", file=sys.stderr)
-        return 130
+        return _failed("ended by SIGINT", 130)
+    except OSError as error:
+        if _verb(arguments) == "train" and not {"-h", *HELP} & set(arguments):
+            raise  # of a run
+        return _unwritable(error)
+
+
+def _failed(line: str, status: int) -> int:
+    tell(f"hcmegatron: {line}")
+    return status
+
+
+def _unwritable(error: OSError) -> int:
+    """The status after standard output broke, or a file that an error names. A reader that has seen enough, like head,
+    is no error."""
+    if error.filename is not None:
+        return _failed(f"error: {error.filename}: {error.strerror}", 1)
+    silence(1)  # for the interpreter's own flush at exit
+    if isinstance(error, BrokenPipeError):
+        return 0
+    return _failed(f"error: standard output cannot be written: {error.strerror}", 1)
+
+
+def _verb(arguments: list[str]) -> str | None:
+    return next((word for word in arguments if not word.startswith("-")), None)
 
 
 def _run(arguments: list[str]) -> int:
@@ -59,22 +97,25 @@ def _run(arguments: list[str]) -> int:
     )
     parser.add_argument("--version", action="store_true", help="print the versions and exit")
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", parser_class=_Parser)
-    _add_train(verbs)
-    _add_config(verbs)
+    parsers = {"train": _add_train(verbs), "config": _add_config(verbs)}
     schedule = verbs.add_parser(
         "schedule", help="draw, simulate and compare pipeline schedules", allow_abbrev=False
     )
 
     overrides: list[str] = []
-    if next((word for word in arguments if not word.startswith("-")), None) == "schedule":
+    if _verb(arguments) == "schedule":
         from schedules import cli
 
         cli.add_arguments(schedule)
         schedule.set_defaults(run=lambda options, overrides: cli.main(options))
+        parsers["schedule"] = schedule
     else:  # every other --word is a setting
+        _refuse_separate_values(arguments)
         overrides = [word for word in arguments if word.startswith("--") and word not in HELP]
         arguments = [word for word in arguments if word not in overrides]
-    options = parser.parse_args(arguments)
+    options, unknown = parser.parse_known_args(arguments)
+    if unknown:  # the verb's own parser knows what it takes
+        parsers.get(options.verb, parser).error(f"unrecognized arguments: {' '.join(unknown)}")
     if options.version:
         print(_versions())
         return 0
@@ -86,7 +127,17 @@ def _run(arguments: list[str]) -> int:
     return options.run(options, overrides)
 
 
-def _add_train(verbs: argparse._SubParsersAction) -> None:
+def _refuse_separate_values(arguments: list[str]) -> None:
+    """ConfigError for `--training.steps 10`, whose 10 would be taken for the file."""
+    for word, value in pairwise(arguments):
+        hint = leaves().get(word.removeprefix("--")) if word.startswith("--") else None
+        if hint is None or value.startswith("--"):
+            continue
+        if hint is not bool or value in ("true", "false"):  # `--run.tensorboard FILE` only lacks its value
+            raise ConfigError(f"{word} {value}: a setting is written --section.key=value: {word}={value}")
+
+
+def _add_train(verbs: argparse._SubParsersAction) -> argparse.ArgumentParser:
     train = verbs.add_parser(
         "train",
         help="train a model as a YAML file says",
@@ -100,11 +151,14 @@ def _add_train(verbs: argparse._SubParsersAction) -> None:
         "file", metavar="FILE", type=Path, help="YAML; `extends: OTHER.yaml` builds on another"
     )
     train.set_defaults(run=_train)
+    return train
 
 
-def _add_config(verbs: argparse._SubParsersAction) -> None:
+def _add_config(verbs: argparse._SubParsersAction) -> argparse.ArgumentParser:
     initial = defaults()
-    settings = "\n".join(f"  {key} = {initial[key]}    ({describe(hint)})" for key, hint in leaves().items())
+    settings = "\n".join(
+        f"  {key} = {scalar(initial[key])}    ({describe(hint)})" for key, hint in leaves().items()
+    )
     config = verbs.add_parser(
         "config",
         help="check a YAML file and print all its settings",
@@ -116,32 +170,44 @@ def _add_config(verbs: argparse._SubParsersAction) -> None:
     )
     config.add_argument("file", metavar="FILE", type=Path, nargs="?")
     config.set_defaults(run=_config)
+    return config
 
 
 def _config(options: argparse.Namespace, overrides: list[str]) -> int:
+    from hcmegatron.platform.optional import require_installed
+
     config, sources = read(options.file, overrides)
-    _warn(check(config, sources))
-    try:
-        print(dump(config), end="", flush=True)
-    except BrokenPipeError:  # hcmegatron config | head
-        os.dup2(
-            os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()
-        )  # for the interpreter's own flush at exit
+    warnings = check(config, sources)
+    require_installed(config)
+    _warn(warnings)
+    print(dump(config), end="")
     return 0
 
 
 def _train(options: argparse.Namespace, overrides: list[str]) -> int:
     """Everything that can be wrong without starting is found here; then one rank runs, or several are started."""
     from hcmegatron.data.corpus import find
+    from hcmegatron.platform.optional import require_installed
     from hcmegatron.platform.ranks import discover
+    from hcmegatron.training import resume
+    from hcmegatron.training.run_directory import examine
 
+    # torch's warnings of lost connections come with pages of native stack; read when torch is loaded.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     ranks = discover(os.environ)
     try:
         config, sources = read(options.file, overrides)
         warnings = check(config, sources)
+        require_installed(config)
         if ranks is not None:
             check_world(config, ranks.world_size)
-        find(config.data)
+        corpus = find(config.data)
+        warnings += corpus.warnings()
+        resume.find(config, Path(config.run.dir or ""), corpus.fingerprint)
+        if config.run.dir is not None and (ranks is None or ranks.rank == 0):  # only the first writes there
+            warnings += examine(Path(config.run.dir), config)
+        if ranks is not None:
+            _check_device(config)
     except ConfigError:
         if ranks is not None and ranks.local_rank > 0:
             time.sleep(PATIENCE_S)
@@ -154,16 +220,52 @@ def _train(options: argparse.Namespace, overrides: list[str]) -> int:
     return _rank(config, options.file.stem, ranks)
 
 
+def _check_device(config: Config, device: str | None = None) -> None:
+    """What the configuration asks for by name and only torch can say of this machine. ConfigError where it cannot run.
+
+    device: "cuda" or "cpu", where the ranks will be; None for the GPU if there is one.
+    """
+    if config.implementation == "te":
+        from hcmegatron.platform.optional import transformer_engine
+
+        if not (found := transformer_engine()).usable:
+            raise ConfigError(f"implementation = te: {found.words}; use implementation=auto or local")
+    if config.kernels == "triton" and config.connection.kind != "residual":
+        from hcmegatron.kernels.select import select
+
+        try:
+            select("triton", n=config.connection.n, device=device)
+        except ValueError as error:
+            raise ConfigError(str(error)) from None
+
+
 def _rank(config: Config, name: str, ranks: RankInfo) -> int:
-    """One rank of a training run. A run that diverged says so once and exits with status 1."""
+    """One rank of a training run. One that diverged or could not be saved says so once and exits with status 1."""
+    from hcmegatron.platform.local_launch import end_with_parent, without_native_frames
+    from hcmegatron.platform.ranks import STARTED_HERE
     from hcmegatron.training.guards import Diverged
+    from hcmegatron.training.manifest import NotSaved
     from hcmegatron.training.run import train
 
+    if ranks.source == "torchrun":
+        end_with_parent(signal.SIGTERM)  # its ranks outlive a torchrun that is killed: they save and end
     try:
         return train(config, ranks, name)
-    except Diverged as error:
+    except (Diverged, NotSaved) as error:
         if ranks.rank == 0:
-            print(f"hcmegatron: error: {error}", file=sys.stderr)
+            tell(f"hcmegatron: error: {error}")
+        return 1
+    except ConfigError:
+        if ranks.source != STARTED_HERE and ranks.local_rank > 0:
+            time.sleep(PATIENCE_S)
+        raise
+    except Exception:
+        if ranks.source == STARTED_HERE:  # the launch says it
+            raise
+        tell(
+            f"hcmegatron: rank {ranks.rank} of {ranks.world_size} failed:\n"
+            + without_native_frames(traceback.format_exc())
+        )
         return 1
 
 
@@ -175,6 +277,7 @@ def _start_ranks(config: Config, name: str) -> int:
 
     world_size, gpus = smallest_world(config), torch.cuda.device_count()
     worker = partial(_rank, config, name)
+    _check_device(config, "cuda" if gpus >= world_size else "cpu")
     if gpus == 0:
         import hcmegatron.training.run  # noqa: F401  (once, for all forks)
 
@@ -189,7 +292,7 @@ def _start_ranks(config: Config, name: str) -> int:
 
 def _warn(warnings: list[str]) -> None:
     for warning in warnings:
-        print(f"hcmegatron: warning: {warning}", file=sys.stderr)
+        tell(f"hcmegatron: warning: {warning}")
 
 
 def _versions() -> str:

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shutil
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -36,7 +38,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The verb's arguments. The parser reports a mistake in one line and leaves with 2."""
 
     def error(message: str) -> NoReturn:
-        parser.exit(2, f"{parser.prog}: {message}\n")
+        hint = f"; see {parser.prog} --help" if message.startswith("unrecognized") else ""
+        parser.exit(2, f"{parser.prog}: {message}{hint}\n")
 
     parser.error = error  # type: ignore[method-assign]
     known = ", ".join(GENERATORS)
@@ -82,7 +85,10 @@ def main(args: argparse.Namespace) -> int:
     try:
         _run(args)
     except ValueError as error:
-        print(f"hcmegatron schedule: {error}", file=sys.stderr)
+        line = "".join(
+            c if c.isprintable() else repr(c)[1:-1] for c in str(error)
+        )  # names of files are anything
+        print(f"hcmegatron schedule: {line}", file=sys.stderr)
         return 2
     return 0
 
@@ -109,7 +115,7 @@ def _run(args: argparse.Namespace) -> None:
         texts["json"] = json.dumps(found, indent=1) + "\n"
     _write([(getattr(args, name), text) for name, text in texts.items()])
     columns = shutil.get_terminal_size((120, 24)).columns
-    print(to_text(main_report.simulation, columns, colour=sys.stdout.isatty()))
+    print(to_text(main_report.simulation, columns, colour=sys.stdout is not None and sys.stdout.isatty()))
     sized = any(settings.get(key) is not None for key in ("activation", "pending", "parameters", "hop_bytes"))
     print(table(reports, unfit, sized), end="")
 
@@ -117,7 +123,7 @@ def _run(args: argparse.Namespace) -> None:
 def _schedule(args: argparse.Namespace) -> Schedule:
     if args.name.endswith(".csv"):
         try:
-            text = Path(args.name).read_text()
+            text = Path(args.name).read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise ValueError(f"{args.name}: {getattr(error, 'strerror', None) or error}") from None
         try:
@@ -129,7 +135,7 @@ def _schedule(args: argparse.Namespace) -> Schedule:
             if wanted is not None and wanted != found:
                 raise ValueError(f"--{key} {wanted}: {args.name} has {found}; leave the option out")
         return schedule
-    if args.name not in GENERATORS:
+    if args.name.replace("-", "_") not in GENERATORS:
         return generate(args.name, 1, 1)  # raises, with the known names
     for key in ("ranks", "microbatches"):
         if getattr(args, key) is None:
@@ -146,9 +152,9 @@ def _write(texts: list[tuple[Path, str]]) -> None:
     """All files or none."""
     written: list[tuple[Path, Path]] = []
     for path, _ in texts:
-        if path.is_dir():
+        if os.path.isdir(path):
             raise ValueError(f"{path}: is a directory, not a file to write")
-        if not path.parent.is_dir():
+        if not os.path.isdir(path.parent):
             raise ValueError(f"{path}: there is no directory {path.parent}")
         if [other for other, _ in texts].count(path) > 1:
             raise ValueError(f"{path}: named for more than one output")
@@ -156,12 +162,13 @@ def _write(texts: list[tuple[Path, str]]) -> None:
         for path, text in texts:
             part = path.with_name(path.name + ".part")
             written.append((part, path))
-            part.write_text(text)
+            part.write_text(text, encoding="utf-8")
         for part, path in written:
             part.replace(path)
     except OSError as error:
         for part, _ in written:
-            part.unlink(missing_ok=True)
+            with suppress(OSError):
+                part.unlink()
         raise ValueError(f"{error.filename}: {error.strerror}") from None
 
 

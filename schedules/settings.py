@@ -9,7 +9,6 @@ more. A list has one entry per stage of the model and is taken as it stands.
 from __future__ import annotations
 
 import difflib
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -49,22 +48,12 @@ Settings = Mapping[str, Any]
 
 def read_settings(path: Path) -> dict[str, Any]:
     """The settings in a JSON or YAML file. ValueError names the file and what is wrong with it."""
-    try:
-        text = path.read_text()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"costs file {path}: {getattr(error, 'strerror', None) or error}") from None
-    if path.suffix in (".yaml", ".yml"):
-        import yaml
+    from schedules.cost_files import load  # and with it PyYAML, for which nobody else waits
 
-        try:
-            found = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            raise ValueError(f"costs file {path}: {' '.join(str(error).split())}") from None
-    else:
-        try:
-            found = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"costs file {path}: {error}") from None
+    try:
+        found = load(path)
+    except ValueError as error:
+        raise ValueError(f"costs file {path}: {error}") from None
     if not isinstance(found, dict):
         raise ValueError(f"costs file {path}: expected keys and values, such as forward: 1")
     for key in found:

@@ -128,12 +128,15 @@ class _Zygote:
     def __init__(self, preload: tuple[str, ...]) -> None:
         here, there = socket.socketpair()
         path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-        single = {name: "1" for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
+        fixed = {name: "1" for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
+        # Ranks compute on the CPU. On a machine with GPUs, asking for one would start CUDA in the zygote, and a
+        # process that has started it cannot be forked.
+        fixed |= {"CUDA_VISIBLE_DEVICES": "", "PYTORCH_NVML_BASED_CUDA_CHECK": "1"}
         self.log = tempfile.TemporaryFile()  # noqa: SIM115, lives as long as the process
         self.process = subprocess.Popen(
             [sys.executable, "-m", "tests.zygote", str(there.fileno()), *preload],
             cwd=ROOT,
-            env={**os.environ, **single, "PYTHONPATH": path, "GLOO_SOCKET_IFNAME": "lo"},
+            env={**os.environ, **fixed, "PYTHONPATH": path, "GLOO_SOCKET_IFNAME": "lo"},
             pass_fds=[there.fileno()],
             stdin=subprocess.DEVNULL,
             stdout=self.log,

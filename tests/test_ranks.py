@@ -81,3 +81,11 @@ def test_a_killed_rank_is_seen_and_what_ranks_started_is_ended():
 def test_a_zygote_that_cannot_start_says_why():
     with pytest.raises(RuntimeError, match="No module named 'no_such_module'"):
         run_ranks(1, "tests.test_ranks:total", 1, preload=("no_such_module",))
+
+
+def test_ranks_see_no_gpu(monkeypatch):
+    """Whatever the machine has: they are forks, and CUDA does not survive one."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    preload = ("torch.distributed", "tests.zygote")  # a zygote of this test's own
+    answers = run_ranks(2, "os:getenv", "CUDA_VISIBLE_DEVICES", process_group=False, preload=preload)
+    assert answers == ["", ""]

@@ -5,6 +5,7 @@ A benchmark is a file tools/bench_NAME.py that prints its table; each runs in a 
 
 from __future__ import annotations
 
+import argparse
 import subprocess
 import sys
 from pathlib import Path
@@ -12,12 +13,14 @@ from pathlib import Path
 FOLDER = Path(__file__).parent
 
 
-def main(names: list[str]) -> int:
+def main() -> int:
     """Run the named benchmarks, or all. Returns 1 if one of them failed."""
     known = sorted(path.stem.removeprefix("bench_") for path in FOLDER.glob("bench_*.py"))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(known))
+    names = parser.parse_args().names
     if unknown := sorted(set(names) - set(known)):
-        print(f"bench: error: {', '.join(unknown)}: unknown; known: {', '.join(known)}", file=sys.stderr)
-        return 2
+        parser.error(f"{', '.join(unknown)}: unknown; known: {', '.join(known)}")
     failed = []
     for name in names or known:
         print(f"\n== {name}: python -m tools.bench_{name}", flush=True)
@@ -29,4 +32,4 @@ def main(names: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())

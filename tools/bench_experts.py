@@ -7,6 +7,7 @@ The experts alone on unevenly routed tokens (one expert without any), then a ste
 
 from __future__ import annotations
 
+import argparse
 import copy
 import statistics
 from collections.abc import Callable
@@ -41,6 +42,7 @@ SHAPES = (
 
 def main() -> int:
     """Prints medians and ratios, grouped over sequential; returns 1 where one misses its aim."""
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter).parse_args()
     config = load("configs/quickstart.yaml", ["--parallel.pipeline=1", "--training.threads=1"])
     alone = RankInfo(0, 1, 0, 1, "127.0.0.1", free_port(), "bench")
     aims = Aims()

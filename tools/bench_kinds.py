@@ -20,7 +20,6 @@ from hcmegatron.connections.mixing import aggregate, mix_and_add
 from hcmegatron.data.corpus import find
 from hcmegatron.data.dataset import Batches, Text
 from hcmegatron.data.tokenizer import ByteTokenizer
-from hcmegatron.model.gpt import padded_vocab
 from hcmegatron.platform.distributed import process_groups
 from hcmegatron.platform.local_launch import free_port
 from hcmegatron.platform.ranks import RankInfo
@@ -58,7 +57,7 @@ def step_of(kind: str, groups: Any, text: Text, eager: bool) -> Callable[[], Non
         ],
     )
     batches = Batches(text, config)
-    (chunk,) = chunks = build_model(config, padded_vocab(config, text.tokenizer.vocab_size), groups)
+    (chunk,) = chunks = build_model(config, text.tokenizer.vocab_size, groups)
     if eager:
         for module in chunk.modules():
             if isinstance(module, Manifold):

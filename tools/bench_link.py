@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import tempfile
 import time
 from dataclasses import dataclass, replace
@@ -23,6 +24,10 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing
 from torch import Tensor
+
+if __name__ == "__main__":
+    # Ranks are forked, which CUDA does not survive: hidden before anything asks for a GPU.
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 from schedules import generate
 from schedules.costs import Costs, Link

@@ -8,6 +8,7 @@ log files) and the same micro-batches through model and optimizer with nothing a
 
 from __future__ import annotations
 
+import argparse
 import statistics
 import tempfile
 from pathlib import Path
@@ -35,6 +36,7 @@ ROUNDS = 15
 
 def main() -> int:
     """Prints both medians and the ratio, loop over bare; returns 1 where it misses its aim."""
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter).parse_args()
     config = load(
         "configs/quickstart.yaml",
         ["--parallel.pipeline=1", "--parallel.schedule=megatron_1f1b", "--training.threads=1"],
@@ -44,7 +46,7 @@ def main() -> int:
         text = Text(find(config.data), ByteTokenizer())
         batches = Batches(text, config)
         vocab_size = padded_vocab(config, text.tokenizer.vocab_size)
-        chunks = build_model(config, vocab_size, groups)
+        chunks = build_model(config, text.tokenizer.vocab_size, groups)
         optimizer = build_optimizer(config, chunks, groups)
         stepper = Stepper(config, chunks, optimizer, build_schedule(config, chunks, groups), batches, groups)
         figures, finite = Figures(config, vocab_size, 1, 0.1), Finite(config)
@@ -54,7 +56,7 @@ def main() -> int:
 
             def loop() -> None:
                 set_learning_rate(optimizer, learning_rate(1, config.optimizer, 100), 0.1)
-                result = stepper.step(0, False)
+                result = stepper.step(0)
                 recorder.step(1, *figures.of(1, result, 1e-3), show=False)
                 finite.check(1, result, recorder)
 

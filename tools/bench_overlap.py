@@ -16,6 +16,7 @@ within and between FBs in which nothing computes, as a share of the communicatio
 from __future__ import annotations
 
 import argparse
+import os
 import tempfile
 import time
 from collections.abc import Iterator
@@ -28,6 +29,10 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing
 from torch import Tensor, nn
+
+if __name__ == "__main__":
+    # Ranks are forked, which CUDA does not survive: hidden before anything asks for a GPU.
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 import hcmegatron.platform.megatron  # noqa: F401  (installs the CPU adapter before Megatron is imported)
 from hcmegatron.model.nodes import Lane, MicroBatch, Node

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import tempfile
 import time
@@ -26,6 +27,10 @@ from functools import partial
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+
+if __name__ == "__main__":
+    # Ranks are forked, which CUDA does not survive: hidden before anything asks for a GPU.
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 import hcmegatron.platform.megatron  # noqa: F401  (installs the CPU adapter first)
 from hcmegatron.config.checks import check

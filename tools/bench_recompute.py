@@ -10,8 +10,8 @@ beside it.
 
 from __future__ import annotations
 
+import argparse
 import statistics
-import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 
 import hcmegatron.platform.megatron  # noqa: F401  (installs the CPU adapter first)
-from hcmegatron.config import check, load
+from hcmegatron.config import Config, ConfigError, check, load
 from hcmegatron.model.gpt import ConnectionGPT
 from hcmegatron.model.nodes import State
 from hcmegatron.platform.distributed import device, process_groups
@@ -83,14 +83,25 @@ def held(chunk: ConnectionGPT, recomputation: Recomputation, forward: Callable[[
     return Held(around, max(around, meter.peak), around + inside, meter.everything)
 
 
-def main(overrides: list[str]) -> int:
-    """Prints a table; returns 1 where the default setting misses an aim."""
+def configurations(overrides: list[str]) -> dict[str, Config]:
+    """Of every mode. ConfigError where an override does not fit."""
     with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
         file.write(MODEL)
         file.flush()
         configs = {name: load(Path(file.name), [*settings, *overrides]) for name, settings in MODES.items()}
     for config in configs.values():
         check(config)
+    return configs
+
+
+def main() -> int:
+    """Prints a table; returns 1 where the default setting misses an aim."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    _, overrides = parser.parse_known_args()
+    try:
+        configs = configurations(overrides)
+    except ConfigError as error:
+        parser.error(str(error))
     config = configs["none"]
     with process_groups(config, RankInfo(0, 1, 0, 1, "127.0.0.1", free_port(), "bench")) as groups:
         tokens = torch.randint(
@@ -139,4 +150,4 @@ def main(overrides: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main(sys.argv[1:]))
+    raise SystemExit(main())

@@ -14,12 +14,12 @@ from typing import Any
 import torch
 
 import hcmegatron.platform.megatron  # noqa: F401  (installs the CPU adapter first)
-from hcmegatron.config.load import load
+from hcmegatron.config import ConfigError, load
 from hcmegatron.connections.manifold import Manifold
 from hcmegatron.data.corpus import find
 from hcmegatron.data.dataset import Batches, Text
 from hcmegatron.data.tokenizer import ByteTokenizer
-from hcmegatron.model.gpt import padded_vocab, unwrap
+from hcmegatron.model.gpt import unwrap
 from hcmegatron.pipeline.schedule import build_schedule
 from hcmegatron.platform.distributed import process_groups
 from hcmegatron.platform.ranks import RankInfo, free_port
@@ -32,11 +32,14 @@ WINDOW = 20  # steps over which the final loss is averaged
 
 def main() -> None:
     """Prints both losses, their difference, and the row sums of the bf16 run."""
-    parser = argparse.ArgumentParser()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--threads", type=int, default=2)
     asked, overrides = parser.parse_known_args()
-    losses = {dtype: train(dtype, asked.steps, asked.threads, overrides) for dtype in ("fp32", "bf16")}
+    try:
+        losses = {dtype: train(dtype, asked.steps, asked.threads, overrides) for dtype in ("fp32", "bf16")}
+    except ConfigError as error:
+        parser.error(str(error))
     difference = losses["bf16"] / losses["fp32"] - 1
     print(f"bf16 against fp32 after {asked.steps} steps: {difference:+.3%} (aim: within 1%)")
 
@@ -52,7 +55,7 @@ def train(dtype: str, steps: int, threads: int, given: list[str]) -> float:
     with process_groups(config, alone) as groups:
         text = Text(find(config.data), ByteTokenizer())
         batches = Batches(text, config)
-        chunks = build_model(config, padded_vocab(config, text.tokenizer.vocab_size), groups)
+        chunks = build_model(config, text.tokenizer.vocab_size, groups)
         optimizer = build_optimizer(config, chunks, groups)
         stepper = Stepper(config, chunks, optimizer, build_schedule(config, chunks, groups), batches, groups)
         dtypes = {connection.phi.dtype for connection in manifolds(unwrap(chunks[0]))}
@@ -63,7 +66,7 @@ def train(dtype: str, steps: int, threads: int, given: list[str]) -> float:
             set_learning_rate(
                 optimizer, learning_rate(step, config.optimizer, steps), config.optimizer.weight_decay
             )
-            losses.append(stepper.step(step - 1, False).loss)
+            losses.append(stepper.step((step - 1) * config.training.global_batch).loss)
             if step % 20 == 0:
                 print(f"{dtype} step {step}: loss {losses[-1]:.4f}", flush=True)
     loss = statistics.mean(losses[-WINDOW:])

@@ -103,6 +103,7 @@ def prepared(config: Config, groups: Any) -> Callable[[], None]:
         "labels": text[:, 1:].contiguous(),
         "loss_mask": torch.ones(size, length, device=device()),
         "position_ids": torch.arange(length, device=device()).expand(size, -1),
+        "first_sample": 0,
     }
 
     def step() -> None:

@@ -9,7 +9,7 @@ import math
 
 from hcmegatron.config.errors import ConfigError
 from hcmegatron.config.idle import ineffective
-from hcmegatron.config.ranges import check_value
+from hcmegatron.config.ranges import LARGEST, TRITON_STREAMS, check_value
 from hcmegatron.config.schema import SPLIT_BACKWARD, Config, Parallel
 from hcmegatron.config.types import defaults, flatten
 
@@ -23,7 +23,7 @@ class Shown:
     def __call__(self, key: str) -> str:
         source = self.sources.get(key, "--")
         value = self.values[key]
-        text = str(value).lower() if isinstance(value, bool) else str(value)
+        text = "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
         # An override repeats the key and value, so naming it says nothing new.
         return f"{key} = {text}" + ("" if source.startswith("--") else f" ({source})")
 
@@ -150,7 +150,9 @@ def _model(config: Config, shown: Shown) -> None:
 
 
 def _latents(config: Config, shown: Shown) -> None:
-    """Megatron-Core splits the columns of MLA's down-projections over tensor ranks."""
+    """Megatron-Core's local layers split the columns of MLA's down-projections over tensor ranks."""
+    if config.implementation == "te":
+        return
     mla, tensor = config.mla, config.parallel.tensor
     width = mla.kv_rank + mla.rope_dim
     _need(
@@ -218,6 +220,17 @@ def _moe(config: Config, shown: Shown) -> None:
 def _connection(config: Config, shown: Shown) -> None:
     if config.connection.kind in ("sfc", "dfc"):
         _divisible(shown, "model.hidden_size", "connection.n", f" fractions ({shown('connection.kind')})")
+    idle = ineffective(config)
+    _need(
+        config.kernels != "triton" or "kernels" in idle or config.connection.n <= TRITON_STREAMS,
+        f"{shown('kernels')} with {shown('connection.n')}: the Triton kernels hold up to {TRITON_STREAMS}",
+        "use kernels=auto or torch, or fewer",
+    )
+    _need(
+        config.connection.rms_eps != "added" or "connection.rms_eps" in idle or config.model.norm_eps > 0,
+        f"{shown('connection.rms_eps')} with {shown('model.norm_eps')} divides by 0 where a token is 0",
+        "use connection.rms_eps=none, whose token of zeros is projected to 0, or raise model.norm_eps",
+    )
 
 
 def _chunks(parallel: Parallel) -> int:
@@ -295,12 +308,6 @@ def _parallel(config: Config, shown: Shown) -> None:
         f"use a multiple of {p.tensor}",
     )
     _need(
-        p.distributed_optimizer is not False or config.training.dtype != "bf16",
-        f"{shown('parallel.distributed_optimizer')} with {shown('training.dtype')}: Megatron's other 16-bit optimizer "
-        "cannot save the connections' fp32 parameters",
-        "leave it out, or set it to true",
-    )
-    _need(
         not p.overlap_param_gather or (p.distributed_optimizer and p.overlap_grad_reduce),
         f"{shown('parallel.overlap_param_gather')} gathers the distributed optimizer's shards",
         "set parallel.distributed_optimizer=true and parallel.overlap_grad_reduce=true",
@@ -353,7 +360,13 @@ def _recompute(config: Config, shown: Shown) -> None:
 
 def _training(config: Config, shown: Shown) -> None:
     o, c = config.optimizer, config.checkpoint
-    check_batch(config, 1)
+    check_world(config, smallest_world(config))  # a batch that does not fit it fits no larger one
+    _need(
+        o.lr * max(1.0, config.connection.lr_multiplier, o.weight_decay) <= LARGEST,
+        f"{shown('optimizer.lr')} with {shown('connection.lr_multiplier')} and {shown('optimizer.weight_decay')} makes "
+        f"products beyond {LARGEST:g}, which 32-bit numbers do not hold",
+        "lower them",
+    )
     _need(
         len(o.step_decay_at) == len(o.step_decay_to),
         f"{shown('optimizer.step_decay_at')} and {shown('optimizer.step_decay_to')} differ in length",

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import os
 import re
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,7 +18,17 @@ from hcmegatron.config.errors import ConfigError
 from hcmegatron.config.idle import ineffective
 from hcmegatron.config.ranges import check_value
 from hcmegatron.config.schema import Config
-from hcmegatron.config.types import Dumper, Loader, convert, defaults, fields, flatten, leaves, shown
+from hcmegatron.config.types import (
+    Dumper,
+    Loader,
+    convert,
+    defaults,
+    fields,
+    flatten,
+    leaves,
+    override,
+    shown,
+)
 
 # Asked for by name, but not there, or not possible under Megatron-Core: said as such, not as an unknown key.
 ABSENT = (
@@ -28,7 +39,13 @@ ABSENT = (
     (r".*fp8.*|.*fp4.*|.*float8.*", "FP8 and FP4 training are not supported; use training.dtype=bf16"),
     (r"mtp|mtp_.*|multi_token.*", "multi-token prediction (MTP) is not supported; leave the setting out"),
     (r".*cuda_?graphs?.*", "CUDA graphs are not supported; leave the setting out"),
+    (
+        r"parallel\.data.*|(parallel\.)?(dp|dp_.*|data_parallel.*)",
+        "data parallel is what is left of the world size: ranks / (parallel.pipeline x parallel.tensor); "
+        "start more ranks",
+    ),
 )
+PLACES = ("run.dir", "data.paths", "checkpoint.load")  # files and directories: ~ is the home directory
 ABSENT_VALUES = {
     "training.dtype": (
         (r".*fp8.*|.*float8.*|e4m3|e5m2|.*fp4.*", ABSENT[1][1]),
@@ -60,26 +77,37 @@ def read(path: str | Path | None, overrides: list[str] | None = None) -> tuple[C
 
     Without a path, the overrides change the defaults.
     """
-    settings = _read_file(Path(path), ()) if path is not None else {}
-    seen: dict[str, str] = {}
+    typed: dict[
+        str, Setting
+    ] = {}  # before the file, which may be the value of a mistyped one: --training.stps 10
     for text in overrides or []:
         key, setting = _read_override(text)
-        if key in seen:
-            raise ConfigError(f"{text}: {key} is given twice, as {seen[key]} before; give it once")
-        seen[key] = text
-        settings[key] = setting
+        if key in typed:
+            raise ConfigError(f"{text}: {key} is given twice, as {typed[key].source} before; give it once")
+        typed[key] = setting
+    settings = (_read_file(Path(path), ()) if path is not None else {}) | typed
     config = Config()
     for key, setting in settings.items():
         section, _, leaf = key.rpartition(".")
         try:
             value = convert(setting.node, leaves()[key])
             check_value(key, value)
+            if key in PLACES and value is not None:
+                value = at_home(value) if isinstance(value, str) else [at_home(path) for path in value]
         except ConfigError as error:
             raise ConfigError(
                 f"{setting.source}: {key} = {shown(setting.node)} {_better(key, setting, error)}"
             ) from None
         setattr(getattr(config, section) if section else config, leaf, value)
     return config, {key: setting.source for key, setting in settings.items()}
+
+
+def at_home(path: str) -> str:
+    """A path with ~ and ~user at its beginning as the home directory; ConfigError where there is none."""
+    expanded = os.path.expanduser(path)
+    if expanded.startswith("~"):
+        raise ConfigError(f"begins with {path.partition('/')[0]}, which is nobody's home; write ./{path}")
+    return expanded
 
 
 def dump(config: Config) -> str:
@@ -93,7 +121,7 @@ def dump(config: Config) -> str:
         if head != section:
             section = head
             lines += [f"{head}:"] if head else []
-        entry = ("  " if head else "") + f"{leaf}: {_scalar(value)}"
+        entry = ("  " if head else "") + f"{leaf}: {scalar(value)}"
         if key in idle and value == initial[key]:
             entry = f"# {entry}  (no effect: {idle[key]})"
         lines.append(entry)
@@ -114,8 +142,11 @@ def _read_file(path: Path, parents: tuple[Path, ...]) -> dict[str, Setting]:
             raise ConfigError(
                 f"{base.source}: extends = {shown(base.node)} is not a file; name one YAML file"
             )
-        parent = path.parent / base.node.value
-        if not parent.is_file():
+        try:
+            parent = path.parent / at_home(base.node.value)
+        except ConfigError as error:
+            raise ConfigError(f"{base.source}: extends = {base.node.value} {error}") from None
+        if not os.path.isfile(parent):
             raise ConfigError(
                 f"{base.source}: extends = {base.node.value}: there is no file {parent}; "
                 f"name it relative to {path.parent}"
@@ -142,7 +173,11 @@ def _compose(path: Path) -> yaml.MappingNode:
         mark = error.problem_mark or error.context_mark
         place = f"{path}:{mark.line + 1}" if mark else str(path)
         tab = mark is not None and "\t" in text.splitlines()[min(mark.line, len(text.splitlines()) - 1)]
-        hint = "indent with spaces, not tabs" if tab else "check indentation, colons and quotes"
+        hint = "check indentation, colons and quotes"
+        if tab:
+            hint = "indent with spaces, not tabs"
+        elif re.search("alias|anchor|tag|cannot start any token", f"{error.problem} {error.context}"):
+            hint = 'a text that begins with * & ! % @ or ` is written in quotes, like "*.txt"'
         raise ConfigError(f"{place}: is not YAML: {error.problem or error.context}; {hint}") from None
     except yaml.YAMLError as error:
         raise ConfigError(f"{path}: is not YAML: {' '.join(str(error).split())}") from None
@@ -213,14 +248,7 @@ def _read_override(text: str) -> tuple[str, Setting]:
         )
     if key not in leaves():
         raise ConfigError(f"{text}: {_unknown(key)}")
-    try:
-        node = yaml.compose(value, Loader) if value.strip() else None
-    except yaml.YAMLError:
-        node = None
-    if not isinstance(node, yaml.SequenceNode | yaml.ScalarNode):  # a path with ": " in it is text, not YAML
-        tag = "tag:yaml.org,2002:str"
-        node = yaml.ScalarNode(tag, value)
-    return key, Setting(node, text)
+    return key, Setting(override(value, leaves()[key]), text)
 
 
 def _unknown(key: str) -> str:
@@ -229,7 +257,7 @@ def _unknown(key: str) -> str:
         return f"{key!r} is an empty key; write a setting's name"
     if key.endswith(".extends"):
         return f"{key} is not a setting; write extends: at the top of the file, outside of sections"
-    for part in key.split("."):
+    for part in (key, *key.split(".")):
         for pattern, reason in ABSENT:
             if re.fullmatch(pattern, part.lower()):
                 return f"{key}: {reason}"
@@ -264,10 +292,11 @@ def _example(section: str) -> str:
     hint = fields(Config)[section]
     leaf = dataclasses.fields(hint)[0]
     default = leaf.default if leaf.default is not dataclasses.MISSING else leaf.default_factory()
-    return f"{section}.{leaf.name}: {_scalar(default)}"
+    return f"{section}.{leaf.name}: {scalar(default)}"
 
 
-def _scalar(value: Any) -> str:
+def scalar(value: Any) -> str:
+    """A setting's value as YAML in one line."""
     text = yaml.dump(value, Dumper=Dumper, default_flow_style=True, width=10**6, allow_unicode=True)
     return text.removesuffix("...\n").strip("\n")  # not other white space: it may be the value
 

@@ -7,6 +7,8 @@ from typing import Any
 from hcmegatron.config.errors import ConfigError
 
 RECOMPUTED_MODULES = ("core_attn", "mla_up_proj", "mlp", "shared_experts")
+TRITON_STREAMS = 8  # the most that the Triton kernels hold (hcmegatron.kernels.select)
+LARGEST = 1e30  # of any number: 3.4e38 is where fp32 ends
 BYTE_VOCABULARY = 257  # 256 bytes and the end of a document
 
 # Words of a range -> (test, the settings it holds for).
@@ -18,9 +20,10 @@ _RANGES = {
         moe.ffn_hidden_size connection.n connection.sinkhorn_iterations parallel.pipeline
         parallel.tensor parallel.expert parallel.expert_tensor parallel.timeout_s
         data.sequence_length training.steps training.global_batch training.micro_batch
-        training.eval_batches training.log_every training.max_bad_steps training.threads
+        training.eval_batches training.log_every training.max_bad_steps
         checkpoint.keep_last""",
     ),
+    "from 1 to 1024, or null for an equal share of the cores": (lambda v: 1 <= v <= 1024, "training.threads"),
     "at least 2, or null for plain stages": (lambda v: v >= 2, "parallel.virtual"),
     f"at least {BYTE_VOCABULARY}, the byte tokenizer's": (
         lambda v: v >= BYTE_VOCABULARY,
@@ -70,6 +73,8 @@ RANGE_OF = {key: (words, test) for words, (test, keys) in _RANGES.items() for ke
 
 def check_value(key: str, value: Any) -> None:
     """Raises ConfigError, without naming place or key, where a value is out of its setting's range."""
+    if isinstance(value, float) and abs(value) > LARGEST:
+        raise ConfigError(f"is out of range; numbers go up to {LARGEST:g}, since most become 32-bit ones")
     words, test = RANGE_OF.get(key, ("", None))
     if test is not None and value is not None and not test(value):
         raise ConfigError(f"is out of range; it must be {words}")

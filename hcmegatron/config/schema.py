@@ -51,7 +51,8 @@ class Model:
     )
     tie_embeddings: bool = False
     rope_theta: float = 10000.0
-    vocab_multiple: int = 128  # the vocabulary is padded to a multiple of this (and of the tensor ranks)
+    # embedding and head are padded to a multiple of this (and of the tensor ranks); padding has no probability
+    vocab_multiple: int = 128
     vocab_size: int | None = None  # None: the tokenizer's
     hidden_dropout: float = 0.0
     attention_dropout: float = 0.0
@@ -79,8 +80,10 @@ class MoE:
     first_dense: int = 0  # leading layers that stay dense
     router: Literal["softmax", "sigmoid"] = "sigmoid"
     expert_bias_rate: float = 1e-3  # loss-free balancing; 0: no expert bias
-    aux_loss: float = 0.0  # load-balancing loss coefficient
-    sequence_aux_loss: float = 0.0  # the same, per sequence
+    # load-balancing loss coefficient; Megatron balances the tokens of one micro-batch (of all its sequence-parallel
+    # ranks), so this one loss depends on training.micro_batch by its definition
+    aux_loss: float = 0.0
+    sequence_aux_loss: float = 0.0  # the same for the tokens of each sequence, whatever the micro-batch
     z_loss: float = 0.0
     routed_scale: float = 1.0  # factor on the routed experts' sum
     grouped: bool = True  # experts as one grouped matmul; false: one after another
@@ -125,7 +128,7 @@ class Parallel:
     expert_tensor: int = 1
     schedule: Schedule = "megatron_1f1b"
     overlap: bool = False  # dualpipe, dualpipev: a forward's nodes between those of another's backward
-    distributed_optimizer: bool | None = None  # None: with bf16 only, whose checkpoints need it; see checks
+    distributed_optimizer: bool | None = None  # shards its state over data-parallel ranks; None: with bf16
     overlap_grad_reduce: bool = False
     overlap_param_gather: bool = False
     timeout_s: int = 600  # without progress, or of a collective or a posted message, that end the job
@@ -133,17 +136,20 @@ class Parallel:
 
 @dataclass
 class Data:
-    """Text, and how it becomes batches. The order is a function of seed and step."""
+    """Text, and how it becomes batches. The order is a function of the seed."""
 
     paths: list[str] = field(
         default_factory=list
-    )  # files or directories; empty: Python's standard library sources
+    )  # text files, directories, patterns like "*.txt"; empty: Python's standard library sources
     suffixes: list[str] = field(
         default_factory=lambda: [".py", ".txt", ".md", ".rst"]
     )  # read from directories
     tokenizer: Literal["byte"] = "byte"
     sequence_length: int = 256
-    holdout: float = 0.02  # share of files kept for validation, chosen by a hash of their path
+    holdout: float = (
+        0.02  # share of the text kept for validation: about so many of the files, chosen by a hash of
+    )
+    # their path, or the end of the largest where files are few or uneven; the run says what it came to
     seed: int = 1234
 
 
@@ -186,8 +192,11 @@ class Checkpoint:
 
     save_every: int = 0  # steps; 0: only at the end
     keep_last: int = 2
-    resume: bool = False  # continue from the newest complete checkpoint of run.dir
-    load: str | None = None  # or start from this checkpoint directory
+    # continue the run in run.dir from its newest checkpoint, or begin it where there is none yet; on the same data
+    resume: bool = False
+    # or begin a new run, in another run.dir, with this checkpoint's weights, optimizer state and step (a run directory
+    # means its newest): at its sample where the data are the same, at the first where they are other
+    load: str | None = None
 
 
 @dataclass

@@ -113,13 +113,15 @@ def convert(node: yaml.Node, hint: Any) -> Any:
     if tag == "null" and optional:
         return None
     if kind is str and tag in ("str", "int", "float", "bool"):
-        if not text:
+        if not text.strip():
             raise ConfigError(f"is empty; give {describe(hint)}")
         if re.search(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]", text):
             raise ConfigError("holds a line break or another control character; write it in one line")
         return text
-    if typing.get_origin(kind) is Literal and text in typing.get_args(kind):
-        return text
+    if typing.get_origin(kind) is Literal:
+        for option in typing.get_args(kind):
+            if option in (text, text.replace("-", "_")):  # zb-h1 is zb_h1
+                return option
     if kind is bool and tag == "bool":
         return text.lower() == "true"
     if kind is int and _looks(text, "int") and tag == "int":
@@ -127,6 +129,24 @@ def convert(node: yaml.Node, hint: Any) -> Any:
     if kind is float and (_looks(text, "int") or _looks(text, "float")) and tag in ("int", "float"):
         return _finite(text)
     raise ConfigError(f"is not {describe(hint)}")
+
+
+def override(value: str, hint: Any) -> yaml.Node:
+    """The node of a value on the command line. Text stands as it was typed: ` #` begins no comment there, and `*`
+    and `: ` are nothing else; quotes and brackets around the whole are YAML's."""
+    try:
+        node = yaml.compose(value, Loader) if value.strip() else None
+    except yaml.YAMLError:
+        node = None
+    kind, optional = _options(hint)
+    if kind == list[str] and node is None and (match := re.fullmatch(r"\s*\[([^][{}\"']*)\]\s*", value)):
+        items = [yaml.ScalarNode(_TAG + "str", item.strip()) for item in match[1].split(",")]
+        return yaml.SequenceNode(_TAG + "seq", items)
+    quoted = isinstance(node, yaml.ScalarNode) and node.style and value.strip()[-1] == node.style
+    null = optional and isinstance(node, yaml.ScalarNode) and _looks(value.strip(), "null")
+    if not isinstance(node, yaml.SequenceNode | yaml.ScalarNode) or (kind is str and not quoted and not null):
+        return yaml.ScalarNode(_TAG + "str", value)
+    return node
 
 
 def shown(node: yaml.Node, nested: bool = False) -> str:

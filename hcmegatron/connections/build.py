@@ -9,7 +9,7 @@ from torch import nn
 
 from hcmegatron.connections.connection import Connection
 from hcmegatron.connections.ends import Contract, ContractHead, expand
-from hcmegatron.connections.facts import FRAC, HYPER, check
+from hcmegatron.connections.facts import FRAC, HYPER, check, contraction
 from hcmegatron.connections.frac import Frac
 from hcmegatron.connections.hyper import Hyper
 from hcmegatron.connections.manifold import Manifold
@@ -58,8 +58,8 @@ def build_contract(
     dtype: torch.dtype = torch.float32,
     device: torch.device | str | None = None,
 ) -> nn.Module:
-    """The module that takes streams [s,b,w,C] to h [s,b,C] before the final norm (conn.contract)."""
+    """The module that takes streams [s,b,w,C] to h [s,b,C] before the final norm (facts.contraction)."""
     check(conn, hidden_size)
-    if conn.contract == "head":
+    if contraction(conn) == "head":
         return ContractHead(conn, hidden_size, norm_eps=norm_eps, dtype=dtype, device=device)
-    return Contract(mean=conn.contract == "mean")
+    return Contract(mean=contraction(conn) == "mean")

@@ -84,7 +84,9 @@ def write_streams(
 
 
 def biased(y: Tensor, bias: Tensor | None, dropout: float, training: bool) -> Tensor:
-    """Megatron's sub-layers hand back (output, bias): dropout(y + bias)."""
+    """Megatron's sub-layers hand back (output, bias): dropout(y + bias), in fp32 or better where that is not y."""
+    if bias is not None or (dropout and training):
+        y = y.to(compute_dtype(y))
     if bias is not None:
         y = y + bias
     return F.dropout(y, dropout, training) if dropout else y

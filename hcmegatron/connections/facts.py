@@ -13,18 +13,6 @@ FRAC = ("sfc", "dfc")
 DYNAMIC = ("dhc", "dfc", "mhc")
 KINDS = ("residual", *HYPER, *FRAC, "mhc")
 
-# Fields that only some kinds read, with the value that means "not asked for".
-_ONLY: dict[str, tuple[tuple[str, ...], Any]] = {
-    "tanh": (("dhc", "dfc"), True),
-    "scale_output_init": (HYPER, False),
-    "contract": ((*HYPER, "mhc"), "sum"),
-    "sinkhorn_eps": (("mhc",), "none"),
-    "res_orientation": (("mhc",), "paper"),
-    "use_pre": (("mhc",), True),
-    "use_post": (("mhc",), True),
-    "use_res": (("mhc",), True),
-}
-
 _DECAYED = {"W_m", "W_r", "W_b", "W_alpha", "W_beta", "s_a", "s_b", "phi", "phi_head"}
 _NOT_DECAYED = {
     *("A_m", "A_r", "Y", "A", "B", "norm_weight"),
@@ -36,7 +24,8 @@ def check(conn: Any, C: int) -> None:
     """Refuse a connection that cannot be built at hidden size C.
 
     Raises ValueError naming the field, its value and the remedy: unknown kind, n < 1, fractions that do not
-    divide C, or an option that the chosen kind does not read.
+    divide C. A field that the chosen kind does not read is as good as absent, whatever it holds:
+    `config.idle` says which those are, and warns.
     """
     if conn.kind not in KINDS:
         raise ValueError(f"connection.kind={conn.kind!r}: choose one of {', '.join(KINDS)}")
@@ -52,26 +41,16 @@ def check(conn: Any, C: int) -> None:
         raise ValueError(
             f"connection.pre_eps={conn.pre_eps}: must not be negative (paper: 0, DeepSeek-V4: 1e-6)"
         )
-    for name, (kinds, unset) in _ONLY.items():
-        value = getattr(conn, name)
-        if value != unset and conn.kind not in kinds:
-            raise ValueError(
-                f"connection.{name}={value!r} has no effect with connection.kind={conn.kind}: "
-                f"leave it at {unset!r}, or choose {' or '.join(kinds)}"
-            )
-    if conn.kind != "mhc" and conn.contract != "head":
-        for name, unset in (("pre_eps", 0.0), ("rms_eps", "none")):
-            value = getattr(conn, name)
-            if value != unset:
-                raise ValueError(
-                    f"connection.{name}={value!r} has no effect with connection.kind={conn.kind} and "
-                    f"contract={conn.contract}: leave it at {unset!r}, or choose kind mhc or contract head"
-                )
 
 
 def streams(conn: Any) -> int:
     """Width factor of the stream between sub-layers and between pipeline stages, in units of C."""
     return conn.n if conn.kind in (*HYPER, "mhc") else 1
+
+
+def contraction(conn: Any) -> str:
+    """How the streams become one: `sum`, `mean` or `head`. A kind that has no streams has nothing to contract."""
+    return conn.contract if conn.kind in (*HYPER, "mhc") else "sum"
 
 
 def norm_parameters(conn: Any, width: int) -> int:
@@ -112,7 +91,7 @@ def contract_parameters(conn: Any, C: int) -> int:
     """Parameters of the contraction, once per network: a learned head has phi_head [nC, n], b_head [n],
     alpha_head."""
     n = streams(conn)
-    return n * C * n + n + 1 if conn.contract == "head" else 0
+    return n * C * n + n + 1 if contraction(conn) == "head" else 0
 
 
 def flops(conn: Any, C: int) -> int:
@@ -153,7 +132,7 @@ def paper_flops(conn: Any, C: int) -> int | None:
 def contract_flops(conn: Any, C: int) -> int:
     """Forward FLOPs per token of the contraction, once per network."""
     n = streams(conn)
-    return (n - 1) * C if conn.contract != "head" else 2 * n * C * n + 2 * n * C
+    return (n - 1) * C if contraction(conn) != "head" else 2 * n * C * n + 2 * n * C
 
 
 def saved_bytes(conn: Any, C: int, itemsize: int) -> int:

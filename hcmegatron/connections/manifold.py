@@ -9,7 +9,7 @@ sigmoid(alpha_pre t_pre + b_pre), post = 2 sigmoid(alpha_post t_post + b_post), 
 from __future__ import annotations
 
 import math
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,21 +23,20 @@ from hcmegatron.connections.connection import (
     write_streams,
 )
 from hcmegatron.connections.mixing import aggregate
-from hcmegatron.connections.norms import RmsEps, inverse_rms
-from hcmegatron.connections.sinkhorn import SinkhornEps, sinkhorn
-from hcmegatron.kernels.options import ReadOptions
+from hcmegatron.connections.norms import inverse_rms
+from hcmegatron.connections.sinkhorn import sinkhorn
+from hcmegatron.kernels.options import Orientation, ReadOptions, RmsEps, SinkhornEps
 from hcmegatron.kernels.select import Kernels
-
-ResOrientation = Literal["paper", "deepseek_v4", "column_last"]
 
 
 def project(H: Tensor, phi: Tensor, rms_eps: RmsEps, eps: float) -> Tensor:
     """t = (Hv phi) / r (Eq. 14-15). H [..., n, C], phi [nC, columns] -> [..., columns] in phi's dtype."""
     Hv = H.flatten(-2).to(phi.dtype)
-    return (Hv @ phi) * inverse_rms(Hv, rms_eps, eps)
+    inv_r, shift = inverse_rms(Hv, rms_eps, eps)
+    return ((Hv * shift) @ phi) * inv_r
 
 
-def residual_matrix(L: Tensor, iterations: int, eps: SinkhornEps, orientation: ResOrientation) -> Tensor:
+def residual_matrix(L: Tensor, iterations: int, eps: SinkhornEps, orientation: Orientation) -> Tensor:
     """res[o,i] from logits L [..., n, n].
 
     `paper`: columns normalised first, rows last. `deepseek_v4`: the stored matrix is normalised rows first

@@ -9,18 +9,21 @@ normalisation and to every later sum) and `clamp` (Megatron-Core main: a floor u
 from __future__ import annotations
 
 import math
-from typing import Literal
 
 import torch
 from torch import Tensor
 
-SinkhornEps = Literal["none", "additive", "clamp"]
+from hcmegatron.kernels.options import SinkhornEps
+
 LOG_EPS = math.log(1e-6)
 COLUMNS, ROWS = -2, -1  # the dimension that is summed over
 
 
 def _log_sum(L: Tensor, dim: int, eps: SinkhornEps) -> Tensor:
     """Logarithm of the sums that L's entries are divided by."""
+    if eps == "clamp":
+        # The sum of a row of -infinity is zero, and its logarithm has no gradient; the floor in its place has.
+        L = L.clamp(min=torch.finfo(L.dtype).min)
     s = torch.logsumexp(L, dim, keepdim=True)
     if eps == "additive":
         return torch.logaddexp(s, torch.full_like(s, LOG_EPS))
@@ -45,9 +48,16 @@ def _last(L: Tensor, eps: SinkhornEps) -> Tensor:
 def sinkhorn(L: Tensor, iterations: int = 20, eps: SinkhornEps = "none") -> Tensor:
     """Doubly stochastic matrix of logits L [..., n, n], columns first and rows last, for autograd to follow.
 
-    Row sums are 1 to rounding; columns (dim -2 summed) deviate as far as `iterations` leave them.
-    hcmegatron.kernels.sinkhorn has the same with backward by hand, which recomputes the iterates.
+    Row sums are 1 to rounding; columns (dim -2 summed) deviate as far as `iterations` leave them. A row or
+    column without a finite logit has no normalised form and gives NaN, which spreads over its matrix, except
+    where an epsilon takes the place of a sum of zero. hcmegatron.kernels.sinkhorn has the same with backward
+    by hand, which recomputes the iterates.
+
+    Raises:
+        ValueError: fewer than one iteration.
     """
+    if iterations < 1:
+        raise ValueError(f"iterations={iterations}: must be at least 1")
     L = _first(L, eps)
     for _ in range(iterations - 1):
         L = L - _log_sum(L, ROWS, eps)

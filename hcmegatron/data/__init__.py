@@ -1,1 +1,1 @@
-"""Text as batches: which files, their bytes as tokens, and an order that is a function of seed and step."""
+"""Text as batches: which files, their bytes as tokens, and an order that is a function of the seed."""

@@ -1,9 +1,10 @@
-"""Batches of packed text whose order is a function of seed and step alone.
+"""Batches of packed text whose order is a function of the seed alone.
 
 Documents, each closed by an end-of-document token, are laid end to end; window w is tokens w*S .. w*S+S, so
-that every token but the first is a label once an epoch. Sample g of training (g = step * global batch + place
-in the batch) is a window of the epoch's permutation: neither the data-parallel size nor the micro-batch size
-changes which sequences a step sees, and resuming needs the step and nothing else.
+that every token but the first is a label once an epoch. Sample g of training, counted through all its steps, is
+a window of the epoch's permutation: neither the data-parallel size nor the micro-batch size changes which
+sequences a step sees, and resuming needs the number of samples seen and nothing else, so that another batch size
+neither repeats nor leaves out a sample.
 
 S sequence length, b sequences of a micro-batch.
 """
@@ -42,13 +43,12 @@ class Batches:
         self.micro_batches = self.global_batch // (self.micro_batch * data_parallel)
         self._epoch, self._order = -1, np.empty(0, np.int64)
 
-    def __call__(self, step: int, micro_batch: int) -> dict[str, torch.Tensor]:
-        """What this rank sees in a micro-batch (0 .. micro_batches-1) of a step (from 0). See `pack`."""
-        first = (
-            step * self.global_batch + (micro_batch * self.data_parallel + self.data_rank) * self.micro_batch
-        )
+    def __call__(self, seen: int, micro_batch: int) -> dict[str, torch.Tensor | int]:
+        """What this rank sees in a micro-batch (0 .. micro_batches-1) of the step after `seen` samples: see `pack`, and
+        first_sample, which sample of the whole training run the first one is."""
+        first = seen + (micro_batch * self.data_parallel + self.data_rank) * self.micro_batch
         windows = [self.window(sample) for sample in range(first, first + self.micro_batch)]
-        return pack(self.tokens, windows, self.length, self.end)
+        return pack(self.tokens, windows, self.length, self.end) | {"first_sample": first}
 
     def window(self, sample: int) -> int:
         """The window that is the sample-th of the whole training run."""

@@ -2,24 +2,52 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
+
+SinkhornEps = Literal["none", "additive", "clamp"]
+RmsEps = Literal["none", "inside", "added"]
+Orientation = Literal["paper", "deepseek_v4", "column_last"]
 
 
 @dataclass(frozen=True)
 class ReadOptions:
-    """Named variants of mHC's read (2512.24880, Eq. 14-19), as in config.schema.Connection. Hashable."""
+    """Named variants of mHC's read (2512.24880, Eq. 14-19), as in config.schema.Connection. Hashable.
+
+    An epsilon of 0 is the same as none, whatever its kind: 1 / r of a token of zeros is then 0.
+
+    Raises:
+        ValueError: a field out of its range, with its name and value.
+    """
 
     n: int
     use_pre: bool = True
     use_post: bool = True
     use_res: bool = True
-    iterations: int = 20
-    sinkhorn_eps: Literal["none", "additive", "clamp"] = "none"
-    rms_eps: Literal["none", "inside", "added"] = "none"
-    eps: float = 0.0  # of the root mean square
-    pre_eps: float = 0.0
-    orientation: Literal["paper", "deepseek_v4", "column_last"] = "paper"
+    iterations: int = 20  # of Sinkhorn: at least 1, columns and then rows
+    sinkhorn_eps: SinkhornEps = "none"
+    rms_eps: RmsEps = "none"
+    eps: float = 0.0  # of the root mean square; not read where rms_eps is none
+    pre_eps: float = 0.0  # not read without use_pre
+    orientation: Orientation = "paper"
+
+    def __post_init__(self) -> None:
+        for name in ("n", "iterations"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)}: must be at least 1")
+        for name in ("eps", "pre_eps"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name}={getattr(self, name)}: must be a finite number, 0 or more")
+        for name, choices in (
+            ("sinkhorn_eps", SinkhornEps),
+            ("rms_eps", RmsEps),
+            ("orientation", Orientation),
+        ):
+            if getattr(self, name) not in get_args(choices):
+                raise ValueError(
+                    f"{name}={getattr(self, name)!r}: choose one of {', '.join(get_args(choices))}"
+                )
 
     @property
     def sizes(self) -> tuple[int, int, int]:
@@ -30,3 +58,8 @@ class ReadOptions:
     def columns(self) -> int:
         """K, the columns of phi."""
         return sum(self.sizes)
+
+    @property
+    def floor(self) -> float:
+        """The root mean square at which the epsilon is as large as the token."""
+        return {"none": 0.0, "inside": self.eps**0.5, "added": self.eps}[self.rms_eps]

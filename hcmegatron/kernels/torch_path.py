@@ -15,27 +15,43 @@ from torch.autograd import Function
 from torch.autograd.function import FunctionCtx, once_differentiable
 from torch.nn import functional as F
 
-from hcmegatron.kernels import coefficients
+from hcmegatron.kernels import coefficients, rms
 from hcmegatron.kernels.options import ReadOptions
 
 
-def inverse_rms(Hv: Tensor, options: ReadOptions) -> Tensor:
-    """1 / r of Eq. 15 for Hv [T, nC] -> [T]; 0 for a token of zeros without epsilon, which has no
-    direction."""
-    r = torch.linalg.vector_norm(Hv, dim=-1) / Hv.shape[-1] ** 0.5
+def inverse_rms(Hv: Tensor, options: ReadOptions) -> tuple[Tensor, Tensor | None]:
+    """1 / r of Eq. 15 for Hv [T, nC] -> [T]; 0 for a token of zeros without epsilon, which has no direction.
+
+    Also what rms.scaling says that tokens have to be multiplied by: 1 / r is that of the products.
+    """
+    r = _rms(Hv)
+    shift = rms.scaling(r, Hv, options.floor)
+    if shift is not None:
+        r = _rms(_times(Hv, shift))
+    eps = options.eps if shift is None else options.eps * shift
     if options.rms_eps == "inside":
-        return (r.square_() + options.eps).rsqrt_()
+        square = r.square_().add_(eps if shift is None else eps * shift)
+        return torch.where(square == 0, 0, square.rsqrt()), shift
     if options.rms_eps == "added":
-        return (r + options.eps).reciprocal_()
-    return torch.where(r > 0, r.reciprocal(), 0)
+        r = r + eps
+    return torch.where(r == 0, 0, r.reciprocal()), shift
 
 
-def rms_pullback(dt_t: Tensor, inv_r: Tensor, width: int, options: ReadOptions) -> Tensor:
-    """The factor c [T] of dHv += c Hv by which 1 / r pulls back; dt_t [T] is sum_k dt t, width is nC."""
+def _rms(Hv: Tensor) -> Tensor:
+    return torch.linalg.vector_norm(Hv, dim=-1) / Hv.shape[-1] ** 0.5
+
+
+def rms_pullback(
+    dt_t: Tensor, inv_r: Tensor, shift: Tensor | None, width: int, options: ReadOptions
+) -> Tensor:
+    """The factor c [T] of dHv += c Hv by which 1 / r pulls back; dt_t [T] is sum_k dt t, width is nC.
+
+    Hv, its gradient and 1 / r are those of tokens multiplied by shift.
+    """
     if options.rms_eps != "added":
         return dt_t * inv_r.square() / -width
-    r = inv_r.reciprocal() - options.eps
-    return torch.where(r > 0, dt_t * inv_r / (r * -width), 0)
+    r = inv_r.reciprocal() - (options.eps if shift is None else options.eps * shift)
+    return torch.where((r <= 0) | (inv_r == 0), 0, dt_t * inv_r / (r * -width))
 
 
 class _Read(Function):
@@ -52,12 +68,12 @@ class _Read(Function):
         T, n, C = H.shape
         Hc = H.to(phi.dtype)
         Hv = Hc.view(T, n * C)
-        inv_r = inverse_rms(Hv, options)
-        t = torch.mm(phi.mT, Hv.mT).mul_(inv_r)
+        inv_r, shift = inverse_rms(Hv, options)
+        t = torch.mm(phi.mT, _times(Hv, shift).mT).mul_(inv_r)
         pre, post, res = coefficients.forward(t, scale, bias, options)
         pre = pre.mT.contiguous()
         x = torch.bmm(pre.unsqueeze(1), Hc).squeeze(1).to(H.dtype)
-        ctx.save_for_backward(H, phi, scale, bias, t, inv_r, pre)
+        ctx.save_for_backward(H, phi, scale, bias, t, inv_r, shift, pre)
         ctx.options = options
         ctx.set_materialize_grads(False)
         return x, pre, post.mT.contiguous(), res.permute(2, 0, 1).contiguous(), H.view_as(H)
@@ -72,20 +88,22 @@ class _Read(Function):
         dres: Tensor | None,
         dH: Tensor | None,
     ) -> tuple[Tensor | None, ...]:
-        H, phi, scale, bias, t, inv_r, pre = ctx.saved_tensors
+        H, phi, scale, bias, t, inv_r, shift, pre = ctx.saved_tensors
         T, n, C = H.shape
         options, dtype = ctx.options, phi.dtype
         Hc = H.to(dtype)
-        Hv = Hc.view(T, n * C)
+        Hv = _times(Hc.view(T, n * C), shift)
         dxc = H.new_zeros(T, C, dtype=dtype) if dx is None else dx.to(dtype)
         through_x = torch.bmm(dxc.unsqueeze(1), Hc.mT).squeeze(1).mT
         dpre = through_x if dpre is None else through_x + dpre.mT
         dpost = None if dpost is None else dpost.mT
         dres = None if dres is None else dres.permute(1, 2, 0).contiguous()
         dt, dscale, dbias = coefficients.backward(t, scale, bias, dpre, dpost, dres, options)
-        c = rms_pullback((dt * t).sum(0), inv_r, n * C, options)
+        c = rms_pullback((dt * t).sum(0), inv_r, shift, n * C, options)
         dp = dt.mul_(inv_r)
         dphi = torch.mm(Hv.mT, dp.mT)
+        if shift is not None:
+            dp, c = dp * shift, c * shift
         if dH is None:
             out = torch.mm(dp.mT, phi.mT)
         else:
@@ -93,6 +111,11 @@ class _Read(Function):
         out.addcmul_(Hv, c.unsqueeze(1))
         out.view(T, n, C).baddbmm_(pre.unsqueeze(-1), dxc.unsqueeze(1))
         return out.view(T, n, C).to(H.dtype), dphi, dscale, dbias, None
+
+
+def _times(Hv: Tensor, shift: Tensor | None) -> Tensor:
+    """Hv [T, nC] with every token multiplied by its shift [T]."""
+    return Hv if shift is None else Hv * shift.unsqueeze(1)
 
 
 class _Write(Function):
@@ -145,6 +168,8 @@ def write(
     H [T,n,C]; y [T,1,C], the same for all streams, or [T,n,C], a part for each (FC); post [T,n], res [T,n,n];
     bias of y's shape without T.
     """
+    if bias is not None or dropout:
+        y = y.to(res.dtype)  # what is made of y and its gradient is rounded at the end, not at every step
     if bias is not None:
         y = y + bias
     if dropout:

@@ -74,7 +74,9 @@ class _Read(Function):
         T, n, C = H.shape
         K = options.columns
         x = H.new_empty(T, C)
-        t, inv_r, pre, post, res = (phi.new_empty(T, *shape) for shape in ((K,), (), (n,), (n,), (n, n)))
+        t, inv_r, shift, pre, post, res = (
+            phi.new_empty(T, *shape) for shape in ((K,), (), (), (n,), (n,), (n, n))
+        )
         if T:
             size = tile("read_forward", n, C, H.element_size())
             triton_read.read_forward[(triton.cdiv(T, size.BT),)](
@@ -86,6 +88,7 @@ class _Read(Function):
                 x,
                 t,
                 inv_r,
+                shift,
                 pre,
                 post,
                 res,
@@ -93,13 +96,14 @@ class _Read(Function):
                 N=n,
                 C=C,
                 KP=columns(n),
+                FLOOR=options.floor,
                 PRE_EPS=options.pre_eps,
                 FOLDED=projection is not None,
                 PRECISION=_precision(H),
                 **_shape(options),
                 **_of(size),
             )
-        ctx.save_for_backward(H, phi, scale, bias, t, inv_r, pre)
+        ctx.save_for_backward(H, phi, scale, bias, t, inv_r, shift, pre)
         ctx.options = options
         ctx.set_materialize_grads(False)
         return x, pre, post, res, H.view_as(H)
@@ -114,7 +118,7 @@ class _Read(Function):
         dres: Tensor | None,
         dH: Tensor | None,
     ) -> tuple[Tensor | None, ...]:
-        H, phi, scale, bias, t, inv_r, pre = ctx.saved_tensors
+        H, phi, scale, bias, t, inv_r, shift, pre = ctx.saved_tensors
         options = ctx.options
         T, n, C = H.shape
         K = options.columns
@@ -133,6 +137,7 @@ class _Read(Function):
             H,
             t,
             inv_r,
+            shift,
             scale,
             bias,
             dpre,
@@ -165,6 +170,7 @@ class _Read(Function):
             pre,
             dp,
             factor,
+            shift,
             phi,
             out,
             dphi,
@@ -198,8 +204,9 @@ class _Write(Function):
     ) -> tuple[Tensor, ...]:
         T, n, C = H.shape
         out = torch.empty_like(H)
-        # Drawn on the device, without waiting, from the generator that dropout would use.
-        seed = torch.randint(2**31 - 1, (1,), device=H.device, dtype=torch.int32) if dropout else post
+        # Drawn on the device, without waiting, from the generator that dropout would use. A run has more masks than
+        # there are numbers of 31 bits.
+        seed = torch.randint(2**63 - 1, (1,), device=H.device) if dropout else post
         given = bias if bias is not None else y
         flags = {"N": n, "R": y.shape[1], "C": C, "HAS_BIAS": bias is not None, "DROPOUT": dropout > 0}
         proj = square = None
@@ -241,7 +248,10 @@ class _Write(Function):
     def backward(ctx: FunctionCtx, dout: Tensor, *_: None) -> tuple[Tensor | None, ...]:
         H, y, bias, seed, post, res = ctx.saved_tensors
         T, n, C = H.shape
-        dH, dy, dpost, dres = (torch.empty_like(t) for t in (H, y, post, res))
+        dH, dpost, dres = (torch.empty_like(t) for t in (H, post, res))
+        with_bias = ctx.flags["HAS_BIAS"]
+        # the bias has the sum of what y has rounded
+        dy = torch.empty_like(y, dtype=torch.float32 if with_bias else y.dtype)
         if T:
             size = tile("write_backward", n, C, H.element_size())
             triton_write.write_backward[(triton.cdiv(T, size.BT),)](
@@ -262,8 +272,8 @@ class _Write(Function):
                 **ctx.flags,
                 **_of(size),
             )
-        dbias = dy.sum(0, dtype=torch.float32).to(bias.dtype) if ctx.flags["HAS_BIAS"] else None
-        return dH, dy, dpost, dres, dbias, None, None
+        dbias = dy.sum(0).to(bias.dtype) if with_bias else None
+        return dH, dy.to(y.dtype), dpost, dres, dbias, None, None
 
 
 def read(

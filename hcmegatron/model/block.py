@@ -98,22 +98,25 @@ class ConnectionBlock(MegatronModule):
         """The sub-layers of this chunk, in order."""
         return [sublayer for layer in self.layers for sublayer in layer.sublayers]
 
-    def micro_batch(self, attention_mask: Tensor | None, rotary: Tensor | None) -> MicroBatch:
+    def micro_batch(
+        self, attention_mask: Tensor | None, rotary: Tensor | None, first_sample: int | None = None
+    ) -> MicroBatch:
         """A micro-batch about to pass through this chunk's layers."""
         keeping = self.keeping() if torch.is_grad_enabled() else Keeping()
-        return MicroBatch(attention_mask, rotary, keeping)
+        return MicroBatch(attention_mask, rotary, keeping, first_sample)
 
     def forward(
         self,
         hidden_states: Tensor | None,
         attention_mask: Tensor | None,
         rotary_pos_emb: Tensor | None = None,
+        first_sample: int | None = None,
         **unused: Any,
     ) -> Tensor:
-        """The chunk's plain forward, called by GPTModel."""
+        """The chunk's plain forward, called by GPTModel. first_sample: see MicroBatch."""
         given = [name for name, value in unused.items() if value is not None]
         assert not given, f"ConnectionBlock does not take {given}"
-        micro_batch = self.micro_batch(attention_mask, rotary_pos_emb)
+        micro_batch = self.micro_batch(attention_mask, rotary_pos_emb, first_sample)
         return self.leave(self.traverse(self.enter(hidden_states), micro_batch))
 
     def in_order(self, streams: Tensor, micro_batch: MicroBatch) -> Tensor:

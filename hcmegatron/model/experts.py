@@ -1,5 +1,8 @@
 """Experts as one grouped matmul per projection (torch.nn.functional.grouped_mm), on CPU and CUDA.
 
+On CUDA it is one kernel in bf16 on sm_90 and sm_100; elsewhere torch falls back to one matmul for each expert, for
+which the host waits for the counts.
+
 E local experts, T tokens of all of them together (sorted by expert), C hidden size. Checkpoint keys, shapes and
 values are those of Megatron's SequentialMLP, which is the reference, so checkpoints of the two are
 interchangeable.
@@ -15,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hcmegatron.model.deferred import Separable, WeightGradients, for_autograd, separable
+from hcmegatron.platform.transfer import to_device
 from megatron.core.dist_checkpointing.mapping import (
     ReplicaId,
     ShardedObject,
@@ -46,7 +50,7 @@ class GroupedExperts(MegatronModule):
 
     def forward(self, tokens: Tensor, tokens_per_expert: Tensor, probs: Tensor) -> tuple[Tensor, None]:
         """Megatron's contract: tokens [T, C], tokens_per_expert [E], probs [T] -> ([T, C], no bias)."""
-        ends = tokens_per_expert.to(device=tokens.device, dtype=torch.int32).cumsum(0, dtype=torch.int32)
+        ends = to_device(tokens_per_expert.to(torch.int32), tokens.device).cumsum(0, dtype=torch.int32)
         hidden = self.linear_fc1(tokens, ends)
         if self.config.gated_linear_unit:
             gate, value = hidden.chunk(2, dim=-1)
@@ -162,7 +166,11 @@ class _GroupedLinear(torch.autograd.Function):
 
 
 def _weight_gradient(x: Tensor, grad_output: Tensor, ends: Tensor, into: Tensor | None) -> Tensor | None:
-    """[E, out, in]; zero for an expert without tokens."""
+    """[E, out, in]; zero for an expert without tokens.
+
+    In 16 bits it is rounded to 16 bits before it is added: torch's grouped_mm puts out what it takes in, and one matmul
+    for each expert would need the counts on the host.
+    """
     gradient = F.grouped_mm(grad_output.t(), x, offs=ends)
     if into is None:
         return gradient

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from hcmegatron.platform.megatron import apply_factories, flatten_state_dict
-from megatron.core.dist_checkpointing.mapping import ShardedTensor
+from hcmegatron.platform.megatron import flatten_state_dict
+from megatron.core.dist_checkpointing.mapping import ShardedTensor, ShardedTensorFactory
 
 
 @dataclass(frozen=True)
@@ -39,13 +39,21 @@ class Part:
         return whole
 
 
+def sharded(chunk: nn.Module) -> Iterator[tuple[Tensor, ShardedTensor]]:
+    """All parameters and persistent buffers of an (unwrapped) chunk, each with its parts as Megatron describes them.
+
+    A part's data are a view of the parameter or buffer.
+    """
+    for entry in flatten_state_dict(chunk.sharded_state_dict()):
+        built = flatten_state_dict([entry.build()]) if isinstance(entry, ShardedTensorFactory) else [entry]
+        for part in built:
+            if isinstance(part, ShardedTensor):
+                yield entry.data, part
+
+
 def parts(chunk: nn.Module) -> Iterator[Part]:
     """All parameters and persistent buffers of an (unwrapped) chunk, as parts of the whole network."""
-    state = chunk.sharded_state_dict()
-    apply_factories(state)
-    for entry in flatten_state_dict(state):
-        if not isinstance(entry, ShardedTensor):
-            continue
+    for _, entry in sharded(chunk):
         axes = entry.prepend_axis_num
         yield Part(
             entry.key,

@@ -6,11 +6,13 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from hcmegatron.config.schema import Config
 from hcmegatron.connections.connection import Connection
 from hcmegatron.model.block import ConnectionBlock
+from hcmegatron.model.dropout import Dropout
 from hcmegatron.model.experts import GroupedLinear
 from hcmegatron.model.transformer_config import transformer_config
 from hcmegatron.platform.megatron import flatten_state_dict
@@ -48,7 +50,7 @@ class ConnectionGPT(GPTModel):
         config: Config,
         megatron_config: TransformerConfig,
         stage: Stage,
-        vocab_size: int,
+        tokens: int,
         pg_collection: ProcessGroupCollection,
         vp_stage: int | None = None,
     ) -> None:
@@ -56,7 +58,7 @@ class ConnectionGPT(GPTModel):
             config=megatron_config,
             # GPTModel builds a block of Megatron's; it gets an empty one, which ours replaces below.
             transformer_layer_spec=TransformerBlockSubmodules(layer_specs=[], layer_norm=None),
-            vocab_size=vocab_size,
+            vocab_size=padded_vocab(config, tokens),
             max_sequence_length=config.data.sequence_length,
             pre_process=stage.first,
             post_process=stage.last,
@@ -70,7 +72,14 @@ class ConnectionGPT(GPTModel):
         self.decoder = ConnectionBlock(
             config, megatron_config, stage.layers, stage.first, stage.last, pg_collection
         )
+        self.entry_dropout = Dropout(
+            megatron_config.hidden_dropout,
+            "embedding",
+            config.training.seed,
+            pg_collection.tp.rank() if megatron_config.sequence_parallel else 0,
+        )
         self.copy = 0  # see mark_copy
+        self.vocabulary = vocabulary(config, tokens)
         if config.model.tie_embeddings and not (stage.first and stage.last):
             self._mark_tied_embedding()
         mark_weights(self, pg_collection)
@@ -78,6 +87,33 @@ class ConnectionGPT(GPTModel):
             for parameter in connection.parameters():
                 # Under sequence parallelism each rank sees its part of the tokens, so gradients are summed.
                 parameter.sequence_parallel = megatron_config.sequence_parallel
+
+    def forward(self, *inputs: Any, first_sample: int | None = None, **others: Any) -> Tensor:
+        """As Megatron's.
+
+        Args:
+            first_sample: number of the micro-batch's first sequence, counted through the whole training run. Masks of
+                dropout are a function of it; nothing else needs it.
+        """
+        if self.pre_process:
+            self.entry_dropout.begin(first_sample, self.training)
+        return super().forward(*inputs, extra_block_kwargs={"first_sample": first_sample}, **others)
+
+    def compute_language_model_loss(self, labels: Tensor, logits: Tensor) -> Tensor:
+        """As Megatron's, over the vocabulary alone: entries that pad it have no probability.
+
+        Args:
+            labels: [b, s].
+            logits: [s, b, this tensor-parallel rank's part of the padded vocabulary]; changed in place.
+
+        Returns:
+            Nats [b, s].
+        """
+        first = self.pg_collection.tp.rank() * logits.shape[-1]
+        # Outside of autograd: the softmax's gradient there is 0 already, and a recorded write would copy the gradient.
+        with torch.no_grad():
+            logits[..., max(0, self.vocabulary - first) :] = -math.inf
+        return super().compute_language_model_loss(labels, logits)
 
     def _mark_tied_embedding(self) -> None:
         """Say that the embedding and the head's weight are two parameters, wherever their chunks are.
@@ -144,21 +180,21 @@ def mark_weights(model: nn.Module, groups: ProcessGroupCollection) -> None:
 def build_chunk(
     config: Config,
     stage: Stage,
-    vocab_size: int,
+    tokens: int,
     pg_collection: ProcessGroupCollection,
     vp_stage: int | None = None,
 ) -> ConnectionGPT:
     """One chunk of the model, with uninitialised weights (see initialise.py).
 
     Args:
-        vocab_size: already padded, see padded_vocab.
+        tokens: of the tokenizer.
     """
     megatron_config = transformer_config(config)
     if vp_stage is not None and config.parallel.virtual is None:
         # Two stages a rank, which is not Megatron's interleaving: it is told only so much as to see that neither is
         # the other's copy of the embedding.
         megatron_config.virtual_pipeline_model_parallel_size = 2
-    return ConnectionGPT(config, megatron_config, stage, vocab_size, pg_collection, vp_stage)
+    return ConnectionGPT(config, megatron_config, stage, tokens, pg_collection, vp_stage)
 
 
 def unwrap(chunk: nn.Module) -> ConnectionGPT:
@@ -169,10 +205,14 @@ def unwrap(chunk: nn.Module) -> ConnectionGPT:
 
 
 def padded_vocab(config: Config, tokens: int) -> int:
-    """The tokenizer's size rounded up to a common multiple of vocab_multiple and the tensor-parallel size.
+    """The vocabulary rounded up to a common multiple of vocab_multiple and the tensor-parallel size.
 
-    The softmax runs over the padding too, so it should not change with the layout: vocab_multiple is best a
-    multiple of the tensor-parallel size.
+    Checkpoints hold the padding, so vocab_multiple is best a multiple of every tensor-parallel size in use.
     """
     multiple = math.lcm(config.model.vocab_multiple, config.parallel.tensor)
-    return -(-(config.model.vocab_size or tokens) // multiple) * multiple
+    return -(-vocabulary(config, tokens) // multiple) * multiple
+
+
+def vocabulary(config: Config, tokens: int) -> int:
+    """Entries that the softmax runs over: model.vocab_size, or the tokenizer's."""
+    return config.model.vocab_size or tokens

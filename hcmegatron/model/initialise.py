@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 
 import torch
@@ -10,6 +9,7 @@ from torch import nn
 
 from hcmegatron.config.schema import Config
 from hcmegatron.model.global_view import Part, parts
+from hcmegatron.platform.generators import seed_of
 
 # Projections back into the stream: their init is divided by sqrt(2 * layers), as in GPT-2 and Megatron.
 OUTPUT_PROJECTIONS = ("self_attention.linear_proj.weight", "linear_fc2.weight")
@@ -44,6 +44,4 @@ def _std(key: str, config: Config) -> float:
 
 
 def _generator(seed: int, part: Part) -> torch.Generator:
-    name = f"{seed}/{part.key}/{part.leading}".encode()
-    digest = hashlib.sha256(name).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+    return torch.Generator().manual_seed(seed_of(seed, part.key, part.leading))

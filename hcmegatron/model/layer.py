@@ -6,7 +6,6 @@ Dimensions: s sequence, b micro-batch size, n streams, C hidden size. Streams H 
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -14,12 +13,14 @@ from typing import Any
 from torch import Tensor, nn
 
 from hcmegatron.connections.connection import Coefficients, Connection
+from hcmegatron.model.dropout import Dropout
 from hcmegatron.model.nodes import Lane, MicroBatch, Node, State
 from megatron.core import tensor_parallel
 from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.transformer.identity_op import IdentityOp
 from megatron.core.transformer.mlp import MLP
 from megatron.core.transformer.module import MegatronModule
+from megatron.core.transformer.moe.token_dispatcher import MoEAlltoAllTokenDispatcher
 from megatron.core.transformer.spec_utils import ModuleSpec, build_module
 from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.transformer.transformer_layer import BaseTransformerLayer
@@ -43,7 +44,7 @@ class AroundSubLayer:
     """Norm and connection around one sub-layer T: nodes.SubLayer. The modules belong to the layer.
 
     Args:
-        sequence_parallel: tensor-parallel ranks have different tokens, so they drop out differently.
+        dropout: of T's output.
 
     Attributes:
         following: the next sub-layer's connection in this chunk, whose projection `leave` computes where kernels fold.
@@ -54,17 +55,11 @@ class AroundSubLayer:
         connection: Connection,
         input_norm: nn.Module,
         output_norm: nn.Module,
-        dropout: float,
-        sequence_parallel: bool = False,
+        dropout: Dropout,
     ) -> None:
         self.connection, self.input_norm, self.output_norm = connection, input_norm, output_norm
-        self.dropout, self.sequence_parallel = dropout, sequence_parallel
+        self.dropout = dropout
         self.following: Connection | None = None
-
-    @property
-    def random(self) -> bool:
-        """Whether `leave` applies dropout now."""
-        return self.dropout > 0 and self.connection.training
 
     def enter(self, streams: Tensor, *projection: Tensor) -> tuple[Tensor, Coefficients]:
         """[s, b, n, C] -> T's input [s, b, C] and the coefficients."""
@@ -73,20 +68,21 @@ class AroundSubLayer:
         return self.input_norm(x), coefficients
 
     def leave(
-        self, streams: Tensor, y: Tensor, coefficients: Coefficients, bias: Tensor | None = None
+        self,
+        streams: Tensor,
+        y: Tensor,
+        coefficients: Coefficients,
+        bias: Tensor | None = None,
+        first_sample: int | None = None,
     ) -> State:
         """T's output y [s, b, C] into the streams: [s, b, n, C], and the next read's projection."""
         y = self.output_norm(y)
-        # Entered here and not around the whole chunk: Megatron's checkpoints of parts replay a region's state only
-        # as it was when the region was entered last.
-        own_region = self.random and self.sequence_parallel
-        with tensor_parallel.get_cuda_rng_tracker().fork() if own_region else nullcontext():
-            if self.following is None:
-                return (self.connection.write(streams, y, coefficients, bias, self.dropout),)
-            await_parameters(self.following)
-            streams, projection = self.connection.write_and_project(
-                self.following, streams, y, coefficients, bias, self.dropout
-            )
+        self.dropout.begin(first_sample, self.connection.training)
+        written = (streams, y, coefficients, bias, self.dropout.probability)
+        if self.following is None:
+            return (self.connection.write(*written),)
+        await_parameters(self.following)
+        streams, projection = self.connection.write_and_project(self.following, *written)
         return (streams, *(projection or ()))
 
 
@@ -103,6 +99,7 @@ class ConnectionLayer(MegatronModule, BaseTransformerLayer):
     Args:
         global_layer: 0-based number in the whole network. It replaces the number that Megatron derives from a
             round-robin placement, so that any placement of layers on ranks is possible.
+        seed: training.seed.
 
     Attributes:
         nodes: attention, mlp in a dense layer; attention, route, dispatch, experts, combine, merge in a MoE layer.
@@ -114,6 +111,7 @@ class ConnectionLayer(MegatronModule, BaseTransformerLayer):
         config: TransformerConfig,
         submodules: LayerSubmodules,
         global_layer: int,
+        seed: int,
         pg_collection: ProcessGroupCollection,
         **_: Any,
     ) -> None:
@@ -144,8 +142,11 @@ class ConnectionLayer(MegatronModule, BaseTransformerLayer):
         )
         self.mlp = build_module(submodules.mlp, config=config, **groups)
         self.is_moe = not isinstance(self.mlp, MLP)
+        self.merged_by: tuple[str, ...] = ()  # tensors of the dispatcher that a merge reads
         if self.is_moe:
             self.mlp.set_layer_number(self.layer_number)
+            if isinstance(self.mlp.token_dispatcher, MoEAlltoAllTokenDispatcher):
+                self.merged_by = ("reversed_local_input_permutation_mapping", "routing_map")
         # Megatron's own modules see to the other choices of selective recomputation.
         self.recompute_mlp = config.recompute_granularity == "selective" and "mlp" in config.recompute_modules
         # Megatron's all-gather leaves the tokens in a global buffer, into which shared experts under sequence
@@ -155,12 +156,21 @@ class ConnectionLayer(MegatronModule, BaseTransformerLayer):
         )
         self.mlp_output_layernorm = norm(submodules.mlp_output_layernorm)
 
-        after = (config.hidden_dropout, config.sequence_parallel)
+        place, rank = f"layers.{global_layer}", pg_collection.tp.rank()
+        # Each tensor-parallel rank has other heads, and under sequence parallelism other tokens.
+        self.core_dropout = Dropout(config.attention_dropout, f"{place}.core_attention", seed, rank)
+        tokens = rank if config.sequence_parallel else 0
         self.around_attention = AroundSubLayer(
-            self.attention_connection, self.input_layernorm, self.attention_output_layernorm, *after
+            self.attention_connection,
+            self.input_layernorm,
+            self.attention_output_layernorm,
+            Dropout(config.hidden_dropout, f"{place}.attention", seed, tokens),
         )
         self.around_mlp = AroundSubLayer(
-            self.mlp_connection, self.pre_mlp_layernorm, self.mlp_output_layernorm, *after
+            self.mlp_connection,
+            self.pre_mlp_layernorm,
+            self.mlp_output_layernorm,
+            Dropout(config.hidden_dropout, f"{place}.mlp", seed, tokens),
         )
         self.sublayers = (self.around_attention, self.around_mlp)
 
@@ -189,32 +199,44 @@ class ConnectionLayer(MegatronModule, BaseTransformerLayer):
     def _attention(self, state: State, micro_batch: MicroBatch) -> State:
         streams, *projection = state
         x, coefficients = micro_batch.keeping.enter(self.around_attention, streams, *projection)
+        # Before the whole of attention, as one cannot tell its core: when Megatron computes the core again, it puts
+        # the generators back to what they were at its beginning.
+        self.core_dropout.begin(micro_batch.first_sample, self.training)
         y, bias = self.self_attention(
             x, attention_mask=micro_batch.attention_mask, rotary_pos_emb=micro_batch.rotary
         )
-        return micro_batch.keeping.leave(self.around_attention, streams, y, coefficients, bias)
+        return micro_batch.keeping.leave(
+            self.around_attention, streams, y, coefficients, bias, micro_batch.first_sample
+        )
 
     def _mlp(self, state: State, micro_batch: MicroBatch) -> State:
         streams, *projection = state
         x, coefficients = micro_batch.keeping.enter(self.around_mlp, streams, *projection)
         mlp = partial(tensor_parallel.checkpoint, self.mlp, False) if self.recompute_mlp else self.mlp
         y, bias = mlp(x)
-        return micro_batch.keeping.leave(self.around_mlp, streams, y, coefficients, bias)
+        return micro_batch.keeping.leave(
+            self.around_mlp, streams, y, coefficients, bias, micro_batch.first_sample
+        )
 
     def _route(self, state: State, micro_batch: MicroBatch) -> State:
         streams, *projection = state
         x, coefficients = micro_batch.keeping.enter(self.around_mlp, streams, *projection)
         probs, routing_map = self.mlp.route(x)
         tokens, probs = self.mlp.preprocess(x, probs, routing_map)
-        return (streams, x, tokens, probs, *coefficients)
+        return (streams, x, tokens, probs, *self._kept_by_dispatcher(), *coefficients)
+
+    def _kept_by_dispatcher(self) -> State:
+        """What the merge will read of this micro-batch. The dispatcher keeps it until it routes the next one, and for
+        the stream that it was made on: on its way with the state it lasts until the merge, on whatever lane."""
+        return tuple(getattr(self.mlp.token_dispatcher, name) for name in self.merged_by)
 
     def _dispatch(self, state: State, micro_batch: MicroBatch) -> State:
-        streams, x, tokens, probs, *coefficients = state
+        streams, x, tokens, probs, *rest = state
         tokens, probs = self.mlp.dispatch(tokens, probs)
-        return (streams, x, tokens, probs, *coefficients)
+        return (streams, x, tokens, probs, *rest)
 
     def _experts(self, state: State, micro_batch: MicroBatch) -> State:
-        streams, x, tokens, probs, *coefficients = state
+        streams, x, tokens, probs, *rest = state
         if self.shared_experts_last:
             routed, _ = self.mlp.routed_experts_compute(tokens, probs)
             shared = self.mlp.shared_experts_compute(x)
@@ -222,7 +244,7 @@ class ConnectionLayer(MegatronModule, BaseTransformerLayer):
             shared = self.mlp.shared_experts_compute(x)
             routed, _ = self.mlp.routed_experts_compute(tokens, probs)
         # without shared experts the slot is dropped, not filled with None: states hold tensors only
-        return (streams, routed, *(() if shared is None else (shared,)), *coefficients)
+        return (streams, routed, *(() if shared is None else (shared,)), *rest)
 
     def _combine(self, state: State, micro_batch: MicroBatch) -> State:
         streams, routed, *rest = state
@@ -231,5 +253,9 @@ class ConnectionLayer(MegatronModule, BaseTransformerLayer):
     def _merge(self, state: State, micro_batch: MicroBatch) -> State:
         streams, routed, *rest = state
         shared = rest.pop(0) if self.mlp.use_shared_expert else None
+        for name in self.merged_by:
+            setattr(self.mlp.token_dispatcher, name, rest.pop(0))
         y = self.mlp.postprocess(routed, shared)
-        return micro_batch.keeping.leave(self.around_mlp, streams, y, tuple(rest))
+        return micro_batch.keeping.leave(
+            self.around_mlp, streams, y, tuple(rest), first_sample=micro_batch.first_sample
+        )

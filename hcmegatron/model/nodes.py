@@ -36,12 +36,8 @@ class SubLayer(Protocol):
     """The connection and the norms around T: what a layer offers to run again. Streams are [s, b, n, C].
 
     Neither method communicates between ranks, save that it awaits parameters on their way. Both depend on arguments
-    and parameters alone; `leave` also on the device's random generator where `random`.
+    and parameters alone, dropout included.
     """
-
-    @property
-    def random(self) -> bool:
-        """Whether `leave` draws random numbers (dropout)."""
 
     def enter(self, streams: Tensor, *projection: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
         """T's input [s, b, C], normed, and the coefficients for `leave`.
@@ -50,10 +46,15 @@ class SubLayer(Protocol):
         """
 
     def leave(
-        self, streams: Tensor, y: Tensor, coefficients: tuple[Tensor, ...], bias: Tensor | None = None
+        self,
+        streams: Tensor,
+        y: Tensor,
+        coefficients: tuple[Tensor, ...],
+        bias: Tensor | None = None,
+        first_sample: int | None = None,
     ) -> State:
         """The next streams, then the projection for the next sub-layer's `enter` where kernels fold. It carries no
-        gradient. y [s, b, C] and bias [C] are T's output."""
+        gradient. y [s, b, C] and bias [C] are T's output; first_sample is the micro-batch's."""
 
 
 class Keeping:
@@ -76,9 +77,10 @@ class Keeping:
         y: Tensor,
         coefficients: tuple[Tensor, ...],
         bias: Tensor | None = None,
+        first_sample: int | None = None,
     ) -> State:
         """`sublayer.leave` of the sub-layer entered last."""
-        return sublayer.leave(streams, y, coefficients, bias)
+        return sublayer.leave(streams, y, coefficients, bias, first_sample)
 
 
 @dataclass(frozen=True)
@@ -88,11 +90,14 @@ class MicroBatch:
     attention_mask: None for causal attention, else boolean [b, 1, s, s], True where a key is hidden.
     rotary: rotary angles [s, 1, 1, d] of GQA; None for MLA, which makes its own.
     keeping: belongs to this pass alone; ConnectionBlock.micro_batch makes it.
+    first_sample: number of its first sequence, counted through the whole training run; masks of dropout are a
+        function of it. None where nothing is dropped out.
     """
 
     attention_mask: Tensor | None = None
     rotary: Tensor | None = None
     keeping: Keeping = field(default_factory=Keeping)
+    first_sample: int | None = None
 
 
 @dataclass(frozen=True)

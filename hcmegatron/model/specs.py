@@ -13,7 +13,7 @@ from hcmegatron.model.latent_attention import LatentAttention, NormedLatents
 from hcmegatron.model.layer import ConnectionLayer, LayerSubmodules
 from hcmegatron.model.norms import Norm
 from hcmegatron.model.transformer_config import DTYPES, moe_layers
-from hcmegatron.platform.megatron import HAVE_TE
+from hcmegatron.platform.megatron import HAVE_TE, experts_of
 from megatron.core.models.backends import LocalSpecProvider
 from megatron.core.transformer.attention import SelfAttentionSubmodules
 from megatron.core.transformer.enums import AttnMaskType
@@ -77,7 +77,7 @@ def layer_spec(config: Config, layer: int) -> ModuleSpec:
     }[config.model.norm_position]
     return ModuleSpec(
         module=ConnectionLayer,
-        params={"global_layer": layer},
+        params={"global_layer": layer, "seed": config.training.seed},
         submodules=LayerSubmodules(
             attention_connection=_connection(config, 2 * layer),
             self_attention=_attention(config, provider),
@@ -157,8 +157,7 @@ def _experts(config: Config, provider: LocalSpecProvider) -> ModuleSpec:
             ModuleSpec(GroupedExperts) if grouped else ModuleSpec(SequentialMLP, submodules=_mlp(provider))
         )
     else:
-        module, submodules = provider.grouped_mlp_modules(config.moe.grouped, False)
-        experts = ModuleSpec(module, submodules=submodules)
+        experts = experts_of(provider, config.moe.grouped)
     return ModuleSpec(
         module=MoELayer,
         submodules=MoESubmodules(

@@ -116,7 +116,9 @@ def _auxiliary_scale(config: Config) -> int:
 
 
 def _auxiliary_losses(config: Config) -> dict:
-    losses = {"aux_loss": config.moe.aux_loss, "seq_aux_loss": config.moe.sequence_aux_loss}
+    # 0.16.1 weighs the mean over a micro-batch's sequences by the tokens of one of them, 0.19.2 by those of all.
+    sequences = config.training.micro_batch if AUXILIARY_LOSS_OF_ONE_RANK else 1
+    losses = {"aux_loss": config.moe.aux_loss, "seq_aux_loss": config.moe.sequence_aux_loss * sequences}
     active = {name: value * _auxiliary_scale(config) for name, value in losses.items() if value > 0}
     if not active:
         return dict(moe_router_load_balancing_type="none", moe_aux_loss_coeff=0.0)

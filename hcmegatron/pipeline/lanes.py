@@ -24,16 +24,18 @@ class Chain:
 
 
 class Lanes:
-    """One stream for communication and one of high priority; computation stays on the caller's.
+    """One stream for communication and one for merges, both of high priority; computation stays on the caller's.
 
-    Priority does not preempt what runs already: it decides whose blocks are placed first when both wait.
+    Priority does not preempt what runs already: it decides whose blocks are placed first when both wait. Collectives
+    that the caller waits for run on the current stream in recent torch, so that the priority of Megatron's groups is
+    not theirs: the communication lane has it itself.
     """
 
     def __init__(self, device: torch.device) -> None:
         self._streams: dict[Lane, torch.cuda.Stream] = {}
         if device.type == "cuda":
             self._streams = {
-                Lane.COMMUNICATION: torch.cuda.Stream(device),
+                Lane.COMMUNICATION: torch.cuda.Stream(device, priority=-1),
                 Lane.HIGH_PRIORITY: torch.cuda.Stream(device, priority=-1),
             }
 

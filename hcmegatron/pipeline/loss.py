@@ -8,9 +8,11 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from hcmegatron.model.gpt import ConnectionGPT
+
 # What the data room yields for one micro-batch: tokens, labels, loss_mask, position_ids [b, s], and optionally
-# attention_mask [b, 1, s, s].
-MicroBatchTensors = dict[str, Tensor]
+# attention_mask [b, 1, s, s] and, in training, first_sample: the number of its first sequence in the whole run.
+MicroBatchTensors = dict[str, Tensor | int]
 
 
 def token_loss(loss_mask: Tensor, losses: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
@@ -34,6 +36,20 @@ def forward_step(
     """Megatron's forward_step_func: the next micro-batch through `chunk`, and what turns its output into a loss."""
     batch = next(batches)
     output = chunk(
-        batch["tokens"], batch["position_ids"], batch.get("attention_mask"), labels=batch["labels"]
+        batch.get("tokens"),
+        batch.get("position_ids"),
+        batch.get("attention_mask"),
+        labels=batch.get("labels"),
+        first_sample=batch.get("first_sample"),
     )
-    return output, partial(token_loss, batch["loss_mask"])
+    return output, partial(token_loss, batch.get("loss_mask"))
+
+
+def unused(chunk: ConnectionGPT, document_mask: bool) -> set[str]:
+    """What a chunk does not use of a micro-batch: only the first stage reads tokens, only the last has a loss."""
+    names = set() if document_mask else {"document_ids"}
+    if not chunk.pre_process:
+        names |= {"tokens", "position_ids"}
+    if not chunk.post_process:
+        names |= {"labels", "loss_mask"}
+    return names

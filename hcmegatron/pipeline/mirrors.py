@@ -21,6 +21,7 @@ from hcmegatron.platform.distributed import device
 from megatron.core.distributed import DistributedDataParallel
 from megatron.core.transformer.moe.router import Router
 from schedules.placement import Placement
+from schedules.runtime.groups import everyones
 
 
 class Mirrors:
@@ -51,6 +52,10 @@ class Mirrors:
         assert layouts[0] == layouts[-1], "the gradients of a stage's copies lie in different places"
         different = self.different()
         assert not different, f"copies of a stage that do not start equal: {different}"
+
+    def close(self) -> None:
+        """End the pair's group, on both of its ranks; ending torch.distributed ends it too."""
+        dist.destroy_process_group(self.group)
 
     def sum(self) -> None:
         """Give both copies the sum of their gradients and of the tokens that each expert got."""
@@ -83,13 +88,13 @@ def copies_planned(config: Config, chunks: list[nn.Module]) -> list[str]:
 
 
 def _own_group(pair: list[int], timeout: timedelta | None) -> dist.ProcessGroup:
-    """The group of these two global ranks. All ranks create all groups, each in the same order."""
-    mine = torch.tensor(sorted(pair), device=device())
-    everyones = [torch.empty_like(mine) for _ in range(dist.get_world_size())]
-    dist.all_gather(everyones, mine)
-    pairs = sorted({tuple(each.tolist()) for each in everyones})
-    groups = {each: dist.new_group(list(each), timeout=timeout) for each in pairs}
-    return groups[tuple(sorted(pair))]
+    """The group of these two global ranks."""
+    pair = sorted(pair)
+    groups = {
+        each: dist.new_group(list(each), timeout=timeout, group_desc="mirrors")
+        for each in everyones(pair, device())
+    }
+    return groups[tuple(pair)]
 
 
 def _tensors(chunk: DistributedDataParallel) -> Iterator[tuple[str, Tensor]]:

@@ -50,7 +50,7 @@ def training_schedule(config: Config, microbatches: int) -> Schedule:
     try:
         if parallel.schedule == "interleaved":
             return interleaved(parallel.pipeline, microbatches, parallel.virtual)
-        return GENERATORS[parallel.schedule.replace("_", "-")](parallel.pipeline, microbatches)
+        return GENERATORS[parallel.schedule](parallel.pipeline, microbatches)
     except ValueError as error:
         raise ConfigError(
             f"parallel.schedule = {parallel.schedule} with parallel.pipeline = {parallel.pipeline} and "
@@ -93,9 +93,20 @@ def most_held(config: Config, microbatches: int, rank: int) -> Held:
     return most
 
 
+def evaluated_micro_batches(config: Config, microbatches: int) -> int:
+    """The least number of micro-batches, `microbatches` or more, that the schedule can run forward.
+
+    Two directions need as many in each, and Megatron's interleaved schedule groups of one per rank.
+    """
+    step = len(placement(config).paths)
+    if config.parallel.schedule == "megatron_interleaved":
+        step = config.parallel.pipeline
+    return -(-microbatches // step) * step
+
+
 def evaluation_schedule(where: Placement, microbatches: int) -> Schedule:
-    """Forwards for any number of micro-batches: groups of 2P pass through a rank's stages one after another (P in
-    each direction where there are two).
+    """Forwards for any number of micro-batches (see `evaluated_micro_batches`): groups of 2P pass through a rank's
+    stages one after another (P in each direction where there are two).
 
     It is run forward only. The backwards make it a schedule that can be validated like any other.
     """

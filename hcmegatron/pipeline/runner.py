@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -20,9 +20,13 @@ from hcmegatron.pipeline.mirrors import Mirrors
 from hcmegatron.pipeline.overlap import OverlappedStage
 from hcmegatron.pipeline.placement import evaluation_schedule, placement, training_schedule
 from hcmegatron.pipeline.stage import ChunkStage
+from hcmegatron.pipeline.streams import check_channels
 from hcmegatron.pipeline.tied import embedding_groups, sum_gradients, tied_weights
+from hcmegatron.pipeline.warm_start import Alone, copies, run_alone
 from hcmegatron.platform.attention import leave_room
+from hcmegatron.platform.communicators import touch
 from hcmegatron.platform.distributed import device, timeout
+from hcmegatron.platform.transfer import reserve
 from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.transformer.moe.moe_utils import MoEAuxLossAutoScaler
 from schedules.plan import Message
@@ -58,6 +62,8 @@ class ScheduleRunner:
     ) -> None:
         self.config, self.chunks, self.groups, self.watchdog = config, chunks, groups, watchdog
         self.placement = placement(config)
+        if device().type == "cuda":
+            check_channels(config)
         if config.parallel.overlap:
             leave_room()
         splits = config.parallel.schedule in SPLIT_BACKWARD
@@ -72,6 +78,7 @@ class ScheduleRunner:
                 self.placement.stages_of(groups.pp.rank()), chunks, models, strict=True
             )
         }
+        self._own_transport = transport is None
         self.transport = transport or DistributedTransport(
             groups.pp, self.placement, device(), timeout=timeout(config)
         )
@@ -111,26 +118,68 @@ class ScheduleRunner:
         """
         _refuse(others)
         iterators = data_iterator if isinstance(data_iterator, list) else [data_iterator]
-        parts = self.groups.tp.size() if self.config.parallel.sequence else 1
         lengths = [seq_length] * num_microbatches if isinstance(seq_length, int) else seq_length
-        width = self.config.model.hidden_size * facts.streams(self.config.connection)
-        self._shapes = [
-            (length, micro_batch_size, width) for length in _split(lengths, num_microbatches, parts)
-        ]
+        self._shapes = self._message_shapes(lengths, num_microbatches, micro_batch_size)
         for (number, stage), batches in zip(self.stages.items(), iterators, strict=True):
             own = len(self.placement.microbatches_of(number, num_microbatches))
             stage.begin(forward_step_func, batches, forward_only, own, partial(self._reduce_early, stage))
-        if self.config.moe.experts:
-            # losses are sums over tokens, and so are the auxiliary ones: no micro-batch scale
-            MoEAuxLossAutoScaler.set_loss_scale(torch.ones(1, device=device()))
-        with ExitStack() as no_sync:
-            if not forward_only:
-                for chunk in self.chunks:
-                    no_sync.enter_context(chunk.no_sync())
+        self._scale_auxiliary_losses()
+        with nullcontext() if forward_only else self._no_sync():
             self.record = self._runtime(num_microbatches, forward_only).step()
         if not forward_only:
             self._finalise()
         return [loss for stage in self.stages.values() for loss in stage.losses]
+
+    def warm_start(
+        self,
+        *,
+        forward_step_func: Any,
+        batches: Sequence[Iterator],
+        num_microbatches: int,
+        seq_length: int,
+        micro_batch_size: int,
+    ) -> None:
+        """Use every communicator, and run whatever the chunks run in a step and in an evaluation, with no message under
+        way between stages (warm_start.py). Collective. Gradients, the tokens of the routers' experts, their biases and
+        random states are not what they were.
+
+        Args:
+            batches: of each chunk, as many micro-batches as are asked for.
+            num_microbatches: of the steps to come.
+        """
+        touch(self.groups)
+        reserve(copies(self.chunks, [next(own) for own in batches], num_microbatches))
+        (shape,) = self._message_shapes([seq_length], 1, micro_batch_size)
+        dtype, generator = DTYPES[self.config.training.dtype], torch.Generator(device()).manual_seed(0)
+        message = partial(torch.randn, shape, dtype=dtype, device=device(), generator=generator)
+        alone = Alone(self.stages, self.placement, message)
+        self._scale_auxiliary_losses()
+
+        def begin(forward_only: bool) -> None:
+            for chunk, stage, own in zip(self.chunks, self.stages.values(), batches, strict=True):
+                chunk.train(not forward_only)
+                stage.begin(forward_step_func, own, forward_only, 0, lambda: None)
+
+        begin(forward_only=False)
+        actions = training_schedule(self.config, num_microbatches).actions[self.groups.pp.rank()]
+        with self._no_sync():
+            run_alone(actions, alone)
+        for stage in self.stages.values():
+            self._reduce_early(stage)
+        self._finalise()
+        begin(forward_only=True)
+        with torch.no_grad():
+            for number in self.stages:
+                alone.forward(number)
+        for chunk in self.chunks:
+            chunk.train()
+
+    def close(self) -> None:
+        """End the groups that this runner has made, on all ranks; ending torch.distributed ends them too."""
+        if self._own_transport:
+            self.transport.close()
+        if self.mirrors:
+            self.mirrors.close()
 
     def _runtime(self, microbatches: int, forward_only: bool) -> Runtime:
         key = microbatches, forward_only
@@ -152,6 +201,26 @@ class ScheduleRunner:
                 watchdog=self.watchdog,
             )
         return self._runtimes[key]
+
+    def _message_shapes(
+        self, lengths: Sequence[int], microbatches: int, micro_batch_size: int
+    ) -> list[tuple[int, ...]]:
+        parts = self.groups.tp.size() if self.config.parallel.sequence else 1
+        width = self.config.model.hidden_size * facts.streams(self.config.connection)
+        return [(length, micro_batch_size, width) for length in _split(lengths, microbatches, parts)]
+
+    def _scale_auxiliary_losses(self) -> None:
+        if self.config.moe.experts:
+            # losses are sums over tokens, and so are the auxiliary ones: no micro-batch scale
+            MoEAuxLossAutoScaler.set_loss_scale(torch.ones(1, device=device()))
+
+    @contextmanager
+    def _no_sync(self) -> Iterator[None]:
+        """Gradients are not reduced as they come: `_reduce_early` and `_finalise` see to it."""
+        with ExitStack() as chunks:
+            for chunk in self.chunks:
+                chunks.enter_context(chunk.no_sync())
+            yield
 
     def _message_shape(self, message: Message) -> tuple[int, ...]:
         return self._shapes[message.microbatch]

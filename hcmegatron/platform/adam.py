@@ -1,39 +1,41 @@
-"""Megatron's distributed optimizer over torch's AdamW, which is what it has without apex and Transformer Engine.
+"""Adam's state by parameter, whichever Adam is there: torch's, Transformer Engine's or apex's.
 
-torch keeps the step count beside each parameter's moments, the others keep it in the parameter group. Loading (seen in
-0.16.1) fails to find it before there are any states, misses it among the loaded moments, and leaves one tensor in all
-of them, which the update of each parameter would count up.
+torch keeps the count of updates beside each parameter's moments, the others in the parameter group.
 """
 
 from __future__ import annotations
 
-from functools import partial
-
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
-from megatron.core.optimizer.optimizer import MegatronOptimizer
-
-
-def prepare_for_loading(optimizer: MegatronOptimizer) -> None:
-    """Give distributed optimizers states to read a step off, and a step of its own for every parameter."""
-    for each in optimizer.chained_optimizers:
-        if not (isinstance(each, DistributedOptimizer) and isinstance(each.optimizer, torch.optim.Adam)):
-            continue
-        for group in each.optimizer.param_groups:
-            for parameter in group["params"]:
-                moments = {name: torch.zeros_like(parameter) for name in ("exp_avg", "exp_avg_sq")}
-                each.optimizer.state[parameter] = {"step": torch.tensor(0.0), **moments}
-        each._set_main_param_and_optimizer_states = partial(_fill, each)
+MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
-@torch.no_grad()
-def _fill(optimizer: DistributedOptimizer, model_parameter: nn.Parameter, tensors: dict[str, Tensor]) -> None:
-    """Loaded values of one parameter's shard. Megatron's own looks for a step among them."""
-    group, place = optimizer.model_param_group_index_map[model_parameter]
-    parameter = optimizer.optimizer.param_groups[group]["params"][place]
-    state = optimizer.optimizer.state[parameter]
-    for name, value in tensors.items():
-        (parameter if name == "param" else state[name]).copy_(value)
-    state["step"] = state["step"].clone()
+def moments(optimizer: torch.optim.Optimizer, parameter: Tensor) -> dict[str, Tensor]:
+    """The running means of a parameter's gradient and of its square, zero where it had no update yet."""
+    state = optimizer.state[parameter]
+    if not state:
+        state |= {name: torch.zeros_like(parameter) for name in MOMENTS}
+        if isinstance(optimizer, torch.optim.Adam):
+            state["step"] = torch.tensor(0.0)
+    return {name: state[name] for name in MOMENTS}
+
+
+def updates(optimizer: torch.optim.Optimizer) -> int:
+    """How often the parameters were updated; 0 where there are none."""
+    if isinstance(optimizer, torch.optim.Adam):
+        counts = {int(state["step"]) for state in optimizer.state.values()}
+    else:
+        counts = {int(group["step"]) for group in optimizer.param_groups if "step" in group}
+    assert len(counts) <= 1, f"parameters that were updated {sorted(counts)} times"
+    return max(counts, default=0)
+
+
+def set_updates(optimizer: torch.optim.Optimizer, count: int) -> None:
+    """Go on counting from there. Every parameter that has moments gets it."""
+    if isinstance(optimizer, torch.optim.Adam):
+        for state in optimizer.state.values():
+            state["step"] = torch.tensor(float(count))
+    else:
+        for group in optimizer.param_groups:
+            group["step"] = count

@@ -11,7 +11,8 @@ def leave_room() -> None:
     all until it is through: all-to-alls and merges of another lane would be placed after it instead of beside it.
 
     torch's own flash and memory-efficient kernels start a block per tile. cuDNN's can be persistent, and so can
-    FlashAttention 3 and 4, which torch takes only where a program has activated them.
+    FlashAttention 3 and 4, which torch takes only where a program has activated them. What attention itself loses by it
+    has not been measured.
     """
     torch.backends.cuda.enable_cudnn_sdp(False)
     if hasattr(torch.nn.attention, "restore_flash_attention_impl"):  # where torch can be given another one

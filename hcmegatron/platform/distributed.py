@@ -11,8 +11,11 @@ import torch
 import torch.distributed as dist
 
 import hcmegatron.platform.megatron  # noqa: F401  (installs the CPU adapter before Megatron is imported)
+from hcmegatron.config.errors import ConfigError
 from hcmegatron.config.schema import Config
+from hcmegatron.platform.agreement import facts
 from hcmegatron.platform.ranks import RankInfo
+from hcmegatron.platform.rendezvous import rendezvous
 from megatron.core import parallel_state, tensor_parallel
 from megatron.core.process_groups_config import ProcessGroupCollection
 
@@ -36,20 +39,49 @@ def timeout(config: Config) -> timedelta:
     return timedelta(seconds=config.parallel.timeout_s)
 
 
+def device_index(local_rank: int, local_world_size: int, visible: int) -> int:
+    """The GPU of a rank among those that it sees. Pure.
+
+    Args:
+        visible: how many it sees: all of the machine's, or its own alone (srun --gpus-per-task=1).
+
+    Raises:
+        ConfigError: there are fewer than ranks.
+    """
+    if visible >= local_world_size:
+        return local_rank
+    if visible == 1:
+        return 0
+    raise ConfigError(
+        f"local rank {local_rank} of {local_world_size} sees {visible} GPUs; let every rank see all GPUs of the "
+        "machine, one for each rank, or its own alone (CUDA_VISIBLE_DEVICES, --gpus-per-task=1)"
+    )
+
+
 @contextmanager
-def process_groups(config: Config, ranks: RankInfo) -> Iterator[ProcessGroupCollection]:
+def process_groups(
+    config: Config, ranks: RankInfo, data: str | None = None
+) -> Iterator[ProcessGroupCollection]:
     """Start torch.distributed and Megatron's groups for the layout of `config`; end them on leaving.
+
+    Args:
+        data: the corpus's fingerprint, which has to be the same on all ranks, as the configuration has.
 
     Yields:
         Every group by name, to be passed on explicitly.
+
+    Raises:
+        ConfigError: ranks are missing or differ; see platform/rendezvous.py.
     """
     if torch.cuda.is_available():
-        torch.cuda.set_device(ranks.local_rank)
+        torch.cuda.set_device(
+            device_index(ranks.local_rank, ranks.local_world_size, torch.cuda.device_count())
+        )
     else:
         torch.set_num_threads(threads(config, ranks))
     dist.init_process_group(
         "nccl" if torch.cuda.is_available() else "gloo",
-        init_method=f"tcp://{ranks.master_addr}:{ranks.master_port}",
+        store=rendezvous(ranks, facts(config, ranks.world_size, data), timeout(config)),
         rank=ranks.rank,
         world_size=ranks.world_size,
         timeout=timeout(config),

@@ -25,7 +25,8 @@ from types import FrameType
 from typing import Literal, NamedTuple
 
 from hcmegatron.config.errors import ConfigError
-from hcmegatron.platform.ranks import RankInfo, free_port
+from hcmegatron.platform.ranks import STARTED_HERE, RankInfo, free_port
+from hcmegatron.platform.streams import tell
 
 USER_ERROR = 2  # exit status of a mistake in the command line, the configuration or the data
 FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
@@ -61,7 +62,7 @@ def launch(worker: Worker, world_size: int, method: Literal["fork", "spawn"] = "
     """
     port = free_port()
     places = [
-        RankInfo(r, world_size, r, world_size, "127.0.0.1", port, "this command") for r in range(world_size)
+        RankInfo(r, world_size, r, world_size, "127.0.0.1", port, STARTED_HERE) for r in range(world_size)
     ]
     if world_size == 1:
         return worker(places[0])
@@ -80,17 +81,21 @@ class _Launch:
     def run(self, worker: Worker, places: list[RankInfo]) -> int:
         # Until a child has its own handlers, signals wait; afterwards the parent passes them on.
         signal.pthread_sigmask(signal.SIG_BLOCK, FORWARDED)
-        previous = {number: signal.getsignal(number) for number in FORWARDED}
+        handlers = {number: signal.getsignal(number) for number in FORWARDED}
+        # What is ignored stays so, here and in the ranks: SIGHUP under nohup.
+        previous = {number: handler for number, handler in handlers.items() if handler != signal.SIG_IGN}
         try:
             for place in places:
                 receiver, sender = self.context.Pipe(duplex=False)
                 process = self.context.Process(
-                    target=_child, args=(worker, place, sender, os.getpid()), name=f"rank {place.rank}"
+                    target=_child,
+                    args=(worker, place, sender, os.getpid(), list(previous)),
+                    name=f"rank {place.rank}",
                 )
                 process.start()
                 sender.close()
                 self.ranks.append(_Rank(place.rank, process, receiver))
-            for number in FORWARDED:
+            for number in previous:
                 signal.signal(number, self._forward)
             signal.pthread_sigmask(signal.SIG_UNBLOCK, FORWARDED)
             return self._status(self._wait())
@@ -130,9 +135,11 @@ class _Launch:
             except EOFError:  # the pipe closed without a message
                 pass
         if code < 0 and not self.ending:  # killed from outside: before any peer could notice
-            text = (
-                "" if self.interrupted else f"rank {rank.number} was killed by {signal.Signals(-code).name}"
-            )
+            text = f"rank {rank.number} was killed by {signal.Signals(-code).name}"
+            if -code == signal.SIGKILL:
+                text += "; where nobody sent it, by the kernel for want of memory"
+            if self.interrupted:
+                text = ""
             return Failure(0.0, rank.number, 128 - code, text)
         if code > 0:
             return Failure(
@@ -146,11 +153,11 @@ class _Launch:
             return 0
         cause = min(failures)
         if self.interrupted and cause.status > 128:
-            print(f"hcmegatron: ended by {signal.Signals(self.interrupted).name}", file=sys.stderr)
+            tell(f"hcmegatron: ended by {signal.Signals(self.interrupted).name}")
             return 128 + self.interrupted
         if cause.status == USER_ERROR and cause.text:
             raise ConfigError(cause.text)
-        print(f"hcmegatron: {cause.text}", file=sys.stderr)
+        tell(f"hcmegatron: {cause.text}")
         return cause.status
 
     def _forward(self, number: int, frame: FrameType | None) -> None:
@@ -175,15 +182,16 @@ class _Launch:
                 rank.process.join()
 
 
-def _child(worker: Worker, place: RankInfo, messages: Connection, parent: int) -> None:
-    """One rank, from its start to its exit."""
+def _child(
+    worker: Worker, place: RankInfo, messages: Connection, parent: int, heard: list[signal.Signals]
+) -> None:
+    """One rank, from its start to its exit. heard: the signals that are not ignored."""
     os.setpgid(0, 0)  # the terminal's Ctrl-C goes to the parent alone, which passes it on
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    end_with_parent(signal.SIGKILL)
     if os.getppid() != parent:
         os._exit(1)
-    for number in FORWARDED:
-        signal.signal(number, signal.SIG_DFL)
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+    for number in heard:
+        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, FORWARDED)
     try:
         sys.exit(worker(place))
@@ -192,7 +200,25 @@ def _child(worker: Worker, place: RankInfo, messages: Connection, parent: int) -
     except ConfigError as error:
         failure = Failure(time.monotonic(), place.rank, USER_ERROR, str(error))
     except Exception:
-        text = f"rank {place.rank} of {place.world_size} failed:\n{traceback.format_exc()}"
+        text = f"rank {place.rank} of {place.world_size} failed:\n{without_native_frames(traceback.format_exc())}"
         failure = Failure(time.monotonic(), place.rank, 1, text)
     messages.send(failure)
     sys.exit(failure.status)
+
+
+def end_with_parent(number: signal.Signals) -> None:
+    """Have the kernel send this process a signal when the process that started it ends, even by SIGKILL."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, number)
+
+
+def without_native_frames(text: str) -> str:
+    """A traceback without the C++ stack that torch puts between its message and whatever follows."""
+    kept, native = [], False
+    for line in text.splitlines():
+        if line.startswith("Exception raised from "):
+            native = True
+        elif native and not line.startswith(("frame #", "<omitting python frames>")):
+            native = not line.strip()
+        if not native:
+            kept.append(line)
+    return "\n".join(kept) + "\n"

@@ -7,13 +7,17 @@ from __future__ import annotations
 
 import contextlib
 import importlib.metadata
+import inspect
 import logging
+import os
 import warnings
+from collections.abc import Callable
 
 import torch
 
-from hcmegatron.platform import cpu
+from hcmegatron.platform import cpu, environment
 
+environment.prepare(os.environ)
 if torch.cuda.is_available():
     importing = contextlib.nullcontext()
 else:
@@ -27,6 +31,7 @@ for _message in (
     "full scope is deprecated",
     "Transformer Engine",
     ".*legacy GroupedMLP",
+    "`load_state_dict` is deprecated",  # torch's, which Megatron's loading calls
 ):
     warnings.filterwarnings("ignore", message=_message)
 
@@ -38,10 +43,11 @@ with warnings.catch_warnings(), importing:
     warnings.simplefilter("ignore")
     import megatron.core
     from megatron.core.dist_checkpointing.dict_utils import nested_values as flatten_state_dict
-    from megatron.core.dist_checkpointing.mapping import apply_factories
     from megatron.core.dist_checkpointing.utils import replace_prefix_for_sharding
+    from megatron.core.models.backends import LocalSpecProvider
     from megatron.core.transformer import multi_latent_attention
     from megatron.core.transformer.moe import moe_utils
+    from megatron.core.transformer.spec_utils import ModuleSpec
     from megatron.core.transformer.utils import (
         make_sharded_tensors_for_checkpoint,
         sharded_state_dict_default,
@@ -68,11 +74,22 @@ except ImportError:
 
 logging.getLogger("megatron").setLevel(logging.WARNING)
 
+
+def experts_of(provider: LocalSpecProvider, grouped: bool) -> Callable:
+    """What builds the routed experts that a provider of layers has: 0.16.1 names a module and its parts, 0.19.2 gives
+    the builder itself."""
+    modules = provider.grouped_mlp_modules
+    if "moe_use_legacy_grouped_gemm" in inspect.signature(modules).parameters:
+        module, submodules = modules(grouped, False)
+        return ModuleSpec(module, submodules=submodules)
+    return modules(grouped)
+
+
 __all__ = [
     "AUXILIARY_LOSS_OF_ONE_RANK",
     "HAVE_TE",
     "VERSION",
-    "apply_factories",
+    "experts_of",
     "flatten_state_dict",
     "make_sharded_tensors_for_checkpoint",
     "megatron",

@@ -13,6 +13,9 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+from hcmegatron.config.errors import ConfigError
+from hcmegatron.config.schema import Config
+
 
 @dataclass(frozen=True)
 class Package:
@@ -27,6 +30,18 @@ class Package:
 def packages() -> list[Package]:
     """All that this project can make use of."""
     return [transformer_engine(), nvidia_apex(), triton()]
+
+
+def require_installed(config: Config) -> None:
+    """Raises ConfigError where a setting asks by name for a package that is not there. Imports none of them."""
+    asked = (
+        ("kernels", "triton", "triton", "Triton", "auto or torch"),
+        ("implementation", "te", "transformer_engine", "Transformer Engine", "auto or local"),
+    )
+    for key, value, module, name, instead in asked:
+        idle = key == "kernels" and config.connection.kind == "residual"
+        if getattr(config, key) == value and not idle and importlib.util.find_spec(module) is None:
+            raise ConfigError(f"{key} = {value}: {name} is not installed; install it, or use {key}={instead}")
 
 
 @cache

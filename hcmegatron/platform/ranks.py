@@ -20,6 +20,7 @@ from hcmegatron.config.errors import ConfigError
 
 # Below Linux's ephemeral range, so no outgoing connection takes a port between its choice and its use.
 PORTS = range(20000, 32000)
+STARTED_HERE = "this command"  # the source of a rank that no launcher started
 
 
 @dataclass(frozen=True)

@@ -95,7 +95,7 @@ def _terms(config: Config, decoder: ConnectionBlock) -> Terms:
 
 
 def _checkpointed(nodes: tuple[Node, ...]) -> Node:
-    """All nodes of a layer as one that keeps its input alone and runs again in backward, random states replayed."""
+    """All nodes of a layer as one that keeps its input alone and runs again in backward."""
 
     def run(state: State, micro_batch: MicroBatch) -> State:
         def layer(*state: Tensor) -> State:

@@ -140,9 +140,10 @@ class Watch(Keeping):
         y: Tensor,
         coefficients: tuple[Tensor, ...],
         bias: Tensor | None = None,
+        first_sample: int | None = None,
     ) -> State:
         with self._hooks("around"):
-            return sublayer.leave(streams, y, coefficients, bias)
+            return sublayer.leave(streams, y, coefficients, bias, first_sample)
 
     def _hooks(self, scope: Scope) -> AbstractContextManager:
         def pack(tensor: Tensor) -> Held:

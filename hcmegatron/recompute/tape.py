@@ -26,7 +26,6 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from hcmegatron.model.nodes import Keeping, State, SubLayer
 from hcmegatron.recompute.measure import Held, Meter
-from hcmegatron.recompute.random_state import RandomState, replaying
 
 
 class Handle:
@@ -74,7 +73,7 @@ class Pass:
     views: list[tuple[weakref.ref[Handle], torch.Size, tuple[int, ...], int]] = field(default_factory=list)
     output: Tensor | None = None
     bias: Tensor | None = None
-    random_state: RandomState | None = None
+    first_sample: int | None = None
 
 
 class Block:
@@ -120,8 +119,9 @@ class Block:
                             handle.value = x.detach().as_strided(*view)
                     if self.meter:
                         self.meter.follow(x)
-                    with replaying(done.random_state):
-                        state = done.sublayer.leave(streams, done.output, coefficients, done.bias)
+                    state = done.sublayer.leave(
+                        streams, done.output, coefficients, done.bias, done.first_sample
+                    )
                 done.output = done.bias = None
         self.entry = ()
         if self.meter:
@@ -179,14 +179,14 @@ class Tape(Keeping):
         y: Tensor,
         coefficients: tuple[Tensor, ...],
         bias: Tensor | None = None,
+        first_sample: int | None = None,
     ) -> State:
         block, current = self.block, self.block.passes[-1]
         assert current.sublayer is sublayer, "sub-layers are left in the order in which they are entered"
         current.output, current.bias = y.detach().requires_grad_(y.requires_grad), bias
-        if sublayer.random:
-            current.random_state = RandomState.now()
+        current.first_sample = first_sample
         with saved_tensors_hooks(lambda _: block.handle(current.saved), unpack):
-            state = sublayer.leave(streams, y, coefficients, bias)
+            state = sublayer.leave(streams, y, coefficients, bias, first_sample)
         self.input = None
         return state
 

@@ -1,231 +1,206 @@
-"""Checkpoints through Megatron's dist_checkpointing: complete ones only, the newest few, and refused where they do
-not fit.
+"""Checkpoints through torch.distributed.checkpoint: complete and verified ones only, and the newest few.
 
-A checkpoint is written under a temporary name and renamed when every rank is done, so a run killed while saving
-leaves the one before. `manifest.json` holds what it is of and the size of every file.
+A checkpoint is written under a temporary name; every rank then reads back what it wrote for the checksums of the
+manifest (manifest.py), and only then it gets its name and older ones are removed. A run that is killed while it
+saves, or whose disk is full, has the one before. Nothing is taken from a checkpoint before all of it was compared
+with its checksums.
 """
 
 from __future__ import annotations
 
-import json
 import shutil
-from dataclasses import asdict
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+import torch
 import torch.distributed as dist
-from torch import nn
-from torch.distributed.checkpoint.api import CheckpointException
+from torch import Tensor, nn
 
 from hcmegatron.config.errors import ConfigError
 from hcmegatron.config.schema import Config
-from hcmegatron.model.gpt import unwrap
-from hcmegatron.platform.adam import prepare_for_loading
+from hcmegatron.config.types import flatten
+from hcmegatron.platform import adam
+from hcmegatron.training import manifest
+from hcmegatron.training.manifest import Manifest, Position
 from hcmegatron.training.model import gather_parameters
-from hcmegatron.training.optimizer import distributed_optimizer
+from hcmegatron.training.pieces import FAULTS, Piece, read, reason, write
 from hcmegatron.training.random_state import random_state, set_random_state
-from megatron.core import dist_checkpointing
-from megatron.core.dist_checkpointing.mapping import ShardedObject
-from megatron.core.optimizer.optimizer import MegatronOptimizer
+from hcmegatron.training.resume import Start
+from hcmegatron.training.run_directory import environment
+from hcmegatron.training.stored import to_load, to_save
+from megatron.core.optimizer.optimizer import ChainedOptimizer
 
-MANIFEST = "manifest.json"
-# The optimizer's state is stored in the shapes of the model's tensors, whatever the layout.
-METADATA = {"distrib_optim_sharding_type": "fully_reshardable", "chained_optim_avoid_prefix": True}
-
-
-def architecture(config: Config) -> dict[str, Any]:
-    """The settings that a checkpoint must share with the run that loads it, by dotted key."""
-    sections = ("model", "mla", "moe", "connection")
-    found = {
-        f"{section}.{key}": value
-        for section in sections
-        for key, value in asdict(getattr(config, section)).items()
-    }
-    free = (
-        "dropout",
-        "aux_loss",
-        "z_loss",
-        "expert_bias_rate",
-        "lr_multiplier",
-        "init",
-        "grouped",
-        "dispatcher",
-    )
-    return {key: value for key, value in found.items() if not any(word in key for word in free)} | {
-        "data.tokenizer": config.data.tokenizer,
-        "training.dtype": config.training.dtype,
-    }
+T = TypeVar("T")
 
 
-def layout(config: Config, world_size: int) -> dict[str, Any]:
-    """What bit-for-bit resumption depends on beside the architecture."""
+class NotDone(Exception):
+    """A rank could not write or read, for a reason in words."""
+
+
+def depends_on() -> dict[str, Any]:
+    """What a run's numbers depend on beside configuration and text, by name."""
+    versions = environment()
     return {
-        "world_size": world_size,
-        **asdict(config.parallel),
-        "distributed_optimizer": distributed_optimizer(config),
+        "ranks": dist.get_world_size(),
+        "CPU threads": torch.get_num_threads(),
+        **{name: versions[name] for name in ("python", "torch", "megatron-core", "device")},
     }
 
 
-def find(config: Config, directory: Path) -> Path | None:
-    """The checkpoint that this configuration starts from: checkpoint.load, the newest of `directory` with
-    checkpoint.resume, or none. No tensor is read.
+def verify(start: Start) -> None:
+    """Compare every file of a checkpoint with its checksum, each rank some of them. Collective.
 
     Raises:
-        ConfigError: it is missing, partial, corrupt, or of another architecture (naming the first difference).
+        ConfigError: one is not as it was written; on every rank, whichever found it.
     """
-    settings = config.checkpoint
-    if settings.load is not None:
-        path = Path(settings.load)
-        if not path.is_dir():
-            raise ConfigError(f"checkpoint.load = {path}: there is no such directory")
-        path = path if (path / MANIFEST).exists() else newest(path) or path
-    elif settings.resume:
-        found = newest(directory)
-        if found is None:
-            return None
-        path = found
-    else:
-        return None
-    check(path, config)
-    return path
-
-
-def newest(directory: Path) -> Path | None:
-    """The checkpoint of the highest step under `directory`/checkpoints (or in `directory` itself)."""
-    for folder in (directory / "checkpoints", directory):
-        found = sorted(folder.glob("step-????????"))
-        if found:
-            return found[-1]
-    return None
-
-
-def check(path: Path, config: Config) -> dict[str, Any]:
-    """The checkpoint's manifest.
-
-    Raises:
-        ConfigError: see `find`.
-    """
+    mine = sorted(start.manifest.files)[dist.get_rank() :: dist.get_world_size()]
+    fault = None
     try:
-        manifest = json.loads((path / MANIFEST).read_text())
-    except FileNotFoundError:
-        raise ConfigError(
-            f"checkpoint {path} is partial or no checkpoint: it has no {MANIFEST}; name a complete one"
-        ) from None
-    except (json.JSONDecodeError, UnicodeDecodeError):
-        raise ConfigError(
-            f"checkpoint {path} is corrupt: {MANIFEST} is not JSON; delete it to use the one before"
-        ) from None
-    for name, size in manifest["files"].items():
-        file = path / name
-        there = file.stat().st_size if file.exists() else None
-        if there != size:
-            state = "is missing" if there is None else f"has {there} bytes"
-            raise ConfigError(
-                f"checkpoint {path} is corrupt: {name} {state}, {size} were written; delete it to use the one before"
-            )
-    sharded, shards = manifest["layout"]["distributed_optimizer"], distributed_optimizer(config)
-    if sharded != shards:
-        raise ConfigError(
-            f"checkpoint {path} was saved with parallel.distributed_optimizer = {str(sharded).lower()}, "
-            f"{str(shards).lower()} here, and Megatron stores the two optimizers differently; set it to match"
-        )
-    stored = manifest["architecture"]
-    for key, value in architecture(config).items():
-        if key in stored and stored[key] != value:
-            raise ConfigError(
-                f"checkpoint {path} is of another architecture: {key} = {stored[key]} there, {value} here; "
-                "set it to match"
-            )
-    return manifest
+        manifest.verify(start.path, start.manifest, mine)
+    except ConfigError as error:
+        fault = str(error)
+    for found in _gathered(fault):
+        if found is not None:
+            raise ConfigError(found)
 
 
 class Checkpoints:
-    """Saves and loads this run's checkpoints. Every method is collective: all ranks call it."""
+    """Saves and loads this run's checkpoints. Every method is collective: all ranks call it.
+
+    Attributes:
+        tidied: what a killed run had left half written and is removed now, in words.
+        failed: why the last attempt to save failed; None where it did not.
+    """
 
     def __init__(
-        self, directory: Path, config: Config, chunks: list[nn.Module], optimizer: MegatronOptimizer
+        self, directory: Path, config: Config, text: str, chunks: list[nn.Module], optimizer: ChainedOptimizer
     ) -> None:
         self.folder = directory / "checkpoints"
-        self.config, self.chunks, self.optimizer = config, chunks, optimizer
+        self.config, self.text, self.chunks, self.optimizer = config, text, chunks, optimizer
+        self.saved: Position | None = None
+        self.failed: str | None = None
+        self.tidied = manifest.tidy(self.folder) if dist.get_rank() == 0 else []
 
-    def save(self, step: int) -> Path:
-        """Write the state after `step` steps, then remove all but the newest keep_last. Returns its path."""
-        path = self.folder / f"step-{step:08d}"
-        partial = path.with_suffix(".partial")
-        first = dist.get_rank() == 0
-        gather_parameters(self.chunks)
-        if first:
-            shutil.rmtree(partial, ignore_errors=True)
-            partial.mkdir(parents=True)
-        dist.barrier()
-        dist_checkpointing.save(self._state(step), str(partial), content_metadata=METADATA)
-        dist.barrier()
-        if first:
-            self._manifest(partial, step)
-            shutil.rmtree(path, ignore_errors=True)
-            partial.rename(path)
-            for old in sorted(self.folder.glob("step-????????"))[: -self.config.checkpoint.keep_last]:
-                shutil.rmtree(old)
-        dist.barrier()
-        return path
+    def save(self, at: Position, keep_older: bool = False) -> list[str]:
+        """Write the state, which is that of `at`, unless it is saved. A failure is said and leaves nothing behind.
 
-    def load(self, path: Path) -> tuple[int, bool]:
-        """Fill model, optimizer and, where the layout is the same, random states from a checked checkpoint.
+        Args:
+            keep_older: remove no older checkpoint, because the run may have lost its way since.
 
         Returns:
-            (steps done, whether the layout is the checkpoint's, so that the run continues bit for bit).
+            What the user should know, one line each.
+        """
+        if at == self.saved:
+            return []
+        path = self.folder / manifest.name(at.step)
+        partial = path.with_suffix(".partial")
+        try:
+            self._write(partial, path, at)
+        except NotDone as error:
+            self.failed = f"the checkpoint after step {at.step} could not be saved: {error}"
+            if dist.get_rank() == 0:
+                shutil.rmtree(partial, ignore_errors=True)
+            return [f"warning: {self.failed}; the next save, if there is one, tries again"]
+        self.saved, self.failed = at, None
+        return [] if keep_older or dist.get_rank() else self._remove_older(path)
+
+    def load(self, start: Start) -> None:
+        """Fill model, optimizer and, where the layout is the same, random states from a verified checkpoint.
 
         Raises:
-            ConfigError: a file of it is damaged; on every rank, whichever found it.
+            ConfigError: it cannot be read; on every rank, whichever found it.
         """
-        manifest = check(path, self.config)
-        same = manifest["layout"] == json.loads(json.dumps(layout(self.config, dist.get_world_size())))
-        prepare_for_loading(self.optimizer)
-        wanted = self._state(0, loading=True, random=same)
-        state, damage, cause = {}, None, None
-        try:
-            state = dist_checkpointing.load(wanted, str(path))
-        except (Exception, CheckpointException) as error:
-            # Whatever a damaged file makes the reader raise, the user needs to know which checkpoint it is. torch's
-            # own exception is no Exception.
-            said = str(error).strip().splitlines()
-            damage, cause = f"{type(error).__name__}{': ' + said[0] if said else ''}", error
-        # 0.19.2 reads without telling the other ranks, and not every rank reads every file.
-        everywhere: list[str | None] = [None] * dist.get_world_size()
-        dist.all_gather_object(everywhere, damage)
-        if found := [said for said in everywhere if said is not None]:
-            raise ConfigError(
-                f"checkpoint {path} is corrupt: {damage or found[0]}; delete it to use the one before"
-            ) from cause
-        for index, chunk in enumerate(self.chunks):
-            unwrap(chunk).load_state_dict(state[f"model{index}"], strict=True)
-        self.optimizer.load_state_dict(state["optimizer"])
-        if same:
-            set_random_state(state["random"])
-        return state["step"], same
-
-    def _state(self, step: int, loading: bool = False, random: bool = True) -> dict[str, Any]:
-        state: dict[str, Any] = {
-            f"model{index}": unwrap(chunk).sharded_state_dict(metadata=dict(METADATA))
-            for index, chunk in enumerate(self.chunks)
-        }
-        state["optimizer"] = self.optimizer.sharded_state_dict(
-            {key: dict(value) for key, value in state.items()}, is_loading=loading, metadata=dict(METADATA)
-        )
+        of_model, of_optimizer = to_load(self.chunks, self.optimizer)
+        random = random_state() if start.same_layout else {}
+        for pieces in (of_model, of_optimizer + _random_pieces(random)):
+            try:
+                _everywhere(lambda pieces=pieces: read(pieces, start.path))
+            except NotDone as error:
+                raise manifest.corrupt(start.path, str(error)) from None
+        for optimizer in self._inner():
+            adam.set_updates(optimizer, start.manifest.updates)
         if random:
-            rank, size = dist.get_rank(), dist.get_world_size()
-            state["random"] = ShardedObject("random", random_state(), (size,), (rank,))
-        return state | {"step": step}
+            set_random_state(random)
+        if self.folder in start.path.parents:
+            self.saved = start.position
 
-    def _manifest(self, path: Path, step: int) -> None:
-        manifest = {
-            "step": step,
-            "architecture": architecture(self.config),
-            "layout": layout(self.config, dist.get_world_size()),
-            "files": {
-                str(file.relative_to(path)): file.stat().st_size
-                for file in sorted(path.rglob("*"))
-                if file.is_file()
-            },
-        }
-        (path / MANIFEST).write_text(json.dumps(manifest, indent=1))
+    def _write(self, partial: Path, path: Path, at: Position) -> None:
+        """Raises NotDone on every rank where it failed on one."""
+        first, rank = dist.get_rank() == 0, dist.get_rank()
+        gather_parameters(self.chunks)
+        _everywhere(lambda: _emptied(partial) if first else None)
+        pieces = [*to_save(self.chunks, self.optimizer), *_random_pieces(random_state())]
+        _everywhere(lambda: write(pieces, partial))
+
+        def read_back() -> tuple[dict[str, manifest.File], int]:
+            mine = [file.name for file in partial.glob(f"__{rank}_*")] + [".metadata"] * first
+            return manifest.checksums(partial, mine), max(map(adam.updates, self._inner()), default=0)
+
+        everyones = _everywhere(read_back)
+        files = {name: file for found, _ in everyones for name, file in found.items()}
+        updates = max(count for _, count in everyones)
+        complete = Manifest(*at, updates, flatten(self.config), self.text, depends_on(), files)
+        _everywhere(lambda: self._complete(partial, path, complete) if first else None)
+
+    def _complete(self, partial: Path, path: Path, complete: Manifest) -> None:
+        for name in complete.files:
+            (
+                partial / name
+            ).stat()  # written by a rank on another machine: raises where that has disks of its own
+        complete.write(partial)
+        manifest.publish(partial, path)
+
+    def _inner(self) -> list[torch.optim.Optimizer]:
+        """torch's optimizers in Megatron's, of which a rank without parameters of a kind has none."""
+        return [each.optimizer for each in self.optimizer.chained_optimizers if not each.is_stub_optimizer]
+
+    def _remove_older(self, than: Path) -> list[str]:
+        """All but the newest keep_last of this one and those before it."""
+        older = [path for path in manifest.every(self.folder) if path.name < than.name]
+        said = []
+        for path in older[: max(0, len(older) + 1 - self.config.checkpoint.keep_last)]:
+            try:
+                shutil.rmtree(path)
+            except OSError as error:
+                said.append(f"the old checkpoint {path} could not be removed: {error.strerror}")
+        return said
+
+
+def _everywhere(work: Callable[[], T]) -> list[T]:
+    """What `work` returned on every rank, by rank. Collective.
+
+    Raises:
+        NotDone: on every rank, where work failed on one.
+    """
+    answer, fault = None, None
+    try:
+        answer = work()
+    except FAULTS as error:
+        fault = reason(error)
+    answers = _gathered((answer, fault))
+    faults = [found for _, found in answers if found is not None]
+    if faults:
+        raise NotDone(faults[0])
+    return [found for found, _ in answers]
+
+
+def _gathered(value: T) -> list[T]:
+    values: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
+def _emptied(directory: Path) -> None:
+    shutil.rmtree(directory, ignore_errors=True)
+    directory.mkdir(parents=True)
+
+
+def _random_pieces(state: dict[str, Any]) -> list[Piece]:
+    """This rank's random states, under keys of its own."""
+    flat = {name: value for name, value in state.items() if isinstance(value, Tensor)}
+    flat |= {f"regions.{name}": value for name, value in state.get("regions", {}).items()}
+    return [
+        Piece(f"random.{dist.get_rank()}.{name}", value, tuple(value.shape), (0,) * value.dim())
+        for name, value in flat.items()
+    ]

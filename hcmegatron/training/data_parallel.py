@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from torch import nn
 
+import hcmegatron.platform.megatron  # noqa: F401  (installs the CPU adapter before Megatron is imported)
 from megatron.core.distributed import DistributedDataParallel
 
 
@@ -27,8 +28,8 @@ class DataParallel(DistributedDataParallel):
                 usual(*unused)
 
         def added() -> None:
-            # Megatron wants to see a gradient here: any, since it is told not to add it.
-            param.grad, param.grad_added_to_main_grad = param.main_grad, True
+            # Megatron wants to see a gradient here: any of the weight's precision, since it is told not to add it.
+            param.grad, param.grad_added_to_main_grad = param.detach(), True
             usual()
             param.grad_added_to_main_grad = False
 

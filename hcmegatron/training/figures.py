@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import resource
 import time
+from datetime import timedelta
 
 import torch
 
@@ -22,6 +23,11 @@ def peak_memory_gib() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / GIB
 
 
+def clock(seconds: float) -> str:
+    """Seconds as h:mm:ss."""
+    return str(timedelta(seconds=round(seconds)))
+
+
 class Figures:
     """Turns step results into metrics and one line.
 
@@ -34,16 +40,22 @@ class Figures:
         self.tokens = config.training.global_batch * config.data.sequence_length
         self.tflop = self.tokens * training_flops_per_token(config, vocab_size) / 1e12
         self.world_size, self.peak = world_size, peak_tflops
-        self.last = time.perf_counter()
+        self.began = self.last = time.perf_counter()
+        self.done = 0  # steps of this process
 
     def start(self) -> None:
         """Begin timing: what went before belongs to no step."""
         self.last = time.perf_counter()
+        if not self.done:
+            self.began = self.last
 
     def of(self, step: int, result: StepResult, rate: float) -> tuple[Metrics, str]:
         """Metrics of 1-based `step`, which ended now, and its line."""
         now = time.perf_counter()
         seconds, self.last = now - self.last, now
+        self.done += 1
+        elapsed = now - self.began
+        left = elapsed / self.done * (self.steps - step)  # validation and checkpoints take their share
         tflops = self.tflop / seconds / self.world_size
         metrics: Metrics = {
             "loss": result.loss,
@@ -60,5 +72,6 @@ class Figures:
             f"step {step:>{len(str(self.steps))}}/{self.steps}  loss {result.loss:.4f}  lr {rate:.2e}"
             f"  |g| {result.grad_norm:.3f}  {metrics['tokens_per_s']:,.0f} tokens/s  {tflops:.4f} TFLOP/s"
             f"  MFU {metrics['mfu']:.1%}  {metrics['memory_gib']:.2f} GiB  data {metrics['data_wait']:.1%}"
+            f"  {clock(elapsed)} elapsed, {clock(left)} left"
         )
         return metrics, line

@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import signal
+from types import FrameType
+
+import torch
+import torch.distributed as dist
 
 from hcmegatron.config.schema import Config
+from hcmegatron.platform.distributed import device
 from hcmegatron.training.recorder import Recorder
 from hcmegatron.training.step import StepResult
 
@@ -14,22 +21,51 @@ class Diverged(RuntimeError):
 
 
 class StopFlag:
-    """Set by SIGTERM or SIGUSR1 (SLURM's --signal); the loop ends after the step in progress and saves."""
+    """Set by SIGTERM, SIGUSR1 (SLURM's --signal), SIGINT or SIGHUP: the run ends after the step in progress and saves.
+
+    A second SIGINT ends this process at once, whatever it is doing. What was ignored when the process started (SIGHUP
+    under nohup) stays ignored.
+    """
 
     def __init__(self) -> None:
-        self.asked = False
-        for number in (signal.SIGTERM, signal.SIGUSR1):
-            signal.signal(number, self._ask)
+        self.asked: int | None = None
+        self._agreed = 0
+        for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP):
+            if signal.getsignal(number) != signal.SIG_IGN:
+                signal.signal(number, self._ask)
 
-    def _ask(self, *_: object) -> None:
-        self.asked = True
+    def _ask(self, number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGINT:
+            # A handler in Python would wait for a collective that may never end.
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
+            if dist.get_rank() == 0:
+                with contextlib.suppress(
+                    OSError
+                ):  # not by way of a stream, which may be in use where this interrupts
+                    os.write(
+                        2, b"hcmegatron: SIGINT: ending after this step, with a checkpoint; again: at once\n"
+                    )
+        self.asked = self.asked or number
+
+    def agreed(self) -> bool:
+        """Whether any rank was asked. Collective, until the answer is yes."""
+        if not self._agreed:
+            number = torch.tensor([self.asked or 0], device=device())
+            dist.all_reduce(number, dist.ReduceOp.MAX)
+            self._agreed = int(number.item())
+        return self._agreed > 0
+
+    @property
+    def name(self) -> str:
+        """Of the signal that all ranks have agreed to end for, or ""."""
+        return signal.Signals(self._agreed).name if self._agreed else ""
 
 
 class Finite:
     """Counts steps whose loss or gradient was not finite, says which they were, and gives up after several."""
 
     def __init__(self, config: Config) -> None:
-        self.limit, self.batch = config.training.max_bad_steps, config.training.global_batch
+        self.limit = config.training.max_bad_steps
         self.row = self.total = 0
 
     def check(self, step: int, result: StepResult, recorder: Recorder) -> None:
@@ -43,9 +79,8 @@ class Finite:
             return
         self.row += 1
         self.total += 1
-        where = (
-            f"step {step}, sequences {(step - 1) * self.batch} to {step * self.batch - 1} of the data order"
-        )
+        samples = result.samples
+        where = f"step {step}, sequences {samples[0]} to {samples[-1]} of the data order"
         recorder.say(
             f"skipped: loss {result.loss}, gradient norm {result.grad_norm} at {where}; {self.total} skipped so far"
         )

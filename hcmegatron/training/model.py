@@ -18,21 +18,18 @@ from hcmegatron.training.optimizer import distributed_optimizer
 from megatron.core.distributed import DistributedDataParallelConfig, finalize_model_grads
 from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.transformer.module import Float16Module, float16_to_fp32
-from megatron.core.transformer.moe.router import Router
 
 
-def build_model(config: Config, vocab_size: int, groups: ProcessGroupCollection) -> list[DataParallel]:
+def build_model(config: Config, tokens: int, groups: ProcessGroupCollection) -> list[DataParallel]:
     """The chunks of this pipeline rank, wrapped, in ascending order of their stages.
 
     Args:
-        vocab_size: padded (model.gpt.padded_vocab).
+        tokens: of the tokenizer.
     """
-    return [wrap(chunk, config, groups) for chunk in initialised_chunks(config, vocab_size, groups)]
+    return [wrap(chunk, config, groups) for chunk in initialised_chunks(config, tokens, groups)]
 
 
-def initialised_chunks(
-    config: Config, vocab_size: int, groups: ProcessGroupCollection
-) -> list[ConnectionGPT]:
+def initialised_chunks(config: Config, tokens: int, groups: ProcessGroupCollection) -> list[ConnectionGPT]:
     """The bare chunks of this pipeline rank."""
     where = placement(config)
     layers = stages(config.model.layers, where.model_stages)
@@ -40,7 +37,7 @@ def initialised_chunks(
     chunks = []
     for index, stage in enumerate(where.stages_of(groups.pp.rank())):
         vp_stage = index if where.stages > where.ranks else None
-        model = build_chunk(config, layers[where.model_stage(stage)], vocab_size, groups, vp_stage)
+        model = build_chunk(config, layers[where.model_stage(stage)], tokens, groups, vp_stage)
         initialise(model.to(device()), config)
         if where.path_of(stage):
             model.mark_copy(where.path_of(stage))
@@ -55,7 +52,7 @@ def wrap(model: ConnectionGPT, config: Config, groups: ProcessGroupCollection) -
     wrapped = DataParallel(
         megatron_config,
         DistributedDataParallelConfig(
-            grad_reduce_in_fp32=True,
+            grad_reduce_in_fp32=config.training.dtype != "fp64",
             overlap_grad_reduce=parallel.overlap_grad_reduce,
             overlap_param_gather=parallel.overlap_param_gather,
             use_distributed_optimizer=distributed_optimizer(config),
@@ -89,21 +86,23 @@ class HalfModule(Float16Module):
 
 
 def half(model: ConnectionGPT) -> HalfModule:
-    """bf16 weights, except connections and router biases, which stay fp32 with the values they have now."""
-    values = [tensor.detach().clone() for tensor in _kept_in_fp32(model)]
+    """bf16 weights, except connections and whatever is no weight, which stay as they are."""
+    values = [tensor.detach().clone() for tensor in _not_cast(model)]
     module = HalfModule(model.config, model)
-    for tensor, value in zip(
-        _kept_in_fp32(model), values, strict=True
-    ):  # buffers are new tensors after the cast
+    # zip over the model again: buffers are new tensors after the cast
+    for tensor, value in zip(_not_cast(model), values, strict=True):
         tensor.data = value
     return module
 
 
-def _kept_in_fp32(model: ConnectionGPT) -> list[Tensor]:
+def _not_cast(model: ConnectionGPT) -> list[Tensor]:
+    """Parameters of connections, and every buffer: what counts, accumulates or is compared needs its precision.
+
+    A router's tokens per expert, for one, stop counting at 256 in bf16. Megatron itself restores its expert bias, at
+    the first forward, which is after a checkpoint has been loaded into it.
+    """
     connections = [parameter for connection in model.connections() for parameter in connection.parameters()]
-    # Megatron puts these back at the first forward, which is after a checkpoint has been loaded into them.
-    routers = [module for module in model.modules() if isinstance(module, Router)]
-    return connections + [router.expert_bias for router in routers if router.expert_bias is not None]
+    return [*connections, *model.buffers()]
 
 
 def gather_parameters(chunks: list[nn.Module]) -> None:

@@ -33,11 +33,9 @@ def is_connection(name: str) -> bool:
 
 
 def distributed_optimizer(config: Config) -> bool:
-    """Whether optimizer state is sharded over data-parallel ranks.
-
-    With bf16 always: Megatron's other 16-bit optimizer cannot save fp32 parameters (the connections') beside its own.
-    """
-    return config.parallel.distributed_optimizer or config.training.dtype == "bf16"
+    """Whether optimizer state is sharded over data-parallel ranks."""
+    chosen = config.parallel.distributed_optimizer
+    return config.training.dtype == "bf16" if chosen is None else chosen
 
 
 def build_optimizer(
@@ -50,13 +48,7 @@ def build_optimizer(
     theirs = ParamWithNamePredicate("connection", lambda p, name: is_connection(name))
     overrides = {
         ParamKey(with_name_predicate=undecayed): {"wd_mult": 0.0},
-        # Groups of their own for the connections' fp32 parameters, also where the multiplier is 1: in a group with
-        # 16-bit ones Megatron's distributed optimizer mixes up whose state is whose when it saves. is_decoupled_lr
-        # is one of the keys by which a checkpoint's groups are found again, so it has to tell them apart.
-        ParamKey(with_name_predicate=theirs): {
-            "lr_mult": connection.lr_multiplier,
-            "is_decoupled_lr": True,
-        },
+        ParamKey(with_name_predicate=theirs): {"lr_mult": connection.lr_multiplier},
     }
     return get_megatron_optimizer(
         OptimizerConfig(

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+import hcmegatron.platform.megatron  # noqa: F401  (installs the CPU adapter before Megatron is imported)
 from megatron.core import tensor_parallel
 
 

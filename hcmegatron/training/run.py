@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import torch.distributed as dist
@@ -13,16 +14,21 @@ from hcmegatron.data.tokenizer import ByteTokenizer
 from hcmegatron.model.gpt import padded_vocab, unwrap
 from hcmegatron.model.specs import passed_over
 from hcmegatron.model.transformer_config import DTYPES
+from hcmegatron.pipeline import streams
 from hcmegatron.pipeline.mirrors import copies_planned
 from hcmegatron.pipeline.placement import most_held
 from hcmegatron.pipeline.schedule import build_schedule, start_watchdog
-from hcmegatron.platform.distributed import process_groups
+from hcmegatron.platform import environment
+from hcmegatron.platform.distributed import device, process_groups
 from hcmegatron.platform.peak import peak_tflops
-from hcmegatron.platform.ranks import RankInfo
+from hcmegatron.platform.ranks import STARTED_HERE, RankInfo
+from hcmegatron.platform.streams import tell
 from hcmegatron.recompute.attach import Recomputation
-from hcmegatron.training import checkpoint
+from hcmegatron.training import checkpoint, resume
 from hcmegatron.training.figures import Figures
 from hcmegatron.training.guards import Finite, StopFlag
+from hcmegatron.training.manifest import NotSaved, Position
+from hcmegatron.training.memory import expected
 from hcmegatron.training.model import build_model, gather_parameters, kernels_chosen
 from hcmegatron.training.optimizer import build_optimizer, learning_rate, set_learning_rate
 from hcmegatron.training.recorder import Recorder
@@ -39,21 +45,30 @@ def train(config: Config, ranks: RankInfo, name: str = "run") -> int:
     Raises:
         ConfigError: a checkpoint or run directory that cannot be used.
         Diverged: training.max_bad_steps non-finite steps in a row.
+        NotSaved: the last checkpoint.
     """
-    stop = StopFlag()
-    with process_groups(config, ranks) as groups:
+    corpus = find(config.data)
+    with process_groups(config, ranks, corpus.fingerprint) as groups:
+        stop = StopFlag()
         path: Path = on_first_rank(lambda: choose(config, name))
-        start_from = on_first_rank(lambda: checkpoint.find(config, path))
-        directory = RunDirectory(path, config)
+        depends_on = checkpoint.depends_on()
+        start = on_first_rank(lambda: resume.find(config, path, corpus.fingerprint, depends_on))
+        if start and start.position.step == config.training.steps:
+            if ranks.rank == 0:
+                tell(f"hcmegatron: {resume.finished(start)}")
+            return 0
+        if start:
+            checkpoint.verify(start)
 
-        corpus = find(config.data)
         text = Text(corpus, ByteTokenizer())
         data_rank = groups.dp.rank(), groups.dp.size()
         batches = Batches(text, config, *data_rank)
         validation = Validation(text, config, *data_rank) if len(text.heldout) else None
 
         vocab_size = padded_vocab(config, text.tokenizer.vocab_size)
-        chunks = build_model(config, vocab_size, groups)
+        memory = on_first_rank(lambda: expected(config, vocab_size, ranks, batches.micro_batches))
+        directory = RunDirectory(path, config)  # made when all that can be refused has been
+        chunks = build_model(config, text.tokenizer.vocab_size, groups)
         held = most_held(config, batches.micro_batches, groups.pp.rank())
         recomputation = Recomputation(config, [unwrap(chunk) for chunk in chunks], *held)
         gather_parameters(chunks)  # measuring a sub-layer for the plan has set their gathering off
@@ -61,51 +76,67 @@ def train(config: Config, ranks: RankInfo, name: str = "run") -> int:
         watchdog = start_watchdog(config, path)
         schedule = build_schedule(config, chunks, groups, watchdog)
         stepper = Stepper(config, chunks, optimizer, schedule, batches, groups)
-        checkpoints = checkpoint.Checkpoints(path, config, chunks, optimizer)
-        done, exact = checkpoints.load(start_from) if start_from else (0, True)
+        checkpoints = checkpoint.Checkpoints(path, config, corpus.fingerprint, chunks, optimizer)
+        if start:
+            checkpoints.load(start)
+        done, seen = start.position if start else Position(0, 0)
 
         peak, peak_name = peak_tflops(config.run.peak_tflops, DTYPES[config.training.dtype])
         figures = Figures(config, vocab_size, ranks.world_size, peak)
         finite = Finite(config)
         steps = config.training.steps
         with Recorder(
-            directory.path if ranks.rank == 0 else None, steps, done + 1, config.run.tensorboard
+            directory.path if ranks.rank == 0 else None,
+            steps,
+            done + 1,
+            config.run.tensorboard,
+            watched=ranks.source == STARTED_HERE,
         ) as recorder:
+            recorder.say(f"run directory: {path}")
             recorder.say(
                 f"{config.connection.kind} on {ranks.world_size} ranks, "
-                f"{len(text.train):,} training tokens of {corpus.name}"
+                f"{len(text.train):,} training tokens of {corpus.name}",
+                corpus.split(),
             )
+            recorder.say(memory)
             recorder.say(*kernels_chosen(chunks))
+            if device().type == "cuda":
+                recorder.say(environment.described(os.environ), *streams.warnings(config, os.environ))
             recorder.say(f"MFU is of {peak:.3g} TFLOP/s a rank ({peak_name})")
-            if start_from:
-                how = "bit for bit" if exact else "under another layout, so with new random states"
-                recorder.say(f"continuing from {start_from} after step {done}, {how}")
+            recorder.say(*resume.words(config, path, start), *checkpoints.tidied)
             recorder.say(*passed_over(config), *copies_planned(config, chunks), *recomputation.planned())
-            stepper.rehearse()
+            recorder.say(*stepper.rehearse())
             figures.start()
-            for step in range(done + 1, steps + 1):
+            reached = Position(done, seen)
+            for step in range(done + 1, steps + 1) if not stop.agreed() else ():
                 rate = learning_rate(step, config.optimizer, steps)
                 set_learning_rate(optimizer, rate, config.optimizer.weight_decay)
-                result = stepper.step(step - 1, stop.asked)
+                result = stepper.step(seen)
+                done, seen = step, result.samples.stop
+                if result.updated:
+                    reached = Position(step, seen)
                 metrics, line = figures.of(step, result, rate)
                 recorder.step(step, metrics, line, show=_due(step, config.training.log_every, steps))
                 recorder.say(*recomputation.measured())
                 finite.check(step, result, recorder)
-                if validation and _due(step, config.training.eval_every, steps):
+                # A step that was skipped has changed nothing: what there is to save is from before it.
+                if step == steps or (result.updated and _due(step, config.checkpoint.save_every, steps)):
+                    recorder.say(*checkpoints.save(reached, keep_older=not result.updated))
+                if validation and _due(step, config.training.eval_every, steps) and not stop.agreed():
                     loss = validation.nats_per_byte(stepper.evaluate(validation, validation.micro_batches))
                     recorder.validation(step, loss, validation)
-                if result.stop or _due(step, config.checkpoint.save_every, steps):
-                    checkpoints.save(step)
-                if result.stop:
-                    recorder.say(
-                        f"stopped by a signal after step {step}; continue with checkpoint.resume=true"
-                    )
+                if stop.agreed():
+                    recorder.say(*checkpoints.save(reached, keep_older=not result.updated))
                     break
                 figures.start()
+            if stop.name:
+                recorder.say(resume.stopped(stop.name, done, checkpoints.saved))
             recorder.say(f"run directory: {path}")
         if watchdog is not None:
             watchdog.close()
             dist.barrier()
+        if checkpoints.failed:
+            raise NotSaved(f"{checkpoints.failed}; make room and continue with checkpoint.resume=true")
     return 0
 
 

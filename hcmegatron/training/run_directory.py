@@ -1,9 +1,14 @@
-"""The directory of one run: claimed by one job at a time, never overwritten by accident."""
+"""The directory of one run: claimed by one job at a time, and no file in it overwritten that a run did not write.
+
+Importing this needs no torch, so that a directory that cannot be used is told of at once.
+"""
 
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import json
+import os
 import platform
 import sys
 from collections.abc import Callable
@@ -11,15 +16,14 @@ from datetime import datetime
 from pathlib import Path
 from typing import IO, TypeVar
 
-import torch
-import torch.distributed as dist
-
 from hcmegatron.config.errors import ConfigError
 from hcmegatron.config.load import dump
 from hcmegatron.config.schema import Config
-from hcmegatron.platform.megatron import VERSION
 
 T = TypeVar("T")
+
+RESOLVED = ("config.yaml", "config.resolved.yaml")  # the second where the first is somebody's own
+ENVIRONMENT = "environment.json"
 
 
 def on_first_rank(work: Callable[[], T]) -> T:
@@ -27,6 +31,8 @@ def on_first_rank(work: Callable[[], T]) -> T:
 
     Collective. Without it the other ranks would wait for one that has given up.
     """
+    import torch.distributed as dist
+
     result: list[object] = [None, None]
     if dist.get_rank() == 0:
         try:
@@ -44,11 +50,44 @@ def choose(config: Config, name: str) -> Path:
     return Path(config.run.dir or f"runs/{name}-{datetime.now():%Y%m%d-%H%M%S}")
 
 
+def examine(path: Path, config: Config) -> list[str]:
+    """Whether a run may write to `path`; writes nothing. Returns warnings, one line each.
+
+    Raises:
+        ConfigError: it is a file, cannot be read, or holds a run and checkpoint.resume is off; or what this program
+            would write there is somebody else's.
+    """
+    try:
+        used = any(path.iterdir())
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        what = (
+            "is a file; name a directory"
+            if os.path.isfile(path)
+            else f"cannot be used: {error.strerror}; choose another"
+        )
+        raise ConfigError(f"run.dir = {path} {what}") from None
+    if used and not config.checkpoint.resume:
+        raise ConfigError(
+            f"run.dir = {path} is already in use; choose another, or continue it with checkpoint.resume=true"
+        )
+    if not _is_environment(path / ENVIRONMENT):
+        raise ConfigError(f"run.dir = {path}: {ENVIRONMENT} there is not a run's; choose another directory")
+    name = _name_of_resolved(path)
+    if name == RESOLVED[0]:
+        return []
+    return [
+        f"run.dir = {path}: {RESOLVED[0]} there was not written by a run, or was changed since, and is left alone; "
+        f"this run's configuration is {name}"
+    ]
+
+
 class RunDirectory:
     """The files that reproduce the run, and a lock that this job holds until it ends. Collective.
 
     Raises:
-        ConfigError: another job holds it, or it holds a run and checkpoint.resume is off.
+        ConfigError: another job holds it, or see `examine`.
     """
 
     def __init__(self, path: Path, config: Config) -> None:
@@ -56,31 +95,76 @@ class RunDirectory:
         on_first_rank(lambda: self._claim(path, config))
 
     def _claim(self, path: Path, config: Config) -> None:
-        if path.exists() and not path.is_dir():
-            raise ConfigError(f"run.dir = {path} is a file; name a directory")
-        if path.is_dir() and any(path.iterdir()) and not config.checkpoint.resume:
-            raise ConfigError(
-                f"run.dir = {path} is already in use; choose another, or continue it with checkpoint.resume=true"
-            )
+        examine(path, config)
         try:
             path.mkdir(parents=True, exist_ok=True)
             self._lock: IO = (path / ".lock").open("w")
+            try:
+                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise ConfigError(
+                    f"run.dir = {path} is in use by a job that is still running; choose another"
+                ) from None
+            text = dump(config)
+            _replace(path / _name_of_resolved(path), _mark(text) + text)
+            _replace(path / ENVIRONMENT, json.dumps(environment(), indent=1) + "\n")
         except OSError as error:
             raise ConfigError(
                 f"run.dir = {path} cannot be written: {error.strerror}; choose another"
             ) from None
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise ConfigError(
-                f"run.dir = {path} is in use by a job that is still running; choose another"
-            ) from None
-        (path / "config.yaml").write_text(dump(config))
-        (path / "environment.json").write_text(json.dumps(environment(), indent=1) + "\n")
+
+
+def _name_of_resolved(path: Path) -> str:
+    """The file of the resolved configuration: a name that is free, or that a run's own has."""
+    for name in RESOLVED:
+        if _is_resolved(path / name):
+            return name
+    raise ConfigError(
+        f"run.dir = {path}: {' and '.join(RESOLVED)} there are not a run's; choose another directory"
+    )
+
+
+def _is_resolved(file: Path) -> bool:
+    """Whether there is no such file, or a run wrote it and nobody has changed it since."""
+    try:
+        mark, _, text = file.read_bytes().partition(b"\n")
+    except FileNotFoundError:
+        return True
+    except OSError:
+        return False
+    return mark + b"\n" == _mark(text.decode(errors="replace")).encode()
+
+
+def _mark(text: str) -> str:
+    """The first line of a configuration that a run writes, by which it knows it again."""
+    digest = hashlib.sha256(text.encode()).hexdigest()[:16]
+    return f"# {digest}: written by a run, and anew when it continues, unless this file was changed\n"
+
+
+def _is_environment(file: Path) -> bool:
+    """Whether there is no such file, or one with a run's versions."""
+    try:
+        found = json.loads(file.read_bytes())
+    except FileNotFoundError:
+        return True
+    except (OSError, ValueError):
+        return False
+    return isinstance(found, dict) and {"python", "torch", "megatron-core", "command"} <= found.keys()
+
+
+def _replace(file: Path, text: str) -> None:
+    """Write a file whole or not at all."""
+    part = file.with_name(f".{file.name}.part")
+    part.write_text(text, encoding="utf-8")
+    os.replace(part, file)
 
 
 def environment() -> dict[str, str]:
     """Versions and machine, for whoever reads the run later."""
+    import torch
+
+    from hcmegatron.platform.megatron import VERSION
+
     return {
         "python": sys.version.split()[0],
         "torch": torch.__version__,

@@ -16,8 +16,8 @@ GENERATORS: dict[str, Callable[[int, int], Schedule]] = {
     "gpipe": gpipe,
     "1f1b": one_f_one_b,
     "interleaved": interleaved,
-    "zb-h1": zb_h1,
-    "zb-v": zb_v,
+    "zb_h1": zb_h1,
+    "zb_v": zb_v,
     "dualpipe": dualpipe,
     "dualpipev": dualpipev,
 }
@@ -26,8 +26,9 @@ GENERATORS: dict[str, Callable[[int, int], Schedule]] = {
 def generate(name: str, ranks: int, microbatches: int) -> Schedule:
     """The named schedule ("interleaved" with two chunks per rank).
 
-    ValueError for an unknown name or sizes that the schedule cannot take.
+    ``zb-h1`` is read as ``zb_h1``. ValueError for an unknown name or sizes that the schedule cannot take.
     """
-    if name not in GENERATORS:
+    generator = GENERATORS.get(name.replace("-", "_"))
+    if generator is None:
         raise ValueError(f"unknown schedule {name!r}; known: {', '.join(GENERATORS)}")
-    return GENERATORS[name](ranks, microbatches)
+    return generator(ranks, microbatches)

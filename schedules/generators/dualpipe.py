@@ -1,7 +1,7 @@
 """DualPipe: micro-batches enter at both ends (DeepSeek-AI, arXiv:2412.19437, section 3.2.1)."""
 
 from schedules.actions import Action
-from schedules.generators.checks import check_sizes
+from schedules.generators.checks import check_ranks, check_sizes
 from schedules.generators.eight_phases import eight_phases
 from schedules.placement import bidirectional
 from schedules.plan import Schedule
@@ -12,7 +12,7 @@ def dualpipe(ranks: int, microbatches: int) -> Schedule:
 
     Live chunks: P+1 on every rank, counted until W. ValueError unless P and M are even and M >= 2P.
     """
-    check_sizes("dualpipe", ranks, microbatches)
+    check_ranks("dualpipe", ranks, least=2)
     if ranks % 2:
         raise ValueError(
             f"dualpipe: ranks={ranks} is odd, and the two directions need an even number; "

@@ -13,9 +13,9 @@ def zb_h1(ranks: int, microbatches: int) -> Schedule:
     Rank r holds P-r micro-batches between F and I, as 1F1B does, and lets W lag r micro-batches behind I:
     later ranks fill the memory that they have left. ValueError unless ranks and micro-batches are at least 1.
     """
-    check_sizes("zb-h1", ranks, microbatches)
+    check_sizes("zb_h1", ranks, microbatches)
     actions = tuple(_rank(r, ranks, microbatches) for r in range(ranks))
-    return Schedule("zb-h1", one_per_rank(ranks), microbatches, actions, (min(ranks, microbatches),) * ranks)
+    return Schedule("zb_h1", one_per_rank(ranks), microbatches, actions, (min(ranks, microbatches),) * ranks)
 
 
 def _rank(r: int, P: int, M: int) -> tuple[Action, ...]:

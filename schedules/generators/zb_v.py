@@ -17,13 +17,13 @@ def zb_v(ranks: int, microbatches: int) -> Schedule:
     micro-batches run as 2P-1 would, the missing ones left out. ValueError unless ranks and micro-batches are
     at least 1.
     """
-    check_sizes("zb-v", ranks, microbatches)
+    check_sizes("zb_v", ranks, microbatches)
     full = max(microbatches, 2 * ranks - 1)
     actions = tuple(
         tuple(a for a in _rank(r, ranks, full) if a.microbatch < microbatches) for r in range(ranks)
     )
     live = (2 * min(ranks, microbatches),) * ranks
-    return Schedule("zb-v", v_shape(ranks), microbatches, actions, live)
+    return Schedule("zb_v", v_shape(ranks), microbatches, actions, live)
 
 
 def _rank(r: int, P: int, M: int) -> list[Action]:

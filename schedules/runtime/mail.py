@@ -28,7 +28,7 @@ _UnderWay = tuple[
 
 
 class Mail:
-    """Creating one posts the first receives of ``program``.
+    """Creating one posts the first receives of ``program``, unless it says which to post when (``post``).
 
     ``waited``: host seconds spent waiting; whoever reads it sets it back. ``buffers``: receive buffers posted, or
     filled and still needed, now; ``most_buffers``: at any time.
@@ -43,16 +43,22 @@ class Mail:
         position: Position,
     ) -> None:
         self._transport, self._pool, self._shape = transport, pool, shape
-        self._depths, self._position = program.depths, position
+        self._depths, self._posts, self._position = program.depths, program.posts, position
         self._unposted = {channel: deque(messages) for channel, messages in program.receives.items()}
         self._posted: dict[Channel, deque[_UnderWay]] = {channel: deque() for channel in program.receives}
         self._sent: dict[Channel, deque[_UnderWay]] = defaultdict(deque)
         self._held: dict[tuple[int, int], list[Tensor]] = defaultdict(list)
         self.waited = 0.0
         self.buffers = self.most_buffers = 0
-        for channel in program.receives:
-            for _ in range(program.depths[channel]):
-                self._post_next(channel)
+        if program.posts is None:
+            for channel in program.receives:
+                for _ in range(program.depths[channel]):
+                    self._post_next(channel)
+
+    def post(self, index: int) -> None:
+        """Posts what the program posts before op ``index``."""
+        for channel in self._posts[index]:
+            self._post_next(channel)
 
     def receive(self, message: Message) -> Tensor:
         """Waits for the message. The tensor is valid until ``release`` of its stage and micro-batch."""
@@ -62,7 +68,8 @@ class Mail:
             raise AssertionError(f"{message} is needed where {posted} was posted")
         self._wait(message, pending)
         self._held[message.target, message.microbatch].append(buffer)
-        self._post_next(channel)
+        if self._posts is None:
+            self._post_next(channel)
         return buffer
 
     def send(self, message: Message, tensor: Tensor) -> None:
@@ -77,7 +84,7 @@ class Mail:
         sent = self._sent[channel]
         # The receiver posts ahead, so that this wait is over at once unless it lags by several messages. It
         # bounds what waits to be sent, and cannot deadlock: the schedule can be run with no more than depth
-        # messages in a channel.
+        # messages in a channel, and each is received by the time it is taken up, however late that is posted.
         if len(sent) > self._depths[channel]:
             earlier, pending, _ = sent.popleft()
             self._wait(earlier, pending)

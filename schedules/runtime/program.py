@@ -45,14 +45,16 @@ class Peaks(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """``receives`` has, for every channel into the rank, its messages in order; ``depths`` the number that is
-    posted ahead, for channels into and out of the rank. ``peaks`` is exact: it depends on the order of the
-    actions only."""
+    """``receives`` has, for every channel into the rank, its messages in order; ``depths`` the number that may be
+    under way, for channels into and out of the rank. ``posts``: the channels on which a receive is posted before
+    each op; None: as many as ``depths`` says at once, and one more whenever one has come. ``peaks`` is exact: it
+    depends on the order of the actions only."""
 
     rank: int
     ops: tuple[Op, ...]
     receives: dict[Channel, tuple[Message, ...]]
     depths: dict[Channel, int]
+    posts: tuple[tuple[Channel, ...], ...] | None
     peaks: Peaks
 
 
@@ -89,8 +91,10 @@ def receive_depths(schedule: Schedule) -> dict[Channel, int]:
     }
 
 
-def compile_rank(schedule: Schedule, rank: int) -> Program:
-    """The program of one rank of a validated schedule."""
+def compile_rank(schedule: Schedule, rank: int, late: bool = False) -> Program:
+    """The program of one rank of a validated schedule. ``late``: receives are posted one action ahead of the one
+    that needs them, for they cost while they wait. An action's messages are produced during the one before it or
+    earlier, so that a hop is hidden as it is by receives that are posted sooner."""
     placement = schedule.placement
     last = {(part.stage, part.microbatch): part for action in schedule.actions[rank] for part in action.parts}
     ops = []
@@ -115,7 +119,18 @@ def compile_rank(schedule: Schedule, rank: int) -> Program:
     here = set(placement.stages_of(rank))
     depths = {channel: depth for channel, depth in receive_depths(schedule).items() if here & set(channel)}
     messages = {channel: tuple(own) for channel, own in received.items()}
-    return Program(rank, tuple(ops), messages, depths, _peaks(ops, messages, depths))
+    posts = _one_ahead(ops) if late else None
+    return Program(rank, tuple(ops), messages, depths, posts, _peaks(ops, messages, depths, posts))
+
+
+def _one_ahead(ops: list[Op]) -> tuple[tuple[Channel, ...], ...]:
+    """Before each op those of the next one, before the first its own too."""
+    needed = [tuple(part.receive.channel for part in op.parts if part.receive is not None) for op in ops] + [
+        ()
+    ]
+    return tuple(
+        needed[index] + needed[index + 1] if index == 0 else needed[index + 1] for index in range(len(ops))
+    )
 
 
 def _of_part(messages: tuple[Message, ...], part: Action, end: str) -> Message | None:
@@ -127,18 +142,27 @@ def _of_part(messages: tuple[Message, ...], part: Action, end: str) -> Message |
     return None
 
 
-def _peaks(ops: list[Op], receives: dict[Channel, tuple[Message, ...]], depths: dict[Channel, int]) -> Peaks:
+def _peaks(
+    ops: list[Op],
+    receives: dict[Channel, tuple[Message, ...]],
+    depths: dict[Channel, int],
+    posts: tuple[tuple[Channel, ...], ...] | None,
+) -> Peaks:
     """Replays what the runtime will hold."""
     live = pending = peak_live = peak_pending = 0
-    unposted = {channel: len(own) - min(depths[channel], len(own)) for channel, own in receives.items()}
+    at_once = depths if posts is None else dict.fromkeys(receives, 0)
+    unposted = {channel: len(own) - min(at_once[channel], len(own)) for channel, own in receives.items()}
     buffers = peak_buffers = sum(len(own) - unposted[channel] for channel, own in receives.items())
     held: dict[tuple[int, int], int] = defaultdict(int)
-    for op in ops:
+    for index, op in enumerate(ops):
+        if posts is not None:
+            buffers += len(posts[index])
+            peak_buffers = max(peak_buffers, buffers)
         for part in op.parts:
             stage, microbatch = part.action.stage, part.action.microbatch
             if part.receive is not None:
                 held[stage, microbatch] += 1
-                if unposted[part.receive.channel]:
+                if posts is None and unposted[part.receive.channel]:
                     unposted[part.receive.channel] -= 1
                     buffers += 1
             live += part.action.kind is Kind.F

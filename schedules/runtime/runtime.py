@@ -1,8 +1,9 @@
 """Executes one rank's part of a validated schedule.
 
-Receives are posted ahead, results are sent as soon as they exist, and the rank waits only for the message
-that its next computation needs. An FB whose stages do not overlap by themselves runs F, sends its output, and
-only then waits for the gradient: the hop hides behind the forward.
+Receives are posted ahead (by one action where they cost while they wait), results are sent as soon as they
+exist, and the rank waits only for the message that its next computation needs. An FB whose stages do not
+overlap by themselves runs F, sends its output, and only then waits for the gradient: the hop hides behind the
+forward.
 """
 
 from __future__ import annotations
@@ -61,7 +62,8 @@ class Runtime:
                 f"rank {rank} holds stages {list(expected)} under {schedule.name}; "
                 f"the table given has {sorted(stages)}"
             )
-        self.program = compile_rank(forward_only(schedule) if evaluate else schedule, rank)
+        executed = forward_only(schedule) if evaluate else schedule
+        self.program = compile_rank(executed, rank, late=transport.receives_occupy_device)
         name = f"{schedule.name}, forward only" if evaluate else schedule.name
         self.position = Position(name, rank, self.program.ops)
         self._stages, self._transport, self._shape = dict(stages), transport, shape
@@ -99,8 +101,11 @@ class Runtime:
         mail = Mail(self._transport, self._pool, self._shape, program, position)
         self._record, self._mail = record, mail
         self._handed: dict[Handover, Tensor] = {}
+        posts = program.posts is not None
         for index, op in enumerate(program.ops):
             position.index, position.since = index, time.monotonic()
+            if posts:
+                mail.post(index)
             if len(op.parts) == 1:
                 self._run(op.parts[0])
             elif self._lockstep:

@@ -19,15 +19,19 @@ from schedules.actions import Kind
 from schedules.costs import Link
 from schedules.placement import Placement
 from schedules.plan import Message
+from schedules.runtime.groups import everyones
 from schedules.runtime.link import EmulatedLink, sleep_until
 from schedules.runtime.transport import Pending, Transport
 
+MOST_CHANNELS = 32  # of a rank, on CUDA: torch's streams of the priority that channels have
+_CHANNEL_BLOCKS = 4
 _MICROBATCHES, _STAGES = 1 << 17, 1 << 12  # what a tag of 31 bits has room for
 
 
 class DistributedTransport(Transport):
-    """``group``'s rank r is rank r of the pipeline. Creating one is collective over the group; it may serve
-    several runtimes, one step at a time.
+    """``group``'s rank r is rank r of the pipeline. Creating one is collective over the group, on CUDA over all
+    ranks of the job, each with its own pipeline's group; it may serve several runtimes, one step at a time.
+    ``close`` ends the groups that it has made; ending torch.distributed ends them too.
 
     ``device`` is where the tensors are: CPU needs a group that gloo serves, CUDA one of NCCL's. ``link`` (CPU
     only) emulates a slower wire between the processes of one machine. ``timeout`` (CUDA; on CPU it is the
@@ -50,12 +54,16 @@ class DistributedTransport(Transport):
             )
         if link is not None and device.type != "cpu":
             raise ValueError(f"an emulated link works between CPU tensors only, not on {device}")
-        self._cuda = device.type == "cuda"
+        self._cuda = self.receives_occupy_device = device.type == "cuda"
         # Gloo itself, and its send and recv in place of dist.isend and irecv: what comes between takes as long
         # as the call.
         self._gloo = None if self._cuda else group._get_backend(device)
         self._link = EmulatedLink(link) if isinstance(link, Link) else link
         self._channels = _channel_groups(group, placement, device, timeout) if self._cuda else {}
+
+    def close(self) -> None:
+        while self._channels:
+            dist.destroy_process_group(self._channels.popitem()[1])
 
     def send(self, message: Message, tensor: Tensor) -> Pending:
         if self._cuda:
@@ -88,40 +96,71 @@ def _tag(message: Message) -> int:
     return ((message.microbatch * _STAGES + message.source) * 2 + (message.payload is Kind.B)) * 2
 
 
+def channels(placement: Placement) -> list[tuple[int, int]]:
+    """(source, target) stage ids of every channel between two ranks, in an order that all ranks share."""
+    rank_of = placement.rank_of
+    found = []
+    for first in range(placement.stages):
+        second = placement.next(first)
+        if second is not None and rank_of[first] != rank_of[second]:
+            found += [(first, second), (second, first)]
+    return found
+
+
+def channels_of(placement: Placement, rank: int) -> list[tuple[int, int]]:
+    """Those into and out of a rank."""
+    rank_of = placement.rank_of
+    return [pair for pair in channels(placement) if rank in (rank_of[pair[0]], rank_of[pair[1]])]
+
+
 def _channel_groups(
     group: dist.ProcessGroup, placement: Placement, device: torch.device, timeout: timedelta | None
 ) -> dict[tuple[int, int], dist.ProcessGroup]:
-    """A group of two ranks for every channel of this rank, created in an order that all ranks share.
+    """A group of two ranks for every channel of this rank. All ranks of the job make the groups of all pipelines
+    (see groups.everyones): for those that do not belong to a group it is a line in a table.
 
     NCCL connects a pair at its first message, and both hosts wait there: in a schedule that would deadlock,
     so each channel carries one message here.
     """
-    options = dist.ProcessGroupNCCL.Options(is_high_priority_stream=True)
-    if timeout is not None:
-        options._timeout = timeout
-    members = dist.get_process_group_ranks(group)
-    rank_of = placement.rank_of
-    groups = {}
-    for first in range(placement.stages):
-        second = placement.next(first)
-        if second is None or rank_of[first] == rank_of[second]:
-            continue
-        for source, target in ((first, second), (second, first)):
-            if group.rank() not in (rank_of[source], rank_of[target]):
-                continue
+    mine = channels_of(placement, group.rank())
+    if len(mine) > MOST_CHANNELS:
+        raise ValueError(
+            f"rank {group.rank()} has {len(mine)} channels, and torch {MOST_CHANNELS} streams for them: two would "
+            "share one, and could wait for each other; put fewer stages on a rank"
+        )
+    members = tuple(dist.get_process_group_ranks(group))
+    rank_of, own = placement.rank_of, {}
+    for pipeline in everyones(members, device):
+        for source, target in channels(placement):
             pair = dist.new_group(
-                sorted((members[rank_of[source]], members[rank_of[target]])),
+                sorted((pipeline[rank_of[source]], pipeline[rank_of[target]])),
                 timeout=timeout,
                 backend="nccl",
-                pg_options=options,
-                use_local_synchronization=True,
+                pg_options=_options(timeout),
+                group_desc=f"channel {source}>{target}",
             )
-            token = torch.zeros(1, device=device)
-            move = pair.send if rank_of[source] == group.rank() else pair.recv
-            move([token], 1 - pair.rank(), 0).wait()
-            groups[source, target] = pair
+            if pipeline == members and (source, target) in mine:
+                own[source, target] = pair
+    for (source, _), pair in own.items():
+        token = torch.zeros(1, device=device)
+        move = pair.send if rank_of[source] == group.rank() else pair.recv
+        move([token], 1 - pair.rank(), 0).wait()
     torch.cuda.synchronize(device)
-    return groups
+    return own
+
+
+def _options(timeout: timedelta | None) -> dist.ProcessGroupNCCL.Options:
+    """A new object for every group: ``new_group`` writes into it.
+
+    A posted receive holds every block of its kernel, each nearly all registers of a multiprocessor, until its
+    message comes. NCCL would take 16 to 32 for a large message over NVLink. How few still carry a message in the
+    time that the schedule leaves it has not been measured on a device yet.
+    """
+    options = dist.ProcessGroupNCCL.Options(is_high_priority_stream=True)
+    options.config.max_ctas = _CHANNEL_BLOCKS
+    if timeout is not None:
+        options._timeout = timeout
+    return options
 
 
 class _NcclSend:

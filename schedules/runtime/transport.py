@@ -22,7 +22,12 @@ class Pending(Protocol):
 class Transport(ABC):
     """Messages are told apart by channel (stage edge and direction) and micro-batch. Those of one channel are
     received in the order in which they are sent; nothing is assumed about the order between channels, so a
-    message that nobody waits for yet holds up no other."""
+    message that nobody waits for yet holds up no other.
+
+    ``receives_occupy_device``: a receive that is posted takes room on the device until its message comes.
+    """
+
+    receives_occupy_device = False
 
     @abstractmethod
     def send(self, message: Message, tensor: Tensor) -> Pending:
@@ -32,3 +37,6 @@ class Transport(ABC):
     @abstractmethod
     def receive(self, message: Message, buffer: Tensor) -> Pending:
         """Starts receiving into ``buffer``, contiguous and of the size that was sent."""
+
+    def close(self) -> None:  # noqa: B027, most have nothing to end
+        """Ends what the transport has made. Between steps, and on all of its ranks."""

@@ -9,6 +9,7 @@ in the store now and then, so that what a killed rank was doing is known too.
 
 from __future__ import annotations
 
+import contextlib
 import faulthandler
 import os
 import sys
@@ -125,8 +126,9 @@ class Watchdog:
 
 def _print(text: str) -> None:
     """In one write, so that lines of several ranks do not mix."""
-    sys.stderr.write(text + "\n")
-    sys.stderr.flush()
+    with contextlib.suppress(OSError, ValueError):  # a terminal that has gone must not keep a hung job alive
+        sys.stderr.write(text + "\n")
+        sys.stderr.flush()
 
 
 def _first_line(error: Exception) -> str:

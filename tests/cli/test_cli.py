@@ -1,5 +1,6 @@
 """The command: one line and status 2 for every mistake, nothing written, no torch before it is needed."""
 
+import importlib.util
 import os
 import resource
 import subprocess
@@ -9,11 +10,13 @@ import types
 from pathlib import Path
 
 import pytest
+import torch
 
 import hcmegatron
 from hcmegatron import cli
 from hcmegatron.config import Config, load
 from hcmegatron.platform.ranks import RankInfo
+from hcmegatron.training.manifest import NotSaved
 
 ROOT = Path(hcmegatron.__file__).parents[1]
 QUICKSTART = ROOT / "configs" / "quickstart.yaml"
@@ -95,14 +98,44 @@ def test_help_and_version(capsys):
         (["train", "{}", "--data.paths=[nowhere]"], ["data.paths = nowhere", "does not exist"]),
         (["train", "{}", "--data.paths=[binary.txt]"], ["binary.txt is binary"]),
         (["train", "{}", "--data.paths=[empty.txt]"], ["empty.txt", "empty"]),
+        (["config", "--training.steps", "10"], ["--training.steps 10", "--training.steps=10"]),
+        (["config", "--training.stps", "10"], ["training.stps", "did you mean training.steps?"]),
+        (["config", "--run.tensorboard", "{}"], ["--run.tensorboard=VALUE"]),
+        (["config", "--parallel.data=2"], ["parallel.data", "what is left of the world size"]),
+        (["train", "{}", "--data.paths=[x.jsonl]"], ["only plain text is read so far, and not JSON"]),
+        (["train", "{}", "--data.paths=[*.none]"], ["data.paths = *.none", "nothing there has such a name"]),
+        (["train", "{}", "--run.dir=used"], ["run.dir = used is already in use"]),
+        (["train", "{}", "--run.dir=empty.txt"], ["run.dir = empty.txt is a file"]),
+        (["train", "{}", f"--run.dir={'x' * 300}"], ["run.dir = x", "File name too long"]),
+        (["train", "x" * 300], ["File name too long"]),
+        (
+            ["train", "{}", "--kernels=triton", "--connection.n=9"],
+            ["kernels = triton", "connection.n = 9", "8"],
+        ),
+        (
+            ["config", "{}", "--implementation=te", "--parallel.schedule=1f1b"],
+            ["implementation = te", "Transformer Engine is not installed"],
+        ),
+        (
+            ["schedule", "1f1b", "--ranks=2", "--microbatches=4", "--foo"],
+            ["unrecognized arguments: --foo", "see hcmegatron schedule --help"],
+        ),
         (["schedule", "no-such-schedule", "--ranks=2", "--microbatches=4"], ["no-such-schedule"]),
     ],
 )
-def test_mistakes(arguments, words, tmp_path, capsys, trained):
+def test_mistakes(arguments, words, tmp_path, capsys, trained, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", without("transformer_engine"))
     (tmp_path / "binary.txt").write_bytes(b"\0" * 2000)
     (tmp_path / "empty.txt").write_bytes(b"")
+    (tmp_path / "x.jsonl").write_text('{"text": "words"}\n' * 200)
+    (tmp_path / "used").mkdir()
+    (tmp_path / "used" / "metrics.jsonl").touch()
     before = sorted(os.listdir())
-    assert cli.main([str(QUICKSTART) if word == "{}" else word for word in arguments]) == 2
+    try:
+        status = cli.main([str(QUICKSTART) if word == "{}" else word for word in arguments])
+    except SystemExit as leaving:
+        status = leaving.code
+    assert status == 2
     printed = capsys.readouterr()
     assert printed.out == "" and printed.err.count("\n") == 1 and printed.err.startswith("hcmegatron")
     for word in words:
@@ -110,11 +143,66 @@ def test_mistakes(arguments, words, tmp_path, capsys, trained):
     assert not trained and sorted(os.listdir()) == before
 
 
+def without(package):
+    """importlib.util.find_spec on a machine that lacks the package."""
+    usual = importlib.util.find_spec
+    return lambda name, *rest: None if name.partition(".")[0] == package else usual(name, *rest)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="says what happens where there is no GPU")
+@pytest.mark.parametrize("launcher", [None, "torchrun"])
+def test_kernels_that_cannot_run_here_are_refused_before_the_run_directory(
+    launcher, request, monkeypatch, trained, capsys
+):
+    if launcher:
+        request.getfixturevalue(launcher)
+        monkeypatch.setattr(cli.time, "sleep", lambda seconds: None)
+    import triton
+
+    monkeypatch.setattr(triton.knobs.runtime, "interpret", False)
+    wanted = ["train", str(QUICKSTART), "--kernels=triton"]
+    assert cli.main(wanted) == 2
+    line = "hcmegatron: error: kernels=triton cannot run: no CUDA device; use kernels=auto or torch\n"
+    assert capsys.readouterr().err == line
+    monkeypatch.setattr("importlib.util.find_spec", without("triton"))
+    for verb in (wanted, ["config", *wanted[1:]]):
+        assert cli.main(verb) == 2
+        assert "kernels = triton: Triton is not installed" in capsys.readouterr().err
+    assert not trained and not os.listdir()
+
+
+def test_a_configuration_of_ones_own_in_the_run_directory_is_told_of(
+    torchrun, monkeypatch, tmp_path, trained, capsys
+):
+    monkeypatch.setenv("RANK", "0")
+    (tmp_path / "proj").mkdir()
+    own = tmp_path / "proj" / "config.yaml"
+    own.write_text(f"extends: {QUICKSTART}  # mine\n")
+    assert cli.main(["train", str(own), "--run.dir=proj", "--checkpoint.resume=true"]) == 0
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "config.yaml" in line]
+    assert "was not written by a run" in line and "is left alone" in line and "config.resolved.yaml" in line
+    assert len(trained) == 1 and own.read_text() == f"extends: {QUICKSTART}  # mine\n"
+
+
 def test_a_rank_of_a_launcher_trains_in_this_process(torchrun, trained):
     assert cli.main(["train", str(QUICKSTART), "--training.steps=40"]) == 0
     ((config, ranks, name),) = trained
     assert ranks == RankInfo(1, 2, 1, 2, "h", 1234, "torchrun") and name == "quickstart"
     assert config == load(QUICKSTART, ["--training.steps=40"])
+
+
+def test_a_run_whose_last_checkpoint_failed_ends_with_one_line_and_status_1(torchrun, monkeypatch, capsys):
+    def train(config, ranks, name):
+        raise NotSaved("the checkpoint after step 4 could not be saved: No space left on device")
+
+    monkeypatch.setenv("RANK", "0")
+    stub = types.ModuleType("hcmegatron.training.run")
+    stub.train = train
+    monkeypatch.setitem(sys.modules, "hcmegatron.training.run", stub)
+    assert cli.main(["train", str(QUICKSTART)]) == 1
+    assert capsys.readouterr().err == (
+        "hcmegatron: error: the checkpoint after step 4 could not be saved: No space left on device\n"
+    )
 
 
 def test_a_world_that_does_not_fit_is_said_once_a_machine(torchrun, trained, monkeypatch, capsys):
@@ -182,6 +270,7 @@ def test_no_torch_for_help_configurations_and_mistakes(tmp_path):
         "import sys; from hcmegatron.cli import main\n"
         f"main(['config', {str(QUICKSTART)!r}])\n"
         f"main(['train', {str(QUICKSTART)!r}, '--data.paths=[no]'])\n"
+        f"main(['train', {str(QUICKSTART)!r}, '--run.dir=configs'])\n"
         "main(['--version'])\n"
         "print([name for name in ('torch', 'numpy', 'megatron', 'psutil') if name in sys.modules])"
     )
@@ -198,7 +287,64 @@ def test_answers_cost_less_than_half_a_second():
     assert spent / 3 < 0.5  # processor time: the machine may be busy
 
 
-def test_a_closed_pipe_is_no_error():
-    command = f"PYTHONPATH={ROOT} {sys.executable} -m hcmegatron config | head -1"
-    done = subprocess.run(["bash", "-o", "pipefail", "-c", command], capture_output=True, text=True)
-    assert done.stderr == "" and done.stdout == "model:\n"
+SPEAKING = [
+    ["config"],
+    ["--help"],
+    ["train", "--help"],
+    ["--version"],
+    ["schedule", "1f1b", "--ranks=2", "--microbatches=4"],
+    ["schedule", "--help"],
+]
+
+
+@pytest.mark.parametrize("arguments", SPEAKING, ids=" ".join)
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_output_that_nobody_takes(arguments, unbuffered):
+    """A reader that has gone, as head does, is no error; a full disk is one line."""
+    env = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": unbuffered}
+    command = [sys.executable, "-m", "hcmegatron", *arguments]
+    reader, writer = os.pipe()
+    os.close(reader)
+    with open("/dev/full", "w") as full, os.fdopen(writer, "w") as broken:
+        gone = subprocess.run(command, stdout=broken, stderr=subprocess.PIPE, env=env, text=True, timeout=60)
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, env=env, text=True, timeout=60)
+    assert (gone.returncode, gone.stderr) == (0, "")
+    line = "hcmegatron: error: standard output cannot be written: No space left on device\n"
+    assert (done.returncode, done.stderr) == (1, line)
+
+
+@pytest.mark.parametrize("locale", [{}, {"LC_ALL": "C", "PYTHONUTF8": "0"}], ids=["", "C"])
+def test_names_that_are_not_text_in_the_locale_are_written_out(locale, tmp_path):
+    name = os.fsdecode(b"f\xff\xc3\xa9.yaml")
+    (tmp_path / name).write_text("training:\n  steps: 3\nconnection:\n  kind: residual\n  n: 4\n")
+    done = program("config", name, **locale)
+    assert done.returncode == 0 and done.stderr.count("udcff") == done.stderr.count("warning") == 2
+    (tmp_path / os.fsdecode(b"\xff.txt")).write_bytes(b"\0" * 400)
+    done = program("train", QUICKSTART, "--data.paths=[.]", "--run.dir=\u00e9", **locale)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1) and "udcff.txt is binary" in done.stderr
+
+
+def test_a_path_on_the_command_line_is_text_as_typed(monkeypatch, tmp_path, capsys):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for typed, path in (
+        ("a #b", "'a #b'"),
+        ("*x", "'*x'"),
+        ("~/x", f"{tmp_path}/x"),
+        ("'q'", "q"),
+        ("null", "null"),
+    ):
+        assert cli.main(["config", f"--run.dir={typed}"]) == 0
+        assert f"\n  dir: {path}\n" in capsys.readouterr().out
+
+
+def test_a_checkpoint_that_is_not_there_is_said_before_torch_is_imported(tmp_path):
+    code = "import sys; from hcmegatron.cli import main; print(main(sys.argv[1:]), 'torch' in sys.modules)"
+    found = subprocess.run(
+        [sys.executable, "-c", code, "train", str(QUICKSTART), f"--checkpoint.load={tmp_path}/missing"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        cwd=ROOT,
+    )
+    assert found.stdout.split() == ["2", "False"]
+    assert found.stderr.count("\n") == 1 and "there is no such directory" in found.stderr

@@ -3,7 +3,7 @@
 import pytest
 
 from hcmegatron.config import Config, ConfigError, check, check_batch, check_world, load, read
-from hcmegatron.config.ranges import RANGE_OF
+from hcmegatron.config.ranges import RANGE_OF, TRITON_STREAMS
 from hcmegatron.config.schema import SPLIT_BACKWARD
 from hcmegatron.config.types import leaves
 
@@ -27,6 +27,12 @@ def test_every_number_has_a_range():
     numbers = {key for key, hint in leaves().items() if hint in (int, float, int | None, float | None)}
     lists = {"optimizer.step_decay_at", "optimizer.step_decay_to", "data.suffixes", "recompute.modules"}
     assert set(RANGE_OF) == numbers | lists | {"recompute.block_length"}
+
+
+def test_the_kernels_limit_is_theirs():
+    from hcmegatron.kernels.select import MAX_STREAMS  # imports torch
+
+    assert TRITON_STREAMS == MAX_STREAMS
 
 
 def test_ranges_hold_for_configs_built_in_code_too():
@@ -59,6 +65,11 @@ SEQUENCE = ["parallel.tensor=2", "parallel.sequence=true"]
             ["model.hidden_size = 128", "connection.n = 3", "fractions"],
         ),
         (["connection.kind=sfc", "connection.n=5"], ["connection.n = 5", "sfc"]),
+        (["kernels=triton", "connection.n=9"], ["kernels = triton", "connection.n = 9", "hold up to 8"]),
+        (
+            ["connection.rms_eps=added", "model.norm_eps=0"],
+            ["connection.rms_eps = added", "model.norm_eps = 0", "divides by 0"],
+        ),
         (["model.layers=5", "parallel.pipeline=2"], ["model.layers = 5", "parallel.pipeline = 2", "4 or 6"]),
         (["parallel.pipeline=2", "parallel.virtual=4", INTERLEAVED], ["8 pipeline stages", "x 4 of"]),
         (
@@ -107,6 +118,10 @@ SEQUENCE = ["parallel.tensor=2", "parallel.sequence=true"]
         ),
         (["training.global_batch=10"], ["training.global_batch = 10", "training.micro_batch = 4", "8 or 12"]),
         (["training.micro_batch=32"], ["training.global_batch = 16", "use 32"]),
+        (
+            [*MOE, "parallel.expert=4", "training.global_batch=8"],
+            ["training.global_batch = 8", "data-parallel size 4 = 16", "use 16"],
+        ),
         (["parallel.sequence=true"], ["parallel.sequence = true", "parallel.tensor = 1"]),
         (
             ["parallel.sequence=true", "parallel.tensor=2", "data.sequence_length=255"],
@@ -130,6 +145,11 @@ SEQUENCE = ["parallel.tensor=2", "parallel.sequence=true"]
         (["moe.experts=8", "moe.first_dense=4"], ["moe.first_dense = 4", "model.layers = 4"]),
         ([*MOE, "parallel.expert_tensor=3"], ["moe.ffn_hidden_size = 128", "parallel.expert_tensor = 3"]),
         ([*MOE, "parallel.tensor=2"], ["parallel.tensor = 2", "parallel.sequence=true"]),
+        (
+            ["optimizer.lr=1e20", "connection.lr_multiplier=1e20"],
+            ["optimizer.lr = 1e+20", "lr_multiplier = 1e+20"],
+        ),
+        (["training.threads=2000"], ["training.threads = 2000", "from 1 to 1024"]),
         (["optimizer.step_decay_at=[0.8]"], ["optimizer.step_decay_at = [0.8]", "differ in length"]),
         (
             ["optimizer.schedule=step", "optimizer.step_decay_at=[]", "optimizer.step_decay_to=[]"],
@@ -137,10 +157,6 @@ SEQUENCE = ["parallel.tensor=2", "parallel.sequence=true"]
         ),
         (["checkpoint.resume=true"], ["checkpoint.resume = true", "run.dir"]),
         (["checkpoint.resume=true", "run.dir=x", "checkpoint.load=y"], ["checkpoint.load = y"]),
-        (
-            ["training.dtype=bf16", "parallel.distributed_optimizer=false"],
-            ["parallel.distributed_optimizer = false", "training.dtype = bf16"],
-        ),
         (
             ["training.dtype=bf16", "moe.experts=4", "moe.ffn_hidden_size=12"],
             ["moe.ffn_hidden_size = 12", "multiple of 8", "moe.grouped=false"],
@@ -204,6 +220,15 @@ def test_contradictions(settings, words):
         ["model.hidden_size=130", "model.head_dim=32"],
         ["connection.kind=dfc", "connection.n=8"],
         ["connection.kind=mhc", "connection.n=3"],
+        ["connection.n=9"],
+        ["kernels=triton", "connection.n=8"],
+        [
+            "connection.kind=shc",
+            "connection.contract=head",
+            "connection.rms_eps=inside",
+            "connection.pre_eps=1e-6",
+        ],
+        ["connection.use_pre=false", "connection.contract=head", "connection.pre_eps=1e-6"],
         ["parallel.pipeline=2", "parallel.virtual=2", INTERLEAVED],
         ["parallel.pipeline=2", "parallel.virtual=2", "parallel.schedule=interleaved"],
         ["parallel.pipeline=2", "parallel.schedule=dualpipev"],
@@ -241,6 +266,18 @@ def test_fitting_settings_pass(settings):
             ["connection.use_res=false", "connection.sinkhorn_eps=clamp"],
             "sinkhorn_eps = clamp",
             "use_res is false",
+        ),
+        (["connection.kind=shc", "connection.rms_eps=added", "model.norm_eps=0"], "rms_eps = added", "shc"),
+        (["connection.kind=sfc", "connection.contract=head"], "connection.contract = head", "sfc"),
+        (
+            [
+                "connection.use_pre=false",
+                "connection.use_post=false",
+                "connection.use_res=false",
+                "connection.alpha_init=1",
+            ],
+            "connection.alpha_init = 1.0",
+            "use_pre, use_post and use_res are false",
         ),
         (["mla.kv_rank=32"], "mla.kv_rank = 32", "model.attention is gqa"),
         (["model.attention=mla", "model.query_groups=2"], "model.query_groups = 2", "attention is mla"),

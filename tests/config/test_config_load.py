@@ -87,6 +87,8 @@ def test_extends_circle_and_missing_base(write):
         ("optimizer:\n  lr: .nan\n", ["optimizer.lr = .nan", "finite"]),
         ("optimizer:\n  lr: .inf\n", ["optimizer.lr = .inf", "finite"]),
         ("optimizer:\n  lr: 1e999\n", ["optimizer.lr = 1e999", "finite"]),
+        ("optimizer:\n  lr: 1e31\n", ["optimizer.lr = 1e31", "up to 1e+30"]),
+        ("model:\n  norm_eps: 1e300\n", ["model.norm_eps = 1e300", "up to 1e+30"]),
         ("optimizer:\n  lr: nan\n", ["optimizer.lr = nan", "a number"]),
         ("optimizer:\n  lr: -1e-3\n", ["optimizer.lr = -1e-3", "above 0"]),
         ("optimizer:\n  beta2: 1\n", ["optimizer.beta2 = 1", "below 1"]),
@@ -127,6 +129,11 @@ def test_extends_circle_and_missing_base(write):
         (b"\xff\xfe\x00bad", ["UTF-8"]),
         ("model:\n  layers: \x07\n", ["not YAML"]),
         ("[" * 5000, ["c.yaml"]),
+        ("data: {paths: [*.txt]}\n", ["c.yaml:1", "in quotes", '"*.txt"']),
+        ("data: {paths: [@x]}\n", ["c.yaml:1", "in quotes"]),
+        (f"extends: {'x' * 300}\n", ["c.yaml:1", "there is no file"]),
+        ("run:\n  dir: '  '\n", ["run.dir", "empty"]),
+        ("parallel:\n  data: 2\n", ["c.yaml:2", "parallel.data", "what is left of the world size"]),
     ],
 )
 def test_mistakes_name_file_key_value_and_remedy(write, text, words):
@@ -159,6 +166,52 @@ def test_override_mistakes(write, override, words):
         assert word in message
 
 
+@pytest.mark.parametrize(
+    ("override", "value"),
+    [
+        ("--run.dir=a #b", "a #b"),
+        ("--run.dir=#b", "#b"),
+        ("--run.dir=a: b", "a: b"),
+        ("--run.dir=[x]", "[x]"),
+        ("--run.dir=*x", "*x"),
+        ("--run.dir=1e-3", "1e-3"),
+        ("--run.dir='a #b'", "a #b"),
+        ("--run.dir=null", None),
+        ("--checkpoint.load=a #b", "a #b"),
+        ("--data.paths=[*.txt]", ["*.txt"]),
+        ("--data.paths=[a #b, c: d, &e]", ["a #b", "c: d", "&e"]),
+        ('--data.paths=["a, b", c]', ["a, b", "c"]),
+        ("--data.paths=[]", []),
+        ("--parallel.schedule=zb-h1", "zb_h1"),
+        ("--training.steps=3 # three", 3),
+    ],
+)
+def test_text_on_the_command_line_stands_as_it_was_typed(write, override, value):
+    key = override.removeprefix("--").partition("=")[0]
+    config = load(write("{}"), [override])
+    section, _, leaf = key.partition(".")
+    assert getattr(getattr(config, section), leaf) == value
+
+
+def test_home_is_where_paths_begin_with_a_tilde(write, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    write("training:\n  steps: 3\n", "base.yaml")
+    path = write("extends: ~/base.yaml\nrun:\n  dir: ~/x\ndata:\n  paths: [~/a, b~, ./~c]\n")
+    config = load(path, ["--checkpoint.load=~/y"])
+    assert (config.training.steps, config.run.dir, config.checkpoint.load) == (
+        3,
+        f"{tmp_path}/x",
+        f"{tmp_path}/y",
+    )
+    assert config.data.paths == [f"{tmp_path}/a", "b~", "./~c"]
+    for text in (
+        "run:\n  dir: ~nobody-here/x\n",
+        "extends: ~nobody-here/x\n",
+        "data: {paths: [~nobody-here/x]}",
+    ):
+        assert "~nobody-here, which is nobody's home; write ./~nobody-here/x" in refused(write(text))
+
+
 def test_override_given_twice(write):
     message = refused(write("{}"), "--training.steps=3", "--training.steps=4")
     assert "--training.steps=4" in message and "--training.steps=3" in message
@@ -174,6 +227,9 @@ def test_override_given_twice(write):
         ("--training.dtype=bfloat16", "written bf16"),
         ("--training.fp8=true", "FP8"),
         ("--model.mtp_layers=1", "MTP"),
+        ("--parallel.data=2", "data parallel is what is left of the world size"),
+        ("--parallel.dp=2", "data parallel is what is left of the world size"),
+        ("--parallel.data_parallel_size=2", "data parallel is what is left of the world size"),
         ("--training.cuda_graphs=true", "CUDA graphs"),
         ("--model.enable_cuda_graph=true", "CUDA graphs"),
     ],

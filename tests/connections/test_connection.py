@@ -147,16 +147,18 @@ def test_manifold_formulas_literally(orientation, rms_eps):
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_low_precision_streams_round_once(kind, dtype):
+@pytest.mark.parametrize("with_bias", [False, True], ids=["", "bias"])
+def test_low_precision_streams_round_once(kind, dtype, with_bias):
     """Against fp64 on the same rounded streams: half a unit in the last place of the result, plus fp32's own
     error."""
     conn = config(kind, n=2)
     low, exact = built(conn, dtype=torch.float32), built(conn, dtype=torch.float32).double()
-    H, y = streams_like(conn, dtype=dtype), streams_like(conn, dtype=dtype, seed=4)[..., 0, :]
+    H, y = streams_like(conn, s=40, dtype=dtype), streams_like(conn, s=40, dtype=dtype, seed=4)[..., 0, :]
+    bias = torch.linspace(-1, 1, 6).to(dtype) if with_bias else None
     x, c = low.read(H)
-    out = low.write(H, y, c)
+    out = low.write(H, y, c, bias)
     x64, c64 = exact.read(H.double())
-    out64 = exact.write(H.double(), y.double(), c64)
+    out64 = exact.write(H.double(), y.double(), c64, bias.double() if with_bias else None)
     assert x.dtype == out.dtype == dtype and all(t.dtype == torch.float32 for t in c[:3])
     unit = torch.finfo(dtype).eps / 2
     for got, want in ((x, x64), (out, out64)):

@@ -68,6 +68,12 @@ def test_contract_head_counts():
     head = build_contract(conn, 8, norm_eps=1e-6)
     assert sum(p.numel() for p in head.parameters()) == facts.contract_parameters(conn, 8) == 8 * 16 + 5
     assert facts.contract_parameters(config("mhc"), 8) == 0
+    for kind in ("residual", "sfc", "dfc"):  # no streams, so no head, whatever is asked for
+        conn = config(kind, n=2, contract="head")
+        assert facts.contract_parameters(conn, 8) == len(
+            list(build_contract(conn, 8, norm_eps=0.0).parameters())
+        )
+        assert facts.contract_parameters(conn, 8) == 0 and facts.contract_flops(conn, 8) == 0
 
 
 def test_widths():
@@ -94,10 +100,6 @@ def test_every_parameter_has_a_weight_decay_rule():
         ({"kind": "mhc", "n": 0}, r"connection\.n=0"),
         ({"kind": "hc"}, r"connection\.kind='hc'"),
         ({"kind": "mhc", "sinkhorn_iterations": 0}, "sinkhorn_iterations=0"),
-        ({"kind": "dfc", "contract": "head"}, "contract='head' has no effect"),
-        ({"kind": "dhc", "use_res": False}, "use_res=False has no effect"),
-        ({"kind": "dhc", "pre_eps": 1e-6}, "pre_eps=1e-06 has no effect"),
-        ({"kind": "shc", "tanh": False}, "tanh=False has no effect"),
         ({"kind": "mhc", "pre_eps": -1.0}, "must not be negative"),
     ],
 )

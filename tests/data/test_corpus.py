@@ -1,5 +1,6 @@
 """Which files are read and held out, and what a corpus that cannot be used is told."""
 
+import os
 import subprocess
 import sys
 import sysconfig
@@ -105,6 +106,24 @@ def test_a_file_named_twice_is_read_once(corpus):
         (lambda d: _file(d / "s.txt", b"short"), ["s.txt", "training text has", "sequence_length + 1 = 65"]),
         (lambda d: _file(d / "s.txt", b"short" * 40), ["s.txt", "held-out text has 41 tokens"]),
         (lambda d: Path("/dev/null"), ["/dev/null", "not a regular file"]),
+        *(
+            (
+                lambda d, name=name: _file(d / name, b"{}" * 200),
+                [name, "only plain text is read so far", words],
+            )
+            for name, words in (
+                ("x.jsonl", "JSON (.jsonl)"),
+                ("x.JSON", "JSON (.JSON)"),
+                ("x.csv", "tables"),
+                ("x.parquet", "tables"),
+                ("x.txt.gz", "compressed files (.gz)"),
+                ("x.zst", "compressed files"),
+            )
+        ),
+        (lambda d: d / "*.none", ["*.none", "nothing there has such a name"]),
+        (lambda d: d / ("x" * 300), ["File name too long"]),
+        (lambda d: _link(d / "in" / "gone.txt", d / "nowhere").parent, ["gone.txt is a link to nothing"]),
+        (lambda d: _fifo(d / "in" / "pipe.txt").parent, ["pipe.txt is not a regular file"]),
     ],
 )
 def test_unusable_corpora_are_named(tmp_path, make, words):
@@ -116,10 +135,84 @@ def test_unusable_corpora_are_named(tmp_path, make, words):
         assert word in message
 
 
+def _link(path, target):
+    path.parent.mkdir(exist_ok=True)
+    path.symlink_to(target)
+    return path
+
+
+def _fifo(path):
+    path.parent.mkdir(exist_ok=True)
+    os.mkfifo(path)
+    return path
+
+
 def _file(path, content):
     path.parent.mkdir(exist_ok=True)
     path.write_bytes(content)
     return path
+
+
+def test_suffixes_of_other_formats_are_refused(corpus):
+    with pytest.raises(
+        ConfigError, match=r"data\.suffixes = \.jsonl: only plain text is read so far, and not JSON"
+    ):
+        find(data(corpus, suffixes=[".txt", ".jsonl"]))
+
+
+def test_patterns_stand_for_what_they_match_in_order(corpus):
+    (corpus / "[1].txt").write_text("a name like a pattern " * 20)
+    found = find(data(corpus / "3*.txt", corpus / "**" / "0*.txt", corpus / "[1].txt", holdout=0))
+    numbers = [*range(30, 40), *range(2, 10), 0, 1]  # the two of sub/ come behind
+    assert names(found.train) == [*(f"{n:02}.txt" for n in numbers), "[1].txt"]
+
+
+def test_linked_directories_are_read_once_each(corpus, tmp_path_factory):
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    _file(elsewhere / "deep" / "there.txt", b"text that is only linked " * 20)
+    (elsewhere / "deep" / "up").symlink_to(elsewhere)  # a circle
+    (corpus / "a link").symlink_to(elsewhere)
+    (corpus / "another").symlink_to(elsewhere / "deep")
+    (corpus / "itself").symlink_to(corpus)
+    (corpus / "old").symlink_to(corpus / "sub")  # read as sub/, which is not moved across the split by a link
+    before = find(data(corpus / "sub", corpus / "10.txt", holdout=0))
+    found = find(data(corpus, holdout=0))
+    assert names(found.train).count("there.txt") == 1 and len(found.train) == 41
+    assert str(found.train[-1].path) == f"{corpus}/sub/01.txt"
+    assert [d.path for d in found.train if d.path.name == "there.txt"] == [corpus / "a link/deep/there.txt"]
+    assert {str(d.path) for d in before.train} <= {str(d.path) for d in found.train}
+
+
+def test_names_need_not_be_text(tmp_path):
+    folder = os.fsdecode(os.fsencode(tmp_path) + b"/f\xff")
+    for index in range(3):
+        _file(Path(folder) / os.fsdecode(b"\xe9%d.txt" % index), b"text " * 100)
+    found = find(data(folder))
+    assert len(found.train) == 3 and found.name.isprintable() and "\\udcff" in found.name
+    assert found.fingerprint == find(data(folder)).fingerprint
+    _file(Path(folder) / os.fsdecode(b"\xe9.txt"), b"\0")
+    with pytest.raises(ConfigError, match=r"\\udcff/\\udce9\.txt is binary"):
+        find(data(folder))
+
+
+def test_what_is_held_out_is_said_in_files_and_bytes(corpus):
+    found = find(data(corpus))
+    assert names(found.heldout).count("39.txt") == 1
+    assert found.split() == "held out: 9 of 40 files, 2,700 bytes, 0.225 of the text"
+    assert found.warnings() == [] and found.held_share == 0.225
+    assert find(data(corpus, holdout=0)).split() == "held out: 0 of 40 files, 0 bytes, 0 of the text"
+    (corpus / "39.txt").write_bytes(b"y" * 6_000)  # one of the nine
+    (warning,) = (uneven := find(data(corpus))).warnings()
+    assert uneven.split() == "held out: 9 of 40 files, 8,400 bytes, 0.475 of the text" in warning
+
+
+def test_one_large_file_does_not_take_the_text_away(corpus, tmp_path):
+    for share, size in ((0.02, 100_000), (0.2, 20_000)):
+        for name in names(find(data(corpus, holdout=share)).heldout):
+            (corpus / name).write_bytes(b"z" * size)
+        found = find(data(corpus, holdout=share))
+        assert found.held_share == pytest.approx(share, abs=1e-4) and found.warnings() == []
+        assert found.split().startswith("held out: the end of the largest file, ")
 
 
 def test_unreadable_files_are_named(corpus, monkeypatch):

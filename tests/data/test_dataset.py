@@ -94,6 +94,7 @@ def test_the_permutation_is_the_same_on_every_machine():
 
 def test_batch_fields(text):
     batch = Batches(text, config())(0, 0)
+    assert batch.pop("first_sample") == 0
     assert {key: (value.dtype, tuple(value.shape)) for key, value in batch.items()} == {
         "tokens": (torch.int64, (2, S)),
         "labels": (torch.int64, (2, S)),
@@ -103,6 +104,16 @@ def test_batch_fields(text):
     }
     assert all(value.is_contiguous() for value in batch.values())
     assert batch["position_ids"][1].tolist() == list(range(S)) and bool((batch["loss_mask"] == 1).all())
+
+
+def test_the_first_sample_is_counted_through_the_whole_run_over_all_ranks(text):
+    made = config(global_batch=8, micro_batch=2)
+    firsts = [
+        [batches(step, i)["first_sample"] for i in range(batches.micro_batches)]
+        for batches in (Batches(text, made, rank, 2) for rank in range(2))
+        for step in (0, 5)
+    ]
+    assert firsts == [[0, 4], [40, 44], [2, 6], [42, 46]]
 
 
 def test_document_ids_change_after_the_end_token(text):

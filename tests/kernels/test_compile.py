@@ -27,7 +27,7 @@ KERNELS = {
     "read_backward_coefficients",
     "read_backward_streams",
 }
-MATRIX = {"read_forward", "write_fold", "read_backward_streams"}  # unless folded: they multiply by phi
+MATRIX = {"read_forward", "write_fold", "read_backward_streams"}  # they multiply by phi
 
 
 def fits(r):
@@ -56,7 +56,7 @@ def whole_sub_layer(reports):
     for r in reports:
         fits(r)
         assert r["wide_loads"] >= stream_tiles(r) * r["vectors"] > 0, r
-        assert (r["tensor_core"] > 0) == (r["name"] in MATRIX and r["variant"] != "folded"), r
+        assert (r["tensor_core"] > 0) == (r["name"] in MATRIX), r
         if r["name"] in ("write_forward", "write_backward"):
             assert r["wide_loads"] == stream_tiles(r), r  # the rest are coefficients
 

@@ -8,11 +8,14 @@ from reference import (
     compare,
     compare_extreme_logits,
     compare_large_logits,
+    exact_copies,
     in_both_layouts,
     inputs,
     name_of,
+    weights_like,
     write_inputs,
 )
+from reference import read as exact_read
 from reference import write as exact_write
 
 from hcmegatron.kernels import torch_path
@@ -99,3 +102,59 @@ def test_write_of_hc_and_fc(shared):
     leaves = write_inputs(3, 5, 6, shared=shared)
     torch.testing.assert_close(torch_path.write(*leaves), exact_write(*leaves))
     assert torch.autograd.gradcheck(torch_path.write, leaves)
+
+
+def rounded_once(low, exact):
+    """Within half a unit in the last place of the exact numbers, and the error of fp32 sums."""
+    unit = torch.finfo(low.dtype).eps / 2
+    bound = unit * exact.abs() * (1 + 1e-3) + 2e-6 * exact.abs().max()
+    assert ((low.double() - exact).abs() <= bound).all(), ((low.double() - exact).abs() / bound).max()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize(
+    "options", [ReadOptions(3), ReadOptions(4, orientation="column_last", rms_eps="inside", eps=1e-2)]
+)
+def test_16_bit_reads_are_rounded_once(options, dtype):
+    leaves = inputs(options, T=33, C=24, dtype=dtype)
+    g = torch.Generator().manual_seed(3)
+    given = [torch.randn(shape, generator=g).to(dtype) for shape in ((33, 24), (33, options.n, 24))]
+
+    def run(read, leaves):
+        x, *coefficients, streams = read(*leaves, options)
+        weights = [w.to(c.dtype) for w, c in zip(weights_like(coefficients), coefficients, strict=True)]
+        gradients = [w.to(x.dtype) for w in given]
+        outputs = (x, *coefficients, streams)
+        return x, torch.autograd.grad(outputs, leaves[0], [gradients[0], *weights, gradients[1]])[0]
+
+    exact = run(exact_read, exact_copies(leaves))
+    for got, want in zip(run(torch_path.read, leaves), exact, strict=True):
+        assert got.dtype == dtype
+        rounded_once(got, want)
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.25])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("with_bias", [True, False], ids=["bias", ""])
+@pytest.mark.parametrize("shared", [True, False], ids=["hc", "fc"])
+def test_16_bit_writes_are_rounded_once(shared, with_bias, dtype, dropout):
+    """H' and the gradients of H, y and bias, also where a bias is added and dropout scales."""
+    leaves = write_inputs(4, 33, 24, dtype, shared, with_bias)
+    H, y, post, res, _ = leaves
+    torch.manual_seed(1)
+    shown = torch_path.write(
+        torch.zeros_like(H), torch.ones_like(y), torch.ones_like(post), torch.zeros_like(res), None, dropout
+    )
+    mask = (shown[:, : y.shape[1]] != 0).double() / (1 - dropout)
+    exact = exact_copies(leaves)
+    whole = exact[1] + exact[4] if with_bias else exact[1]
+    truth = exact_write(exact[0], whole * mask, *exact[2:4])
+    torch.manual_seed(1)
+    out = torch_path.write(*leaves, dropout)
+    weight = weights_like([truth])[0].to(dtype)
+    which = [0, 1, 4] if with_bias else [0, 1]
+    grads = torch.autograd.grad(out, [leaves[i] for i in which], weight)
+    true_grads = torch.autograd.grad(truth, [exact[i] for i in which], weight.double())
+    for got, want in zip((out, *grads), (truth, *true_grads), strict=True):
+        assert got.dtype == dtype
+        rounded_once(got, want)

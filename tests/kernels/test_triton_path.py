@@ -349,14 +349,14 @@ def test_results_repeat_bit_for_bit():
 
 
 def test_keeps_what_the_torch_path_keeps():
-    """No history of the Sinkhorn iterates: K + 1 + n numbers a token beside the streams."""
+    """No history of the Sinkhorn iterates: K + 2 + n numbers a token beside the streams."""
     H, phi, s, b = inputs(OPTIONS, T=16, C=32, dtype=torch.float32)
     kept = {}
     with torch.autograd.graph.saved_tensors_hooks(
         lambda t: kept.setdefault(t.untyped_storage().data_ptr(), t.numel()) and t, lambda t: t
     ):
         triton_path.read(H, phi, s, b, OPTIONS)
-    assert sum(kept.values()) == H.numel() + phi.numel() + s.numel() + b.numel() + 16 * (24 + 1 + 4)
+    assert sum(kept.values()) == H.numel() + phi.numel() + s.numel() + b.numel() + 16 * (24 + 2 + 4)
 
 
 def test_training_with_triton_gives_the_losses_of_torch():

@@ -11,7 +11,7 @@ from torch import nn
 
 from hcmegatron.config.schema import Config
 from hcmegatron.model.global_view import parts
-from hcmegatron.model.gpt import ConnectionGPT, padded_vocab, unwrap
+from hcmegatron.model.gpt import ConnectionGPT, unwrap
 from hcmegatron.model.initialise import _generator
 from hcmegatron.pipeline.schedule import build_schedule
 from hcmegatron.platform.distributed import seed_regions
@@ -40,7 +40,7 @@ class Batches:
         self.config, self.data_rank, self.data_parallel = config, data_rank, data_parallel
         self.micro_batches = config.training.global_batch // (config.training.micro_batch * data_parallel)
 
-    def __call__(self, step: int, micro_batch: int) -> dict[str, torch.Tensor]:
+    def __call__(self, step: int, micro_batch: int) -> dict[str, torch.Tensor | int]:
         b, s = self.config.training.micro_batch, self.config.data.sequence_length
         first = (micro_batch * self.data_parallel + self.data_rank) * b
         rows = torch.stack(
@@ -51,14 +51,15 @@ class Batches:
                 for i in range(b)
             ]
         )
-        mask = torch.ones(b, s)
-        mask[:, : first % 3] = 0  # micro-batches of unequal weight
+        sequences = torch.arange(first, first + b).unsqueeze(1)
+        places = torch.arange(s).expand(b, s)
         return {
             "tokens": rows[:, :-1].contiguous(),
             "labels": rows[:, 1:].contiguous(),
-            "loss_mask": mask,
-            "position_ids": torch.arange(s).expand(b, s).contiguous(),
-            "document_ids": (torch.arange(s) >= 5 + first).long().expand(b, s).contiguous(),
+            "loss_mask": (places >= sequences % 3).float(),  # sequences of unequal weight
+            "position_ids": places.contiguous(),
+            "document_ids": (places >= 5 + sequences).long(),
+            "first_sample": step * self.config.training.global_batch + first,
         }
 
 
@@ -74,7 +75,7 @@ class Outcome:
 
 
 def chunks_of(config: Config, groups: object) -> list[ConnectionGPT]:
-    chunks = initialised_chunks(config, padded_vocab(config, VOCAB), groups)
+    chunks = initialised_chunks(config, VOCAB, groups)
     for chunk in chunks:
         randomise(chunk)
     return chunks

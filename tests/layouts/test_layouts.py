@@ -96,6 +96,79 @@ def test_variants(row, variants):
     assert {name: error for name, error in errors.items() if error > LIMIT} == {}
 
 
+# Every term of the loss on its own, large enough to show: what is set beside the loss of the tokens.
+TERMS = {
+    "z-loss": {"z_loss": 0.1},
+    "auxiliary loss per sequence": {"sequence_aux_loss": 0.3},
+    "auxiliary loss": {"aux_loss": 0.3},
+    "expert bias": {"expert_bias_rate": 0.01},
+}
+DOCUMENTS = "documents"  # and attention that does not leave them
+
+
+def with_term(term, micro_batch, **parallel):
+    """Eight sequences in micro-batches of so many, with one term of the loss."""
+    config = small("moe", "mhc")
+    config.training.global_batch, config.training.micro_batch = 8, micro_batch
+    none = {"z_loss": 0.0, "sequence_aux_loss": 0.0, "aux_loss": 0.0, "expert_bias_rate": 1e-6}
+    for key, value in (none | TERMS.get(term, {})).items():
+        setattr(config.moe, key, value)
+    config.model.document_mask = term == DOCUMENTS
+    for key, value in parallel.items():
+        setattr(config.parallel, key, value)
+    return config
+
+
+@pytest.fixture(scope="module")
+def one_sequence_each():
+    """Per term, the step of one process with micro-batches of one sequence."""
+    names = [None, *TERMS, DOCUMENTS]
+    return dict(zip(names, table.alone([with_term(name, 1) for name in names]), strict=True))
+
+
+@pytest.fixture(scope="module")
+def balanced_per_micro_batch():
+    """The one term that depends on the micro-batch by its definition, by size of the micro-batch."""
+    sizes = (1, 2, 4)
+    return dict(zip(sizes, table.alone([with_term("auxiliary loss", b) for b in sizes]), strict=True))
+
+
+# ranks, settings of `parallel`, sizes of micro-batches
+SPLITS = {
+    "one process": (1, {}, (2, 4)),
+    "PP 2": (2, {"pipeline": 2, "schedule": "zb_h1"}, (2, 4)),
+    "DualPipe": (2, {"pipeline": 2, "schedule": "dualpipe"}, (1, 2)),
+    "DP 2": (2, table.DATA_PARALLEL, (2, 4)),
+    "TP 2 + SP": (2, {"tensor": 2, "sequence": True}, (2,)),
+    "EP 2": (2, {"expert": 2}, (2,)),
+}
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_no_term_depends_on_how_the_batch_is_split(split, one_sequence_each, balanced_per_micro_batch):
+    """Size and number of micro-batches, layout and schedule change neither the loss nor a gradient, an update or an
+    expert's bias. The auxiliary loss per micro-batch has the same value wherever the micro-batches are the same."""
+    ranks, parallel, sizes = SPLITS[split]
+    places = [(term, b) for term in (*TERMS, DOCUMENTS) for b in sizes]
+    outcomes = table.run(ranks, [with_term(*place, **parallel) for place in places])
+    errors = {}
+    for index, (term, b) in enumerate(places):
+        reference = balanced_per_micro_batch[b] if term == "auxiliary loss" else one_sequence_each[term]
+        errors[term, b] = table.largest_error(reference, [rank[index] for rank in outcomes])
+    assert {place: error for place, error in errors.items() if error > LIMIT} == {}
+
+
+def test_every_term_shows(one_sequence_each, balanced_per_micro_batch):
+    """A term that changed nothing would be invariant too. With micro-batches of one sequence, both auxiliary losses are
+    the same."""
+    plain = one_sequence_each[None]
+    for term in (*TERMS, DOCUMENTS):
+        assert table.largest_error(plain, [one_sequence_each[term]]) > 100 * LIMIT, term
+    per_sequence = one_sequence_each["auxiliary loss per sequence"]
+    assert table.largest_error(per_sequence, [balanced_per_micro_batch[1]]) < LIMIT
+    assert table.largest_error(per_sequence, [balanced_per_micro_batch[4]]) > 100 * LIMIT
+
+
 @pytest.mark.parametrize("row", ["TP 2 + SP", "DP 2, distributed optimizer, overlapped"])
 def test_bf16_weights_beside_fp32_connections(row):
     """Mixed dtypes meet where sequence-parallel gradients are flattened and where buffers are sharded."""

@@ -7,6 +7,7 @@ from contextlib import nullcontext
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from hcmegatron.model import deferred
 from hcmegatron.model.deferred import separate_weight_gradients
 from hcmegatron.model.gpt import unwrap
 from hcmegatron.platform.distributed import megatron_groups
@@ -81,16 +82,56 @@ def compare(architecture: str, parallel: dict, dtype: str, tied: bool, grouped: 
         usual, *_ = twice(False, at_once)
         whole, *_ = twice(True, at_once)
         later = ["I0", "W0"] if tied else ["I0", "I1", "W0", "I2", "W1", "W2"]
-        deferred, model, during, held = twice(True, later)
+        left, model, during, held = twice(True, later)
     separable = [p for p in model.parameters() if getattr(p, "separable", False)]
     weights = {tuple(p.shape) for p in separable}
     return {
         "usual": usual,
         "whole": whole,
-        "deferred": deferred,
+        "deferred": left,
         "weight_matmuls_in_I": [shape for shape in during["I"].shapes if shape in weights],
         "weight_matmuls_in_W": sum(shape in weights for shape in during["W"].shapes),
         "other_matmuls_in_W": [shape for shape in during["W"].shapes if shape not in weights],
         "separable": len(separable),
         "held": held,
     }
+
+
+def exact() -> dict[str, dict[str, float]]:
+    """In bf16, the relative error of every linear's summed gradient, at once and left for later, against the sum of the
+    same products in 64 bits."""
+    config = small("dense", "shc")
+    config.training.dtype = "bf16"
+    found: dict[str, dict[str, float]] = {}
+    usual = deferred.add_product
+    with megatron_groups(config) as groups:
+        batches = Batches(config, 0, 1)
+        for how, order in (("whole", "B0 B1 B2"), ("deferred", "I0 I1 W0 I2 W1 W2")):
+            sums: dict[int, torch.Tensor] = {}
+
+            def noted(into, left, right, sums=sums):
+                product = left.double() @ right.double()
+                sums[into.data_ptr()] = sums.get(into.data_ptr(), 0) + product
+                usual(into, left, right)
+
+            (model,) = chunks_of(config, groups)
+            chunk = wrap(model, config, groups)
+            store = separate_weight_gradients(model)
+            chunk.zero_grad_buffer()
+            deferred.add_product = noted
+            for kind, i in order.split():
+                if kind == "W":
+                    store.pop_and_run()
+                    continue
+                with store.deferring() if kind == "I" else nullcontext():
+                    backward(chunk, batches(0, int(i)))
+            deferred.add_product = usual
+            found[how] = {
+                name: float(
+                    (p.main_grad.double() - sums[p.main_grad.data_ptr()]).abs().max()
+                    / sums[p.main_grad.data_ptr()].abs().max()
+                )
+                for name, p in model.named_parameters()
+                if p.main_grad.data_ptr() in sums
+            }
+    return found

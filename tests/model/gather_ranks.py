@@ -59,6 +59,6 @@ def train(configs: list[Config], steps: int) -> list[tuple[int, list[float]]]:
                 batches = Batches(config, groups.dp.rank(), groups.dp.size())
                 schedule = build_schedule(config, chunks, groups)
                 stepper = Stepper(config, chunks, optimizer, schedule, batches, groups)
-                losses = [stepper.step(step, stop=False).loss for step in range(steps)]
+                losses = [stepper.step(step).loss for step in range(steps)]
                 found.append((sum(len(chunk.bucket_groups) for chunk in chunks), losses))
     return found

@@ -29,11 +29,13 @@ def test_deferred_weight_gradients(case):
     world_size, *arguments = CASES[case]
     micro_batches = 1 if case == "dense-tied" else 3
     for rank in run_ranks(world_size, "tests.model.deferred_ranks:compare", *arguments, preload=MEGATRON):
+        # Megatron rounds gradients of 16-bit weights to 16 bits before it adds them (test_precision.py).
+        expected = rank["whole" if "bf16" in arguments else "usual"]
         for how in ("whole", "deferred"):
-            different = [
-                name for name, value in rank["usual"].items() if not torch.equal(value, rank[how][name])
-            ]
+            different = [name for name, value in expected.items() if not torch.equal(value, rank[how][name])]
             assert not different, how
+        for name, value in rank["usual"].items():
+            assert (value - rank["whole"][name]).abs().max() <= 2**-7 * value.abs().max(), name
         assert any(value.count_nonzero() for value in rank["usual"].values())
         assert rank["weight_matmuls_in_I"] == []
         # two steps are counted; an expert's weights count once each

@@ -50,9 +50,18 @@ def test_the_buffer_is_added_to(operation, shape, keeping, deferred):
     torch.testing.assert_close(weight.main_grad, 1 + reference.grad)
 
 
-def test_a_buffer_of_another_precision_leaves_it_to_autograd():
+def test_a_buffer_of_less_precision_leaves_it_to_autograd():
     weight, told = buffered(6, 4)
-    weight.main_grad = weight.main_grad.double()
+    weight.main_grad = weight.main_grad.bfloat16()
     with saved_tensors_hooks(lambda t: t, lambda t: t):
         linear(torch.ones(3, 4), weight, WeightGradients()).sum().backward()
     assert told == [] and weight.grad is not None and weight.main_grad.eq(1).all()
+
+
+def test_a_buffer_of_more_precision_is_added_to_in_it():
+    weight, told = buffered(6, 4)
+    weight.main_grad = weight.main_grad.double()
+    x = torch.full((3, 4), 1 / 3)
+    linear(x, weight, WeightGradients()).sum().backward()
+    assert weight.grad is None and len(told) == 1
+    assert torch.equal(weight.main_grad, 1 + x.double().sum(0).expand(6, 4))

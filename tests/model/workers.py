@@ -33,6 +33,7 @@ def small_config(kind: str, moe: bool, **sections: dict) -> Config:
     config = Config()
     m = config.model
     m.layers, m.hidden_size, m.heads, m.query_groups, m.ffn_hidden_size = 4, 32, 4, 2, 48
+    m.vocab_multiple = 1
     config.connection.kind, config.connection.n = kind, 1 if kind == "residual" else 4
     config.data.sequence_length, config.training.micro_batch = S, 2
     if moe:
@@ -61,7 +62,7 @@ def batches(count: int, micro_batch: int) -> list[dict[str, torch.Tensor]]:
     """The same micro-batches on every rank."""
     generator = torch.Generator().manual_seed(7)
     made = []
-    for _ in range(count):
+    for index in range(count):
         tokens = torch.randint(0, VOCAB, (micro_batch, S + 1), generator=generator)
         made.append(
             {
@@ -69,6 +70,7 @@ def batches(count: int, micro_batch: int) -> list[dict[str, torch.Tensor]]:
                 "labels": tokens[:, 1:].contiguous(),
                 "loss_mask": torch.ones(micro_batch, S),
                 "position_ids": torch.arange(S).expand(micro_batch, -1),
+                "first_sample": index * micro_batch,
             }
         )
     return made
@@ -174,7 +176,13 @@ def fp32_step(config: Config, count: int) -> Step:
 
 def megatron_loss_step(batches, chunk):
     batch = next(batches)
-    output = chunk(batch["tokens"], batch["position_ids"], None, labels=batch["labels"])
+    output = chunk(
+        batch["tokens"],
+        batch["position_ids"],
+        None,
+        labels=batch["labels"],
+        first_sample=batch["first_sample"],
+    )
     return output, partial(token_loss, batch["loss_mask"])
 
 

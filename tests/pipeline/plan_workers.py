@@ -49,7 +49,7 @@ def compare() -> tuple[Compared, Compared, int]:
     check(config)
     alone = RankInfo(0, 1, 0, 1, "127.0.0.1", free_port(), "test")
     made = [
-        {name: tensor.to(device()) for name, tensor in batch.items()}
+        {name: value.to(device()) for name, value in batch.items() if name != "first_sample"}
         for batch in batches(COUNT, config.training.micro_batch)
     ]
     with process_groups(config, alone) as groups:

@@ -121,3 +121,15 @@ def split_backwards() -> tuple[list[str], int, str]:
         except ConfigError as error:
             return specs.passed_over(config), layers, str(error)
     raise AssertionError("layers that keep their weight gradients were separated")
+
+
+def experts() -> tuple[Step, Step]:
+    """The same of a model with experts, on one rank."""
+    torch.set_num_threads(1)
+    config = small_config("mhc", False, parallel={"schedule": "1f1b"})
+    e = config.moe
+    e.experts, e.top_k, e.ffn_hidden_size, e.shared_experts, e.first_dense, e.grouped = 4, 2, 24, 1, 1, False
+    local = copy.deepcopy(config)
+    local.implementation = "local"
+    with groups_of(config) as groups, installed():
+        return _step(local, groups), _step(config, groups)

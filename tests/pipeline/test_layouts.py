@@ -236,26 +236,42 @@ def test_lengths_may_differ_between_micro_batches():
     assert wrong(configs, references, ranks) == []
 
 
-def test_evaluation_is_the_same_under_every_schedule():
+def evaluated(architecture, micro_batches, layers=4, **parallel):
+    """A network for evaluations; dropout where it changes no routing, which evaluation must not apply or draw."""
+    config = network(architecture, "mhc", micro_batches, layers, **parallel)
+    if architecture == "dense":
+        config.model.hidden_dropout = config.model.attention_dropout = 0.2
+    return config
+
+
+@pytest.mark.parametrize(
+    ("ranks", "layouts"),
+    [
+        (2, [{"schedule": s, "pipeline": 2} for s in ("megatron_1f1b", *SCHEDULES) if s != "interleaved"]),
+        (2, [{"schedule": "dualpipe", "pipeline": 2}]),
+        (2, [{"schedule": s, "pipeline": 2, "virtual": 2} for s in ("interleaved", "megatron_interleaved")]),
+        (4, [{"schedule": s, "pipeline": 4} for s in ("dualpipe", "1f1b")]),
+        (4, [{"schedule": "megatron_interleaved", "pipeline": 2, "virtual": 2}]),
+        (4, [{"schedule": "dualpipe", "pipeline": 2}]),
+    ],
+    ids=["2 ranks", "dualpipe", "interleaved", "4 ranks", "DP 2, interleaved", "DP 2, dualpipe"],
+)
+def test_evaluation_is_the_same_under_every_schedule(ranks, layouts, evaluated_alone):
     """For any number of micro-batches: fewer than ranks, odd, more than a group of the evaluation's schedule."""
-    counts = [1, 3, 9]
-    configs = [
-        network(architecture, "mhc", 4, schedule=schedule, pipeline=2)
-        for architecture in ("dense", "moe")
-        for schedule in ("megatron_1f1b", *SCHEDULES)
-        if schedule != "interleaved"
-    ]
-    configs.append(network("dense", "mhc", 4, schedule="interleaved", pipeline=2, virtual=2))
-    alone = {
-        architecture: losses
-        for architecture, losses in zip(
-            ("dense", "moe"),
-            run(1, "evaluations", [network(a, "mhc", 4) for a in ("dense", "moe")], counts)[0],
-            strict=True,
-        )
-    }
-    assert all(losses == sorted(losses) and losses[0] > 1 for losses in alone.values())
-    for rank in run(2, "evaluations", configs, counts):
+    counts = [1, 2, 3, 9]
+    configs = [evaluated(a, 4, **layout) for a in ("dense", "moe") for layout in layouts]
+    for rank in run(ranks, "evaluations", configs, counts):
         for config, losses in zip(configs, rank, strict=True):
-            expected = alone["moe" if config.moe.experts else "dense"]
+            data_parallel = ranks // config.parallel.pipeline
+            of = evaluated_alone["moe" if config.moe.experts else "dense"]
+            expected = [of[count * data_parallel] for count in counts]
             assert losses == pytest.approx(expected, rel=1e-6), config.parallel.schedule
+
+
+@pytest.fixture(scope="module")
+def evaluated_alone():
+    """Per architecture and number of micro-batches, the loss of one process."""
+    counts = [1, 2, 3, 4, 6, 9, 18]
+    losses = run(1, "evaluations", [evaluated(a, 4) for a in ("dense", "moe")], counts)[0]
+    assert all(of == sorted(of) and of[0] > 1 for of in losses)
+    return {a: dict(zip(counts, of, strict=True)) for a, of in zip(("dense", "moe"), losses, strict=True)}

@@ -9,6 +9,7 @@ import torch
 import torch.distributed as dist
 
 from hcmegatron.config.schema import Config
+from hcmegatron.model.gpt import unwrap
 from hcmegatron.pipeline.loss import forward_step
 from hcmegatron.pipeline.placement import training_schedule
 from hcmegatron.pipeline.runner import ScheduleRunner
@@ -17,6 +18,7 @@ from hcmegatron.pipeline.stage import ChunkStage
 from hcmegatron.training.model import wrap
 from hcmegatron.training.optimizer import build_optimizer
 from hcmegatron.training.step import Stepper
+from megatron.core.tensor_parallel import get_cuda_rng_tracker
 from schedules.costs import Costs
 from schedules.memory import peaks
 from schedules.runtime.program import Peaks
@@ -36,7 +38,10 @@ def steps(configs: list[Config]) -> list[Outcome]:
 
 
 def evaluations(configs: list[Config], counts: list[int]) -> list[list[float]]:
-    """Per network and number of micro-batches, the loss summed over all of them, between training steps."""
+    """Per network and number of micro-batches, the loss summed over all of them, between training steps.
+
+    They leave nothing behind: no tokens counted for experts' biases, no bias moved, no random number drawn.
+    """
     found = []
     for config in configs:
         with groups_of(config) as groups:
@@ -46,8 +51,18 @@ def evaluations(configs: list[Config], counts: list[int]) -> list[list[float]]:
             batches = Batches(config, groups.dp.rank(), groups.dp.size())
             stepper = Stepper(config, chunks, optimizer, schedule, batches, groups)
             stepper.gradients(0)
+            before = _training_state(chunks)
             found.append([stepper.evaluate(partial(batches, 1), count) for count in counts])
+            after = _training_state(chunks)
+            assert len(after) == len(before) and all(map(torch.equal, after, before))
     return found
+
+
+def _training_state(chunks: list[torch.nn.Module]) -> list[torch.Tensor]:
+    """Everything but parameters that a training step reads and an evaluation could change."""
+    buffers = [buffer for chunk in chunks for buffer in unwrap(chunk).buffers()]
+    regions = get_cuda_rng_tracker().get_states()
+    return [torch.get_rng_state(), *(t.clone() for t in (*regions.values(), *buffers))]
 
 
 class Trimmed(Batches):
@@ -57,9 +72,10 @@ class Trimmed(Batches):
         super().__init__(config, 0, 1)
         self.lengths = lengths
 
-    def __call__(self, step: int, micro_batch: int) -> dict[str, torch.Tensor]:
+    def __call__(self, step: int, micro_batch: int) -> dict[str, torch.Tensor | int]:
         whole = super().__call__(step, micro_batch)
-        return {name: tensor[:, : self.lengths[micro_batch]] for name, tensor in whole.items()}
+        sample, length = whole.pop("first_sample"), self.lengths[micro_batch]
+        return {name: tensor[:, :length] for name, tensor in whole.items()} | {"first_sample": sample}
 
 
 def lengths(configs: list[Config], lengths: list[int]) -> list[Outcome]:

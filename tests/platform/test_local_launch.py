@@ -10,6 +10,7 @@ import time
 import pytest
 
 import hcmegatron
+from hcmegatron.platform.local_launch import without_native_frames
 
 ROOT = os.path.dirname(os.path.dirname(hcmegatron.__file__))
 HEAD = """
@@ -176,6 +177,50 @@ def test_ranks_may_save_after_a_signal(tmp_path):
     process.send_signal(signal.SIGTERM)
     stdout, stderr = process.communicate(timeout=15)
     assert (process.returncode, stdout, stderr) == (0, b"sss", b"")
+
+
+def test_what_is_ignored_stays_ignored(tmp_path):
+    """A lost terminal ends no run that was started under nohup."""
+    ready = READY + "time.sleep(1.5)\nreturn 0"
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        process = _start(tmp_path, ready)
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    for pid in (process.pid, *pids(tmp_path)):
+        os.kill(pid, signal.SIGHUP)
+    _, stderr = process.communicate(timeout=15)
+    assert (process.returncode, stderr) == (0, b"")
+
+
+def test_a_lost_terminal_and_a_stopped_rank_leave_nothing(tmp_path):
+    """A stopped rank does not hear that it should end."""
+    body = "if place.rank == 0: os.kill(os.getpid(), signal.SIGSTOP)\n" + READY + "time.sleep(50)"
+    path = script(tmp_path, body, "launch(worker, 3)")
+    text = (tmp_path / "program.py").read_text()
+    short = "import hcmegatron.platform.local_launch as module\nmodule.GRACE_S = 0.5\nif __name__"
+    (tmp_path / "program.py").write_text(text.replace("if __name__", short))
+    process = subprocess.Popen(path, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    deadline = time.monotonic() + 20
+    while not (tmp_path / "ready").exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGHUP)
+    _, stderr = process.communicate(timeout=15)
+    assert (process.returncode, stderr) == (128 + signal.SIGHUP, b"hcmegatron: ended by SIGHUP\n")
+    assert_gone(tmp_path)
+
+
+def test_native_stack_frames_are_left_out():
+    text = (
+        "Traceback (most recent call last):\n  File 'a', line 1\nRuntimeError: Connection reset\n"
+        "Exception raised from recvBytes at ../Utils.hpp:678 (most recent call first):\n"
+        "frame #0: c10::Error::Error() + 0x9d (0x7f in libc10.so)\n<omitting python frames>\n"
+        "frame #27: _start + 0x21\n\nThe above exception was the cause:\nValueError: x\n"
+    )
+    assert without_native_frames(text) == (
+        "Traceback (most recent call last):\n  File 'a', line 1\nRuntimeError: Connection reset\n"
+        "The above exception was the cause:\nValueError: x\n"
+    )
 
 
 def test_a_second_interrupt_does_not_wait(tmp_path):

@@ -9,6 +9,7 @@ from torch import nn
 from hcmegatron.config.schema import Connection
 from hcmegatron.connections.build import build_connection
 from hcmegatron.connections.facts import streams
+from hcmegatron.model.dropout import Dropout
 from hcmegatron.model.layer import AroundSubLayer
 from hcmegatron.model.norms import Norm
 
@@ -41,14 +42,14 @@ class Stack(nn.Module):
             for parameter in self.connections.parameters():
                 parameter.add_(0.1 * torch.randn_like(parameter))
         self.sublayers = [
-            AroundSubLayer(connection, norm, nn.Identity(), dropout)
-            for connection, norm in zip(self.connections, self.norms, strict=True)
+            AroundSubLayer(connection, norm, nn.Identity(), Dropout(dropout, f"sub-layer {k}"))
+            for k, (connection, norm) in enumerate(zip(self.connections, self.norms, strict=True))
         ]
         for sublayer, following in pairwise(self.sublayers):
             sublayer.following = following.connection
         self.calls = 0
 
-    def forward(self, streams, keeping):
+    def forward(self, streams, keeping, first_sample=0):
         state = (streams,)
         for sublayer, linear in zip(self.sublayers, self.linears, strict=True):
             with keeping.node():
@@ -56,7 +57,7 @@ class Stack(nn.Module):
                 x, coefficients = keeping.enter(sublayer, streams, *projection)
                 y = linear(x)
                 self.calls += 1
-                state = keeping.leave(sublayer, streams, y, coefficients)
+                state = keeping.leave(sublayer, streams, y, coefficients, first_sample=first_sample)
         return state[0]
 
     def input(self, tokens=16, seed=3):

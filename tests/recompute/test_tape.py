@@ -20,12 +20,12 @@ def gradients(stack, keepings, interleaved=True, sizes=None):
     torch.manual_seed(5)
     inputs = [stack.input(size, seed) for seed, size in enumerate(sizes or [6] * len(keepings))]
     if interleaved:
-        outputs = [stack(x, keeping) for x, keeping in zip(inputs, keepings, strict=True)]
+        outputs = [stack(x, keeping, i) for i, (x, keeping) in enumerate(zip(inputs, keepings, strict=True))]
         for output in outputs:
             output.square().sum().backward()
     else:
-        for x, keeping in zip(inputs, keepings, strict=True):
-            stack(x, keeping).square().sum().backward()
+        for i, (x, keeping) in enumerate(zip(inputs, keepings, strict=True)):
+            stack(x, keeping, i).square().sum().backward()
     return [p.grad for p in stack.parameters()] + [x.grad for x in inputs]
 
 
@@ -76,13 +76,18 @@ def test_two_backwards_of_one_graph_rebuild_once():
     assert_equal(twice(Keeping()), twice(Tape([2, 2])))
 
 
-def test_random_numbers_go_on_as_without_recomputation():
+def test_masks_do_not_depend_on_what_else_was_drawn():
+    """Before the forward, and between it and the rebuilding of a block."""
     stack = Stack("mhc", 2, 4, C=8, dropout=0.5)
-    after = []
-    for keeping in (Keeping(), Tape([2, 2])):
-        gradients(stack, [keeping])
-        after.append(torch.rand(3))
-    assert torch.equal(*after)
+    found = []
+    for seed, keeping in enumerate((Keeping(), Tape([2, 2]))):
+        stack.zero_grad()
+        torch.manual_seed(seed)
+        output = stack(x := stack.input(6), keeping, first_sample=3)
+        torch.manual_seed(seed)
+        output.square().sum().backward()
+        found.append([x.grad, *(p.grad for p in stack.parameters())])
+    assert_equal(*found)
 
 
 def test_evaluation_applies_no_dropout_and_keeps_its_gradients():
@@ -146,7 +151,7 @@ def test_a_sublayer_that_rebuilds_differently_is_an_error():
     stack = Stack("mhc", 2, 2, C=8)
     output = stack(stack.input(4), Tape([2]))
     sublayer = stack.sublayers[1]
-    sublayer.leave = lambda streams, y, coefficients, bias: (streams + y.unsqueeze(-2),)
+    sublayer.leave = lambda streams, y, *_: (streams + y.unsqueeze(-2),)
     with pytest.raises(RuntimeError, match="saved fewer tensors when rebuilt"):
         output.sum().backward()
 

@@ -21,7 +21,7 @@ def lengths_for(name, ranks):
     return [3 + (5 * m) % 13 for m in range(microbatches)]
 
 
-def check(schedule, lengths, results):
+def check(schedule, lengths, results, late=False):
     expected_losses, expected_gradients = reference(schedule.placement.model_stages, lengths)
     found_losses = {m: loss for own in results for m, loss in own.losses.items()}
     assert found_losses == pytest.approx(expected_losses, rel=1e-13)
@@ -32,33 +32,35 @@ def check(schedule, lengths, results):
             torch.testing.assert_close(sum(found).cpu(), wanted, rtol=1e-12, atol=1e-14)
     for rank, own in enumerate(results):
         assert own.actions == schedule.actions[rank]
-        peaks = compile_rank(schedule, rank).peaks
+        peaks = compile_rank(schedule, rank, late).peaks
         assert own.peaks == peaks
         assert own.buffers <= peaks.buffers
         assert own.peaks.live <= schedule.live_limit[rank]
 
 
-def check_in_process(name, ranks, directory, device=CPU, kind=BlockStage):
+def check_in_process(name, ranks, directory, device=CPU, kind=BlockStage, late=False):
     """All ranks on threads of this process, on CUDA each on a stream of its own."""
     lengths = lengths_for(name, ranks)
     schedule = generate(name, ranks, len(lengths))
     world = InProcessWorld(ranks)
     stages = [stages_of(schedule, rank, lengths, device, kind) for rank in range(ranks)]
-    runtimes = [
-        runtime(schedule, r, stages[r], world.transport(r), lengths, device=device) for r in range(ranks)
-    ]
+    transports = [world.transport(rank) for rank in range(ranks)]
+    for transport in transports:
+        transport.receives_occupy_device = late
+    runtimes = [runtime(schedule, r, stages[r], transports[r], lengths, device=device) for r in range(ranks)]
     if device.type == "cuda":
         torch.cuda.synchronize()  # weights are made on the default stream
     records = step_all(world, runtimes, limit=20, directory=directory)
     if device.type == "cuda":
         torch.cuda.synchronize()
-    check(schedule, lengths, [result(*own) for own in zip(stages, runtimes, records, strict=True)])
+    check(schedule, lengths, [result(*own) for own in zip(stages, runtimes, records, strict=True)], late)
 
 
+@pytest.mark.parametrize("late", [False, True], ids=["", "late receives"])
 @pytest.mark.parametrize("ranks", SIZES)
 @pytest.mark.parametrize("name", GENERATORS)
-def test_in_process(name, ranks, tmp_path):
-    check_in_process(name, ranks, tmp_path)
+def test_in_process(name, ranks, late, tmp_path):
+    check_in_process(name, ranks, tmp_path, late=late)
 
 
 @pytest.mark.ranks

@@ -8,8 +8,9 @@ import torch
 import torch.distributed as dist
 
 from schedules.placement import v_shape
-from schedules.runtime import DistributedTransport
+from schedules.runtime import DistributedTransport, torch_distributed
 from schedules.runtime.torch_distributed import _NcclSend
+from tests.emulated import nccl
 
 
 class Work:
@@ -56,21 +57,37 @@ class Group:
     recv = send
 
 
-def test_every_channel_gets_the_timeout(monkeypatch):
+def test_every_channel_has_options_of_its_own_with_the_timeout(monkeypatch):
+    """Whether their ends meet: tests/pipeline/test_channels.py."""
     zeros = torch.zeros
-    made = []
+    made, ended = [], []
 
     def new_group(ranks, **options):
         made.append((ranks, options))
         return Group()
 
+    monkeypatch.setattr(torch_distributed, "everyones", lambda own, device: [(0, 1), own])
     monkeypatch.setattr(dist, "new_group", new_group)
+    monkeypatch.setattr(dist, "destroy_process_group", ended.append)
     monkeypatch.setattr(dist, "get_process_group_ranks", lambda group: [4, 5])
-    monkeypatch.setattr(dist, "ProcessGroupNCCL", mock.Mock(), raising=False)
+    monkeypatch.setattr(dist, "ProcessGroupNCCL", mock.Mock(Options=nccl.Options), raising=False)
     monkeypatch.setattr(torch, "zeros", lambda *size, device=None: zeros(*size))
     monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
     limit = timedelta(seconds=7)
     transport = DistributedTransport(Group(), v_shape(2), torch.device("cuda"), timeout=limit)
-    assert set(transport._channels) == {(0, 1), (1, 0), (2, 3), (3, 2)}
-    assert [ranks for ranks, _ in made] == [[4, 5]] * 4
-    assert [options["timeout"] for _, options in made] == [limit] * 4
+    own = dict(transport._channels)
+    assert set(own) == {(0, 1), (1, 0), (2, 3), (3, 2)}
+    assert [ranks for ranks, _ in made] == [[0, 1]] * 4 + [[4, 5]] * 4
+    options = [options["pg_options"] for _, options in made]
+    assert len({id(one) for one in options}) == 8
+    assert [one._timeout for one in options] == [options["timeout"] for _, options in made] == [limit] * 8
+    assert all(one.is_high_priority_stream and one.config.max_ctas == 4 for one in options)
+    assert [options["group_desc"] for _, options in made[4:]] == [
+        "channel 0>1",
+        "channel 1>0",
+        "channel 2>3",
+        "channel 3>2",
+    ]
+    assert transport.receives_occupy_device
+    transport.close()
+    assert set(map(id, ended)) == set(map(id, own.values()))

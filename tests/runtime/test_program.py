@@ -128,3 +128,27 @@ def test_bounded_sends_cannot_deadlock(name, ranks, microbatches):
     depths = receive_depths(schedule)
     assert finishes(schedule, depths)
     assert not finishes(schedule, dict.fromkeys(depths, 0))
+
+
+@pytest.mark.parametrize(("name", "ranks", "microbatches"), [case for case in cases() if case[1:] <= (4, 12)])
+def test_late_receives_are_posted_one_action_ahead(name, ranks, microbatches):
+    schedule = generate(name, ranks, microbatches)
+    for executed in (schedule, forward_only(schedule)):
+        for rank in range(ranks):
+            early, late = (compile_rank(executed, rank, late) for late in (False, True))
+            assert early.posts is None and late.ops == early.ops
+            waiting = {channel: iter(messages) for channel, messages in late.receives.items()}
+            posted = {
+                next(waiting[channel]): index
+                for index, channels in enumerate(late.posts)
+                for channel in channels
+            }
+            needed = {
+                part.receive: index
+                for index, op in enumerate(late.ops)
+                for part in op.parts
+                if part.receive is not None
+            }
+            assert posted == {message: max(index - 1, 0) for message, index in needed.items()}
+            assert late.peaks.live == early.peaks.live
+            assert late.peaks.buffers <= early.peaks.buffers + 2

@@ -92,7 +92,7 @@ def test_a_half_that_never_sends_is_an_error(tmp_path):
         run(Forgetful, tmp_path)
 
 
-@pytest.mark.parametrize("name", ["gpipe", "1f1b", "zb-v"])
+@pytest.mark.parametrize("name", ["gpipe", "1f1b", "zb_v"])
 def test_what_passes_through_is_not_overwritten(name, tmp_path):
     """The ends of the path compute, all between hand over what they got; values have to survive reuse."""
     schedule = generate(name, 4, len(LENGTHS))

@@ -88,7 +88,7 @@ def measure(*settings):
 
 
 @pytest.mark.ranks
-@pytest.mark.parametrize("name", ["1f1b", "zb-v", "dualpipev"])
+@pytest.mark.parametrize("name", ["1f1b", "zb_v", "dualpipev"])
 def test_host_overhead_per_action(name):
     """Messages included, in processor time: the wall clock would count other processes' turns as well."""
     for own in run_ranks(2, "tests.runtime.workers:overhead", name, 64, 8, preload=PRELOAD):

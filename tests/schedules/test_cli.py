@@ -7,22 +7,27 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import get_args
 from xml.etree import ElementTree
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from hcmegatron.config.schema import Schedule
 from schedules.cli import add_arguments, main
 from schedules.csv_form import from_csv, to_csv
 from schedules.generators import GENERATORS, generate
 from schedules.report import report
+from schedules.settings import read_settings
 
 ROOT = Path(__file__).parents[2]
+# A file of a few lines with 20^7 values.
+LAUGHS = "".join(f"x{i}: &x{i} [{', '.join([f'*x{i - 1}' if i else '1'] * 20)}]\n" for i in range(7))
 
 
 def call(*words):
-    parser = argparse.ArgumentParser(prog="hcmegatron schedule")
+    parser = argparse.ArgumentParser(prog="hcmegatron schedule", allow_abbrev=False)
     add_arguments(parser)
     return main(parser.parse_args([str(word) for word in words]))
 
@@ -79,11 +84,11 @@ def test_files(tmp_path):
 
 def test_a_csv_file_in_place_of_a_name(tmp_path, capsys):
     file = tmp_path / "mine.csv"
-    call("zb-v", "--ranks", 3, "--microbatches", 6, "--csv", file)
+    call("zb_v", "--ranks", 3, "--microbatches", 6, "--csv", file)
     capsys.readouterr()
     assert call(file, "--compare") == 0
     rows = {line.split()[0]: line.split()[1:] for line in capsys.readouterr().out.splitlines()[5:]}
-    assert rows["mine"] == rows["zb-v"]
+    assert rows["mine"] == rows["zb_v"]
 
 
 def test_streams_widen_the_hops(tmp_path):
@@ -99,7 +104,7 @@ def test_streams_widen_the_hops(tmp_path):
 
 def test_layers_are_shared_out_unevenly(tmp_path):
     """10 layers on 4 ranks: 3, 3, 2, 2; on 8 stages: 2, 2, 1, ... 1."""
-    for name, busy in (("1f1b", [9, 9, 6, 6]), ("zb-v", [9, 9, 6, 6])):
+    for name, busy in (("1f1b", [9, 9, 6, 6]), ("zb_v", [9, 9, 6, 6])):
         call(name, "--ranks", 4, "--microbatches", 1, "--layers", 10, "--json", tmp_path / "f.json")
         found = json.loads((tmp_path / "f.json").read_text())["busy_per_rank"]
         assert sum(found) == 30
@@ -138,6 +143,7 @@ def test_costs_from_a_file_and_options_over_it(tmp_path):
     ("words", "message"),
     [
         ("dualpipe --ranks 7 --microbatches 20", "ranks=7 is odd.*the smallest above it that works is 8"),
+        ("dualpipe --ranks 0 --microbatches 4", "ranks=0; the smallest that works is 2"),
         ("dualpipe --ranks 8 --microbatches 21", "microbatches=21 is odd.*works is 22"),
         (
             "dualpipe --ranks 8 --microbatches 14",
@@ -173,11 +179,17 @@ def test_costs_from_a_file_and_options_over_it(tmp_path):
         ("1f1b --ranks 4 --microbatches 8 --forward 1e-308", "expected 0, or a number between"),
         ("1f1b --ranks 4 --microbatches 8 --layers 1e9", "layers=1000000000.0: at most 10000"),
         ("none.csv", "none.csv: No such file"),
+        ("a\nb.csv", r"a\\nb.csv: No such file"),
+        (
+            "1f1b --ranks 4 --microbatches 8 --rank 2",
+            "unrecognized arguments: --rank 2; see .* schedule --help",
+        ),
+        ("1f1b --ranks 4 --microbatches 8 --svg " + "x" * 300, "File name too long"),
     ],
 )
 def test_bad_input_is_one_line(words, message, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    err = refused(capsys, *words.split(), "--json", "out.json")
+    err = refused(capsys, *words.split(" "), "--json", "out.json")
     assert re.search(message, err), err
     assert list(tmp_path.iterdir()) == []
 
@@ -225,12 +237,57 @@ def test_unreadable_csv_names_line_and_cell(text, message, capsys, tmp_path):
             "layers has to say",
         ),
         ("c.yaml", "forward: [", "c.yaml: while parsing"),
+        ("c.json", '{"forward": 1, "forward": 2}', "c.json: 'forward' is given twice"),
+        ("c.yaml", "forward: 1\nforward: 2\n", "c.yaml: line 2: 'forward' is given twice"),
+        ("c.yaml", "links:\n  0-1: {latency: 1, latency: 2}\n", "line 2: 'latency' is given twice"),
+        ("c.yaml", "forward: yes\n", "forward='yes': expected a number"),
+        ("c.json", '{"links": ' + "[" * 100_000, "c.json: is nested too deeply"),
+        ("c.yaml", "links: " + "[" * 100_000, "c.yaml: is nested too deeply"),
+        ("c.json", '{"links": ' + "[" * 50 + "]" * 50 + "}", "c.json: is nested too deeply"),
+        ("c.yaml", "links: &x [*x]\n", "c.yaml: is nested too deeply"),
+        ("c.yaml", LAUGHS, "c.yaml: holds more than 100000 values"),
+        ("c.json", '{"forward": ' + "9" * 5000 + "}", "c.json: Exceeds the limit"),
+        ("c.json", b"\xff", "c.json: is not UTF-8 text (byte 0)"),
     ],
 )
 def test_bad_costs_file(name, text, message, capsys, tmp_path):
-    (tmp_path / name).write_text(text)
+    (tmp_path / name).write_bytes(text if isinstance(text, bytes) else text.encode())
     size = ("--ranks", 2, "--microbatches", 4)
     assert message in refused(capsys, "1f1b", *size, "--costs", tmp_path / name)
+
+
+def test_costs_in_yaml_are_numbers_as_yaml_1_2_writes_them(tmp_path):
+    (tmp_path / "c.yaml").write_text(
+        "\ufefflatency: 1e-3\nforward: 1E1\nbandwidth: .inf\ninput: 010\nweight: +2.5e+0\n"
+    )
+    found = read_settings(tmp_path / "c.yaml")
+    assert found == {"latency": 1e-3, "forward": 10.0, "bandwidth": float("inf"), "input": 10, "weight": 2.5}
+
+
+def test_both_spellings_of_a_name_are_read_and_one_is_printed(capsys):
+    said = []
+    for name in ("zb-h1", "zb_h1"):
+        assert call(name, "--ranks", 2, "--microbatches", 4, "--compare") == 0
+        said.append(capsys.readouterr().out)
+    assert said[0] == said[1] and "\nzb_h1 " in said[0] and said[0].count("zb_h1") == 1
+    assert set(GENERATORS) <= set(get_args(Schedule))  # train's names
+
+
+@pytest.mark.parametrize("name", sorted(GENERATORS))
+def test_the_advice_of_a_refusal_is_accepted(name):
+    for P in range(-1, 7):
+        for M in range(-1, 15):
+            ranks, microbatches = P, M
+            for _ in range(2):  # one advice on the ranks, one on the micro-batches
+                try:
+                    generate(name, ranks, microbatches)
+                    break
+                except ValueError as error:
+                    key, advice = re.search(r": (ranks|microbatches)=.* works is (\d+)", str(error)).groups()
+                    ranks, microbatches = (
+                        (int(advice), microbatches) if key == "ranks" else (ranks, int(advice))
+                    )
+            generate(name, ranks, microbatches)
 
 
 @pytest.mark.parametrize("name", sorted(GENERATORS))

@@ -90,7 +90,7 @@ def test_bubbles_by_formula(ranks, pair):
     stage = StageCosts(F=1, I=1, W=1, FB=pair)
     F, B, W, FB = stage.F, stage.B, stage.W, stage.FB
     formulas = {"gpipe": (ranks - 1) * (F + B), "1f1b": (ranks - 1) * (F + B)}
-    formulas["zb-h1"] = (ranks - 1) * (F + B - 2 * W)
+    formulas["zb_h1"] = (ranks - 1) * (F + B - 2 * W)
     formulas["dualpipev"] = (ranks - 1) * (FB + B - 3 * W)
     if ranks % 2 == 0:
         formulas["dualpipe"] = (ranks / 2 - 1) * (FB + B - 3 * W)
@@ -112,7 +112,7 @@ def test_bubbles_by_formula_for_other_costs(ranks):
         StageCosts(F=1, I=1.75, W=0.25),
     ):
         F, B, W = stage.F, stage.B, stage.W
-        for name, expected in (("1f1b", F + B), ("zb-h1", F + B - 2 * W)):
+        for name, expected in (("1f1b", F + B), ("zb_h1", F + B - 2 * W)):
             bubble = simulate(generate(name, ranks, 2 * ranks), Costs((stage,))).bubble
             assert set(bubble) == {(ranks - 1) * expected}, name
 
@@ -129,7 +129,7 @@ def test_interleaving_divides_the_bubble_by_the_chunks():
 def test_zb_v_has_no_bubble_inside_a_ranks_span():
     """With F = I = W (Qi et al., section 6), given micro-batches enough to fill the pipeline."""
     for ranks in (1, 2, 4, 8):
-        simulation = simulate(generate("zb-v", ranks, 4 * ranks), Costs((UNIT,)))
+        simulation = simulate(generate("zb_v", ranks, 4 * ranks), Costs((UNIT,)))
         spans = [timed[-1].end - timed[0].start for timed in simulation.timeline]
         assert spans == list(simulation.busy)
 

@@ -55,9 +55,9 @@ def published_bound(schedule: Schedule, rank: int) -> int:
             return M
         case "1f1b":
             return min(P - rank, M)
-        case "zb-h1":  # 1F1B's on rank 0
+        case "zb_h1":  # 1F1B's on rank 0
             return min(P, M)
-        case "zb-v":  # 1F1B's in all, in chunks of half the size
+        case "zb_v":  # 1F1B's in all, in chunks of half the size
             return 2 * min(P, M)
         case "dualpipe":
             return P + 1

@@ -74,7 +74,7 @@ def test_uneven_stages():
     assert simulate(generate("gpipe", 4, 1), Costs(stages)).makespan == 3 * 8
     assert simulate(generate("1f1b", 4, 50), Costs(stages)).makespan >= 50 * 12
     with pytest.raises(ValueError, match="costs of 4 stages for a schedule of 8"):
-        simulate(generate("zb-v", 4, 8), Costs(stages))
+        simulate(generate("zb_v", 4, 8), Costs(stages))
 
 
 @pytest.mark.parametrize(
@@ -168,7 +168,7 @@ def test_memory_by_hand():
     """ZB-H1, P=1, M=2: F0 I0 W0 F1 I1 W1 at times 0..6. 10 bytes live, 4 of them between I and W, 100 of
     parameters."""
     stage = StageCosts(F=1, I=1, W=1, activation=10, pending=4, parameters=100)
-    simulation = simulate(generate("zb-h1", 1, 2), Costs((stage,)))
+    simulation = simulate(generate("zb_h1", 1, 2), Costs((stage,)))
     assert memory_over_time(simulation) == ([(0, 110), (2, 104), (3, 110), (5, 104), (6, 100)],)
     assert peaks(simulation)[0] == (110, 0, 1, 0)
 

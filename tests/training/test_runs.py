@@ -1,4 +1,4 @@
-"""Whole runs: cut off and resumed, refused, and kept from numbers that are not finite."""
+"""Whole runs: cut off and resumed, refused, kept from numbers that are not finite, on a full disk."""
 
 import json
 import shutil
@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from hcmegatron.training import manifest
 from tests.ranks import observe_ranks, run_ranks
 from tests.training.workers import tiny
 
@@ -49,6 +50,12 @@ def test_killed_and_resumed_ends_with_the_same_bits(cut, text, whole, tmp_path):
     trained = [s for s in steps if s]
     assert sorted(set(trained)) == [1, 2, 3, 4]
     assert not list((tmp_path / "run/checkpoints").glob("*.partial"))
+    said = (tmp_path / "run/train.log").read_text()
+    first_start = cut == {"kill_at": 1}
+    assert ("warning: there is no checkpoint in" in said) == first_start
+    assert ("after step 2, bit for bit" in said) == (not first_start)
+    left = tmp_path / "run/checkpoints/step-00000004.partial"
+    assert (f"removed {left}, left by a run that was cut off" in said) == ("kill_in_save" in cut)
 
 
 @pytest.mark.ranks
@@ -70,7 +77,8 @@ def test_what_cannot_be_used_is_refused_by_name(text, whole, tmp_path):
     shutil.copytree(directory, copy)
 
     def load(**sections):
-        return tiny(text, tmp_path / "new", checkpoint={"load": str(copy)}, **sections)
+        longer = {"training": {"steps": 6}, "checkpoint": {"load": str(copy)}}
+        return tiny(text, tmp_path / "new", **longer, **sections)
 
     other = error_of(load(model={"hidden_size": 32}))
     assert "another architecture: model.hidden_size = 16 there, 32 here" in other
@@ -80,8 +88,10 @@ def test_what_cannot_be_used_is_refused_by_name(text, whole, tmp_path):
     whole_bytes = victim.read_bytes()
     victim.write_bytes(whole_bytes[: len(whole_bytes) // 2])
     assert f"{victim.name} has" in (found := error_of(load())) and "corrupt" in found
-    victim.write_bytes(b"\0" * len(whole_bytes))
-    assert "corrupt" in error_of(load())
+    flipped = bytearray(whole_bytes)
+    flipped[len(flipped) // 2] ^= 1
+    victim.write_bytes(flipped)
+    assert f"is corrupt: {victim.name} is not as it was written" in error_of(load())
     (newest / "manifest.json").write_text("{")
     assert "manifest.json is not JSON" in error_of(load())
     (newest / "manifest.json").unlink()
@@ -102,6 +112,69 @@ def test_non_finite_steps_never_reach_the_weights(text, tmp_path):
     for rank in run_ranks(2, TARGET + "poisoned", several, [2, 3], **RUN):
         assert rank["moved"] == [True, False, False]
         assert "2 non-finite steps in a row; the last was step 3, sequences 4 to 5" in rank["ended"][0]
+
+
+@pytest.mark.ranks
+def test_skipped_steps_leave_healthy_checkpoints_alone(text, tmp_path):
+    """None is saved after a skipped step; where the run ends with one, what was not saved yet is, beside the others."""
+    ending = tiny(text, tmp_path / "ending", checkpoint={"save_every": 1, "keep_last": 2})
+    run_ranks(2, TARGET + "poisoned", ending, [3, 4], **RUN)
+    names = [path.name for path in sorted((tmp_path / "ending/checkpoints").iterdir())]
+    assert names == ["step-00000001", "step-00000002"]
+
+    stopped = tiny(text, tmp_path / "stopped", checkpoint={"save_every": 0, "keep_last": 1})
+    run_ranks(2, TARGET + "poisoned", stopped, [3], kwargs={"stop_at": 3}, **RUN)
+    newest = tmp_path / "stopped/checkpoints/step-00000002"
+    assert list(newest.parent.iterdir()) == [newest]
+    saved = manifest.read(newest)
+    assert (saved.step, saved.samples, saved.updates) == (2, 4, 2)
+    said = (tmp_path / "stopped/train.log").read_text()
+    assert "stopped by SIGTERM after step 3, with the checkpoint after step 2 as its newest" in said
+
+
+@pytest.mark.ranks
+def test_another_batch_size_goes_on_with_the_next_sample(text, tmp_path):
+    config = tiny(text, tmp_path / "run", parallel={"pipeline": 1}, training={"steps": 2, "global_batch": 4})
+    config.checkpoint.save_every = 0
+    assert run_ranks(1, TARGET + "samples", config, **RUN) == [list(range(8))]
+    config.checkpoint.resume = True
+    config.training.steps, config.training.global_batch = 4, 2
+    assert run_ranks(1, TARGET + "samples", config, **RUN) == [[8, 9, 10, 11]]
+    assert manifest.read(tmp_path / "run/checkpoints/step-00000004").samples == 12
+    said = (tmp_path / "run/train.log").read_text()
+    assert "after step 2, with changes" in said and "training.global_batch 4 -> 2" in said
+
+
+@pytest.mark.ranks
+def test_a_finished_run_says_so_and_trains_nothing(text, whole):
+    directory, _ = whole
+    before = {path: path.stat().st_mtime_ns for path in directory.rglob("*")}
+    config = tiny(text, directory, checkpoint={"resume": True})
+    outcomes = observe_ranks(2, TARGET + "run", config, **RUN)
+    assert [(outcome.exit_code, outcome.result) for outcome in outcomes] == [(0, {}), (0, {})]
+    assert "this run is finished" in outcomes[0].output and "raise training.steps" in outcomes[0].output
+    assert before == {path: path.stat().st_mtime_ns for path in directory.rglob("*")}
+
+
+@pytest.mark.ranks
+def test_a_full_disk_costs_one_checkpoint_and_the_last_one_the_exit_status(text, tmp_path):
+    config = tiny(text, tmp_path / "run", checkpoint={"save_every": 1})
+    for ended in run_ranks(2, TARGET + "full_disk", config, [2, 4], **RUN):
+        assert "the checkpoint after step 4 could not be saved: File too large" in ended and "\n" not in ended
+    said = (tmp_path / "run/train.log").read_text()
+    assert "warning: the checkpoint after step 2 could not be saved: File too large" in said
+    names = [path.name for path in sorted((tmp_path / "run/checkpoints").iterdir())]
+    assert names == ["step-00000001", "step-00000003"]
+    metrics = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in metrics if line["kind"] == "train"] == [1, 2, 3, 4]
+
+
+@pytest.mark.ranks
+def test_a_checkpoint_is_saved_before_validation_can_fail(text, tmp_path):
+    config = tiny(text, tmp_path / "run", parallel={"pipeline": 1}, training={"steps": 1})
+    (outcome,) = observe_ranks(1, TARGET + "failing_validation", config, **RUN)
+    assert "no validation" in outcome.error
+    assert manifest.read(tmp_path / "run/checkpoints/step-00000001").step == 1
 
 
 @pytest.mark.ranks

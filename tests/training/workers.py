@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import os
+import resource
 import signal
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
 
 from hcmegatron.config.schema import Config
+from hcmegatron.data.dataset import Batches
+from hcmegatron.data.tokenizer import ByteTokenizer
 from hcmegatron.platform.ranks import discover
-from hcmegatron.training import checkpoint, step
+from hcmegatron.training import checkpoint, step, stored
+from hcmegatron.training.manifest import NotSaved
 from hcmegatron.training.run import train
 
 
@@ -47,25 +53,25 @@ def run(config: Config, kill_at: int | None = None, kill_in_save: int | None = N
     """
     saved: dict[int, str] = {}
     usual_step, usual_save = step.Stepper.step, checkpoint.Checkpoints.save
-    usual_manifest = checkpoint.Checkpoints._manifest
+    usual_complete = checkpoint.Checkpoints._complete
 
-    def maybe_killed(self, index, stop):
-        if kill_at == index + 1 and int(os.environ["RANK"]) == 1:
+    def maybe_killed(self, seen):
+        if kill_at == seen // config.training.global_batch + 1 and int(os.environ["RANK"]) == 1:
             os.kill(os.getpid(), signal.SIGKILL)
-        return usual_step(self, index, stop)
+        return usual_step(self, seen)
 
-    def noted(self, index):
-        path = usual_save(self, index)
-        saved[index] = state_hash(self)
-        return path
+    def noted(self, at, **options):
+        said = usual_save(self, at, **options)
+        saved[at.step] = state_hash(self)
+        return said
 
-    def cut_off(self, path, index):
-        if kill_in_save == index:
+    def cut_off(self, partial, path, complete):
+        if kill_in_save == complete.step:
             os.kill(os.getpid(), signal.SIGKILL)
-        usual_manifest(self, path, index)
+        usual_complete(self, partial, path, complete)
 
     step.Stepper.step, checkpoint.Checkpoints.save = maybe_killed, noted
-    checkpoint.Checkpoints._manifest = cut_off
+    checkpoint.Checkpoints._complete = cut_off
     assert train(config, discover(os.environ)) == 0
     return saved
 
@@ -86,22 +92,140 @@ def state_hash(checkpoints: checkpoint.Checkpoints) -> str:
     return digest.hexdigest()
 
 
-def poisoned(config: Config, bad_steps: list[int]) -> dict[str, list]:
-    """Train with gradients that are not finite at these 1-based steps; per step, whether weights moved."""
+def saved_again(config: Config, folder: Path) -> dict[str, list]:
+    """Start from a checkpoint as `config` says and save it at once, untrained, into `folder`.
+
+    Returns:
+        Hyper-parameters of every group, as they were after loading; names of 16-bit weights that are not their
+        optimizer's weights, rounded.
+    """
+    found: dict[str, list] = {}
+    usual = checkpoint.Checkpoints.load
+
+    class Done(Exception):
+        pass
+
+    def and_save(self, start):
+        usual(self, start)
+        keys = ("betas", "eps", "lr_mult", "wd_mult")
+        groups = [group for group in self.optimizer.param_groups if group["params"]]
+        found["groups"] = sorted({tuple(str(group[key]) for key in keys) for group in groups})
+        found["rounded otherwise"] = [
+            parameter.shape
+            for parameter, held in stored._updated(self.optimizer).items()
+            if not torch.equal(
+                parameter.detach().view(-1)[held.start : held.start + held.weights.numel()],
+                held.weights.detach().view(-1).to(parameter.dtype),
+            )
+        ]
+        self.folder, self.saved = folder, None
+        assert self.save(start.position) == [] and self.failed is None
+        raise Done
+
+    checkpoint.Checkpoints.load = and_save
+    try:
+        train(config, discover(os.environ))
+    except Done:
+        dist.destroy_process_group() if dist.is_initialized() else None
+    return found
+
+
+def content(path: Path) -> dict[str, tuple[str, tuple[int, ...], str]]:
+    """Dtype, shape and hash of a checkpoint's whole tensors, without random states and the vocabulary's padding."""
+    metadata = dcp.FileSystemReader(path).read_metadata().state_dict_metadata
+    tensors = {
+        key: torch.full(tuple(entry.size), float("nan"), dtype=entry.properties.dtype)
+        for key, entry in metadata.items()
+        if not key.startswith("random.")
+    }
+    dcp.load(tensors, storage_reader=dcp.FileSystemReader(path), no_dist=True)
+    for key in tensors:
+        if key.endswith(("word_embeddings.weight", "output_layer.weight")):
+            tensors[key] = tensors[key][: ByteTokenizer.vocab_size]
+    return {
+        key: (
+            str(tensor.dtype),
+            tuple(tensor.shape),
+            hashlib.sha256(tensor.view(-1).view(torch.uint8).numpy().tobytes()).hexdigest(),
+        )
+        for key, tensor in tensors.items()
+    }
+
+
+def samples(config: Config) -> list[int]:
+    """Train; the samples that this rank trains on, in order."""
+    seen: list[int] = []
+    usual_window, usual_rehearse = Batches.window, step.Stepper.rehearse
+
+    def window(self, sample):
+        seen.append(sample)
+        return usual_window(self, sample)
+
+    def rehearse(self):
+        usual_rehearse(self)
+        seen.clear()
+
+    Batches.window, step.Stepper.rehearse = window, rehearse
+    train(config, discover(os.environ))
+    return seen
+
+
+def full_disk(config: Config, at: list[int]) -> str:
+    """Train where rank 1 can write no file beyond 2,000 bytes while it saves at these steps; how the run ended."""
+    usual = checkpoint.Checkpoints._write
+
+    def limited(self, partial, path, position):
+        unlimited = resource.getrlimit(resource.RLIMIT_FSIZE)
+        if position.step in at and int(os.environ["RANK"]) == 1:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (2000, unlimited[1]))
+        try:
+            usual(self, partial, path, position)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, unlimited)
+
+    checkpoint.Checkpoints._write = limited
+    try:
+        train(config, discover(os.environ))
+        return ""
+    except NotSaved as error:
+        return str(error)
+
+
+def failing_validation(config: Config) -> None:
+    """Train with a validation that cannot be."""
+
+    def evaluate(self, make, micro_batches):
+        raise RuntimeError("no validation")
+
+    step.Stepper.evaluate = evaluate
+    train(config, discover(os.environ))
+
+
+def poisoned(config: Config, bad_steps: list[int], stop_at: int | None = None) -> dict[str, list]:
+    """Train with gradients that are not finite at these 1-based steps; per step, whether weights moved.
+
+    stop_at: the run has been told to stop when this step begins.
+    """
     moved: list[bool] = []
     usual_gradients, usual_step = step.Stepper.gradients, step.Stepper.step
 
-    def gradients(self, index):
-        sums, waited = usual_gradients(self, index)
-        if index + 1 in bad_steps and self.chunks[0].training and getattr(self, "stepping", False):
+    def gradients(self, seen):
+        sums, waited = usual_gradients(self, seen)
+        if (
+            seen // config.training.global_batch + 1 in bad_steps
+            and self.chunks[0].training
+            and getattr(self, "stepping", False)
+        ):
             next(iter(self.chunks[0].parameters())).main_grad.fill_(float("nan"))
         return sums, waited
 
-    def watched(self, index, stop):
+    def watched(self, seen):
         before = [p.detach().clone() for chunk in self.chunks for p in chunk.parameters()]
         biases = self._router_biases()
         self.stepping = True
-        result = usual_step(self, index, stop)
+        result = usual_step(self, seen)
+        if stop_at == seen // config.training.global_batch + 1:
+            os.kill(os.getpid(), signal.SIGTERM)
         after = [p for chunk in self.chunks for p in chunk.parameters()]
         same = all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
         same = same and all(torch.equal(a, b) for a, b in zip(biases, self._router_biases(), strict=True))

@@ -1,0 +1,42 @@
+"""How many CUDA streams the work of a rank is on, by configuration alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from hcmegatron.config.errors import ConfigError
+from hcmegatron.config.schema import Config
+from hcmegatron.pipeline.placement import is_megatrons, placement
+from hcmegatron.platform.environment import dangers
+from schedules.runtime.torch_distributed import MOST_CHANNELS, channels_of
+
+_LANES = 2  # beside computation (lanes.py), where forward and backward overlap
+_MEGATRONS = 4  # communicators whose work runs beside computation: tensor, expert and data parallel
+
+
+def streams(config: Config) -> int:
+    """Of the rank that has most: computation, lanes, a stream for every channel, Megatron's communicators."""
+    where = placement(config)
+    most = max(len(channels_of(where, rank)) for rank in range(where.ranks))
+    return 1 + (_LANES if config.parallel.overlap else 0) + most + _MEGATRONS
+
+
+def check_channels(config: Config) -> None:
+    """On CUDA only.
+
+    Raises:
+        ConfigError: a rank has more channels than torch has streams for.
+    """
+    where = placement(config)
+    most = max(len(channels_of(where, rank)) for rank in range(where.ranks))
+    if most > MOST_CHANNELS:
+        raise ConfigError(
+            f"parallel.virtual = {config.parallel.virtual}: a rank would exchange messages over {most} channels, and "
+            f"torch has {MOST_CHANNELS} streams for them on a GPU; with two on one stream the pipeline could hang. Use "
+            f"parallel.virtual = {config.parallel.virtual * MOST_CHANNELS // most} or less"
+        )
+
+
+def warnings(config: Config, environment: Mapping[str, str]) -> list[str]:
+    """What of the environment endangers a run of our own schedules on GPUs, in words."""
+    return [] if is_megatrons(config) else dangers(environment, streams(config))

@@ -1,0 +1,239 @@
+"""The manifest of a checkpoint: what it is of, and the size and checksum of every file. No torch.
+
+A checkpoint is a directory checkpoints/step-00000100. It is written as step-00000100.partial; the manifest comes last,
+and the directory is renamed when everything is on the disk. So whatever has a manifest was complete once, and the
+checksums say whether it still is.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from hcmegatron.config.errors import ConfigError
+
+MANIFEST = "manifest.json"
+FORMAT = 2
+PATTERN = "step-" + "[0-9]" * 8
+# Between two renames, a checkpoint that is saved once more: whole, and found under this name.
+REPLACED = ".replaced"
+
+
+class NotSaved(RuntimeError):
+    """A checkpoint could not be written, for a reason in words."""
+
+
+class Position(NamedTuple):
+    """How far a run is: steps done, and samples of the data's order that they took."""
+
+    step: int
+    samples: int
+
+
+class File(NamedTuple):
+    """A file of a checkpoint as it was written; without a checksum in format 1."""
+
+    bytes: int
+    blake2b: str | None
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a checkpoint is of.
+
+    Attributes:
+        samples: None where format 1 does not say.
+        updates: steps that changed the weights, which is what Adam counts.
+        config: the run's whole resolved configuration, by dotted key; of format 1 what that says.
+        text: the fingerprint of the corpus; None where format 1 does not say.
+        environment: what the numbers depend on beside configuration and text.
+        files: by name relative to the checkpoint.
+    """
+
+    step: int
+    samples: int | None
+    updates: int
+    config: dict[str, Any]
+    text: str | None
+    environment: dict[str, Any]
+    files: dict[str, File]
+
+    @property
+    def first_format(self) -> bool:
+        """Whether it was migrated from format 1."""
+        return self.samples is None
+
+    def write(self, checkpoint: Path) -> None:
+        """Into the directory that holds the files; on the disk when this returns."""
+        content = {"format": FORMAT, **asdict(self)}
+        content["files"] = {name: file._asdict() for name, file in self.files.items()}
+        with (checkpoint / MANIFEST).open("w") as stream:
+            json.dump({**content, "blake2b": _digest(content)}, stream, indent=1)
+            stream.flush()
+            os.fsync(stream.fileno())
+        sync(checkpoint)
+
+
+def name(step: int) -> str:
+    """The directory of the checkpoint after `step` steps."""
+    return f"step-{step:08d}"
+
+
+def every(folder: Path) -> list[Path]:
+    """The checkpoints of a folder, oldest first. Files, and what is half written, are none."""
+    whole = [path for path in folder.glob(PATTERN) if path.is_dir()]
+    waiting = [path for path in folder.glob(PATTERN + REPLACED) if path.is_dir()]
+    return sorted(whole + [path for path in waiting if not path.with_suffix("").exists()])
+
+
+def newest(directory: Path) -> Path | None:
+    """The checkpoint of the highest step under `directory`/checkpoints (or in `directory` itself)."""
+    for folder in (directory / "checkpoints", directory):
+        if found := every(folder):
+            return found[-1]
+    return None
+
+
+def read(checkpoint: Path) -> Manifest:
+    """The manifest of a checkpoint whose files are all there, in their sizes. No file is looked into.
+
+    Raises:
+        ConfigError: it is no checkpoint, incomplete, damaged, or of another format.
+    """
+    try:
+        content = json.loads((checkpoint / MANIFEST).read_bytes())
+    except (FileNotFoundError, NotADirectoryError):
+        raise ConfigError(
+            f"checkpoint {checkpoint} is partial or no checkpoint: it has no {MANIFEST}; name a complete one"
+        ) from None
+    except OSError as error:
+        raise ConfigError(f"checkpoint {checkpoint}: {MANIFEST} cannot be read: {error.strerror}") from None
+    except (ValueError, RecursionError):
+        raise corrupt(checkpoint, f"{MANIFEST} is not JSON") from None
+    if not isinstance(content, dict) or not isinstance(content.get("files"), dict):
+        raise corrupt(checkpoint, f"{MANIFEST} is not a manifest")
+    version = content.pop("format", 1)
+    if version == 1 and content.keys() >= {"step", "architecture", "layout"}:
+        return _with_files(checkpoint, _migrated(content))
+    if version != FORMAT:
+        raise ConfigError(
+            f"checkpoint {checkpoint} is of format {version}, and this program reads formats 1 and {FORMAT}; "
+            "continue it with the version that wrote it"
+        )
+    digest = content.pop("blake2b", None)
+    if digest != _digest({"format": FORMAT, **content}):
+        raise corrupt(checkpoint, f"{MANIFEST} is not as it was written")
+    files = {file: File(**entry) for file, entry in content.pop("files").items()}
+    return _with_files(checkpoint, Manifest(**content, files=files))
+
+
+def _migrated(content: dict[str, Any]) -> Manifest:
+    """A manifest of format 1. It says nothing of samples and text, and Adam's count is taken to be the step's."""
+    layout = dict(content["layout"])
+    ranks = layout.pop("world_size")
+    layout.pop("distributed_optimizer")  # what it came to, not the setting
+    config = content["architecture"] | {f"parallel.{key}": value for key, value in layout.items()}
+    files = {file: File(size, None) for file, size in content["files"].items()}
+    return Manifest(content["step"], None, content["step"], config, None, {"ranks": ranks}, files)
+
+
+def _with_files(checkpoint: Path, manifest: Manifest) -> Manifest:
+    """The manifest, if its files are there in their sizes; ConfigError otherwise."""
+    for file, entry in manifest.files.items():
+        try:
+            size = (checkpoint / file).stat().st_size
+        except OSError:
+            raise corrupt(checkpoint, f"{file} is missing") from None
+        if size != entry.bytes:
+            raise corrupt(checkpoint, f"{file} has {size} bytes, {entry.bytes} were written")
+    return manifest
+
+
+def checksums(checkpoint: Path, files: Iterable[str]) -> dict[str, File]:
+    """The size and checksum of files of a checkpoint, read from the disk. Raises OSError."""
+
+    def look(file: str) -> File:
+        with (checkpoint / file).open("rb") as stream:
+            digest = hashlib.file_digest(stream, lambda: hashlib.blake2b(digest_size=16))
+            return File(stream.tell(), digest.hexdigest())
+
+    files = list(files)
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as threads:  # hashing lets go of the interpreter
+        return dict(zip(files, threads.map(look, files), strict=True))
+
+
+def verify(checkpoint: Path, manifest: Manifest, files: Iterable[str]) -> None:
+    """Compare files with their checksums.
+
+    Raises:
+        ConfigError: one cannot be read, or is not as it was written.
+    """
+    try:
+        found = checksums(checkpoint, files)
+    except OSError as error:
+        raise ConfigError(
+            f"checkpoint {checkpoint} cannot be read: {error.filename}: {error.strerror}; every rank has to see it"
+        ) from None
+    for file, entry in found.items():
+        written = manifest.files[file]
+        if entry != written and (entry.bytes, None) != written:
+            raise corrupt(checkpoint, f"{file} is not as it was written (its checksum differs)")
+
+
+def publish(partial: Path, checkpoint: Path) -> None:
+    """Give a complete checkpoint its name. One that is there already exists, whole, until it is replaced."""
+    replaced = checkpoint.with_name(checkpoint.name + REPLACED)
+    if checkpoint.exists() and not checkpoint.is_dir():
+        raise FileExistsError(errno.EEXIST, "a file has its name", str(checkpoint))
+    if checkpoint.exists():
+        checkpoint.rename(replaced)
+    partial.rename(checkpoint)
+    sync(checkpoint.parent)
+    shutil.rmtree(replaced, ignore_errors=True)
+
+
+def tidy(folder: Path) -> list[str]:
+    """Remove what a run that was killed while saving left behind. Returns what was removed, in words.
+
+    Only for the job that holds the run directory's lock: another one may be saving.
+    """
+    said = []
+    for left in sorted([*folder.glob(PATTERN + ".partial"), *folder.glob(PATTERN + REPLACED)]):
+        whole = left.with_suffix("")
+        if left.suffix == REPLACED and not whole.exists():
+            left.rename(whole)
+            continue
+        with contextlib.suppress(OSError):
+            shutil.rmtree(left)
+            said.append(f"removed {left}, left by a run that was cut off while saving")
+    return said
+
+
+def sync(directory: Path) -> None:
+    """Have the names in a directory on the disk, where its file system can do that."""
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def corrupt(checkpoint: Path, what: str) -> ConfigError:
+    """The error for a checkpoint that was complete once and is not any more."""
+    return ConfigError(f"checkpoint {checkpoint} is corrupt: {what}; delete it to use the one before")
+
+
+def _digest(content: dict[str, Any]) -> str:
+    return hashlib.blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=16).hexdigest()

@@ -1,0 +1,42 @@
+"""What the README prints is what the commands do."""
+
+import re
+import shlex
+
+import pytest
+
+from hcmegatron import cli
+from tests.ranks import ROOT
+
+README = (ROOT / "README.md").read_text()
+COMMANDS = [
+    shlex.split(line, comments=True)[1:] for line in README.splitlines() if re.match(r" {4}hcmegatron ", line)
+]
+
+
+def test_there_are_commands_of_every_verb():
+    assert {words[0] for words in COMMANDS} == {"train", "config", "schedule"} and len(COMMANDS) >= 6
+
+
+@pytest.mark.parametrize("words", [words for words in COMMANDS if "--help" not in words], ids=" ".join)
+def test_commands_are_accepted_as_printed(words, monkeypatch, capsys, tmp_path):
+    monkeypatch.setenv("COLUMNS", "120")
+    if words[0] == "schedule":
+        monkeypatch.chdir(tmp_path)
+        (tmp_path / "docs").mkdir()
+        assert cli.main(words) == 0
+        (table,) = re.findall(r"```\n(schedule  .*?)```", README, re.DOTALL)
+        assert capsys.readouterr().out.endswith(table)
+    else:
+        monkeypatch.chdir(ROOT)
+        assert cli.main(["config", *words[1:]]) == 0
+        assert capsys.readouterr().err == ""
+
+
+def test_every_setting_that_is_named_exists():
+    from hcmegatron.config.types import leaves
+
+    sections = "model|mla|moe|connection|parallel|data|optimizer|training|checkpoint|recompute|run"
+    named = set(re.findall(rf"(?<![\w./-])(?:--)?((?:{sections})\.[a-z_]+)(?![\w.(*/]|\.py)", README))
+    unknown = {key for key in named - leaves().keys() if not key.endswith((".py", ".yaml"))}
+    assert len(named) > 9 and unknown == set(), unknown

@@ -1,0 +1,92 @@
+"""What `config` says a kind reads is what the built connections read: no more, no less, and never an error."""
+
+import dataclasses
+from typing import get_args
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from small_network import KINDS, Network, config, randomise, tokens
+
+from hcmegatron.config import Config, check
+from hcmegatron.config.idle import ineffective
+from hcmegatron.config.schema import Model
+from hcmegatron.config.types import fields
+
+HINTS = fields(type(Config().connection))
+# Another value of every field that a connection is built from; initialise() and the optimizer read the others.
+OTHER = {
+    "n": 3,
+    "tanh": False,
+    "norm": "layernorm_plain",
+    "contract": "mean",
+    "alpha_init": 0.5,
+    "sinkhorn_iterations": 2,
+    "sinkhorn_eps": "additive",
+    "rms_eps": "inside",
+    "pre_eps": 1e-3,
+    "res_orientation": "column_last",
+    "use_pre": False,
+    "use_post": False,
+    "use_res": False,
+}
+
+
+def unread(conn):
+    """Fields of the connection that have no effect, by the configuration's own rule."""
+    return {key.removeprefix("connection.") for key in ineffective(Config(connection=conn))}
+
+
+def made(conn):
+    """Everything that a small network with these connections is and does, as bytes."""
+    network = Network(conn, sublayers=2)
+    initial = {name: (p.shape, p.detach().numpy().tobytes()) for name, p in network.named_parameters()}
+    randomise(torch.nn.ModuleList([*network.connections, network.contract]))
+    streams = []
+    with torch.no_grad():
+        network(tokens(), streams=streams)
+        outputs = [*streams, network.contract(streams[-1])]
+    assert all(out.isfinite().all() for out in outputs)
+    return initial, [out.numpy().tobytes() for out in outputs]
+
+
+def connections():
+    """Any connection that the schema can write, over fields that divide the small network's 12 channels."""
+    values = {
+        "n": st.sampled_from([1, 2, 3, 4, 6]),
+        "alpha_init": st.sampled_from([0.0, 0.01, 2.0]),
+        "pre_eps": st.sampled_from([0.0, 1e-6]),
+        "sinkhorn_iterations": st.sampled_from([1, 3, 20]),
+        "lr_multiplier": st.sampled_from([0.1, 1.0]),
+    }
+    for name, hint in HINTS.items():
+        if name not in values:
+            values[name] = st.booleans() if hint is bool else st.sampled_from(get_args(hint))
+    return st.builds(type(Config().connection), **values)
+
+
+@settings(max_examples=25, deadline=None)
+@given(connections())
+def test_whatever_is_accepted_builds_and_what_is_idle_changes_nothing(conn):
+    check(Config(connection=conn, model=Model(hidden_size=12, heads=3)))
+    reference, idle = made(conn), unread(conn)
+    assert ("lr_multiplier" in idle) == (not Network(conn).connection_parameters())
+    assert made(dataclasses.replace(conn, **{name: OTHER[name] for name in idle & OTHER.keys()})) == reference
+
+
+@pytest.mark.parametrize(
+    "conn",
+    [
+        *(config(kind, n=2) for kind in KINDS),
+        *(config(kind, n=2, contract="head") for kind in ("shc", "dhc", "mhc")),
+        config("mhc", n=2, use_pre=False, use_post=False, use_res=False),
+        config("mhc", n=2, use_pre=False, use_post=False, use_res=False, contract="head"),
+    ],
+    ids=lambda c: f"{c.kind}-{c.contract}-{'predicted' if c.use_pre else 'fixed'}",
+)
+def test_what_is_not_idle_changes_something(conn):
+    reference, idle = made(conn), unread(conn)
+    for name in sorted(OTHER.keys() - idle):
+        other = OTHER[name] if getattr(conn, name) != OTHER[name] else True
+        assert made(dataclasses.replace(conn, **{name: other})) != reference, name

@@ -1,0 +1,29 @@
+"""Both lanes beside computation have priority themselves, whatever the groups have that communicate on them."""
+
+import torch
+
+from hcmegatron.model.nodes import Lane
+from hcmegatron.pipeline.lanes import Chain, Lanes
+
+
+class Stream:
+    def __init__(self, device, priority=0):
+        self.device, self.priority = device, priority
+
+
+def test_communication_and_merges_come_before_computation(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "Stream", Stream)
+    device = torch.device("cuda", 3)
+    streams = Lanes(device)._streams
+    assert {lane: stream.priority for lane, stream in streams.items()} == {
+        Lane.COMMUNICATION: -1,
+        Lane.HIGH_PRIORITY: -1,
+    }
+    assert all(stream.device == device for stream in streams.values())
+
+
+def test_on_cpu_there_are_none():
+    lanes, chain = Lanes(torch.device("cpu")), Chain()
+    with lanes.on(Lane.COMMUNICATION, chain):
+        pass
+    assert chain.done is None

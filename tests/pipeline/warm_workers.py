@@ -1,0 +1,66 @@
+"""What the ranks of the warm start's tests run."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import partial
+from unittest import mock
+
+import torch
+import torch.distributed as dist
+
+from hcmegatron.config.schema import Config
+from hcmegatron.model.gpt import unwrap
+from hcmegatron.pipeline.placement import most_held
+from hcmegatron.pipeline.schedule import build_schedule
+from hcmegatron.platform.communicators import touch
+from hcmegatron.recompute.attach import Recomputation
+from hcmegatron.training.model import wrap
+from hcmegatron.training.optimizer import build_optimizer
+from hcmegatron.training.step import Stepper
+from tests.emulated.kernels import loading
+from tests.layouts.network import Batches, chunks_of
+from tests.model.workers import groups_of
+
+
+@dataclass
+class Start:
+    """What was said, and how many kernels the rehearsal launched, and the rest of the run beyond them."""
+
+    said: list[str]
+    rehearsed: int
+    later: int
+
+
+def runs(configs: list[Config], warm: bool = True) -> list[Start]:
+    """Per configuration a rehearsal, a step and an evaluation, kernels being loaded at their first launch."""
+    torch.set_num_threads(1)
+    found = []
+    for config in configs:
+        with groups_of(config) as groups:
+            chunks = [wrap(chunk, config, groups) for chunk in chunks_of(config, groups)]
+            batches = Batches(config, groups.dp.rank(), groups.dp.size())
+            held = most_held(config, batches.micro_batches, groups.pp.rank())
+            Recomputation(config, [unwrap(chunk) for chunk in chunks], *held)
+            optimizer = build_optimizer(config, chunks, groups)
+            schedule = build_schedule(config, chunks, groups)
+            stepper = Stepper(config, chunks, optimizer, schedule, batches, groups)
+            with loading() as mode:
+                with nullcontext() if warm else mock.patch.object(Stepper, "_warm_start", lambda _: []):
+                    said = stepper.rehearse()
+                rehearsed = len(mode.loaded)
+                stepper.step(0)
+                stepper.evaluate(partial(stepper.batches, 1), 4)
+                found.append(Start(said, rehearsed, len(mode.loaded) - rehearsed))
+    return found
+
+
+def untouched(config: Config) -> list[str]:
+    """Groups of several ranks, this one among them, through which `touch` sent nothing."""
+    with groups_of(config) as groups:
+        sent = []
+        with mock.patch.object(dist, "all_reduce", lambda tensor, group: sent.append(group)):
+            touch(groups)
+        known = dist.distributed_c10d._world.pg_map
+        return sorted({group.group_desc for group in known if group.size() > 1 and group not in sent})

@@ -1,0 +1,74 @@
+"""What CUDA reads when it starts: set where unset, left where set, said, and warned of."""
+
+import subprocess
+import sys
+
+import pytest
+
+from hcmegatron.config.errors import ConfigError
+from hcmegatron.config.schema import Config
+from hcmegatron.pipeline.streams import check_channels, streams, warnings
+from hcmegatron.platform import environment
+
+
+def test_what_is_unset_is_set_and_what_is_set_stays():
+    values = {"CUDA_DEVICE_MAX_CONNECTIONS": "1", "HOME": "/"}
+    environment.prepare(values)
+    assert values == {
+        "CUDA_DEVICE_MAX_CONNECTIONS": "1",
+        "CUDA_MODULE_LOADING": "EAGER",
+        "PYTORCH_NVML_BASED_CUDA_CHECK": "1",
+        "HOME": "/",
+    }
+    line = environment.described(values)
+    assert "CUDA_DEVICE_MAX_CONNECTIONS=1 (not 32: a queue for every stream)" in line
+    assert "CUDA_MODULE_LOADING=EAGER, " in line and "\n" not in line
+
+
+def test_it_is_set_before_anything_asks_for_cuda():
+    """In a process of its own, where the first question comes from this project's import."""
+    program = (
+        "import os, torch\n"
+        "usual, seen = torch.cuda.is_available, []\n"
+        "def asked():\n"
+        "    seen.append(os.environ.get('CUDA_DEVICE_MAX_CONNECTIONS'))\n"
+        "    return usual()\n"
+        "torch.cuda.is_available = asked\n"
+        "import hcmegatron.training.run\n"
+        "assert seen and set(seen) == {'32'}, seen\n"
+    )
+    clean = {"PATH": "/usr/bin:/bin", "PYTHONPATH": ":".join(sys.path)}
+    subprocess.run([sys.executable, "-c", program], env=clean, check=True, timeout=120)
+
+
+def config_for(schedule, pipeline, virtual=None, overlap=False):
+    config = Config()
+    p = config.parallel
+    p.schedule, p.pipeline, p.virtual, p.overlap = schedule, pipeline, virtual, overlap
+    return config
+
+
+def test_the_streams_of_a_rank():
+    megatrons = 4
+    assert streams(config_for("1f1b", 2)) == 1 + 2 + megatrons
+    assert streams(config_for("1f1b", 4)) == 1 + 4 + megatrons
+    assert streams(config_for("dualpipev", 4, overlap=True)) == 1 + 2 + 8 + megatrons
+    assert streams(config_for("interleaved", 4, 3)) == 1 + 12 + megatrons
+
+
+def test_few_queues_are_a_loud_warning_where_our_runtime_runs():
+    overlapped = config_for("dualpipev", 4, overlap=True)
+    for value in ("1", "8", "14"):
+        (line,) = warnings(overlapped, {"CUDA_DEVICE_MAX_CONNECTIONS": value})
+        assert line.startswith(f"WARNING: CUDA_DEVICE_MAX_CONNECTIONS={value}, ") and "15 streams" in line
+        assert "set it to 32" in line
+    assert warnings(overlapped, {}), "8 is CUDA's default"
+    assert not warnings(overlapped, {"CUDA_DEVICE_MAX_CONNECTIONS": "32"})
+    assert not warnings(config_for("interleaved", 4, 8), {"CUDA_DEVICE_MAX_CONNECTIONS": "32"})
+    assert not warnings(config_for("megatron_1f1b", 4), {"CUDA_DEVICE_MAX_CONNECTIONS": "1"})
+
+
+def test_more_channels_than_streams_are_refused():
+    check_channels(config_for("interleaved", 4, 8))
+    with pytest.raises(ConfigError, match=r"parallel.virtual = 9.*36 channels.*parallel.virtual = 8 or less"):
+        check_channels(config_for("interleaved", 4, 9))

@@ -1,0 +1,138 @@
+"""What is written survives its places: garbage, a full disk, a reader that has gone, numbers that are not finite."""
+
+import json
+import os
+import time
+
+import pytest
+
+from hcmegatron.config import ConfigError
+from hcmegatron.training import recorder
+from hcmegatron.training.figures import clock
+from hcmegatron.training.recorder import Events, Recorder, drop_later_metrics, metrics_line
+from hcmegatron.training.sink import Sink
+
+
+def test_garbage_in_metrics_costs_no_valid_line(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    good = [json.dumps({"step": step, "kind": "train", "loss": 1.5}).encode() for step in (1, 2, 3, 4)]
+    garbage = [
+        b"null",
+        b"7",
+        b"\xff\xfe",
+        b'{"step": "2"}',
+        b'{"loss": 1}',
+        b"[" * 100_000,
+        b"",
+        b'{"step": 3, "ki',
+    ]
+    path.write_bytes(
+        b"\n".join([good[0], *garbage[:4], good[1], *garbage[4:7], good[2], good[3], garbage[7]])
+    )
+    assert drop_later_metrics(path, 4) == 8
+    assert path.read_bytes() == b"".join(line + b"\n" for line in good[:3])
+    assert [entry.name for entry in tmp_path.iterdir()] == ["metrics.jsonl"]
+    assert drop_later_metrics(tmp_path / "none.jsonl", 1) == 0
+
+
+def test_numbers_that_json_does_not_have():
+    line = metrics_line({"step": 1, "loss": float("nan"), "grad_norm": float("-inf"), "lr": 0.5})
+    read = json.loads(line, parse_constant=pytest.fail)
+    assert read == {
+        **{"step": 1, "loss": None, "grad_norm": None, "lr": 0.5},
+        "nonfinite": {"loss": "nan", "grad_norm": "-inf"},
+    }
+    assert metrics_line({"step": 1, "loss": 2.0}) == '{"step": 1, "loss": 2.0}\n'
+
+
+def test_a_reader_that_has_gone_is_reported_once():
+    reader, writer = os.pipe()
+    os.close(reader)
+    reports = []
+    sink = Sink("standard output", writer, reports.append)
+    for _ in range(3):
+        sink.write("line\n")
+    sink.close()
+    assert reports == [
+        "standard output takes no lines (Broken pipe): training goes on, nothing more is written there"
+    ]
+
+
+def test_a_full_disk_is_reported_once_and_nothing_is_lost_when_there_is_room_again():
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    reports = []
+    sink = Sink("metrics.jsonl", writer, reports.append)
+    lines = [f"line {number} {'x' * 1000}\n" for number in range(200)]  # a pipe takes 64 KiB
+    for line in lines:
+        sink.write(line)
+    assert len(reports) == 1 and "what is missing follows when it does" in reports[0]
+    found = b""
+    os.set_blocking(reader, False)
+    while len(found) < sum(map(len, lines)):
+        try:
+            found += os.read(reader, 2**20)
+        except BlockingIOError:
+            sink.write("")
+    assert found.decode() == "".join(lines)
+
+
+def test_a_device_without_room_at_all():
+    reports = []
+    sink = Sink.append("/dev/full", reports.append)
+    sink.write("x")
+    sink.close()
+    assert len(reports) == 1 and "No space left on device" in reports[0]
+
+
+def test_tensorboard_that_cannot_write_is_left_out(tmp_path):
+    (tmp_path / "file").write_text("")
+    reports = []
+    events = Events(tmp_path / "file", 1, reports.append)
+    events.add("loss", 1.0, 1)
+    events.close()
+    assert len(reports) == 1 and "training goes on without TensorBoard" in reports[0]
+
+
+def test_a_tensorboard_that_fails_later_is_left_out(tmp_path, capfd):
+    reports = []
+    events = Events(tmp_path / "events", 1, reports.append)
+    written = events._writer.file_writer.event_writer._async_writer._writer._writer
+    written.write = lambda data: (_ for _ in ()).throw(OSError(28, "No space left on device"))
+    for step in range(1000):
+        if reports:
+            break
+        events.add("loss", 1.0, step)
+        time.sleep(0.01)  # its thread fails some time later
+    events.close()
+    assert len(reports) == 1 and "No space left on device" in reports[0]
+    assert "Traceback" not in capfd.readouterr().err
+
+
+def test_a_terminal_of_a_launcher_gets_plain_lines(tmp_path, monkeypatch, capfd):
+    monkeypatch.setattr(Sink, "isatty", lambda self: True)
+    with Recorder(tmp_path, 5, 1, tensorboard=False, watched=False) as plain:
+        plain.step(1, {"loss": 1.0}, "step 1/5", show=True)
+    assert capfd.readouterr().out == "step 1/5\n"
+    with Recorder(tmp_path, 5, 1, tensorboard=False, watched=True) as bar:
+        bar.step(1, {"loss": 1.0}, "step 1/5", show=True)
+    assert "training" in capfd.readouterr().out
+    assert (tmp_path / "train.log").read_text() == "step 1/5\n" * 2
+
+
+def test_a_run_directory_without_room_is_one_line(tmp_path, monkeypatch):
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n')
+
+    def full(path, first_step):
+        raise OSError(28, "No space left on device", str(path))
+
+    monkeypatch.setattr(recorder, "drop_later_metrics", full)
+    with pytest.raises(
+        ConfigError, match=r"metrics.jsonl cannot be written: No space left on device; make room"
+    ):
+        Recorder(tmp_path, 5, 1, tensorboard=False)
+    assert (tmp_path / "metrics.jsonl").read_text() == '{"step": 1}\n'
+
+
+def test_time_in_words():
+    assert clock(3725.4) == "1:02:05"

@@ -1,0 +1,277 @@
+"""Where a run starts from and what may have changed: manifests written by hand, no torch."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from hcmegatron.config import Config, ConfigError
+from hcmegatron.config.types import flatten, leaves
+from hcmegatron.training import manifest, resume
+from hcmegatron.training.manifest import File, Manifest, Position
+from hcmegatron.training.resume import RULE_OF, Rule
+
+HERE = {"ranks": 2, "torch": "2.13.0"}
+
+
+def made(**sections):
+    config = Config()
+    config.checkpoint.resume, config.run.dir = True, "run"
+    for section, values in sections.items():
+        for key, value in values.items():
+            setattr(getattr(config, section), key, value)
+    return config
+
+
+def saved(directory: Path, config: Config, step=4, **changes) -> Path:
+    """A checkpoint with one file in a run directory."""
+    path = directory / "checkpoints" / manifest.name(step)
+    path.mkdir(parents=True)
+    (path / "__0_0.distcp").write_bytes(b"weights")
+    files = manifest.checksums(path, ["__0_0.distcp"])
+    replace(Manifest(step, 16 * step, step, flatten(config), "text", HERE, files), **changes).write(path)
+    return path
+
+
+def start(config, directory, text="text", environment=HERE):
+    return resume.find(config, directory, text, environment)
+
+
+def refused(config, directory, text="text"):
+    with pytest.raises(ConfigError) as error:
+        start(config, directory, text)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def test_every_setting_has_a_rule():
+    assert RULE_OF.keys() == leaves().keys()
+
+
+def test_what_is_equal_is_continued_bit_for_bit(tmp_path):
+    path = saved(tmp_path, made())
+    harmless = made(
+        training={"log_every": 7, "eval_every": 3}, checkpoint={"save_every": 2}, run={"tensorboard": False}
+    )
+    for config in (made(), harmless):
+        found = start(config, tmp_path)
+        assert found.says == (f"continuing from {path} after step 4, bit for bit",)
+        assert found.position == Position(4, 64) and found.same_layout
+
+
+OTHER = {bool: lambda v: not v, int: lambda v: v + 1, float: lambda v: v / 2 + 0.1, str: lambda v: "other"}
+OTHER |= {list: lambda v: [*v, 0.95], type(None): lambda v: 2}
+
+
+@pytest.mark.parametrize("key", leaves())
+def test_another_value_of_any_setting_is_refused_or_said(key, tmp_path):
+    """Nothing that the numbers depend on is taken over without a word, and nothing given is ignored without one."""
+    config = made()
+    config.optimizer.schedule, config.moe.experts, config.moe.first_dense = "step", 4, 1
+    config.connection.kind, config.data.paths, config.recompute.mode = "mhc", ["x"], "block"
+    saved(tmp_path, config)
+    section, _, leaf = key.rpartition(".")
+    owner = getattr(config, section) if section else config
+    before = getattr(owner, leaf)
+    setattr(owner, leaf, OTHER[type(before)](before))
+    if key.startswith("checkpoint."):
+        config.checkpoint.resume, config.checkpoint.load = True, None
+    rule, idle = RULE_OF[key], key in resume.ineffective(config)
+    if rule is Rule.ARCHITECTURE and not idle:
+        assert f"of another architecture: {key} = " in refused(config, tmp_path)
+    elif rule is Rule.DATA:
+        assert f"of a run on other data: {key} = " in refused(config, tmp_path)
+    else:
+        said = "\n".join(start(config, tmp_path).says)
+        heard = rule in (Rule.APPLIED, Rule.BEGINNING) and not idle
+        assert (f"{key} " in said) == heard
+        assert ("bit for bit" in said) == (rule is not Rule.APPLIED or idle)
+        assert ("no effect" in said) == (rule is Rule.BEGINNING and not idle)
+
+
+def test_values_are_written_as_in_yaml(tmp_path):
+    saved(tmp_path, made(parallel={"distributed_optimizer": None}))
+    changed = made(optimizer={"lr": 0.001}, parallel={"distributed_optimizer": True})
+    assert start(changed, tmp_path).says[1:] == (
+        "changed: parallel.distributed_optimizer null -> true, optimizer.lr 0.003 -> 0.001",
+    )
+    assert "model.query_groups = null there, 2 here" in refused(made(model={"query_groups": 2}), tmp_path)
+
+
+def test_the_length_of_a_run_at_a_constant_rate_changes_no_number(tmp_path):
+    constant = {"schedule": "constant"}
+    saved(tmp_path / "constant", made(optimizer=constant))
+    longer = {"steps": 300}
+    assert "bit for bit" in start(made(optimizer=constant, training=longer), tmp_path / "constant").says[0]
+    saved(tmp_path / "cosine", made())
+    assert "changed: training.steps 200 -> 300" in start(made(training=longer), tmp_path / "cosine").says[1]
+
+
+def test_other_ranks_and_versions_are_said(tmp_path):
+    saved(tmp_path, made())
+    found = resume.find(made(), tmp_path, "text", {"ranks": 4, "torch": "2.14.0"})
+    assert found.says[0].endswith("with changes") and not found.same_layout
+    assert found.says[1] == "changed: ranks 2 -> 4, torch 2.13.0 -> 2.14.0"
+
+
+def test_other_data_are_refused_where_the_run_goes_on_and_begun_anew_by_a_new_one(tmp_path):
+    path = saved(tmp_path, made())
+    error = refused(made(), tmp_path, text="grown")
+    assert "the text's fingerprint is text there, grown here" in error
+    assert f"checkpoint.load={path} and another run.dir" in error
+    new = made(checkpoint={"resume": False, "load": str(tmp_path)}, data={"seed": 7})
+    found = start(new, tmp_path / "new")
+    assert found.position == Position(4, 0)
+    assert found.says[1] == "the data begin anew, at their first sample: data.seed = 1234 there, 7 here"
+    moved = made(data={"paths": ["elsewhere"]})
+    assert start(moved, tmp_path).says[0].endswith("bit for bit")
+
+
+def test_a_finished_run_and_one_that_is_to_be_shorter(tmp_path):
+    path = saved(tmp_path, made(training={"steps": 4}))
+    done = start(made(training={"steps": 4}), tmp_path)
+    assert resume.finished(done) == (
+        f"this run is finished: {path} is after step 4, which is training.steps; raise training.steps to train on"
+    )
+    for config in (
+        made(training={"steps": 3}),
+        made(training={"steps": 4}, checkpoint={"resume": False, "load": str(path)}),
+    ):
+        assert f"training.steps = {config.training.steps} leaves nothing to train" in refused(
+            config, tmp_path
+        )
+
+
+def test_resuming_before_the_first_checkpoint_begins_and_says_so(tmp_path):
+    """What a job that is queued again asks for, and what a mistyped directory looks like."""
+    for directory in (tmp_path / "missing", tmp_path):
+        assert start(made(), directory) is None
+        (said,) = resume.words(made(), directory, None)
+        assert said.startswith(f"warning: there is no checkpoint in {directory} yet")
+    assert resume.words(Config(), tmp_path, None) == ()
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        ("{}", "is not a manifest"),
+        ("[]", "is not a manifest"),
+        ("null", "is not a manifest"),
+        ("[" * 10**5, "is not JSON"),
+        (b"\xff", "is not JSON"),
+        ('{"files": {}, "step": 4}', "is of format 1, and this program reads formats 1 and 2"),
+        ('{"files": {}, "format": 3}', "is of format 3"),
+        ('{"files": {}, "format": 2}', "is not as it was written"),
+    ],
+)
+def test_what_is_no_manifest_is_refused(content, message, tmp_path):
+    path = saved(tmp_path, made())
+    (path / "manifest.json").write_bytes(content if isinstance(content, bytes) else content.encode())
+    assert message in refused(made(), tmp_path)
+
+
+def test_the_first_format_is_continued_with_a_word_on_what_it_does_not_say(tmp_path):
+    config = made(training={"global_batch": 8})
+    path = saved(tmp_path, config)
+    architecture = {key: value for key, value in flatten(config).items() if RULE_OF[key] is Rule.ARCHITECTURE}
+    layout = {"world_size": 2, **vars(config.parallel), "distributed_optimizer": False}
+    first = {"step": 4, "architecture": architecture, "layout": layout, "files": {"__0_0.distcp": 7}}
+    (path / "manifest.json").write_text(json.dumps(first))
+    found = start(config, tmp_path)
+    assert found.position == Position(4, 32) and found.manifest.updates == 4 and not found.same_layout
+    assert found.says[0].endswith("after step 4, with changes")
+    assert "is of format 1: it has no checksums to verify" in found.says[1] and len(found.says) == 2
+    manifest.verify(path, found.manifest, found.manifest.files)
+    assert "model.layers = 4 there, 5 here" in refused(made(model={"layers": 5}), tmp_path)
+    (path / "__0_0.distcp").write_bytes(b"weight")
+    assert "__0_0.distcp has 6 bytes, 7 were written" in refused(config, tmp_path)
+
+
+def test_a_changed_manifest_and_files_of_another_size_are_refused(tmp_path):
+    path = saved(tmp_path, made())
+    text = (path / "manifest.json").read_text()
+    (path / "manifest.json").write_text(text.replace('"samples": 64', '"samples": 65'))
+    assert "manifest.json is not as it was written" in refused(made(), tmp_path)
+    (path / "manifest.json").write_text(text)
+    (path / "__0_0.distcp").write_bytes(b"weight")
+    assert "__0_0.distcp has 6 bytes, 7 were written" in refused(made(), tmp_path)
+    (path / "__0_0.distcp").unlink()
+    assert "__0_0.distcp is missing" in refused(made(), tmp_path)
+
+
+def test_a_flipped_bit_is_found_by_its_checksum(tmp_path):
+    path = saved(tmp_path, made())
+    written = manifest.read(path)
+    assert written.files["__0_0.distcp"].bytes == 7
+    manifest.verify(path, written, written.files)
+    (path / "__0_0.distcp").write_bytes(b"weightr")
+    with pytest.raises(ConfigError, match="its checksum differs"):
+        manifest.verify(path, written, written.files)
+    (path / "__0_0.distcp").unlink()
+    with pytest.raises(ConfigError, match="No such file or directory; every rank has to see it"):
+        manifest.verify(path, written, written.files)
+
+
+def test_places_of_checkpoints(tmp_path):
+    assert "there is no such directory" in refused(load(tmp_path / "missing"), tmp_path)
+    (tmp_path / "file").write_text("")
+    assert "is no directory" in refused(load(tmp_path / "file"), tmp_path)
+    (tmp_path / "empty").mkdir()
+    assert "it has no manifest.json" in refused(load(tmp_path / "empty"), tmp_path)
+    (tmp_path / "checkpoints").write_text("")
+    assert "is a file, where checkpoints would be" in refused(made(), tmp_path)
+
+
+def load(path):
+    return made(checkpoint={"resume": False, "load": str(path)})
+
+
+def test_the_newest_is_a_directory_of_the_highest_step(tmp_path):
+    for step in (2, 10, 4):
+        saved(tmp_path, made(), step)
+    folder = tmp_path / "checkpoints"
+    (folder / "step-00000011").write_text("a file")
+    (folder / "step-00000012.partial").mkdir()
+    assert [path.name for path in manifest.every(folder)] == [manifest.name(step) for step in (2, 4, 10)]
+    assert manifest.newest(tmp_path) == manifest.newest(folder) == folder / "step-00000010"
+
+
+def test_a_checkpoint_that_is_saved_again_is_there_at_every_moment(tmp_path, monkeypatch):
+    path = saved(tmp_path, made())
+    again = saved(tmp_path / "again", made(), updates=3)
+    partial = path.with_suffix(".partial")
+    again.rename(partial)
+    seen = []
+    usual = Path.rename
+
+    def watched(self, target):
+        seen.append(manifest.read(manifest.newest(tmp_path)).updates)
+        done = usual(self, target)
+        seen.append(manifest.read(manifest.newest(tmp_path)).updates)
+        return done
+
+    monkeypatch.setattr(Path, "rename", watched)
+    manifest.publish(partial, path)
+    assert seen == [4, 4, 4, 3] and [left.name for left in path.parent.iterdir()] == [path.name]
+
+
+def test_a_file_with_a_checkpoints_name_stays(tmp_path):
+    (tmp_path / "step-00000004.partial").mkdir()
+    (tmp_path / "step-00000004").write_text("mine")
+    with pytest.raises(FileExistsError, match="a file has its name"):
+        manifest.publish(tmp_path / "step-00000004.partial", tmp_path / "step-00000004")
+    assert (tmp_path / "step-00000004").read_text() == "mine"
+
+
+def test_what_a_killed_run_left_is_removed_and_what_is_whole_kept(tmp_path):
+    path = saved(tmp_path, made())
+    path.with_suffix(".partial").mkdir()
+    path.rename(path.with_suffix(".replaced"))  # killed between two renames
+    said = manifest.tidy(path.parent)
+    assert said == [f"removed {path.with_suffix('.partial')}, left by a run that was cut off while saving"]
+    assert manifest.read(path).step == 4 and list(path.parent.iterdir()) == [path]
+    assert json.loads((path / "manifest.json").read_text())["format"] == 2
+    assert manifest.read(path).files == {
+        "__0_0.distcp": File(7, manifest.read(path).files["__0_0.distcp"][1])
+    }

@@ -1,0 +1,88 @@
+"""A run that is told to stop, or whose output goes nowhere, loses nothing; ranks that differ never begin."""
+
+import json
+import signal
+
+import pytest
+
+from tests.ranks import observe_ranks, run_ranks
+from tests.training.stop_workers import tiny
+
+RUN = {"preload": ("tests.training.stop_workers",), "process_group": False, "timeout": 240}
+TARGET = "tests.training.stop_workers:"
+ALONE = {"parallel": {"pipeline": 1}}
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory):
+    path = tmp_path_factory.mktemp("corpus") / "text.txt"
+    path.write_text("".join(f"line {n * 7919 % 1000}: {'ab' * (n % 9)} {n * n}\n" for n in range(400)))
+    return path
+
+
+@pytest.mark.ranks
+@pytest.mark.parametrize(
+    "ranks, moment, number, eval_every, saved",
+    [
+        (
+            2,
+            "update",
+            signal.SIGTERM,
+            0,
+            [2, 3],
+        ),  # the rank's whole group, as launchers do, after an earlier save
+        (1, "save", signal.SIGUSR1, 0, [2]),
+        (1, "validation", signal.SIGINT, 3, [2, 3]),
+        (1, "rehearsal", signal.SIGHUP, 0, []),
+    ],
+    ids=lambda value: value.name if isinstance(value, signal.Signals) else None,
+)
+def test_it_ends_after_the_step_in_progress_with_a_checkpoint(
+    ranks, moment, number, eval_every, saved, text, tmp_path
+):
+    sections = {
+        "parallel": {"pipeline": ranks},
+        "training": {"steps": 6, "eval_every": eval_every, "global_batch": 2},
+    }
+    config = tiny(text, tmp_path / "run", **sections)
+    last = saved[-1] if saved else 0
+    for rank in run_ranks(ranks, TARGET + "signalled", config, moment, int(number), last, **RUN):
+        assert rank == {"steps": list(range(1, last + 1)), "saved": saved, "left": 0}
+    log = (tmp_path / "run/train.log").read_text()
+    how = "continue with checkpoint.resume=true" if saved else "there is nothing to save yet"
+    assert f"stopped by {number.name} after step {last}; {how}\nrun directory: {tmp_path}/run\n" in log
+    folder = tmp_path / "run/checkpoints"
+    assert sorted(path.name for path in folder.glob("*")) == [f"step-{step:08d}" for step in saved]
+
+
+@pytest.mark.ranks
+def test_a_second_interrupt_ends_at_once(text, tmp_path):
+    (outcome,) = observe_ranks(1, TARGET + "second_interrupt", tiny(text, tmp_path / "run", **ALONE), **RUN)
+    assert outcome.exit_code == -signal.SIGINT and not outcome.overtime
+    assert "SIGINT: ending after this step, with a checkpoint; again: at once" in outcome.output
+
+
+@pytest.mark.ranks
+def test_output_that_goes_nowhere_stops_nothing(text, tmp_path):
+    config = tiny(text, tmp_path / "run", **ALONE)
+    run_ranks(1, TARGET + "unheard", config, **RUN)
+    log = (tmp_path / "run/train.log").read_text().splitlines()
+    assert sum("standard output takes no lines (Broken pipe): training goes on" in line for line in log) == 1
+    assert log[-1] == f"run directory: {tmp_path}/run" and log[0] == f"run directory: {tmp_path}/run"
+    steps = [line for line in log if line.startswith("step ") and "elapsed" in line]
+    assert len(steps) == 4 and steps[-1].endswith("0:00:00 left")
+    assert any(
+        "parameters, at most" in line and "for weights, gradients and optimizer" in line for line in log
+    )
+    lines = (tmp_path / "run/metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [1, 2, 3, 4, 4]
+
+
+@pytest.mark.ranks
+def test_ranks_that_differ_in_a_setting_never_begin(text, tmp_path):
+    config = tiny(text, tmp_path / "run")
+    outcomes = observe_ranks(2, TARGET + "differing", config, ("optimizer", "lr", 0.5), **RUN)
+    for outcome in outcomes:
+        assert outcome.exit_code == 1 and not outcome.overtime
+        assert "optimizer.lr = 0.003 on rank 0, 0.5 on rank 1; start all ranks" in outcome.error
+    assert not (tmp_path / "run").exists()
