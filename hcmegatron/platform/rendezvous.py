@@ -23,7 +23,7 @@ import torch.distributed as dist
 from hcmegatron.config.errors import ConfigError
 from hcmegatron.platform.agreement import Facts, disagreement, in_words
 from hcmegatron.platform.ranks import RankInfo
-from hcmegatron.platform.streams import tell
+from hcmegatron.platform.standard_streams import tell
 
 FIRST_WORD_S = 5.0  # of waiting, after which it is said whom for; then twice as long each time
 _POLL_S = 0.1

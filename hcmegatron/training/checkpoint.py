@@ -26,7 +26,7 @@ from hcmegatron.training.manifest import Manifest, Position
 from hcmegatron.training.model import gather_parameters
 from hcmegatron.training.pieces import FAULTS, read, reason, shapes, write
 from hcmegatron.training.resume import Start
-from hcmegatron.training.run_directory import environment
+from hcmegatron.training.run_directory import versions
 from hcmegatron.training.stored import to_load, to_save
 from megatron.core.optimizer.optimizer import ChainedOptimizer
 
@@ -39,11 +39,11 @@ class NotDone(Exception):
 
 def depends_on() -> dict[str, Any]:
     """What a run's numbers depend on beside configuration and text, by name."""
-    versions = environment()
+    found = versions()
     return {
         "ranks": dist.get_world_size(),
         "CPU threads": torch.get_num_threads(),
-        **{name: versions[name] for name in ("python", "torch", "megatron-core", "device")},
+        **{name: found[name] for name in ("python", "torch", "megatron-core", "device")},
     }
 
 

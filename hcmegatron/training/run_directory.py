@@ -19,7 +19,7 @@ from typing import IO, TypeVar
 from hcmegatron.config.errors import ConfigError
 from hcmegatron.config.load import dump
 from hcmegatron.config.schema import Config
-from hcmegatron.platform.streams import tell
+from hcmegatron.platform.standard_streams import tell
 
 T = TypeVar("T")
 
@@ -115,7 +115,7 @@ class RunDirectory:
                 )
             text = dump(config)
             _replace(path / _name_of_resolved(path), _mark(text) + text)
-            _replace(path / ENVIRONMENT, json.dumps(environment(), indent=1) + "\n")
+            _replace(path / ENVIRONMENT, json.dumps(versions(), indent=1) + "\n")
         except OSError as error:
             raise ConfigError(
                 f"run.dir = {path} cannot be written: {error.strerror}; choose another"
@@ -167,7 +167,7 @@ def _replace(file: Path, text: str) -> None:
     os.replace(part, file)
 
 
-def environment() -> dict[str, str]:
+def versions() -> dict[str, str]:
     """Versions and machine, for whoever reads the run later."""
     import torch
 

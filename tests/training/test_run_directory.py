@@ -14,7 +14,7 @@ VERSIONS = {"python": "3", "torch": "2", "megatron-core": "0", "command": "train
 @pytest.fixture(autouse=True)
 def _alone(monkeypatch):
     monkeypatch.setattr(run_directory, "on_first_rank", lambda work: work())
-    monkeypatch.setattr(run_directory, "environment", lambda: VERSIONS)
+    monkeypatch.setattr(run_directory, "versions", lambda: VERSIONS)
 
 
 def resumed(steps=7):
