@@ -113,7 +113,8 @@ def read(checkpoint: Path) -> Manifest:
         content = json.loads((checkpoint / MANIFEST).read_bytes())
     except (FileNotFoundError, NotADirectoryError):
         raise ConfigError(
-            f"checkpoint {checkpoint} is partial or no checkpoint: it has no {MANIFEST}; name a complete one"
+            f"checkpoint {checkpoint} is partial or no checkpoint: it has no {MANIFEST}; name a complete one, or "
+            "move it away to use the one before"
         ) from None
     except OSError as error:
         raise ConfigError(f"checkpoint {checkpoint}: {MANIFEST} cannot be read: {error.strerror}") from None

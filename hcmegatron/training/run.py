@@ -49,7 +49,7 @@ def train(config: Config, ranks: RankInfo, name: str = "run") -> int:
     """
     corpus = find(config.data)
     with process_groups(config, ranks, corpus.fingerprint) as groups:
-        stop = StopFlag()
+        stop = StopFlag(launched=ranks.source == STARTED_HERE and ranks.world_size > 1)
         path: Path = on_first_rank(lambda: choose(config, name))
         depends_on = checkpoint.depends_on()
         start = on_first_rank(lambda: resume.find(config, path, corpus.fingerprint, depends_on))

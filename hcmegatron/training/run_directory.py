@@ -25,6 +25,7 @@ T = TypeVar("T")
 
 RESOLVED = ("config.yaml", "config.resolved.yaml")  # the second where the first is somebody's own
 ENVIRONMENT = "environment.json"
+LOCK = ".lock"
 
 
 def on_first_rank(work: Callable[[], T]) -> T:
@@ -59,7 +60,7 @@ def examine(path: Path, config: Config) -> list[str]:
             would write there is somebody else's.
     """
     try:
-        used = any(path.iterdir())
+        used = any(entry.name != LOCK for entry in path.iterdir())  # a job that could not begin leaves that
     except FileNotFoundError:
         return []
     except OSError as error:
@@ -99,7 +100,7 @@ class RunDirectory:
         examine(path, config)
         try:
             path.mkdir(parents=True, exist_ok=True)
-            self._lock: IO = (path / ".lock").open("w")
+            self._lock: IO = (path / LOCK).open("w")
             try:
                 fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -163,8 +164,12 @@ def _is_environment(file: Path) -> bool:
 def _replace(file: Path, text: str) -> None:
     """Write a file whole or not at all."""
     part = file.with_name(f".{file.name}.part")
-    part.write_text(text, encoding="utf-8")
-    os.replace(part, file)
+    try:
+        part.write_text(text, encoding="utf-8")
+        os.replace(part, file)
+    except OSError:
+        part.unlink(missing_ok=True)
+        raise
 
 
 def versions() -> dict[str, str]:

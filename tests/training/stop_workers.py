@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import psutil
 
 from hcmegatron.config.schema import Config
-from hcmegatron.platform.ranks import discover
+from hcmegatron.platform.ranks import STARTED_HERE, discover
 from hcmegatron.training import checkpoint, step
 from hcmegatron.training.manifest import Position
 from hcmegatron.training.run import train
@@ -33,14 +34,14 @@ def signalled(config: Config, moment: str, number: int, last: int) -> dict[str, 
         if place.rank == place.world_size - 1:
             os.killpg(0, number)
 
-    def around(owner: type, name: str, when: str, note: Callable[..., None] = lambda *_: None) -> None:
+    def around(owner: type, name: str, note: Callable[..., None], when: str) -> None:
         usual = getattr(owner, name)
 
-        def method(self: Any, *args: Any, **others: Any) -> Any:
+        def method(self: Any, *args: Any, **options: Any) -> Any:
             note(self, *args)
             if moment == when and (when == "rehearsal" or noted["steps"][-1] == last):
                 send()
-            return usual(self, *args, **others)
+            return usual(self, *args, **options)
 
         setattr(owner, name, method)
 
@@ -51,14 +52,14 @@ def signalled(config: Config, moment: str, number: int, last: int) -> dict[str, 
             send()
         return result
 
-    def save(checkpoints: checkpoint.Checkpoints, at: Position) -> None:
+    def note_save(checkpoints: checkpoint.Checkpoints, at: Position) -> None:
         if at != checkpoints.saved:
             noted["saved"].append(at.step)
 
     usual_step, step.Stepper.step = step.Stepper.step, after_step
-    around(step.Stepper, "rehearse", "rehearsal")
-    around(step.Stepper, "evaluate", "validation")
-    around(checkpoint.Checkpoints, "save", "save", save)
+    around(step.Stepper, "rehearse", lambda *_: None, "rehearsal")
+    around(step.Stepper, "evaluate", lambda *_: None, "validation")
+    around(checkpoint.Checkpoints, "save", note_save, "save")
     assert train(config, place) == 0
     noted["left"] = len(psutil.Process().children(recursive=True))
     return noted
@@ -82,8 +83,12 @@ def differing(config: Config, of_rank_1: tuple[str, str, Any]) -> None:
     train(config, discover(os.environ))
 
 
-def second_interrupt(config: Config) -> None:
-    """A first SIGINT asks for the end, a second one does not wait for it."""
+def second_interrupt(config: Config, launched: bool) -> None:
+    """A first SIGINT asks for the end, a second one does not wait for it.
+
+    launched: by the command, which hears a second Ctrl-C itself and passes the first one on: that may be the second
+    SIGINT of a rank that was sent one along with the command.
+    """
     usual_step = step.Stepper.step
 
     def interrupted(self: Any, seen: int) -> step.StepResult:
@@ -92,4 +97,5 @@ def second_interrupt(config: Config) -> None:
         return usual_step(self, seen)
 
     step.Stepper.step = interrupted
-    train(config, discover(os.environ))
+    place = discover(os.environ)
+    train(config, replace(place, source=STARTED_HERE) if launched else place)
