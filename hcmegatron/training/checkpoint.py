@@ -113,6 +113,11 @@ class Checkpoints:
         try:
             # Before the first collective of `read`: a rank that cannot see the files would leave the others in it.
             stored = _everywhere(lambda: shapes(start.path))
+        except NotDone as error:
+            raise ConfigError(
+                f"checkpoint {start.path} cannot be read: {error}; every rank has to see it"
+            ) from None
+        try:
             for pieces in to_load(self.chunks, self.optimizer):
                 _everywhere(lambda pieces=pieces: read(pieces, start.path, stored))
         except NotDone as error:

@@ -146,6 +146,16 @@ def test_another_batch_size_goes_on_with_the_next_sample(text, tmp_path):
 
 
 @pytest.mark.ranks
+def test_a_checkpoint_that_one_rank_does_not_see_ends_all(text, whole, tmp_path):
+    shutil.copytree(whole[0], tmp_path / "run")
+    config = tiny(text, tmp_path / "run", checkpoint={"resume": True}, training={"steps": 5})
+    for outcome in observe_ranks(2, TARGET + "unseen", config, **RUN):
+        assert outcome.exit_code != 0 and not outcome.overtime
+        assert "cannot be read: No such file or directory" in outcome.error
+        assert "every rank has to see it" in outcome.error
+
+
+@pytest.mark.ranks
 def test_a_finished_run_says_so_and_trains_nothing(text, whole):
     directory, _ = whole
     before = {path: path.stat().st_mtime_ns for path in directory.rglob("*")}
