@@ -80,6 +80,8 @@ class ConnectionGPT(GPTModel):
         )
         self.copy = 0  # see mark_copy
         self.vocabulary = vocabulary(config, tokens)
+        if config.model.tie_embeddings and not (stage.first and stage.last):
+            self._mark_tied_embedding()
         mark_weights(self, pg_collection)
         for connection in self.connections():
             for parameter in connection.parameters():
@@ -113,15 +115,24 @@ class ConnectionGPT(GPTModel):
             logits[..., max(0, self.vocabulary - first) :] = -math.inf
         return super().compute_language_model_loss(labels, logits)
 
+    def _mark_tied_embedding(self) -> None:
+        """Say that the embedding and the head's weight are two parameters, wherever their chunks are.
+
+        Megatron goes by pipeline ranks: it does not see the ends of a V on a pipeline of one rank, whose weight it
+        would count twice in the gradient norm, nor the first stage's copy on DualPipe's last rank, whose gradient
+        buffer would be laid out in another way.
+        """
+        if self.pre_process or self.post_process:
+            weight = self.shared_embedding_or_output_weight()
+            weight.shared_embedding, weight.zero_out_wgrad = True, False
+            weight.shared = self.post_process
+
     def mark_copy(self, copy: int) -> None:
         """Make this chunk the copy-th further one (from 1) of the same parameters, which another rank counts in the
         gradient norm and writes into checkpoints."""
         self.copy = copy
         for parameter in self.parameters():
             parameter.shared = True
-        if self.pre_process and self.share_embeddings_and_output_weights:
-            # Megatron marks it on the first pipeline rank alone, and lays out gradient buffers by the mark.
-            self.embedding.word_embeddings.weight.shared_embedding = True
 
     def sharded_state_dict(
         self, prefix: str = "", sharded_offsets: tuple = (), metadata: dict | None = None

@@ -26,7 +26,7 @@ from typing import Literal, NamedTuple
 
 from hcmegatron.config.errors import ConfigError
 from hcmegatron.platform.ranks import STARTED_HERE, RankInfo, free_port
-from hcmegatron.platform.streams import tell
+from hcmegatron.platform.standard_streams import tell
 
 USER_ERROR = 2  # exit status of a mistake in the command line, the configuration or the data
 FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)

@@ -35,6 +35,7 @@ class StopFlag:
         self.launched = launched
         self.asked: int | None = None
         self._agreed = 0
+        self._speaks = dist.get_rank() == 0  # asked now: a signal may come when the groups have ended
         for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP):
             if signal.getsignal(number) != signal.SIG_IGN:
                 signal.signal(number, self._ask)
@@ -44,7 +45,7 @@ class StopFlag:
             if not self.launched:
                 # A handler in Python would wait for a collective that may never end.
                 signal.signal(signal.SIGINT, signal.SIG_DFL)
-            if dist.get_rank() == 0:
+            if self._speaks:
                 with contextlib.suppress(
                     OSError
                 ):  # not by way of a stream, which may be in use where this interrupts

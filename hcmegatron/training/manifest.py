@@ -218,8 +218,7 @@ def tidy(folder: Path) -> list[str]:
     for left in sorted([*folder.glob(PATTERN + ".partial"), *folder.glob(PATTERN + REPLACED)]):
         whole = left.with_suffix("")
         if left.suffix == REPLACED and not whole.exists():
-            left.rename(whole)
-            continue
+            continue  # it is the checkpoint (see every), and this run may be about to load it
         with contextlib.suppress(OSError):
             shutil.rmtree(left)
             said.append(f"removed {left}, left by a run that was cut off while saving")

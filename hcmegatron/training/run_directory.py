@@ -19,6 +19,7 @@ from typing import IO, TypeVar
 from hcmegatron.config.errors import ConfigError
 from hcmegatron.config.load import dump
 from hcmegatron.config.schema import Config
+from hcmegatron.platform.standard_streams import tell
 
 T = TypeVar("T")
 
@@ -102,13 +103,20 @@ class RunDirectory:
             self._lock: IO = (path / LOCK).open("w")
             try:
                 fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
+            except BlockingIOError:
                 raise ConfigError(
                     f"run.dir = {path} is in use by a job that is still running; choose another"
                 ) from None
+            except (
+                OSError
+            ) as error:  # a shared file system without locks, such as Lustre without its flock option
+                tell(
+                    f"hcmegatron: warning: run.dir = {path}: its file system has no locks ({error.strerror}); do not "
+                    "start another job there while this one runs"
+                )
             text = dump(config)
             _replace(path / _name_of_resolved(path), _mark(text) + text)
-            _replace(path / ENVIRONMENT, json.dumps(environment(), indent=1) + "\n")
+            _replace(path / ENVIRONMENT, json.dumps(versions(), indent=1) + "\n")
         except OSError as error:
             raise ConfigError(
                 f"run.dir = {path} cannot be written: {error.strerror}; choose another"
@@ -164,7 +172,7 @@ def _replace(file: Path, text: str) -> None:
         raise
 
 
-def environment() -> dict[str, str]:
+def versions() -> dict[str, str]:
     """Versions and machine, for whoever reads the run later."""
     import torch
 

@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 from hcmegatron.config.checks import check, check_world
 from hcmegatron.config.errors import ConfigError
 from hcmegatron.config.idle import ineffective
-from hcmegatron.config.load import _scalar, read
+from hcmegatron.config.load import read, scalar
 from hcmegatron.config.schema import Config
 from hcmegatron.config.types import defaults, flatten, leaves
 from tests.fuzz import space
@@ -185,7 +185,7 @@ def _mended(draw: Callable, values: dict[str, Any], ranks: int, free: Iterable[s
 
 
 def _overrides(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
-    return [f"--{key}={_scalar(value)}" for key, value in after.items() if value != before[key]]
+    return [f"--{key}={scalar(value)}" for key, value in after.items() if value != before[key]]
 
 
 def _changed(config: Config, overrides: list[str]) -> Config:

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+import torch._dynamo  # torch's optimizers import it when they are made: here once for all ranks
 import torch.nn.functional as F
 
 from hcmegatron.config.errors import ConfigError

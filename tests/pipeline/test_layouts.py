@@ -123,6 +123,16 @@ def test_overlapped_layouts_equal_one_process(architecture, parallel):
     assert wrong(configs, alone(configs), run(4, "steps", configs)) == []
 
 
+def test_a_tied_embedding_at_both_ends_of_one_rank_counts_once():
+    """A V over a single rank: the embedding and the head are parameters of two chunks, and the norm takes one."""
+    configs = [
+        network("dense", "residual", 5, tied=True, schedule=schedule, **variant)
+        for schedule in ("zb_v", "dualpipev")
+        for variant in ({}, EARLY)
+    ]
+    assert wrong(configs, alone(configs), run(1, "steps", configs)) == []
+
+
 def test_tied_embeddings_beside_data_parallelism():
     """Where the two ends of a V are on one rank, and where Megatron sums them over two."""
     configs = [
