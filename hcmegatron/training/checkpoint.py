@@ -159,14 +159,8 @@ class Checkpoints:
 
     def _remove_older(self, than: Path) -> list[str]:
         """All but the newest keep_last of this one and those before it."""
-        older = [
-            path
-            for path in manifest.every(self.folder)
-            if path.name < than.name
-            and (path / manifest.MANIFEST).exists()  # and not somebody's own directory
-        ]
         said = []
-        for path in older[: max(0, len(older) + 1 - self.config.checkpoint.keep_last)]:
+        for path in manifest.outdated(than, self.config.checkpoint.keep_last):
             try:
                 shutil.rmtree(path)
             except OSError as error:

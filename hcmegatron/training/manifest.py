@@ -95,6 +95,13 @@ def every(folder: Path) -> list[Path]:
     return sorted(whole + [path for path in waiting if not path.with_suffix("").exists()])
 
 
+def outdated(saved: Path, keep: int) -> list[Path]:
+    """Of the checkpoints before `saved`, all but the newest with which there are `keep`. Somebody's own directory with
+    a checkpoint's name has no manifest, and is none of them."""
+    older = [path for path in every(saved.parent) if path.name < saved.name and (path / MANIFEST).exists()]
+    return older[: max(0, len(older) + 1 - keep)]
+
+
 def newest(directory: Path) -> Path | None:
     """The checkpoint of the highest step under `directory`/checkpoints (or in `directory` itself)."""
     for folder in (directory / "checkpoints", directory):

@@ -237,6 +237,18 @@ def test_the_newest_is_a_directory_of_the_highest_step(tmp_path):
     assert manifest.newest(tmp_path) == manifest.newest(folder) == folder / "step-00000010"
 
 
+def test_only_checkpoints_are_removed_as_outdated(tmp_path):
+    paths = [saved(tmp_path, made(), step) for step in (2, 4, 6, 8)]
+    own = tmp_path / "checkpoints/step-00000003"
+    own.mkdir()
+    (own / "notes.txt").write_text("somebody's own")
+    assert manifest.outdated(paths[2], 1) == paths[:2]
+    assert manifest.outdated(paths[2], 2) == paths[:1]
+    assert manifest.outdated(paths[3], 9) == []
+    with pytest.raises(ConfigError, match=r"step-00000003 .* move it away to use the one before"):
+        manifest.read(own)
+
+
 def test_a_checkpoint_that_is_saved_again_is_there_at_every_moment(tmp_path, monkeypatch):
     path = saved(tmp_path, made())
     again = saved(tmp_path / "again", made(), updates=3)

@@ -89,9 +89,11 @@ def test_a_full_disk_is_one_line(tmp_path, monkeypatch):
     def full(*arguments):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(run_directory, "_replace", full)
+    monkeypatch.setattr(run_directory.os, "replace", full)
     with pytest.raises(ConfigError, match="cannot be written: No space left on device; choose another"):
         RunDirectory(tmp_path / "run", Config())
+    assert [path.name for path in (tmp_path / "run").iterdir()] == [".lock"]
+    assert examine(tmp_path / "run", Config()) == []  # the same command works once there is room
 
 
 def test_a_file_system_without_locks_is_said_and_used(tmp_path, monkeypatch, capsys):
