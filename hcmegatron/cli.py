@@ -21,9 +21,10 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, NoReturn
 
 from hcmegatron.config import Config, ConfigError, check, check_world, dump, read, smallest_world
+from hcmegatron.config.idle import ineffective
 from hcmegatron.config.load import scalar
 from hcmegatron.config.types import defaults, describe, leaves
-from hcmegatron.platform.streams import silence, stand_in_for_closed, tell
+from hcmegatron.platform.standard_streams import silence, stand_in_for_closed, tell
 
 if TYPE_CHECKING:
     from hcmegatron.platform.ranks import RankInfo
@@ -187,6 +188,7 @@ def _config(options: argparse.Namespace, overrides: list[str]) -> int:
 def _train(options: argparse.Namespace, overrides: list[str]) -> int:
     """Everything that can be wrong without starting is found here; then one rank runs, or several are started."""
     from hcmegatron.data.corpus import find
+    from hcmegatron.platform import cuda_environment
     from hcmegatron.platform.optional import require_installed
     from hcmegatron.platform.ranks import discover
     from hcmegatron.training import resume
@@ -194,6 +196,7 @@ def _train(options: argparse.Namespace, overrides: list[str]) -> int:
 
     # torch's warnings of lost connections come with pages of native stack; read when torch is loaded.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    cuda_environment.prepare(os.environ)  # before anything asks the GPU what it is, which starts CUDA
     ranks = discover(os.environ)
     try:
         config, sources = read(options.file, overrides)
@@ -230,7 +233,7 @@ def _check_device(config: Config, device: str | None = None) -> None:
 
         if not (found := transformer_engine()).usable:
             raise ConfigError(f"implementation = te: {found.words}; use implementation=auto or local")
-    if config.kernels == "triton" and config.connection.kind != "residual":
+    if config.kernels == "triton" and "kernels" not in ineffective(config):
         from hcmegatron.kernels.select import select
 
         try:

@@ -10,7 +10,7 @@ import math
 from hcmegatron.config.errors import ConfigError
 from hcmegatron.config.idle import ineffective
 from hcmegatron.config.ranges import LARGEST, TRITON_STREAMS, check_value
-from hcmegatron.config.schema import SPLIT_BACKWARD, Config, Parallel
+from hcmegatron.config.schema import SPLIT_BACKWARD, Config, Parallel, distributed_optimizer
 from hcmegatron.config.types import defaults, flatten
 
 
@@ -308,7 +308,7 @@ def _parallel(config: Config, shown: Shown) -> None:
         f"use a multiple of {p.tensor}",
     )
     _need(
-        not p.overlap_param_gather or (p.distributed_optimizer and p.overlap_grad_reduce),
+        not p.overlap_param_gather or (distributed_optimizer(config) and p.overlap_grad_reduce),
         f"{shown('parallel.overlap_param_gather')} gathers the distributed optimizer's shards",
         "set parallel.distributed_optimizer=true and parallel.overlap_grad_reduce=true",
     )

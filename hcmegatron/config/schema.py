@@ -239,3 +239,9 @@ class Config:
         "auto"  # layers: Transformer Engine's, where it is installed and fits the schedule, or Megatron's local ones
     )
     kernels: Literal["auto", "torch", "triton"] = "auto"  # of the connections
+
+
+def distributed_optimizer(config: Config) -> bool:
+    """Whether optimizer state is sharded over data-parallel ranks: parallel.distributed_optimizer, or what null is."""
+    chosen = config.parallel.distributed_optimizer
+    return config.training.dtype == "bf16" if chosen is None else chosen

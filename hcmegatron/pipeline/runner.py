@@ -15,12 +15,12 @@ from hcmegatron.config.schema import SPLIT_BACKWARD, Config
 from hcmegatron.connections import facts
 from hcmegatron.model.gpt import ConnectionGPT
 from hcmegatron.model.transformer_config import DTYPES
+from hcmegatron.pipeline.cuda_streams import check_channels
 from hcmegatron.pipeline.lanes import Lanes
 from hcmegatron.pipeline.mirrors import Mirrors
 from hcmegatron.pipeline.overlap import OverlappedStage
 from hcmegatron.pipeline.placement import evaluation_schedule, placement, training_schedule
 from hcmegatron.pipeline.stage import ChunkStage
-from hcmegatron.pipeline.streams import check_channels
 from hcmegatron.pipeline.tied import embedding_groups, sum_gradients, tied_weights
 from hcmegatron.pipeline.warm_start import Alone, copies, run_alone
 from hcmegatron.platform.attention import leave_room

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from hcmegatron.config.schema import Config
+from hcmegatron.config.schema import Config, distributed_optimizer
 from hcmegatron.connections import facts
 from hcmegatron.planner.flops import attention_parameters, mlp_parameters
 from hcmegatron.planner.parameters import attention_norms, norm_parameters
@@ -60,9 +60,9 @@ def rank_parameters(config: Config, vocab_size: int, parts: Sequence[Part]) -> i
 def bytes_a_parameter(config: Config, data_parallel: int) -> float:
     """Of weight, gradient and AdamW's two moments; with bf16 the gradient and a master weight are fp32.
 
-    With a distributed optimizer (always with bf16) the state is shared out over data-parallel ranks.
+    With a distributed optimizer the state is shared out over data-parallel ranks.
     """
-    shards = data_parallel if config.parallel.distributed_optimizer or config.training.dtype == "bf16" else 1
+    shards = data_parallel if distributed_optimizer(config) else 1
     match config.training.dtype:
         case "bf16":
             return 6 + 12 / shards

@@ -26,7 +26,7 @@ from typing import Literal, NamedTuple
 
 from hcmegatron.config.errors import ConfigError
 from hcmegatron.platform.ranks import STARTED_HERE, RankInfo, free_port
-from hcmegatron.platform.streams import tell
+from hcmegatron.platform.standard_streams import tell
 
 USER_ERROR = 2  # exit status of a mistake in the command line, the configuration or the data
 FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
@@ -76,6 +76,7 @@ class _Launch:
         self.context = context
         self.ranks: list[_Rank] = []
         self.interrupted: int | None = None  # the signal that this process was sent
+        self.asked_by_hand = False  # one SIGINT has come
         self.ending = False  # the ranks were told to end, so that they do is no failure of theirs
 
     def run(self, worker: Worker, places: list[RankInfo]) -> int:
@@ -161,10 +162,16 @@ class _Launch:
         return cause.status
 
     def _forward(self, number: int, frame: FrameType | None) -> None:
-        """Pass a signal on. The ranks may save before they end; a second request to end does not wait."""
-        if self.interrupted is not None and number in (signal.SIGINT, signal.SIGTERM):
-            self._kill()
-            return
+        """Pass a signal on. The ranks may save before they end; only a second Ctrl-C does not wait.
+
+        Whoever shuts a machine down or takes an allocation back may send several signals, SIGHUP and SIGTERM or one
+        twice: each asks for the same.
+        """
+        if number == signal.SIGINT:
+            if self.asked_by_hand:
+                self._kill()
+                return
+            self.asked_by_hand = True
         if number not in (signal.SIGUSR1, signal.SIGUSR2):
             self.interrupted = number
         for rank in self.ranks:

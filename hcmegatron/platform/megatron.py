@@ -15,9 +15,9 @@ from collections.abc import Callable
 
 import torch
 
-from hcmegatron.platform import cpu, environment
+from hcmegatron.platform import cpu, cuda_environment
 
-environment.prepare(os.environ)
+cuda_environment.prepare(os.environ)
 if torch.cuda.is_available():
     importing = contextlib.nullcontext()
 else:

@@ -14,6 +14,7 @@ from functools import cache
 from pathlib import Path
 
 from hcmegatron.config.errors import ConfigError
+from hcmegatron.config.idle import ineffective
 from hcmegatron.config.schema import Config
 
 
@@ -38,9 +39,9 @@ def require_installed(config: Config) -> None:
         ("kernels", "triton", "triton", "Triton", "auto or torch"),
         ("implementation", "te", "transformer_engine", "Transformer Engine", "auto or local"),
     )
+    idle = ineffective(config)
     for key, value, module, name, instead in asked:
-        idle = key == "kernels" and config.connection.kind == "residual"
-        if getattr(config, key) == value and not idle and importlib.util.find_spec(module) is None:
+        if getattr(config, key) == value and key not in idle and importlib.util.find_spec(module) is None:
             raise ConfigError(f"{key} = {value}: {name} is not installed; install it, or use {key}={instead}")
 
 

@@ -15,6 +15,7 @@ import os
 import socket
 import threading
 import time
+from collections.abc import Callable
 from datetime import timedelta
 
 import torch.distributed as dist
@@ -22,11 +23,12 @@ import torch.distributed as dist
 from hcmegatron.config.errors import ConfigError
 from hcmegatron.platform.agreement import Facts, disagreement, in_words
 from hcmegatron.platform.ranks import RankInfo
-from hcmegatron.platform.streams import tell
+from hcmegatron.platform.standard_streams import tell
 
 FIRST_WORD_S = 5.0  # of waiting, after which it is said whom for; then twice as long each time
 _POLL_S = 0.1
 _VERDICT = "verdict"
+_PORT = "hcmegatron port"  # in the store of torchrun's agent: of rank 0's own
 
 
 def rendezvous(ranks: RankInfo, facts: Facts, limit: timedelta) -> dist.Store:
@@ -107,17 +109,19 @@ def _store(ranks: RankInfo, waiting: _Waiting) -> dist.Store:
     """Rank 0's store: held here, or reached."""
     first, address, port = ranks.rank == 0, ranks.master_addr, ranks.master_port
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
-        agent = _reach(address, port, ranks, waiting)
+        agent = _reach(address, lambda: port, ranks, waiting)
         if first:
             store = _hold(address, 0, ranks)
-            agent.set("hcmegatron port", str(store.port))
+            agent.set(_PORT, str(store.port))
             return store
-        while not agent.check(["hcmegatron port"]):
+        while not agent.check([_PORT]):
             if not waiting.left:
                 raise waiting.missing("rank 0")
             waiting.pause("rank 0")
-        port = int(agent.get("hcmegatron port"))
-    return _hold(address, port, ranks) if first else _reach(address, port, ranks, waiting)
+        # Asked at every attempt: the agent's store outlives the ranks that torchrun starts anew (--max-restarts), and
+        # has the port of the rank 0 before until this one has set its own.
+        return _reach(address, lambda: int(agent.get(_PORT)), ranks, waiting)
+    return _hold(address, port, ranks) if first else _reach(address, lambda: port, ranks, waiting)
 
 
 def _hold(address: str, port: int, ranks: RankInfo) -> dist.TCPStore:
@@ -131,9 +135,9 @@ def _hold(address: str, port: int, ranks: RankInfo) -> dist.TCPStore:
         ) from None
 
 
-def _reach(address: str, port: int, ranks: RankInfo, waiting: _Waiting) -> dist.TCPStore:
-    """The store that is, or will be, held at address:port."""
-    while (refused := _knock(address, port, waiting.left)) is not None:
+def _reach(address: str, where: Callable[[], int], ranks: RankInfo, waiting: _Waiting) -> dist.TCPStore:
+    """The store that is, or will be, held at the address. where: at which port, as far as is known now."""
+    while (refused := _knock(address, port := where(), waiting.left)) is not None:
         if not waiting.left:
             raise waiting.missing("rank 0", f" ({refused})")
         waiting.pause("rank 0")

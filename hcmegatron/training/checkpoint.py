@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import nn
 
 from hcmegatron.config.errors import ConfigError
 from hcmegatron.config.schema import Config
@@ -24,10 +24,9 @@ from hcmegatron.platform import adam
 from hcmegatron.training import manifest
 from hcmegatron.training.manifest import Manifest, Position
 from hcmegatron.training.model import gather_parameters
-from hcmegatron.training.pieces import FAULTS, Piece, read, reason, write
-from hcmegatron.training.random_state import random_state, set_random_state
+from hcmegatron.training.pieces import FAULTS, read, reason, shapes, write
 from hcmegatron.training.resume import Start
-from hcmegatron.training.run_directory import environment
+from hcmegatron.training.run_directory import versions
 from hcmegatron.training.stored import to_load, to_save
 from megatron.core.optimizer.optimizer import ChainedOptimizer
 
@@ -40,11 +39,11 @@ class NotDone(Exception):
 
 def depends_on() -> dict[str, Any]:
     """What a run's numbers depend on beside configuration and text, by name."""
-    versions = environment()
+    found = versions()
     return {
         "ranks": dist.get_world_size(),
         "CPU threads": torch.get_num_threads(),
-        **{name: versions[name] for name in ("python", "torch", "megatron-core", "device")},
+        **{name: found[name] for name in ("python", "torch", "megatron-core", "device")},
     }
 
 
@@ -106,22 +105,20 @@ class Checkpoints:
         return [] if keep_older or dist.get_rank() else self._remove_older(path)
 
     def load(self, start: Start) -> None:
-        """Fill model, optimizer and, where the layout is the same, random states from a verified checkpoint.
+        """Fill model and optimizer from a verified checkpoint.
 
         Raises:
             ConfigError: it cannot be read; on every rank, whichever found it.
         """
-        of_model, of_optimizer = to_load(self.chunks, self.optimizer)
-        random = random_state() if start.same_layout else {}
-        for pieces in (of_model, of_optimizer + _random_pieces(random)):
-            try:
-                _everywhere(lambda pieces=pieces: read(pieces, start.path))
-            except NotDone as error:
-                raise manifest.corrupt(start.path, str(error)) from None
+        try:
+            # Before the first collective of `read`: a rank that cannot see the files would leave the others in it.
+            stored = _everywhere(lambda: shapes(start.path))
+            for pieces in to_load(self.chunks, self.optimizer):
+                _everywhere(lambda pieces=pieces: read(pieces, start.path, stored))
+        except NotDone as error:
+            raise manifest.corrupt(start.path, str(error)) from None
         for optimizer in self._inner():
             adam.set_updates(optimizer, start.manifest.updates)
-        if random:
-            set_random_state(random)
         if self.folder in start.path.parents:
             self.saved = start.position
 
@@ -130,24 +127,24 @@ class Checkpoints:
         first, rank = dist.get_rank() == 0, dist.get_rank()
         gather_parameters(self.chunks)
         _everywhere(lambda: _emptied(partial) if first else None)
-        pieces = [*to_save(self.chunks, self.optimizer), *_random_pieces(random_state())]
+        pieces = list(to_save(self.chunks, self.optimizer))
         _everywhere(lambda: write(pieces, partial))
 
         def read_back() -> tuple[dict[str, manifest.File], int]:
             mine = [file.name for file in partial.glob(f"__{rank}_*")] + [".metadata"] * first
             return manifest.checksums(partial, mine), max(map(adam.updates, self._inner()), default=0)
 
-        everyones = _everywhere(read_back)
+        everyones = _gathered(_everywhere(read_back))
         files = {name: file for found, _ in everyones for name, file in found.items()}
         updates = max(count for _, count in everyones)
         complete = Manifest(*at, updates, flatten(self.config), self.text, depends_on(), files)
         _everywhere(lambda: self._complete(partial, path, complete) if first else None)
 
     def _complete(self, partial: Path, path: Path, complete: Manifest) -> None:
-        for name in complete.files:
-            (
-                partial / name
-            ).stat()  # written by a rank on another machine: raises where that has disks of its own
+        for (
+            name
+        ) in complete.files:  # of ranks on other machines, too: raises where those have disks of their own
+            (partial / name).stat()
         complete.write(partial)
         manifest.publish(partial, path)
 
@@ -157,7 +154,12 @@ class Checkpoints:
 
     def _remove_older(self, than: Path) -> list[str]:
         """All but the newest keep_last of this one and those before it."""
-        older = [path for path in manifest.every(self.folder) if path.name < than.name]
+        older = [
+            path
+            for path in manifest.every(self.folder)
+            if path.name < than.name
+            and (path / manifest.MANIFEST).exists()  # and not somebody's own directory
+        ]
         said = []
         for path in older[: max(0, len(older) + 1 - self.config.checkpoint.keep_last)]:
             try:
@@ -167,22 +169,21 @@ class Checkpoints:
         return said
 
 
-def _everywhere(work: Callable[[], T]) -> list[T]:
-    """What `work` returned on every rank, by rank. Collective.
+def _everywhere(work: Callable[[], T]) -> T:
+    """What `work` returned on this rank, once every rank has done it. Collective.
 
     Raises:
         NotDone: on every rank, where work failed on one.
     """
-    answer, fault = None, None
+    fault = None
     try:
         answer = work()
     except FAULTS as error:
         fault = reason(error)
-    answers = _gathered((answer, fault))
-    faults = [found for _, found in answers if found is not None]
-    if faults:
-        raise NotDone(faults[0])
-    return [found for found, _ in answers]
+    for found in _gathered(fault):
+        if found is not None:
+            raise NotDone(found)
+    return answer
 
 
 def _gathered(value: T) -> list[T]:
@@ -194,13 +195,3 @@ def _gathered(value: T) -> list[T]:
 def _emptied(directory: Path) -> None:
     shutil.rmtree(directory, ignore_errors=True)
     directory.mkdir(parents=True)
-
-
-def _random_pieces(state: dict[str, Any]) -> list[Piece]:
-    """This rank's random states, under keys of its own."""
-    flat = {name: value for name, value in state.items() if isinstance(value, Tensor)}
-    flat |= {f"regions.{name}": value for name, value in state.get("regions", {}).items()}
-    return [
-        Piece(f"random.{dist.get_rank()}.{name}", value, tuple(value.shape), (0,) * value.dim())
-        for name, value in flat.items()
-    ]

@@ -25,20 +25,27 @@ class StopFlag:
 
     A second SIGINT ends this process at once, whatever it is doing. What was ignored when the process started (SIGHUP
     under nohup) stays ignored.
+
+    Args:
+        launched: this rank is one of several that the command started. That ends them at a second Ctrl-C, and passes
+            the first one on, which is a rank's second where a whole process tree was sent one.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, launched: bool = False) -> None:
+        self.launched = launched
         self.asked: int | None = None
         self._agreed = 0
+        self._speaks = dist.get_rank() == 0  # asked now: a signal may come when the groups have ended
         for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP):
             if signal.getsignal(number) != signal.SIG_IGN:
                 signal.signal(number, self._ask)
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
-        if number == signal.SIGINT:
-            # A handler in Python would wait for a collective that may never end.
-            signal.signal(signal.SIGINT, signal.SIG_DFL)
-            if dist.get_rank() == 0:
+        if number == signal.SIGINT and self.asked != number:
+            if not self.launched:
+                # A handler in Python would wait for a collective that may never end.
+                signal.signal(signal.SIGINT, signal.SIG_DFL)
+            if self._speaks:
                 with contextlib.suppress(
                     OSError
                 ):  # not by way of a stream, which may be in use where this interrupts

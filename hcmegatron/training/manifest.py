@@ -113,7 +113,8 @@ def read(checkpoint: Path) -> Manifest:
         content = json.loads((checkpoint / MANIFEST).read_bytes())
     except (FileNotFoundError, NotADirectoryError):
         raise ConfigError(
-            f"checkpoint {checkpoint} is partial or no checkpoint: it has no {MANIFEST}; name a complete one"
+            f"checkpoint {checkpoint} is partial or no checkpoint: it has no {MANIFEST}; name a complete one, or "
+            "move it away to use the one before"
         ) from None
     except OSError as error:
         raise ConfigError(f"checkpoint {checkpoint}: {MANIFEST} cannot be read: {error.strerror}") from None
@@ -210,8 +211,7 @@ def tidy(folder: Path) -> list[str]:
     for left in sorted([*folder.glob(PATTERN + ".partial"), *folder.glob(PATTERN + REPLACED)]):
         whole = left.with_suffix("")
         if left.suffix == REPLACED and not whole.exists():
-            left.rename(whole)
-            continue
+            continue  # it is the checkpoint (see every), and this run may be about to load it
         with contextlib.suppress(OSError):
             shutil.rmtree(left)
             said.append(f"removed {left}, left by a run that was cut off while saving")

@@ -12,7 +12,7 @@ from hcmegatron.planner.memory import Part, bytes_a_parameter, rank_parameters, 
 from hcmegatron.planner.parameters import total_parameters
 from hcmegatron.platform.memory import available
 from hcmegatron.platform.ranks import RankInfo
-from hcmegatron.platform.streams import tell
+from hcmegatron.platform.standard_streams import tell
 
 
 def parts(config: Config, pipeline_rank: int) -> list[Part]:

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from hcmegatron.config.schema import Config
+from hcmegatron.config.schema import Config, distributed_optimizer
 from hcmegatron.model.gpt import ConnectionGPT, build_chunk, stages, unwrap
 from hcmegatron.model.initialise import initialise
 from hcmegatron.pipeline.megatron_schedule import widen_messages
@@ -14,7 +14,6 @@ from hcmegatron.pipeline.placement import placement
 from hcmegatron.pipeline.tied import embedding_groups
 from hcmegatron.platform.distributed import device
 from hcmegatron.training.data_parallel import DataParallel
-from hcmegatron.training.optimizer import distributed_optimizer
 from megatron.core.distributed import DistributedDataParallelConfig, finalize_model_grads
 from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.transformer.module import Float16Module, float16_to_fp32

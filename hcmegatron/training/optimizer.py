@@ -7,7 +7,7 @@ import math
 from torch import nn
 
 from hcmegatron.config import schema
-from hcmegatron.config.schema import Config
+from hcmegatron.config.schema import Config, distributed_optimizer
 from hcmegatron.connections import facts
 from hcmegatron.model.transformer_config import DTYPES
 from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
@@ -30,12 +30,6 @@ def decays(name: str, parameter: nn.Parameter, connection: schema.Connection) ->
 def is_connection(name: str) -> bool:
     """Whether a parameter belongs to a connection or to the learned contraction."""
     return "_connection." in name or "decoder.contract." in name
-
-
-def distributed_optimizer(config: Config) -> bool:
-    """Whether optimizer state is sharded over data-parallel ranks."""
-    chosen = config.parallel.distributed_optimizer
-    return config.training.dtype == "bf16" if chosen is None else chosen
 
 
 def build_optimizer(

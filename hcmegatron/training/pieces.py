@@ -53,16 +53,25 @@ def write(pieces: list[Piece], directory: Path) -> None:
     dcp.save(_by_key(pieces), storage_writer=_Writer(directory, sync_files=True), planner=planner)
 
 
-def read(pieces: list[Piece], directory: Path) -> None:
-    """Fill the pieces; one that is wanted twice, as tied weights are, is read once. Collective; raises FAULTS."""
+def shapes(directory: Path) -> dict[str, tuple[int, ...]]:
+    """Of the whole tensors that are there, by key. This rank alone looks; raises FAULTS."""
     stored = dcp.FileSystemReader(directory).read_metadata().state_dict_metadata
+    return {key: tuple(entry.size) for key, entry in stored.items() if hasattr(entry, "size")}
+
+
+def read(pieces: list[Piece], directory: Path, stored: dict[str, tuple[int, ...]]) -> None:
+    """Fill the pieces; one that is wanted twice, as tied weights are, is read once. Collective; raises FAULTS.
+
+    Args:
+        stored: the shapes of what is there.
+    """
     wanted: dict[tuple[str, tuple[int, ...]], list[Piece]] = {}
     for piece in pieces:
         if (weights := f"optimizer.state.fp32_param.{piece.key}") in stored:
             # format 1 in bf16: what the optimizer updates was under a key of its own
             piece = replace(piece, key=weights)
         if piece.padded and piece.key in stored:
-            piece = _as_padded(piece, tuple(stored[piece.key].size))
+            piece = _as_padded(piece, stored[piece.key])
         if piece.data.numel():
             wanted.setdefault((piece.key, piece.offset), []).append(piece)
     planner = dcp.DefaultLoadPlanner(flatten_state_dict=False, flatten_sharded_tensors=False)

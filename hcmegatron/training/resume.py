@@ -59,13 +59,6 @@ _RULES = {
         run.tensorboard run.peak_tflops""",
 }
 RULE_OF = {key: rule for rule, keys in _RULES.items() for key in keys.split()}
-# What a generator's state belongs to: a rank's part of the model, under a seed.
-_OF_RANDOM_STATES = {
-    "ranks",
-    "training.seed",
-    *(f"parallel.{key}" for key in ("pipeline", "virtual", "tensor", "sequence", "expert", "expert_tensor")),
-    "parallel.schedule",
-}
 
 
 class Change(NamedTuple):
@@ -89,14 +82,12 @@ class Start:
 
     Attributes:
         position: where the run goes on.
-        same_layout: every rank holds what it held, so that its random states are the checkpoint's.
         says: one line each, for the user.
     """
 
     path: Path
     manifest: Manifest
     position: Position
-    same_layout: bool
     says: tuple[str, ...]
 
 
@@ -211,8 +202,7 @@ def _start(
         path,
         saved,
         Position(saved.step, 0 if other_data else seen),
-        same_layout=not (saved.first_format or any(change.key in _OF_RANDOM_STATES for change in applied)),
-        says=tuple(says),
+        tuple(says),
     )
 
 

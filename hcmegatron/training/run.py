@@ -14,15 +14,15 @@ from hcmegatron.data.tokenizer import ByteTokenizer
 from hcmegatron.model.gpt import padded_vocab, unwrap
 from hcmegatron.model.specs import passed_over
 from hcmegatron.model.transformer_config import DTYPES
-from hcmegatron.pipeline import streams
+from hcmegatron.pipeline import cuda_streams
 from hcmegatron.pipeline.mirrors import copies_planned
 from hcmegatron.pipeline.placement import most_held
 from hcmegatron.pipeline.schedule import build_schedule, start_watchdog
-from hcmegatron.platform import environment
+from hcmegatron.platform import cuda_environment
 from hcmegatron.platform.distributed import device, process_groups
 from hcmegatron.platform.peak import peak_tflops
 from hcmegatron.platform.ranks import STARTED_HERE, RankInfo
-from hcmegatron.platform.streams import tell
+from hcmegatron.platform.standard_streams import tell
 from hcmegatron.recompute.attach import Recomputation
 from hcmegatron.training import checkpoint, resume
 from hcmegatron.training.figures import Figures
@@ -49,7 +49,7 @@ def train(config: Config, ranks: RankInfo, name: str = "run") -> int:
     """
     corpus = find(config.data)
     with process_groups(config, ranks, corpus.fingerprint) as groups:
-        stop = StopFlag()
+        stop = StopFlag(launched=ranks.source == STARTED_HERE and ranks.world_size > 1)
         path: Path = on_first_rank(lambda: choose(config, name))
         depends_on = checkpoint.depends_on()
         start = on_first_rank(lambda: resume.find(config, path, corpus.fingerprint, depends_on))
@@ -101,7 +101,9 @@ def train(config: Config, ranks: RankInfo, name: str = "run") -> int:
             recorder.say(memory)
             recorder.say(*kernels_chosen(chunks))
             if device().type == "cuda":
-                recorder.say(environment.described(os.environ), *streams.warnings(config, os.environ))
+                recorder.say(
+                    cuda_environment.described(os.environ), *cuda_streams.warnings(config, os.environ)
+                )
             recorder.say(f"MFU is of {peak:.3g} TFLOP/s a rank ({peak_name})")
             recorder.say(*resume.words(config, path, start), *checkpoints.tidied)
             recorder.say(*passed_over(config), *copies_planned(config, chunks), *recomputation.planned())
@@ -129,7 +131,7 @@ def train(config: Config, ranks: RankInfo, name: str = "run") -> int:
                     recorder.say(*checkpoints.save(reached, keep_older=not result.updated))
                     break
                 figures.start()
-            if stop.name:
+            if stop.name and done < steps:
                 recorder.say(resume.stopped(stop.name, done, checkpoints.saved))
             recorder.say(f"run directory: {path}")
         if watchdog is not None:

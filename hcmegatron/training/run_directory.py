@@ -19,11 +19,13 @@ from typing import IO, TypeVar
 from hcmegatron.config.errors import ConfigError
 from hcmegatron.config.load import dump
 from hcmegatron.config.schema import Config
+from hcmegatron.platform.standard_streams import tell
 
 T = TypeVar("T")
 
 RESOLVED = ("config.yaml", "config.resolved.yaml")  # the second where the first is somebody's own
 ENVIRONMENT = "environment.json"
+LOCK = ".lock"
 
 
 def on_first_rank(work: Callable[[], T]) -> T:
@@ -58,7 +60,7 @@ def examine(path: Path, config: Config) -> list[str]:
             would write there is somebody else's.
     """
     try:
-        used = any(path.iterdir())
+        used = any(entry.name != LOCK for entry in path.iterdir())  # a job that could not begin leaves that
     except FileNotFoundError:
         return []
     except OSError as error:
@@ -98,16 +100,23 @@ class RunDirectory:
         examine(path, config)
         try:
             path.mkdir(parents=True, exist_ok=True)
-            self._lock: IO = (path / ".lock").open("w")
+            self._lock: IO = (path / LOCK).open("w")
             try:
                 fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
+            except BlockingIOError:
                 raise ConfigError(
                     f"run.dir = {path} is in use by a job that is still running; choose another"
                 ) from None
+            except (
+                OSError
+            ) as error:  # a shared file system without locks, such as Lustre without its flock option
+                tell(
+                    f"hcmegatron: warning: run.dir = {path}: its file system has no locks ({error.strerror}); do not "
+                    "start another job there while this one runs"
+                )
             text = dump(config)
             _replace(path / _name_of_resolved(path), _mark(text) + text)
-            _replace(path / ENVIRONMENT, json.dumps(environment(), indent=1) + "\n")
+            _replace(path / ENVIRONMENT, json.dumps(versions(), indent=1) + "\n")
         except OSError as error:
             raise ConfigError(
                 f"run.dir = {path} cannot be written: {error.strerror}; choose another"
@@ -155,11 +164,15 @@ def _is_environment(file: Path) -> bool:
 def _replace(file: Path, text: str) -> None:
     """Write a file whole or not at all."""
     part = file.with_name(f".{file.name}.part")
-    part.write_text(text, encoding="utf-8")
-    os.replace(part, file)
+    try:
+        part.write_text(text, encoding="utf-8")
+        os.replace(part, file)
+    except OSError:
+        part.unlink(missing_ok=True)
+        raise
 
 
-def environment() -> dict[str, str]:
+def versions() -> dict[str, str]:
     """Versions and machine, for whoever reads the run later."""
     import torch
 

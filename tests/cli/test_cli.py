@@ -348,3 +348,11 @@ def test_a_checkpoint_that_is_not_there_is_said_before_torch_is_imported(tmp_pat
     )
     assert found.stdout.split() == ["2", "False"]
     assert found.stderr.count("\n") == 1 and "there is no such directory" in found.stderr
+
+
+def test_cudas_variables_are_set_before_the_gpu_is_asked_what_it_is(torchrun, trained, monkeypatch):
+    name, seen = "CUDA_DEVICE_MAX_CONNECTIONS", []
+    monkeypatch.setattr(os, "environ", {key: value for key, value in os.environ.items() if key != name})
+    monkeypatch.setattr(cli, "_check_device", lambda config: seen.append(os.environ.get(name)))
+    assert cli.main(["train", str(QUICKSTART)]) == 0
+    assert seen == ["32"]

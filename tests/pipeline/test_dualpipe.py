@@ -128,9 +128,9 @@ def text(tmp_path_factory):
 
 
 def run_config(text, directory, schedule, **sections):
-    """mHC with MLA and MoE, dropout, and router biases that move at every step."""
+    """mHC with MLA and MoE, balanced by router biases that move at every step."""
     config = tiny(text, directory, **sections)
-    config.model.layers, config.moe.first_dense = 4, 1
+    config.model.layers, config.model.hidden_dropout, config.moe.first_dense = 4, 0.0, 1
     config.moe.expert_bias_rate = 0.01
     config.parallel.schedule = schedule
     config.training.global_batch, config.optimizer.schedule = 4, "constant"

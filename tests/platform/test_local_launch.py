@@ -163,10 +163,13 @@ def test_an_interrupt_reaches_every_rank(tmp_path, number):
     assert_gone(tmp_path)
 
 
-def test_ranks_may_save_after_a_signal(tmp_path):
-    body = """
+@pytest.mark.parametrize("last", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+def test_ranks_may_save_after_signals(tmp_path, last):
+    """What shuts a machine down sends several; only a second SIGINT does not wait for the ranks."""
+    body = f"""
         saved = []
         signal.signal(signal.SIGTERM, lambda *_: saved.append(1))
+        signal.signal(signal.{last.name}, lambda *_: saved.append(1))
     """
     body = (
         textwrap.dedent(body)
@@ -175,6 +178,8 @@ def test_ranks_may_save_after_a_signal(tmp_path):
     )
     process = _start(tmp_path, body)
     process.send_signal(signal.SIGTERM)
+    time.sleep(0.1)
+    process.send_signal(last)
     stdout, stderr = process.communicate(timeout=15)
     assert (process.returncode, stdout, stderr) == (0, b"sss", b"")
 

@@ -106,6 +106,17 @@ def test_torchruns_store_leads_to_rank_0s_own(monkeypatch):
     assert first.get("word") == b"said"
 
 
+def test_ranks_that_torchrun_starts_anew_do_not_wait_for_the_rank_0_before(monkeypatch):
+    agent = module.dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    agent.set("hcmegatron port", str(free_port()))  # where nothing listens any more
+    monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")
+    late = module._hold
+    monkeypatch.setattr(module, "_hold", lambda *place: time.sleep(0.5) or late(*place))
+    first, second = meet([0, 1], 2, port=agent.port, source="torchrun")
+    second.set("word", "said")
+    assert first.get("word") == b"said"
+
+
 @pytest.mark.parametrize(
     "local_rank, ranks, visible, index", [(3, 4, 1, 0), (3, 4, 4, 3), (1, 2, 8, 1), (0, 1, 1, 0)]
 )

@@ -2,7 +2,7 @@
 
 import pytest
 
-from hcmegatron.platform.environment import QUEUES, dangers
+from hcmegatron.platform.cuda_environment import QUEUES, dangers
 from tests.ranks import run_ranks
 
 pytestmark = pytest.mark.ranks

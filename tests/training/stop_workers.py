@@ -5,13 +5,15 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import psutil
 
 from hcmegatron.config.schema import Config
-from hcmegatron.platform.ranks import discover
+from hcmegatron.platform.ranks import STARTED_HERE, discover
 from hcmegatron.training import checkpoint, step
+from hcmegatron.training.manifest import Position
 from hcmegatron.training.run import train
 from tests.training.workers import tiny
 
@@ -35,25 +37,29 @@ def signalled(config: Config, moment: str, number: int, last: int) -> dict[str, 
     def around(owner: type, name: str, note: Callable[..., None], when: str) -> None:
         usual = getattr(owner, name)
 
-        def method(self: Any, *args: Any) -> Any:
-            note(*args)
+        def method(self: Any, *args: Any, **options: Any) -> Any:
+            note(self, *args)
             if moment == when and (when == "rehearsal" or noted["steps"][-1] == last):
                 send()
-            return usual(self, *args)
+            return usual(self, *args, **options)
 
         setattr(owner, name, method)
 
-    def after_step(self: Any, index: int) -> step.StepResult:
-        noted["steps"].append(index + 1)
-        result = usual_step(self, index)
-        if moment == "update" and index + 1 == last:  # after the step's last collective
+    def after_step(self: Any, seen: int) -> step.StepResult:
+        noted["steps"].append(seen // config.training.global_batch + 1)
+        result = usual_step(self, seen)
+        if moment == "update" and noted["steps"][-1] == last:  # after the step's last collective
             send()
         return result
 
+    def note_save(checkpoints: checkpoint.Checkpoints, at: Position) -> None:
+        if at != checkpoints.saved:
+            noted["saved"].append(at.step)
+
     usual_step, step.Stepper.step = step.Stepper.step, after_step
-    around(step.Stepper, "rehearse", lambda: None, "rehearsal")
+    around(step.Stepper, "rehearse", lambda *_: None, "rehearsal")
     around(step.Stepper, "evaluate", lambda *_: None, "validation")
-    around(checkpoint.Checkpoints, "save", lambda done: noted["saved"].append(done), "save")
+    around(checkpoint.Checkpoints, "save", note_save, "save")
     assert train(config, place) == 0
     noted["left"] = len(psutil.Process().children(recursive=True))
     return noted
@@ -77,14 +83,19 @@ def differing(config: Config, of_rank_1: tuple[str, str, Any]) -> None:
     train(config, discover(os.environ))
 
 
-def second_interrupt(config: Config) -> None:
-    """A first SIGINT asks for the end, a second one does not wait for it."""
+def second_interrupt(config: Config, launched: bool) -> None:
+    """A first SIGINT asks for the end, a second one does not wait for it.
+
+    launched: by the command, which hears a second Ctrl-C itself and passes the first one on: that may be the second
+    SIGINT of a rank that was sent one along with the command.
+    """
     usual_step = step.Stepper.step
 
-    def interrupted(self: Any, index: int) -> step.StepResult:
+    def interrupted(self: Any, seen: int) -> step.StepResult:
         os.kill(os.getpid(), signal.SIGINT)
         os.kill(os.getpid(), signal.SIGINT)
-        return usual_step(self, index)
+        return usual_step(self, seen)
 
     step.Stepper.step = interrupted
-    train(config, discover(os.environ))
+    place = discover(os.environ)
+    train(config, replace(place, source=STARTED_HERE) if launched else place)

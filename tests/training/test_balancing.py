@@ -7,8 +7,10 @@ from tests.training.workers import tiny
 
 RUN = {"preload": ("tests.training.balancing_workers",), "process_group": False, "timeout": 200}
 TARGET = "tests.training.balancing_workers:balanced"
-# 1,024 tokens a step, top 2 of 4: 512 an expert, where bf16 counts by fours
+# 1,024 tokens a step, top 2 of 4: 512 an expert, where bf16 counts by fours. Of the network only the routers matter.
 SIZES = {
+    "model": {"attention": "gqa"},
+    "connection": {"kind": "residual"},
     "training": {"global_batch": 16, "micro_batch": 4, "dtype": "bf16", "threads": 1, "log_every": 50},
     "data": {"sequence_length": 64},
     "moe": {"ffn_hidden_size": 16, "first_dense": 0},

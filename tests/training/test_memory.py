@@ -33,6 +33,10 @@ def test_bytes():
     assert bytes_a_parameter(config, 4) == 10
     config.training.dtype = "bf16"
     assert bytes_a_parameter(config, 4) == 9  # 2 + 4, and 12 shared out
+    config.parallel.distributed_optimizer = None
+    assert bytes_a_parameter(config, 4) == 9
+    config.parallel.distributed_optimizer = False
+    assert bytes_a_parameter(config, 4) == 18
     config.recompute.mode = "none"
     part = memory.parts(config, 0)
     # 4 layers, 4 sequences of 256 tokens, 4 streams of 128 channels in 2 bytes

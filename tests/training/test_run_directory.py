@@ -14,7 +14,7 @@ VERSIONS = {"python": "3", "torch": "2", "megatron-core": "0", "command": "train
 @pytest.fixture(autouse=True)
 def _alone(monkeypatch):
     monkeypatch.setattr(run_directory, "on_first_rank", lambda work: work())
-    monkeypatch.setattr(run_directory, "environment", lambda: VERSIONS)
+    monkeypatch.setattr(run_directory, "versions", lambda: VERSIONS)
 
 
 def resumed(steps=7):
@@ -92,3 +92,13 @@ def test_a_full_disk_is_one_line(tmp_path, monkeypatch):
     monkeypatch.setattr(run_directory, "_replace", full)
     with pytest.raises(ConfigError, match="cannot be written: No space left on device; choose another"):
         RunDirectory(tmp_path / "run", Config())
+
+
+def test_a_file_system_without_locks_is_said_and_used(tmp_path, monkeypatch, capsys):
+    def no_locks(*arguments):
+        raise OSError(38, "Function not implemented")
+
+    monkeypatch.setattr(run_directory.fcntl, "flock", no_locks)
+    RunDirectory(tmp_path / "run", Config())
+    assert (tmp_path / "run" / "config.yaml").exists()
+    assert "its file system has no locks (Function not implemented)" in capsys.readouterr().err

@@ -49,7 +49,7 @@ def test_it_ends_after_the_step_in_progress_with_a_checkpoint(
     for rank in run_ranks(ranks, TARGET + "signalled", config, moment, int(number), last, **RUN):
         assert rank == {"steps": list(range(1, last + 1)), "saved": saved, "left": 0}
     log = (tmp_path / "run/train.log").read_text()
-    how = "continue with checkpoint.resume=true" if saved else "there is nothing to save yet"
+    how = "continue with checkpoint.resume=true" if saved else "no checkpoint was saved"
     assert f"stopped by {number.name} after step {last}; {how}\nrun directory: {tmp_path}/run\n" in log
     folder = tmp_path / "run/checkpoints"
     assert sorted(path.name for path in folder.glob("*")) == [f"step-{step:08d}" for step in saved]
@@ -57,9 +57,19 @@ def test_it_ends_after_the_step_in_progress_with_a_checkpoint(
 
 @pytest.mark.ranks
 def test_a_second_interrupt_ends_at_once(text, tmp_path):
-    (outcome,) = observe_ranks(1, TARGET + "second_interrupt", tiny(text, tmp_path / "run", **ALONE), **RUN)
+    config = tiny(text, tmp_path / "run", **ALONE)
+    (outcome,) = observe_ranks(1, TARGET + "second_interrupt", config, False, **RUN)
     assert outcome.exit_code == -signal.SIGINT and not outcome.overtime
     assert "SIGINT: ending after this step, with a checkpoint; again: at once" in outcome.output
+
+
+@pytest.mark.ranks
+def test_an_interrupt_of_ranks_and_command_together_saves(text, tmp_path):
+    """Every rank then has it twice: its own, and the one that the command passes on."""
+    config = tiny(text, tmp_path / "run", parallel={"pipeline": 2}, training={"steps": 6, "global_batch": 2})
+    run_ranks(2, TARGET + "second_interrupt", config, True, **RUN)
+    assert "stopped by SIGINT after step 1; continue" in (tmp_path / "run/train.log").read_text()
+    assert (tmp_path / "run/checkpoints/step-00000001").is_dir()
 
 
 @pytest.mark.ranks

@@ -131,12 +131,11 @@ def saved_again(config: Config, folder: Path) -> dict[str, list]:
 
 
 def content(path: Path) -> dict[str, tuple[str, tuple[int, ...], str]]:
-    """Dtype, shape and hash of a checkpoint's whole tensors, without random states and the vocabulary's padding."""
+    """Dtype, shape and hash of a checkpoint's whole tensors, without the vocabulary's padding."""
     metadata = dcp.FileSystemReader(path).read_metadata().state_dict_metadata
     tensors = {
         key: torch.full(tuple(entry.size), float("nan"), dtype=entry.properties.dtype)
         for key, entry in metadata.items()
-        if not key.startswith("random.")
     }
     dcp.load(tensors, storage_reader=dcp.FileSystemReader(path), no_dist=True)
     for key in tensors:
@@ -162,8 +161,9 @@ def samples(config: Config) -> list[int]:
         return usual_window(self, sample)
 
     def rehearse(self):
-        usual_rehearse(self)
+        said = usual_rehearse(self)
         seen.clear()
+        return said
 
     Batches.window, step.Stepper.rehearse = window, rehearse
     train(config, discover(os.environ))

@@ -7,20 +7,20 @@ import pytest
 
 from hcmegatron.config.errors import ConfigError
 from hcmegatron.config.schema import Config
-from hcmegatron.pipeline.streams import check_channels, streams, warnings
-from hcmegatron.platform import environment
+from hcmegatron.pipeline.cuda_streams import check_channels, streams, warnings
+from hcmegatron.platform import cuda_environment
 
 
 def test_what_is_unset_is_set_and_what_is_set_stays():
     values = {"CUDA_DEVICE_MAX_CONNECTIONS": "1", "HOME": "/"}
-    environment.prepare(values)
+    cuda_environment.prepare(values)
     assert values == {
         "CUDA_DEVICE_MAX_CONNECTIONS": "1",
         "CUDA_MODULE_LOADING": "EAGER",
         "PYTORCH_NVML_BASED_CUDA_CHECK": "1",
         "HOME": "/",
     }
-    line = environment.described(values)
+    line = cuda_environment.described(values)
     assert "CUDA_DEVICE_MAX_CONNECTIONS=1 (not 32: a queue for every stream)" in line
     assert "CUDA_MODULE_LOADING=EAGER, " in line and "\n" not in line
 

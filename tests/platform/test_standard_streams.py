@@ -17,7 +17,7 @@ def python(code, redirect):
 
 def test_a_closed_stream_is_not_given_to_the_next_file(tmp_path):
     code = (
-        "import os; from hcmegatron.platform.streams import *; stand_in_for_closed(); "
+        "import os; from hcmegatron.platform.standard_streams import *; stand_in_for_closed(); "
         'file = open("data", "w"); print("lost", flush=True); os.write(1, b"lost"); os.write(2, b"lost"); '
         'tell("lost"); file.write(str(file.fileno() > 2))'
     )
@@ -26,7 +26,7 @@ def test_a_closed_stream_is_not_given_to_the_next_file(tmp_path):
 
 
 def test_telling_into_a_full_or_closed_place():
-    code = 'from hcmegatron.platform.streams import tell; tell("one"); tell("two"); print("went on")'
+    code = 'from hcmegatron.platform.standard_streams import tell; tell("one"); tell("two"); print("went on")'
     for redirect in ("2>/dev/full", "2> >(true)"):
         done = python(code, redirect)
         assert (done.returncode, done.stdout) == (0, "went on\n")

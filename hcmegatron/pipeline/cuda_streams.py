@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from hcmegatron.config.errors import ConfigError
 from hcmegatron.config.schema import Config
 from hcmegatron.pipeline.placement import is_megatrons, placement
-from hcmegatron.platform.environment import dangers
+from hcmegatron.platform.cuda_environment import dangers
 from schedules.runtime.torch_distributed import MOST_CHANNELS, channels_of
 
 _LANES = 2  # beside computation (lanes.py), where forward and backward overlap
@@ -16,9 +16,7 @@ _MEGATRONS = 4  # communicators whose work runs beside computation: tensor, expe
 
 def streams(config: Config) -> int:
     """Of the rank that has most: computation, lanes, a stream for every channel, Megatron's communicators."""
-    where = placement(config)
-    most = max(len(channels_of(where, rank)) for rank in range(where.ranks))
-    return 1 + (_LANES if config.parallel.overlap else 0) + most + _MEGATRONS
+    return 1 + (_LANES if config.parallel.overlap else 0) + _most_channels(config) + _MEGATRONS
 
 
 def check_channels(config: Config) -> None:
@@ -27,8 +25,7 @@ def check_channels(config: Config) -> None:
     Raises:
         ConfigError: a rank has more channels than torch has streams for.
     """
-    where = placement(config)
-    most = max(len(channels_of(where, rank)) for rank in range(where.ranks))
+    most = _most_channels(config)
     if most > MOST_CHANNELS:
         raise ConfigError(
             f"parallel.virtual = {config.parallel.virtual}: a rank would exchange messages over {most} channels, and "
@@ -40,3 +37,8 @@ def check_channels(config: Config) -> None:
 def warnings(config: Config, environment: Mapping[str, str]) -> list[str]:
     """What of the environment endangers a run of our own schedules on GPUs, in words."""
     return [] if is_megatrons(config) else dangers(environment, streams(config))
+
+
+def _most_channels(config: Config) -> int:
+    where = placement(config)
+    return max(len(channels_of(where, rank)) for rank in range(where.ranks))
