@@ -6,20 +6,28 @@ import numpy as np
 import pytest
 
 from tests.fuzz import judge as judging
+from tests.fuzz import space
 from tests.fuzz.cases import of_seed
+from tests.fuzz.dozen import dozen, traits
 from tests.fuzz.judge import Finding, judge
 from tests.fuzz.report import Report
-
-SEEDS = range(12)
 
 
 @pytest.mark.ranks
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("seed", SEEDS)
-def test_a_random_configuration_runs_resumes_and_means_the_same_elsewhere(seed, tmp_path):
-    case = of_seed(seed)
+@pytest.mark.parametrize("number", range(12))
+def test_a_random_configuration_runs_resumes_and_means_the_same_elsewhere(number, tmp_path):
+    case = of_seed(dozen()[number])
     verdict = judge(case, tmp_path)
     assert verdict.result != "failed", f"{verdict.text}\npython -m tests.fuzz --case {case}"
+
+
+def test_the_dozen_has_every_kind_schedule_and_way_to_split():
+    seen = set().union(*(traits(of_seed(seed)) for seed in dozen()))
+    for key in space.STRUCTURE:
+        missing = {value for value in space.values(key) if (key, str(value)) not in seen}
+        assert not missing, f"{key}: take more seeds in tests/fuzz/dozen.py"
+    assert {("data parallel", True), ("parallel.sequence", "True"), ("parallel.overlap", "True")} <= seen
 
 
 def report(place, masks, state=None):
