@@ -109,9 +109,9 @@ def test_batch_fields(text):
 def test_the_first_sample_is_counted_through_the_whole_run_over_all_ranks(text):
     made = config(global_batch=8, micro_batch=2)
     firsts = [
-        [batches(step, i)["first_sample"] for i in range(batches.micro_batches)]
+        [batches(seen, i)["first_sample"] for i in range(batches.micro_batches)]
         for batches in (Batches(text, made, rank, 2) for rank in range(2))
-        for step in (0, 5)
+        for seen in (0, 40)
     ]
     assert firsts == [[0, 4], [40, 44], [2, 6], [42, 46]]
 

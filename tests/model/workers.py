@@ -220,7 +220,10 @@ class Bare(torch.nn.Module):
         self.config, self.module = config, module
         for parameter in module.parameters():
             parameter.grad = torch.zeros_like(parameter)
-        self.buffers = [SimpleNamespace(grad_data=parameter.grad) for parameter in module.parameters()]
+        self.buffers = [
+            SimpleNamespace(grad_data=parameter.grad, param_index_map={parameter: (0, parameter.numel())})
+            for parameter in module.parameters()
+        ]
         self.expert_parallel_buffers = []
 
     def forward(self, *args, **kwargs):

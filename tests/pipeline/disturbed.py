@@ -30,9 +30,9 @@ def rank(config: Config, how: str, culprit: int, ranks: RankInfo) -> int:
     usual_step, usual_forward = Stepper.step, ChunkStage.forward
     acting = False
 
-    def step(self, index, stop):
+    def step(self, seen):
         nonlocal acting
-        if index == 1:
+        if seen == config.training.global_batch:
             time.sleep(1.5)  # for positions to reach the store
             _say(f"begins {time.monotonic()}")
             acting = ranks.rank == culprit
@@ -42,7 +42,7 @@ def rank(config: Config, how: str, culprit: int, ranks: RankInfo) -> int:
                         runtime.program = dataclasses.replace(
                             runtime.program, ops=runtime.program.ops[:MICRO_BATCH]
                         )
-        return usual_step(self, index, stop)
+        return usual_step(self, seen)
 
     def forward(self, microbatch, input):
         if acting and microbatch == MICRO_BATCH and how == "kill":
