@@ -1,0 +1,8 @@
+"""The suite behaves the same however it is started."""
+
+import signal
+
+# A shell starts what it puts in the background with SIGINT ignored, nohup with SIGHUP; programs that tests start would
+# inherit that, and rightly stay deaf to these signals.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
