@@ -48,6 +48,7 @@ bench: $(READY)
 SEEDS   ?= 0:200
 MINUTES ?= 20
 soak: $(READY)
+	SOAK=1 $(BIN)/python -m pytest -q tests/training/test_balancing.py
 	$(BIN)/python -m tests.fuzz --seeds $(SEEDS) --minutes $(MINUTES) --out bench_out/fuzz
 
 clean:

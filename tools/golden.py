@@ -18,7 +18,11 @@ import sys
 import tempfile
 from pathlib import Path
 
+from hcmegatron.config import ConfigError
+from hcmegatron.config.load import load
 from tools.table_kinds import KINDS
+
+QUICKSTART = "configs/quickstart.yaml"
 
 Losses = list[tuple[str, int, float, float | None]]  # what (train, validation), step, loss, gradient norm
 
@@ -29,7 +33,7 @@ def losses(kind: str, steps: int, settings: list[str], folder: Path) -> Losses:
     own = [f"--connection.kind={kind}", f"--training.steps={steps}", f"--run.dir={directory}"]
     own += [] if kind == "residual" else [f"--connection.n={KINDS[kind]}"]
     own += ["--training.eval_every=0", "--run.tensorboard=false"]
-    command = [sys.executable, "-m", "hcmegatron", "train", "configs/quickstart.yaml", *own, *settings]
+    command = [sys.executable, "-m", "hcmegatron", "train", QUICKSTART, *own, *settings]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     lines = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
     return [(line["kind"], line["step"], line["loss"], line.get("grad_norm")) for line in lines]
@@ -57,6 +61,10 @@ def main() -> int:
     parser.add_argument("--out", type=Path, help="where the figures go, as JSON")
     parser.add_argument("--against", type=Path, help="figures of another commit, to compare with")
     options, settings = parser.parse_known_args()
+    try:
+        load(QUICKSTART, settings)
+    except ConfigError as error:
+        parser.error(str(error))
     with tempfile.TemporaryDirectory() as folder:
         found = {kind: losses(kind, options.steps, settings, Path(folder)) for kind in KINDS}
     for kind, figures in found.items():

@@ -13,6 +13,7 @@ def answers(names: list[str], words: list[str]) -> dict[str, tuple[int | str | N
     found = {}
     for name in names:
         sys.argv = [name, *words]
+        sys.modules.pop(f"tools.{name}", None)  # where another program has imported it
         out, err = io.StringIO(), io.StringIO()
         status: int | str | None = 0
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):

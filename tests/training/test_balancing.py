@@ -1,5 +1,7 @@
 """Loss-free balancing counts exactly, whatever the precision, and moves biases by those counts."""
 
+import os
+
 import pytest
 
 from tests.ranks import run_ranks
@@ -7,6 +9,7 @@ from tests.training.workers import tiny
 
 RUN = {"preload": ("tests.training.balancing_workers",), "process_group": False, "timeout": 200}
 TARGET = "tests.training.balancing_workers:balanced"
+STEPS = 200 if "SOAK" in os.environ else 60
 # 1,024 tokens a step, top 2 of 4: 512 an expert, where bf16 counts by fours. Of the network only the routers matter.
 SIZES = {
     "model": {"attention": "gqa"},
@@ -42,15 +45,14 @@ def text(tmp_path_factory):
     ids=["one process", "dualpipe"],
 )
 def test_counts_and_biases_are_exact_in_bf16(ranks, parallel, text, tmp_path):
-    """Over 200 steps, every router and every mirror copy: counts are the histogram of the run's own routing maps."""
-    steps = 200
+    """At every step, every router and every mirror copy: counts are the histogram of the run's own routing maps."""
     config = config_for(
-        text, tmp_path / "run", steps, parallel=parallel, training={"micro_batch": 8 // ranks}
+        text, tmp_path / "run", STEPS, parallel=parallel, training={"micro_batch": 8 // ranks}
     )
     results = run_ranks(ranks, TARGET, config, **RUN)
     for wrong, counts, _ in results:
         assert wrong == []
-        assert len(counts) == steps
+        assert len(counts) == STEPS
         for layers in counts:
             assert sorted(layers) == [1, 2]
             assert all(sum(layer) == 16 * 64 * 2 for layer in layers.values())
