@@ -45,9 +45,10 @@ class Recomputation:
                     layer.nodes = (_checkpointed(layer.nodes),)
         if config.recompute.mode == "block":
             longest = max(self.decoders, key=lambda decoder: len(decoder.sublayers))
-            self.plan = plan(
-                len(longest.sublayers), config.recompute.block_length, _terms(config, longest), live, deferred
-            )
+            sublayers, length = len(longest.sublayers), config.recompute.block_length
+            if length.isdigit():  # that fits the longest stage of all ranks; shorter ones are one block
+                length = str(min(int(length), sublayers))
+            self.plan = plan(sublayers, length, _terms(config, longest), live, deferred)
             self.meter: Meter | None = Meter(*self.decoders)
             self._keep_blocks(self.meter)
 
