@@ -201,3 +201,11 @@ def test_bf16_under_a_v_resumes_with_the_same_bits(text, tmp_path):
     config.checkpoint.resume = True
     for ours, reference in zip(run_ranks(2, TARGET + "run", config, **RUN), whole, strict=True):
         assert ours[2] == reference[2]
+
+
+@pytest.mark.ranks
+def test_a_block_of_the_longest_stage_trains_beside_shorter_stages(text, tmp_path):
+    """Of three layers one rank has two, four sub-layers that are one block; the other has one layer."""
+    config = tiny(text, tmp_path / "run", model={"layers": 3}, parallel={"schedule": "1f1b"})
+    config.recompute.mode, config.recompute.block_length, config.training.steps = "block", "4", 1
+    assert all(list(saved) == [1] for saved in run_ranks(2, TARGET + "run", config, **RUN))
