@@ -45,7 +45,8 @@ def expected_terms(conn: Settings, C: int, itemsize: int, tokens: int) -> Terms:
         itemsize: bytes of an element of the streams.
     """
     output = C * itemsize
-    around = facts.saved_bytes(conn, C, itemsize) + 2 * output  # the read, and the norm's output
+    # the read, and the norm's output, which may be the same
+    around = facts.saved_bytes(conn, C, itemsize) + (1 if facts.kind_of(conn).normalises else 2) * output
     return Terms(facts.streams(conn) * output * tokens, output * tokens, around * tokens)
 
 
