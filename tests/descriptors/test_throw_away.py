@@ -64,7 +64,7 @@ def test_the_program_takes_them(tmp_path):
 @pytest.mark.parametrize(
     ("tests", "name", "least"),
     [
-        ("tests/connections", "throwaway and not gradcheck", 20),
+        ("tests/connections", "throwaway", 20),
         ("tests/schedules/test_properties.py tests/schedules/test_cli.py", "last_first", 3),
     ],
     ids=["kind", "schedule"],
