@@ -20,7 +20,9 @@ SEEN_ELSEWHERE = ("lr_multiplier", "scale_output_init")  # the optimizer and ini
 def values_of(name):
     """What a field may be, as far as tests try it."""
     hint, own = facts.FIELDS[name]
-    return own.metadata["tries"] or ((True, False) if hint is bool else get_args(hint))
+    values = own.metadata["tries"] or ((True, False) if hint is bool else get_args(hint))
+    assert len(values) > 1, f"connection.{name}: give its setting() values that tests try"
+    return values
 
 
 # Another value than the default of every field that a connection is built from.
