@@ -73,13 +73,12 @@ class Descriptor:
     def check(self, ranks: int, microbatches: int) -> None:
         """ValueError for sizes that it cannot take, in one line with the smallest that works."""
         if found := self.misfit(ranks, microbatches):
-            place = f" with ranks={ranks}" if found.what == "microbatches" else ""
-            what, above = "", ""
+            what, above = f" with ranks={ranks}" if found.what == "microbatches" else "", ""
             if found.multiple > 1:
                 unlike = "odd" if found.multiple == 2 else f"no multiple of {found.multiple}"
                 what, above = f" is {unlike}: {found.why}", " above it"
             raise ValueError(
-                f"{self.name}: {found.what}={found.value}{place}{what}; "
+                f"{self.name}: {found.what}={found.value}{what}; "
                 f"the smallest{above} that works is {found.smallest}"
             )
 
