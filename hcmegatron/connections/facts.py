@@ -20,7 +20,11 @@ def kind_of(conn: Settings) -> Kind:
 
 def head_of(conn: Settings) -> Head:
     """How the streams become one. A kind that has no streams has nothing to contract: its sum is a view."""
-    return HEADS[conn.contract if "contract" in kind_of(conn).fields else "sum"]
+    if "contract" not in kind_of(conn).fields:
+        return HEADS["sum"]
+    if conn.contract not in HEADS:
+        raise ValueError(f"connection.contract={conn.contract!r}: choose one of {', '.join(HEADS)}")
+    return HEADS[conn.contract]
 
 
 def problem(conn: Settings, C: int, shown: Shown) -> tuple[str, str] | None:
