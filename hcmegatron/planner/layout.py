@@ -1,0 +1,173 @@
+"""Who holds what: pipeline stages and their layers, groups of ranks, and which of them share a node. Without torch.
+
+Ranks are numbered as Megatron numbers them: tensor-parallel neighbours first, then data-parallel ones (expert-parallel
+ranks are neighbours among these), pipeline stages last. Nodes take consecutive ranks.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+from hcmegatron.config.checks import check_world
+from hcmegatron.config.errors import ConfigError
+from hcmegatron.config.schema import Config
+from hcmegatron.planner.machines import Machine
+from schedules.generators import GENERATORS
+from schedules.generators.interleaved import interleaved
+from schedules.placement import Placement, bidirectional, one_per_rank, round_robin, v_shape
+from schedules.plan import Schedule
+
+
+@dataclass(frozen=True)
+class StageLayers:
+    """A model stage: its layers' numbers, and whether it has the embedding and the head."""
+
+    layers: range
+    first: bool
+    last: bool
+
+
+@dataclass(frozen=True)
+class Group:
+    """Ranks that communicate: how many, and how many of them share a node (a node's part of the group)."""
+
+    size: int
+    on_node: int
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A configuration on so many GPUs of a machine.
+
+    Attributes:
+        microbatches: of one data-parallel rank in a step.
+    """
+
+    config: Config
+    machine: Machine
+    gpus: int
+    microbatches: int
+
+    @property
+    def data(self) -> int:
+        """The data-parallel size."""
+        parallel = self.config.parallel
+        return self.gpus // (parallel.pipeline * parallel.tensor)
+
+    @property
+    def expert_data(self) -> int:
+        """Ranks that hold the same experts."""
+        parallel = self.config.parallel
+        return self.gpus // (parallel.pipeline * parallel.expert * parallel.expert_tensor)
+
+    @cached_property
+    def placement(self) -> Placement:
+        """As pipeline.placement has it."""
+        return placement(self.config)
+
+    @cached_property
+    def stages(self) -> tuple[StageLayers, ...]:
+        """Model stages: layers shared out as evenly as possible, earlier stages taking what is left over."""
+        count, layers = self.placement.model_stages, self.config.model.layers
+        bounds = [-(-layers * stage // count) for stage in range(count + 1)]
+        return tuple(
+            StageLayers(range(bounds[s], bounds[s + 1]), s == 0, s == count - 1) for s in range(count)
+        )
+
+    def held(self, rank: int) -> tuple[StageLayers, ...]:
+        """The chunks of a pipeline rank."""
+        where = self.placement
+        return tuple(self.stages[where.model_stage(stage)] for stage in where.stages_of(rank))
+
+    def _consecutive(self, size: int, stride: int = 1) -> Group:
+        """`size` ranks, every stride-th."""
+        return Group(size, max(1, min(size, self.machine.gpus_per_node // stride)))
+
+    @property
+    def tensor_group(self) -> Group:
+        return self._consecutive(self.config.parallel.tensor)
+
+    @property
+    def expert_group(self) -> Group:
+        """Among whom tokens are exchanged."""
+        return self._consecutive(self.config.parallel.expert, self.config.parallel.expert_tensor)
+
+    @property
+    def data_group(self) -> Group:
+        return self._consecutive(self.data, self.config.parallel.tensor)
+
+    @property
+    def expert_data_group(self) -> Group:
+        parallel = self.config.parallel
+        return self._consecutive(self.expert_data, parallel.expert * parallel.expert_tensor)
+
+    def same_node(self, a: int, b: int) -> bool:
+        """Whether pipeline ranks a and b of the first pipeline share a node."""
+        apart = self.gpus // self.config.parallel.pipeline
+        node = self.machine.gpus_per_node
+        return a * apart // node == b * apart // node
+
+    def nodes(self) -> str:
+        """In words, which ranks share a node."""
+        node, parallel = self.machine.gpus_per_node, self.config.parallel
+        if self.gpus <= node:
+            return "all ranks share one node"
+        apart = self.gpus // parallel.pipeline
+        words = [f"{-(-self.gpus // node)} nodes of {node}"]
+        if parallel.pipeline > 1:
+            share = node // apart
+            words.append(
+                f"{share} pipeline stages share a node" if share > 1 else "every pipeline hop leaves the node"
+            )
+        for name, group in (
+            ("tensor", self.tensor_group),
+            ("expert", self.expert_group),
+            ("data", self.data_group),
+        ):
+            if group.size > 1:
+                where = "within a node" if group.on_node == group.size else f"{group.on_node} a node"
+                words.append(f"{name}-parallel {group.size}: {where}")
+        return "; ".join(words)
+
+
+def placement(config: Config) -> Placement:
+    """Stage ids on ranks, as pipeline.placement has it (which needs torch)."""
+    parallel = config.parallel
+    match parallel.schedule:
+        case "zb_v" | "dualpipev":
+            return v_shape(parallel.pipeline)
+        case "dualpipe":
+            return bidirectional(parallel.pipeline)
+    return (
+        round_robin(parallel.pipeline, parallel.virtual)
+        if parallel.virtual
+        else one_per_rank(parallel.pipeline)
+    )
+
+
+def schedule(config: Config, microbatches: int) -> Schedule:
+    """What runs; Megatron's own schedules as ours of the same kind. ConfigError where it cannot be made."""
+    parallel = config.parallel
+    name = parallel.schedule.removeprefix("megatron_")
+    try:
+        if name == "interleaved":
+            return interleaved(parallel.pipeline, microbatches, parallel.virtual)
+        return GENERATORS[name](parallel.pipeline, microbatches)
+    except ValueError as error:
+        raise ConfigError(
+            f"parallel.schedule = {parallel.schedule} with parallel.pipeline = {parallel.pipeline} and "
+            f"{microbatches} micro-batches: {error}; change training.global_batch or training.micro_batch"
+        ) from None
+
+
+def layout(config: Config, machine: Machine, gpus: int) -> Layout:
+    """The configuration on `gpus` GPUs.
+
+    Raises:
+        ConfigError: they do not fit layout or batch.
+    """
+    if gpus < 1:
+        raise ConfigError(f"--gpus {gpus}: at least 1")
+    data = check_world(config, gpus)
+    return Layout(config, machine, gpus, config.training.global_batch // (config.training.micro_batch * data))
