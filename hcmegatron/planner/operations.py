@@ -266,7 +266,7 @@ def _experts(layout: Layout, rates: Rates) -> list[Operation]:
     copies = 1 if assumed.fused or local == 1 else 2  # sorted by rank, then by expert
     permute = 2 * copies * routed * C * z
     if moe.dispatcher == "alltoall":
-        exchange = rates.all_to_all(routed * assumed.imbalance * C * z, layout.expert_group)
+        exchange = rates.all_to_all(routed * assumed.imbalance * C * z, layout.expert_group, moe.top_k)
         if parallel.expert_tensor > 1:
             exchange += rates.ring(rows * C * z, layout.tensor_group)
     else:

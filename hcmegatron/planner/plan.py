@@ -17,8 +17,9 @@ from hcmegatron.planner.flops import head_widths, mlp_parameters
 from hcmegatron.planner.layout import Layout, layout
 from hcmegatron.planner.machines import Machine
 from hcmegatron.planner.rates import Assumptions, Rates
+from hcmegatron.planner.stage_costs import Operations
 from hcmegatron.planner.step_memory import RankMemory, least_bytes, step_memory
-from hcmegatron.planner.step_time import Operations, StepTime, step_time
+from hcmegatron.planner.step_time import StepTime, step_time
 
 DAY, HOUR = 86_400.0, 3_600.0
 

@@ -109,20 +109,22 @@ def _time(plan: Plan) -> Table:
 
 def run(plan: Plan, price: float | None) -> list[str]:
     """The rates, and what all steps cost."""
-    off, peak = plan.assumptions.uncertainty, plan.layout.machine.peak_tflops
+    low, high = plan.assumptions.shortest, plan.assumptions.longest
+    peak = plan.layout.machine.peak_tflops
     rate = plan.tokens / plan.seconds
     per_gpu = plan.model_flops / plan.seconds / plan.layout.gpus / 1e12
     money = f", {plan.gpu_hours * price:,.0f} at {price:g} a GPU-hour" if price is not None else ""
     longest = max(plan.time.simulation.costs.stages, key=lambda stage: stage.F)
     times = (("F", longest.F), ("B", longest.B), ("I", longest.I), ("W", longest.W), ("FB", longest.FB))
+    took = f"{plan.seconds:.3f} s ({low * plan.seconds:.2f} to {high * plan.seconds:.2f})"
+    days = f"{plan.days:.2f} days ({low * plan.days:.2f} to {high * plan.days:.2f})"
     return [
         "one micro-batch in the longest stage: " + ", ".join(f"{name} {1e3 * s:.2f} ms" for name, s in times),
-        f"step {plan.seconds:.3f} s (+-{off:.0%}); {rate:,.0f} tokens/s, {rate / plan.layout.gpus:,.0f} a GPU; "
-        f"{per_gpu:.0f} TFLOP/s a GPU",
+        f"step {took}; {rate:,.0f} tokens/s, {rate / plan.layout.gpus:,.0f} a GPU; {per_gpu:.0f} TFLOP/s a GPU",
         f"MFU {plan.utilisation(plan.model_flops):.1%}, with recomputation {plan.utilisation(plan.hardware_flops):.1%}"
         f" (of {peak:g} TFLOP/s, dense bf16)",
         f"{plan.config.training.steps:,} steps, {plan.tokens * plan.config.training.steps / 1e9:,.1f} B tokens: "
-        f"{plan.days:.2f} days, {plan.gpu_hours:,.0f} GPU-hours{money} (+-{off:.0%})",
+        f"{days}, {plan.gpu_hours:,.0f} GPU-hours{money}",
     ]
 
 
@@ -227,7 +229,10 @@ def as_json(
         ],
         "forward_flops_per_token": dict(counts.forward_flops(plan.config, whole)),
         "step_s": plan.seconds,
-        "uncertainty": plan.assumptions.uncertainty,
+        "step_range_s": [
+            plan.assumptions.shortest * plan.seconds,
+            plan.assumptions.longest * plan.seconds,
+        ],
         "parts_per_rank_s": [dict(own) for own in plan.time.parts],
         "tokens_per_s": plan.tokens / plan.seconds,
         "mfu": plan.utilisation(plan.model_flops),

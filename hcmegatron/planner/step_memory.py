@@ -13,11 +13,12 @@ from typing import NamedTuple
 
 from hcmegatron.config.schema import distributed_optimizer
 from hcmegatron.connections import facts
+from hcmegatron.planner.after_pipeline import state_bytes
 from hcmegatron.planner.counts import rank_parameters
 from hcmegatron.planner.layout import Layout
 from hcmegatron.planner.machines import GIB
 from hcmegatron.planner.operations import Operation, sizes
-from hcmegatron.planner.step_time import Operations, state_bytes
+from hcmegatron.planner.stage_costs import Operations
 from hcmegatron.recompute.plan import blocks, expected_terms, plan
 from schedules.actions import Kind
 from schedules.timeline import Simulation
