@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 
 from hcmegatron.config.schema import distributed_optimizer
-from hcmegatron.planner.counts import rank_parameters
+from hcmegatron.planner.counts import held_parameters
 from hcmegatron.planner.layout import Group, Layout
 from hcmegatron.planner.operations import ITEMSIZE
 from hcmegatron.planner.stage_costs import Operations
@@ -26,8 +26,8 @@ def after_the_pipeline(layout: Layout, operations: Operations) -> Counter[str]:
     weight, gradient, state = state_bytes(layout)
     sharded = distributed_optimizer(layout.config)
     worst: Counter[str] = Counter()
-    for rank in range(parallel.pipeline):
-        held = rank_parameters(layout.config, layout.held(rank))
+    for rank in layout.distinct_ranks:
+        held = held_parameters(layout, rank)
         experts = held["experts"]
         dense = held.total() - experts
         own: Counter[str] = Counter()
@@ -36,7 +36,10 @@ def after_the_pipeline(layout: Layout, operations: Operations) -> Counter[str]:
         gathered = sum(
             rates.ring(count * (weight if sharded else gradient), group) for count, group in groups
         )
-        one = [operations.phases(layout.placement.model_stage(s)) for s in layout.placement.stages_of(rank)]
+        one = [
+            operations.of_stage(layout.placement.model_stage(s)).phases
+            for s in layout.placement.stages_of(rank)
+        ]
         if parallel.overlap_grad_reduce:
             behind = sum(dgrad + wgrad for _, dgrad, wgrad in one)
             reduced = max(LAST_BUCKET * reduced, reduced - behind)

@@ -12,7 +12,7 @@ from typing import Literal
 from hcmegatron.config.schema import Config
 from hcmegatron.connections import facts
 from hcmegatron.planner.flops import attention_parameters, head_widths, mlp_parameters
-from hcmegatron.planner.layout import StageLayers
+from hcmegatron.planner.layout import Layout, StageLayers
 from hcmegatron.planner.parameters import attention_norms, norm_parameters
 
 Class = Literal[
@@ -53,18 +53,20 @@ def parameters(config: Config, stage: StageLayers, active: bool = False) -> Coun
         active: those that one token passes; the embedding, a look-up, is none of them, a tied head is.
     """
     model, moe, C = config.model, config.moe, config.model.hidden_size
+    layers = len(stage.layers)
+    mixtures = sum(is_moe(config, layer) for layer in stage.layers)
     expert = mlp_parameters(config, moe.ffn_hidden_size)
-    count: Counter[Class] = Counter()
-    for layer in stage.layers:
-        count["attention"] += attention_parameters(config)
-        count["norms"] += attention_norms(config) + 2 * norm_parameters(config)
-        count["connections"] += 2 * facts.parameters(config.connection, C)
-        if is_moe(config, layer):
-            count["experts"] += (moe.top_k if active else moe.experts) * expert
-            count["shared experts"] += moe.shared_experts * expert
-            count["router"] += C * moe.experts
-        else:
-            count["dense"] += mlp_parameters(config, model.ffn_hidden_size)
+    count: Counter[Class] = Counter(
+        {
+            "attention": layers * attention_parameters(config),
+            "norms": layers * (attention_norms(config) + 2 * norm_parameters(config)),
+            "connections": layers * 2 * facts.parameters(config.connection, C),
+            "experts": mixtures * (moe.top_k if active else moe.experts) * expert,
+            "shared experts": mixtures * moe.shared_experts * expert,
+            "router": mixtures * C * moe.experts,
+            "dense": (layers - mixtures) * mlp_parameters(config, model.ffn_hidden_size),
+        }
+    )
     vocabulary = C * padded_vocabulary(config)
     if stage.first and not active:
         count["embedding"] += vocabulary
@@ -86,6 +88,11 @@ def rank_parameters(config: Config, stages: Iterable[StageLayers]) -> Counter[Cl
             else:
                 total[name] += count if name in WHOLE else count // parallel.tensor
     return total
+
+
+def held_parameters(layout: Layout, rank: int) -> Counter[Class]:
+    """`rank_parameters` of a pipeline rank."""
+    return layout.once(("parameters", rank), lambda: rank_parameters(layout.config, layout.held(rank)))
 
 
 def forward_flops(config: Config, stage: StageLayers) -> Counter[Class]:

@@ -6,8 +6,9 @@ ranks are neighbours among these), pipeline stages last. Nodes take consecutive 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 from hcmegatron.config.checks import check_world
 from hcmegatron.config.errors import ConfigError
@@ -17,6 +18,8 @@ from schedules.generators import GENERATORS
 from schedules.generators.interleaved import interleaved
 from schedules.placement import Placement, bidirectional, one_per_rank, round_robin, v_shape
 from schedules.plan import Schedule
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -42,12 +45,20 @@ class Layout:
 
     Attributes:
         microbatches: of one data-parallel rank in a step.
+        known: what was found once; layouts that differ in micro-batch and recomputation alone may share it.
     """
 
     config: Config
     machine: Machine
     gpus: int
     microbatches: int
+    known: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)
+
+    def once(self, key: Any, find: Callable[[], T]) -> T:
+        """`find()`, called the first time only."""
+        if key not in self.known:
+            self.known[key] = find()
+        return self.known[key]
 
     @property
     def data(self) -> int:
@@ -61,24 +72,55 @@ class Layout:
         parallel = self.config.parallel
         return self.gpus // (parallel.pipeline * parallel.expert * parallel.expert_tensor)
 
-    @cached_property
+    @property
     def placement(self) -> Placement:
         """As pipeline.placement has it."""
-        return placement(self.config)
+        return self.once("placement", lambda: placement(self.config))
 
-    @cached_property
+    @property
     def stages(self) -> tuple[StageLayers, ...]:
         """Model stages: layers shared out as evenly as possible, earlier stages taking what is left over."""
+        return self.once("stages", self._stages)
+
+    def _stages(self) -> tuple[StageLayers, ...]:
         count, layers = self.placement.model_stages, self.config.model.layers
         bounds = [-(-layers * stage // count) for stage in range(count + 1)]
         return tuple(
             StageLayers(range(bounds[s], bounds[s + 1]), s == 0, s == count - 1) for s in range(count)
         )
 
+    @property
+    def model_stages(self) -> tuple[tuple[int, ...], ...]:
+        """By pipeline rank the model stages of its chunks, as the placement lists them."""
+        where = self.placement
+
+        def find() -> tuple[tuple[int, ...], ...]:
+            return tuple(tuple(map(where.model_stage, where.stages_of(rank))) for rank in range(where.ranks))
+
+        return self.once("model stages", find)
+
     def held(self, rank: int) -> tuple[StageLayers, ...]:
         """The chunks of a pipeline rank."""
-        where = self.placement
-        return tuple(self.stages[where.model_stage(stage)] for stage in where.stages_of(rank))
+        return tuple(self.stages[stage] for stage in self.model_stages[rank])
+
+    @property
+    def distinct_ranks(self) -> list[int]:
+        """The first pipeline rank of those that hold as many layers of each kind, and embedding and head alike."""
+
+        def find() -> list[int]:
+            found: dict[Any, int] = {}
+            for rank in range(self.placement.ranks):
+                shape = tuple((*self.layers_of_kinds(c), c.first, c.last) for c in self.held(rank))
+                found.setdefault(shape, rank)
+            return list(found.values())
+
+        return self.once("distinct ranks", find)
+
+    def layers_of_kinds(self, stage: StageLayers) -> tuple[int, int]:
+        """How many layers are dense, and how many have experts."""
+        layers, moe = stage.layers, self.config.moe
+        dense = max(0, min(layers.stop, moe.first_dense) - layers.start) if moe.experts else len(layers)
+        return dense, len(layers) - dense
 
     def _consecutive(self, size: int, stride: int = 1) -> Group:
         """`size` ranks, every stride-th."""

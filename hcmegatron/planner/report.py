@@ -132,9 +132,7 @@ def _counts(plan: Plan) -> Table:
     whole = counts.whole_model(plan.config)
     total, active = (counts.parameters(plan.config, whole, active) for active in (False, True))
     flops = counts.forward_flops(plan.config, whole)
-    on_rank = [
-        counts.rank_parameters(plan.config, plan.layout.held(rank)) for rank in range(len(plan.memory))
-    ]
+    on_rank = [counts.held_parameters(plan.layout, rank) for rank in range(len(plan.memory))]
     table = Table(box=box.SIMPLE_HEAD, title="parameters, and forward FLOPs a token", title_justify="left")
     for name in ("", "all", "active", "most on a rank", "MFLOP"):
         table.add_column(name, justify="left" if not name else "right")
@@ -225,7 +223,7 @@ def as_json(
         "active_parameters": dict(counts.parameters(plan.config, whole, active=True)),
         "parameters_per_stage": [dict(counts.parameters(plan.config, stage)) for stage in where.stages],
         "parameters_per_rank": [
-            dict(counts.rank_parameters(plan.config, where.held(rank))) for rank in range(len(plan.memory))
+            dict(counts.held_parameters(where, rank)) for rank in range(len(plan.memory))
         ],
         "forward_flops_per_token": dict(counts.forward_flops(plan.config, whole)),
         "step_s": plan.seconds,

@@ -20,7 +20,7 @@ from hcmegatron.planner.layout import Layout
 from hcmegatron.planner.machines import Machine
 from hcmegatron.planner.plan import Plan
 from hcmegatron.planner.rates import Assumptions, Rates
-from hcmegatron.planner.stage_costs import Operations
+from hcmegatron.planner.stage_costs import Operations, Piece
 from hcmegatron.planner.step_memory import chunk, least_bytes, static, step_memory
 from hcmegatron.planner.step_time import lower_bound, step_time
 
@@ -97,8 +97,10 @@ def search(
     refused: Counter[str] = Counter()
     looked_at: list[Candidate] = []
     waiting: list[tuple[float, int, Layout, Operations, float]] = []
+    rates = Rates(machine, assumptions, config.training.dtype)
+    shared: dict[tuple, dict[str, Piece]] = {}
     for where in _layouts(config, machine, gpus, refused):
-        operations = Operations(where, Rates(machine, assumptions, config.training.dtype))
+        operations = Operations(where, rates, shared.setdefault(_pieces(where), {}))
         bytes_needed = least_bytes(where)
         if not exhaustive and bytes_needed <= machine.memory:
             bytes_needed = least_peak(where, operations)
@@ -123,6 +125,13 @@ def search(
     return Found(tuple(best[:most]), tuple(looked_at), refused)
 
 
+def _pieces(where: Layout) -> tuple:
+    """What a layer's operations depend on, of all that a search changes."""
+    parallel, recompute = where.config.parallel, where.config.recompute
+    size = where.config.training.micro_batch
+    return parallel.tensor, parallel.expert, size, recompute.mode, tuple(recompute.modules)
+
+
 def least_peak(layout: Layout, operations: Operations) -> float:
     """Bytes that the fullest rank holds at least: what is always there, and the activations that wait for backward when
     its last forward before a first backward runs.
@@ -130,8 +139,8 @@ def least_peak(layout: Layout, operations: Operations) -> float:
     where, M = layout.placement, layout.microbatches
     name = layout.config.parallel.schedule.removeprefix("megatron_")
     most = 0.0
-    for rank in range(where.ranks):
-        held = [chunk(layout, operations, where.model_stage(stage)) for stage in where.stages_of(rank)]
+    for rank in layout.distinct_ranks:
+        held = [chunk(layout, operations, stage) for stage in set(layout.model_stages[rank])]
         if name == "gpipe":
             live = M
         elif name == "1f1b":
@@ -152,6 +161,7 @@ def _layouts(config: Config, machine: Machine, gpus: int, refused: Counter[str])
         except ConfigError as error:
             refused[str(error).partition(" = ")[0]] += 1
             continue
+        known: dict[Any, Any] = {}
         for size in MICRO_BATCHES:
             sized = replace(shaped, training=replace(config.training, micro_batch=size))
             try:
@@ -161,7 +171,7 @@ def _layouts(config: Config, machine: Machine, gpus: int, refused: Counter[str])
                 continue
             microbatches = config.training.global_batch // (size * data)
             for recompute in _recomputation(sized):
-                yield Layout(replace(sized, recompute=recompute), machine, gpus, microbatches)
+                yield Layout(replace(sized, recompute=recompute), machine, gpus, microbatches, known)
 
 
 def _parallel(config: Config, machine: Machine, gpus: int) -> Iterator[Parallel]:

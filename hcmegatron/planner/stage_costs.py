@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from hcmegatron.config.schema import Recompute
@@ -17,28 +16,101 @@ from schedules.costs import Costs, Link, StageCosts
 from schedules.nodes import ROLES, Node, stage_costs
 
 
+@dataclass(frozen=True)
+class Piece:
+    """Operations with their sums: a layer, an embedding or a head.
+
+    Attributes:
+        phases: seconds of F, I and W, one operation after another.
+        seconds: the same by BUSY and all-to-alls.
+        kept, left, transient: bytes, see Operation; the largest of what is transient.
+    """
+
+    operations: tuple[Operation, ...]
+
+    @cached_property
+    def phases(self) -> tuple[float, float, float]:
+        ops = self.operations
+        return (
+            sum(op.forward for op in ops),
+            sum(op.dgrad + op.again for op in ops),
+            sum(op.wgrad for op in ops),
+        )
+
+    @cached_property
+    def seconds(self) -> Counter[str]:
+        total: Counter[str] = Counter()
+        for op in self.operations:
+            if op.family == "compute":
+                total["forward"] += op.forward
+                total["input gradients"] += op.dgrad
+            else:
+                name = "all-to-alls" if op.family == "all-to-all" else op.family
+                total[name] += op.forward + op.dgrad
+            total["weight gradients"] += op.wgrad
+            total["recomputation"] += op.again
+        return total
+
+    @cached_property
+    def kept(self) -> float:
+        return sum(op.kept for op in self.operations)
+
+    @cached_property
+    def left(self) -> float:
+        return sum(op.left for op in self.operations)
+
+    @cached_property
+    def transient(self) -> float:
+        return max((op.transient for op in self.operations), default=0.0)
+
+    @cached_property
+    def nodes(self) -> tuple[Node, ...]:
+        """A layer as the simulator's nodes; all-to-alls on the communication lane."""
+        nodes = []
+        for role in ROLES:
+            own = Piece(tuple(op for op in self.operations if op.role == role))
+            if own.operations:
+                lane = "communication" if role in ("dispatch", "combine") else "compute"
+                nodes.append(Node(role, lane, *own.phases))
+        return tuple(nodes)
+
+
 class Operations:
-    """Every stage's operations; layers of one kind are counted once."""
+    """What every stage does. Layers of one kind are counted once.
 
-    def __init__(self, layout: Layout, rates: Rates) -> None:
+    Args:
+        known: pieces of a layout that differs in pipeline or schedule alone, and is to share them.
+    """
+
+    def __init__(self, layout: Layout, rates: Rates, known: dict[str, Piece] | None = None) -> None:
         self.layout, self.rates = layout, rates
-        self._layers: dict[bool, list[Operation]] = {}
-        self._seconds: dict[bool, Counter[str]] = {}
-        self._stage_seconds: dict[int, Counter[str]] = {}
-        self._phases: dict[int, tuple[float, float, float]] = {}
-        self._layer_phases: dict[bool, tuple[float, float, float]] = {}
+        self._pieces = {} if known is None else known
+        self._stages: dict[tuple[int, int, bool, bool], Stage] = {}
 
-    def of_layer(self, layer: int) -> list[Operation]:
+    def of_layer(self, layer: int) -> Piece:
         """One layer's."""
-        kind = is_moe(self.layout.config, layer)
-        if kind not in self._layers:
-            self._layers[kind] = layer_operations(self.layout, self.rates, layer)
-        return self._layers[kind]
+        kind = "experts" if is_moe(self.layout.config, layer) else "dense"
+        if kind not in self._pieces:
+            self._pieces[kind] = Piece(tuple(layer_operations(self.layout, self.rates, layer)))
+        return self._pieces[kind]
 
-    def _seconds_of_layer(self, kind: bool, layer: int) -> Counter[str]:
-        if kind not in self._seconds:
-            self._seconds[kind] = _seconds(self.of_layer(layer))
-        return self._seconds[kind]
+    def _end(self, name: str) -> Piece:
+        if name not in self._pieces:
+            first, last = name == "embedding", name == "head"
+            self._pieces[name] = Piece(tuple(ends(self.layout, self.rates, first, last)))
+        return self._pieces[name]
+
+    def of_stage(self, stage: int) -> Stage:
+        """A model stage's; stages with as many layers of each kind are one."""
+        held = self.layout.stages[stage]
+        kind = (*self.layout.layers_of_kinds(held), held.first, held.last)
+        if kind not in self._stages:
+            pieces = [self.of_layer(layer) for layer in held.layers]
+            outside = [
+                self._end(name) for name, there in (("embedding", held.first), ("head", held.last)) if there
+            ]
+            self._stages[kind] = Stage(tuple(pieces), tuple(outside))
+        return self._stages[kind]
 
     @cached_property
     def without_recomputation(self) -> Operations:
@@ -46,55 +118,31 @@ class Operations:
         config = replace(self.layout.config, recompute=Recompute())
         return Operations(replace(self.layout, config=config), self.rates)
 
+
+@dataclass(frozen=True)
+class Stage:
+    """A model stage's layers, first to last, and its embedding and head."""
+
+    layers: tuple[Piece, ...]
+    ends: tuple[Piece, ...]
+
     @cached_property
-    def of_stages(self) -> tuple[list[Operation], ...]:
-        """Of every model stage, with embedding and head."""
-        return tuple(
-            [op for layer in stage.layers for op in self.of_layer(layer)]
-            + ends(self.layout, self.rates, stage.first, stage.last)
-            for stage in self.layout.stages
-        )
+    def pieces(self) -> tuple[Piece, ...]:
+        return (*self.layers, *self.ends)
 
-    def phases(self, stage: int) -> tuple[float, float, float]:
-        """Of one micro-batch in a stage, one operation after another: F, I and W."""
-        if stage not in self._phases:
-            held = self.layout.stages[stage]
-            total = list(_serial(ends(self.layout, self.rates, held.first, held.last)))
-            for layer in held.layers:
-                for i, seconds in enumerate(self._phases_of_layer(layer)):
-                    total[i] += seconds
-            self._phases[stage] = (total[0], total[1], total[2])
-        return self._phases[stage]
+    @cached_property
+    def phases(self) -> tuple[float, float, float]:
+        """F, I and W of one micro-batch, one operation after another."""
+        F, I, W = zip(*(piece.phases for piece in self.pieces), strict=True)
+        return sum(F), sum(I), sum(W)
 
-    def _phases_of_layer(self, layer: int) -> tuple[float, float, float]:
-        kind = is_moe(self.layout.config, layer)
-        if kind not in self._layer_phases:
-            self._layer_phases[kind] = _serial(self.of_layer(layer))
-        return self._layer_phases[kind]
-
-    def seconds(self, stage: int) -> Counter[str]:
-        """Of one micro-batch in a stage, one operation after another: BUSY and all-to-alls."""
-        if stage not in self._stage_seconds:
-            held = self.layout.stages[stage]
-            total = _seconds(ends(self.layout, self.rates, held.first, held.last))
-            for layer in held.layers:
-                total.update(self._seconds_of_layer(is_moe(self.layout.config, layer), layer))
-            self._stage_seconds[stage] = total
-        return self._stage_seconds[stage]
-
-
-def _seconds(operations: Sequence[Operation]) -> Counter[str]:
-    total: Counter[str] = Counter()
-    for op in operations:
-        if op.family == "compute":
-            total["forward"] += op.forward
-            total["input gradients"] += op.dgrad
-        else:
-            name = "all-to-alls" if op.family == "all-to-all" else op.family
-            total[name] += op.forward + op.dgrad
-        total["weight gradients"] += op.wgrad
-        total["recomputation"] += op.again
-    return total
+    @cached_property
+    def seconds(self) -> Counter[str]:
+        """The same by BUSY and all-to-alls."""
+        total: Counter[str] = Counter()
+        for piece in self.pieces:
+            total.update(piece.seconds)
+        return total
 
 
 def overlaps(layout: Layout, assumed: Assumptions) -> bool:
@@ -125,31 +173,11 @@ def costs(layout: Layout, operations: Operations) -> Costs:
 
 
 def _stage(operations: Operations, stage: int, together: bool) -> StageCosts:
-    F, I, W = operations.phases(stage)
+    own = operations.of_stage(stage)
+    F, I, W = own.phases
     if not together:
         return StageCosts(F=F, I=I, W=W)
-    held = operations.layout.stages[stage]
-    layers = [_nodes(operations.of_layer(layer)) for layer in held.layers]
-    paired = stage_costs(layers, trail=len(layers))
-    f, i, w = _serial(ends(operations.layout, operations.rates, held.first, held.last))
-    FB = min(F + I + W, max(paired.FB + f + i + w, I + W, F))
+    paired = stage_costs([layer.nodes for layer in own.layers], trail=len(own.layers))
+    outside = sum(sum(piece.phases) for piece in own.ends)
+    FB = min(F + I + W, max(paired.FB + outside, I + W, F))
     return StageCosts(F=F, I=I, W=W, FB=FB, tail=min(paired.tail, W))
-
-
-def _serial(operations: Sequence[Operation]) -> tuple[float, float, float]:
-    return (
-        sum(op.forward for op in operations),
-        sum(op.dgrad + op.again for op in operations),
-        sum(op.wgrad for op in operations),
-    )
-
-
-def _nodes(operations: Sequence[Operation]) -> tuple[Node, ...]:
-    """A layer as the simulator's nodes; all-to-alls on the communication lane."""
-    nodes = []
-    for role in ROLES:
-        own = [op for op in operations if op.role == role]
-        if own:
-            lane = "communication" if role in ("dispatch", "combine") else "compute"
-            nodes.append(Node(role, lane, *_serial(own)))
-    return tuple(nodes)

@@ -14,10 +14,10 @@ from typing import NamedTuple
 from hcmegatron.config.schema import distributed_optimizer
 from hcmegatron.connections import facts
 from hcmegatron.planner.after_pipeline import state_bytes
-from hcmegatron.planner.counts import rank_parameters
+from hcmegatron.planner.counts import held_parameters
 from hcmegatron.planner.layout import Layout
 from hcmegatron.planner.machines import GIB
-from hcmegatron.planner.operations import Operation, sizes
+from hcmegatron.planner.operations import sizes
 from hcmegatron.planner.stage_costs import Operations
 from hcmegatron.recompute.plan import blocks, expected_terms, plan
 from schedules.actions import Kind
@@ -51,18 +51,19 @@ def chunk(layout: Layout, operations: Operations, stage: int, live: int = 1) -> 
         live: micro-batches that wait at once, for recompute.block_length = live.
     """
     config, size = layout.config, sizes(layout.config)
-    held, ops = layout.stages[stage], operations.of_stages[stage]
+    held, own = layout.stages[stage], operations.of_stage(stage)
     C, n = config.model.hidden_size, facts.streams(config.connection)
-    kept, left = sum(op.kept for op in ops), sum(op.left for op in ops)
+    kept, left = sum(piece.kept for piece in own.pieces), sum(piece.left for piece in own.pieces)
     streams = n * C * size.itemsize * size.local
-    forward = streams + max(op.transient for op in ops)
+    working = max(piece.transient for piece in own.pieces)
+    forward = streams + working
     # gradients of what an operation holds, beside the streams' own two
-    backward = 2 * streams + 2 * max(op.transient for op in ops)
+    backward = 2 * streams + 2 * working
     sublayers = 2 * len(held.layers)
     match config.recompute.mode:
         case "full":
             kept += streams * len(held.layers)
-            backward += max(sum(op.kept for op in _kept_plainly(operations, layer)) for layer in held.layers)
+            backward += max(operations.without_recomputation.of_layer(layer).kept for layer in held.layers)
         case "block":
             length = config.recompute.block_length
             terms = expected_terms(config.connection, C, size.itemsize, round(size.local))
@@ -74,15 +75,10 @@ def chunk(layout: Layout, operations: Operations, stage: int, live: int = 1) -> 
     return Chunk(kept, left, forward, backward)
 
 
-def _kept_plainly(operations: Operations, layer: int) -> list[Operation]:
-    """A layer's operations with what they would keep without recomputation."""
-    return operations.without_recomputation.of_layer(layer)
-
-
 def static(layout: Layout, rank: int) -> Counter[str]:
     """Weights, gradients and optimizer state of a pipeline rank; dense and expert groups shard their state apart."""
     weight, gradient, state = state_bytes(layout)
-    held = rank_parameters(layout.config, layout.held(rank))
+    held = held_parameters(layout, rank)
     total, experts = held.total(), held["experts"]
     sharded = distributed_optimizer(layout.config)
     shared = (
@@ -140,7 +136,7 @@ class RankMemory:
 def least_bytes(layout: Layout) -> float:
     """Bytes that the fullest rank holds whatever the schedule does: static and allowances."""
     rest = CONTEXT + COMMUNICATOR * communicators(layout)
-    return max(static(layout, rank).total() for rank in range(layout.config.parallel.pipeline)) + rest
+    return max(static(layout, rank).total() for rank in layout.distinct_ranks) + rest
 
 
 def step_memory(layout: Layout, operations: Operations, simulation: Simulation) -> tuple[RankMemory, ...]:

@@ -88,7 +88,7 @@ def _assembled(
     after: Counter[str],
 ) -> StepTime:
     where, parts = layout.placement, []
-    of_stages = [operations.seconds(stage) for stage in range(where.model_stages)]
+    of_stages = [operations.of_stage(stage).seconds for stage in range(where.model_stages)]
     for rank in range(where.ranks):
         own: Counter[str] = Counter()
         for stage in where.stages_of(rank):
@@ -115,18 +115,15 @@ def lower_bound(layout: Layout, operations: Operations) -> float:
     split = layout.config.parallel.schedule in SPLIT_BACKWARD
     least, before, after = [], [0.0], [0.0]
     for stage in range(where.model_stages):
-        seconds = operations.seconds(stage)
+        seconds = operations.of_stage(stage).seconds
         least.append(seconds.total() - (seconds["all-to-alls"] if hides else 0.0))
-        forward, dgrad, wgrad = operations.phases(stage)
+        forward, dgrad, wgrad = operations.of_stage(stage).phases
         before.append(before[-1] + forward)
         after.append(after[-1] + dgrad + (0.0 if split else wgrad))
     pipeline = 0.0
-    for rank in range(where.ranks):
-        own = [where.model_stage(stage) for stage in where.stages_of(rank)]
-        busy = sum(
-            len(where.microbatches_of(stage, layout.microbatches)) * least[where.model_stage(stage)]
-            for stage in where.stages_of(rank)
-        )
+    each = layout.microbatches / len(where.paths)
+    for own in layout.model_stages:
+        busy = each * sum(least[stage] for stage in own)
         last = 0.0 if split else after[min(own)]
         pipeline = max(pipeline, before[min(own)] + busy + last)
     return pipeline + after_the_pipeline(layout, operations).total()
