@@ -30,6 +30,7 @@ OPTIONS = (
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The verb's own options; every other --word is a setting of the configuration."""
+    parser.usage = "hcmegatron plan FILE --gpus N [--gpu GPU] [--search] [...] [--section.key=value ...]"
     parser.add_argument("file", metavar="FILE", type=Path, help="the configuration, YAML")
     parser.add_argument("--gpus", metavar="N", required=True, help="how many GPUs")
     parser.add_argument(
@@ -65,6 +66,10 @@ def main(options: argparse.Namespace, overrides: list[str]) -> int:
     if options.imbalance is not None:
         value = _number("--imbalance", options.imbalance, 1.0, 1000.0)
         assumed = Assumptions(kernels=assumed.kernels, imbalance=value)
+    if options.search and (options.picture or price is not None):
+        raise ConfigError(
+            "--search takes neither --price nor --picture; plan the configuration that it --writes"
+        )
     if options.write and not options.search:
         raise ConfigError("--write without --search: it writes what the search has chosen")
     config, sources = read(options.file, overrides)
@@ -74,7 +79,7 @@ def main(options: argparse.Namespace, overrides: list[str]) -> int:
     if options.search:
         from hcmegatron.planner.search_report import run
 
-        return run(config, described, gpus, assumed, options.file, options.write, options.json)
+        return run(config, described, gpus, assumed, options.file, write, options.write, options.json)
     plan = make_plan(config, described, gpus, assumed)
     beside, changes = overheads(plan), lighter(plan)
     from hcmegatron.planner.report import (

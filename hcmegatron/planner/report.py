@@ -16,6 +16,7 @@ from hcmegatron.planner.step_memory import COMMUNICATOR, COMPONENTS, CONTEXT, FR
 from hcmegatron.planner.step_time import PARTS
 
 PAPER_OVERHEAD = 0.067  # 2512.24880, section 4.3: step time at n = 4 on the 27B model
+TIGHT = 0.05  # of a GPU's memory: a plan with less than that left is called tight
 
 
 def gib(size: float) -> str:
@@ -60,6 +61,7 @@ def headline(plan: Plan) -> list[str]:
     over = plan.peak - machine.memory
     verdict = (
         f"fits: {gib(plan.peak)} of {gib(machine.memory)} GiB on the fullest rank"
+        + (", with little to spare" if over > -TIGHT * machine.memory else "")
         if plan.fits
         else f"DOES NOT FIT: the fullest rank needs {gib(plan.peak)} GiB, {gib(over)} more than a {machine.name} has"
     )

@@ -7,7 +7,6 @@ left out without simulating it. Both bounds are below what a simulation finds, s
 
 from __future__ import annotations
 
-import heapq
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -20,7 +19,7 @@ from hcmegatron.planner.layout import Layout
 from hcmegatron.planner.machines import Machine
 from hcmegatron.planner.plan import Plan
 from hcmegatron.planner.rates import Assumptions, Rates
-from hcmegatron.planner.stage_costs import Operations, Piece
+from hcmegatron.planner.stage_costs import Operations
 from hcmegatron.planner.step_memory import chunk, least_bytes, static, step_memory
 from hcmegatron.planner.step_time import lower_bound, step_time
 
@@ -37,7 +36,7 @@ class Candidate:
     Attributes:
         outcome: fits: simulated; memory: needs more than there is; slower: cannot be among the best.
         seconds: of a step; where it was not simulated, at least.
-        peak: bytes of the fullest rank; where it was not simulated, at least.
+        peak: bytes of the fullest rank; where it was not simulated, at least, and 0 where nobody asked.
         plan: where it was simulated.
     """
 
@@ -96,24 +95,22 @@ def search(
     """
     refused: Counter[str] = Counter()
     looked_at: list[Candidate] = []
-    waiting: list[tuple[float, int, Layout, Operations, float]] = []
+    waiting: list[tuple[float, int, Layout, Operations]] = []
     rates = Rates(machine, assumptions, config.training.dtype)
-    shared: dict[tuple, dict[str, Piece]] = {}
+    shared: dict[tuple, dict[Any, Any]] = {}
     for where in _layouts(config, machine, gpus, refused):
         operations = Operations(where, rates, shared.setdefault(_pieces(where), {}))
-        bytes_needed = least_bytes(where)
-        if not exhaustive and bytes_needed <= machine.memory:
-            bytes_needed = least_peak(where, operations)
-        if not exhaustive and bytes_needed > machine.memory:
-            looked_at.append(Candidate(where, "memory", lower_bound(where, operations), bytes_needed))
-        else:
-            waiting.append((lower_bound(where, operations), len(waiting), where, operations, bytes_needed))
-    heapq.heapify(waiting)
+        waiting.append((lower_bound(where, operations), len(waiting), where, operations))
     best: list[Candidate] = []
-    while waiting:
-        bound, _, where, operations, bytes_needed = heapq.heappop(waiting)
-        if not exhaustive and len(best) >= most and bound >= best[most - 1].seconds:
-            looked_at.append(Candidate(where, "slower", bound, bytes_needed))
+    for bound, _, where, operations in sorted(waiting):
+        if not exhaustive and len(best) >= most and bound >= best[-1].seconds:
+            looked_at.append(Candidate(where, "slower", bound, 0.0))
+            continue
+        least = least_bytes(where)
+        if least <= machine.memory:
+            least = max(least, least_peak(where, operations))
+        if not exhaustive and least > machine.memory:
+            looked_at.append(Candidate(where, "memory", bound, least))
             continue
         time = step_time(where, operations)
         plan = Plan(where, assumptions, time, step_memory(where, operations, time.simulation))
@@ -121,8 +118,8 @@ def search(
         candidate = Candidate(where, outcome, plan.seconds, plan.peak, plan)
         looked_at.append(candidate)
         if plan.fits:
-            best = sorted([*best, candidate], key=lambda found: found.seconds)
-    return Found(tuple(best[:most]), tuple(looked_at), refused)
+            best = sorted([*best, candidate], key=lambda found: found.seconds)[:most]
+    return Found(tuple(best), tuple(looked_at), refused)
 
 
 def _pieces(where: Layout) -> tuple:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 from hcmegatron.config.schema import Recompute
 from hcmegatron.connections import facts
@@ -79,13 +80,13 @@ class Operations:
     """What every stage does. Layers of one kind are counted once.
 
     Args:
-        known: pieces of a layout that differs in pipeline or schedule alone, and is to share them.
+        known: what layouts share that differ in pipeline or schedule alone.
     """
 
-    def __init__(self, layout: Layout, rates: Rates, known: dict[str, Piece] | None = None) -> None:
+    def __init__(self, layout: Layout, rates: Rates, known: dict[Any, Any] | None = None) -> None:
         self.layout, self.rates = layout, rates
-        self._pieces = {} if known is None else known
-        self._stages: dict[tuple[int, int, bool, bool], Stage] = {}
+        self._pieces: dict[str, Piece] = {} if known is None else known.setdefault("pieces", {})
+        self._stages: dict[Any, Stage] = {} if known is None else known.setdefault("stages", {})
 
     def of_layer(self, layer: int) -> Piece:
         """One layer's."""
