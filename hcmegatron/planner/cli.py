@@ -19,7 +19,7 @@ OPTIONS = (
     "--gpus",
     "--gpu",
     "--price",
-    "--kernels",
+    "--kernel-speed",
     "--imbalance",
     "--json",
     "--picture",
@@ -38,7 +38,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--price", metavar="X", help="of a GPU-hour, for the cost of the run")
     parser.add_argument(
-        "--kernels", metavar="X", help="part of copy speed that the connections' kernels reach (default: 0.8)"
+        "--kernel-speed",
+        metavar="X",
+        help="part of copy speed that the connections' kernels reach (default: 0.8)",
     )
     parser.add_argument(
         "--imbalance", metavar="X", help="the fullest rank's routed tokens over the mean (default: 1.1)"
@@ -61,8 +63,8 @@ def main(options: argparse.Namespace, overrides: list[str]) -> int:
     gpus = _whole("--gpus", options.gpus)
     price = None if options.price is None else _number("--price", options.price, 0.0, math.inf)
     assumed = Assumptions()
-    if options.kernels is not None:
-        assumed = Assumptions(kernels=_number("--kernels", options.kernels, 0.01, 1.0))
+    if options.kernel_speed is not None:
+        assumed = Assumptions(kernels=_number("--kernel-speed", options.kernel_speed, 0.01, 1.0))
     if options.imbalance is not None:
         value = _number("--imbalance", options.imbalance, 1.0, 1000.0)
         assumed = Assumptions(kernels=assumed.kernels, imbalance=value)

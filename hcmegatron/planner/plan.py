@@ -204,7 +204,8 @@ def moves(config: Config, machine: Machine) -> list[dict[str, Any]]:
         found.append({"recompute.mode": "full", "recompute.modules": []})
     for factor in (2, 4, 8):
         found.append({"parallel.expert": parallel.expert * factor})
-        found.append({"parallel.pipeline": parallel.pipeline * factor})
+        own = {"parallel.schedule": "1f1b"} if parallel.schedule == "megatron_1f1b" else {}
+        found.append({"parallel.pipeline": parallel.pipeline * factor, **own})
         if parallel.tensor * factor <= machine.gpus_per_node:
             found.append({"parallel.tensor": parallel.tensor * factor, "parallel.sequence": True})
     if config.training.micro_batch > 1:

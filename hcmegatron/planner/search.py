@@ -7,7 +7,7 @@ left out without simulating it. Both bounds are below what a simulation finds, s
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -48,17 +48,16 @@ class Candidate:
 
     def value(self, dimension: str) -> str:
         """Of DIMENSIONS, in words."""
-        parallel, recompute = self.layout.config.parallel, self.layout.config.recompute
-        chunks = f" x{parallel.virtual}" if parallel.virtual else ""
-        modules = "+" + "+".join(recompute.modules) if recompute.modules else ""
-        return {
-            "schedule": parallel.schedule + chunks,
-            "pipeline": str(parallel.pipeline),
-            "tensor": str(parallel.tensor),
-            "expert": str(parallel.expert),
-            "micro-batch": str(self.layout.config.training.micro_batch),
-            "recomputation": recompute.mode + modules,
-        }[dimension]
+        config = self.layout.config
+        match dimension:
+            case "schedule":
+                chunks = config.parallel.virtual
+                return config.parallel.schedule + (f" x{chunks}" if chunks else "")
+            case "micro-batch":
+                return str(config.training.micro_batch)
+            case "recomputation":
+                return "+".join([config.recompute.mode, *config.recompute.modules])
+        return str(getattr(config.parallel, dimension))
 
 
 @dataclass(frozen=True)
@@ -234,11 +233,12 @@ def losers(found: Found) -> list[str]:
         return []
     winner, lines = found.best[0], []
     for dimension in DIMENSIONS:
-        chosen = winner.value(dimension)
-        others = {candidate.value(dimension) for candidate in found.looked_at} - {chosen}
-        for value in sorted(others, key=lambda word: (len(word), word)):
-            own = [c for c in found.looked_at if c.value(dimension) == value]
-            lines.append(f"{dimension} {value}: {_why(winner, own)}")
+        groups: dict[str, list[Candidate]] = defaultdict(list)
+        for candidate in found.looked_at:
+            groups[candidate.value(dimension)].append(candidate)
+        del groups[winner.value(dimension)]
+        for value in sorted(groups, key=lambda word: (len(word), word)):
+            lines.append(f"{dimension} {value}: {_why(winner, groups[value])}")
     return lines
 
 

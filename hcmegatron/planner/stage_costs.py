@@ -180,5 +180,6 @@ def _stage(operations: Operations, stage: int, together: bool) -> StageCosts:
         return StageCosts(F=F, I=I, W=W)
     paired = stage_costs([layer.nodes for layer in own.layers], trail=len(own.layers))
     outside = sum(sum(piece.phases) for piece in own.ends)
-    FB = min(F + I + W, max(paired.FB + outside, I + W, F))
-    return StageCosts(F=F, I=I, W=W, FB=FB, tail=min(paired.tail, W))
+    B = I + W
+    FB = min(F + B, max(paired.FB + outside, F, B))
+    return StageCosts(F=F, I=I, W=W, B=B, FB=FB, tail=min(paired.tail, W))
