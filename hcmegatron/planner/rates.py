@@ -24,8 +24,8 @@ class Assumptions:
         fused: activations and permutations as single kernels, and a token sent to a node once however many of its
             experts are there (DeepEP, HybridEP), as other frameworks have them; this trainer has neither.
         hide: whether hops and all-to-alls hide behind computation where the schedule can.
-        shortest, longest: what a step may take, over the plan. Published runs took 0.92 to 1.42 times the plan, and
-            one model twice as long (planner.published): nothing here knows of a host that cannot keep up, of clocks
+        shortest, longest: what a step may take, over the plan. Published runs took 1.1 to 1.4 times the plan, and
+            GPT-OSS 1.7 and 2 times (planner.published): nothing here knows of a host that cannot keep up, of clocks
             that fall under load, or of kernels worse than assumed.
     """
 

@@ -84,10 +84,11 @@ def as_config(found: Found, file: Path) -> str:
     plan = found.best[0].plan
     assert plan is not None
     where = plan.layout
-    return (
+    words = (
         f"# {file.name} for {where.gpus} x {where.machine.name}, as `hcmegatron plan --search` chose it: planned "
-        f"{plan.seconds:.3f} s a step,\n# {gib(plan.peak)} GiB on the fullest rank. {describe(where)}.\n{dump(plan.config)}"
+        f"{plan.seconds:.3f} s a step,\n# {gib(plan.peak)} GiB on the fullest rank. {describe(where)}.\n"
     )
+    return words + dump(plan.config)
 
 
 def as_json(found: Found) -> dict[str, Any]:

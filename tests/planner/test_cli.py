@@ -23,7 +23,8 @@ LAYOUT = [
 def test_two_seconds_of_processor_and_no_torch():
     """Processor time, which other programs on the machine do not lengthen."""
     code = (
-        f"import sys; from hcmegatron.cli import main; status = main(['plan', {FILE!r}, '--gpus', '256', '--price', '2']); "
+        "import sys; from hcmegatron.cli import main; "
+        f"status = main(['plan', {FILE!r}, '--gpus', '256', '--price', '2']); "
         "sys.exit(status or 3 * ('torch' in sys.modules or 'megatron' in sys.modules))"
     )
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
