@@ -240,12 +240,12 @@ class Change:
 
 
 def lighter(plan: Plan, most: int = 3) -> list[Change]:
-    """The quickest changes (one setting, or two together where one is not enough) that lower the peak; below the
-    machine's memory where the plan does not fit."""
+    """The quickest changes that lower the peak: below the machine's memory where the plan does not fit, and then of two
+    settings together where those of one are too few."""
     room = min(plan.layout.machine.memory, 0.95 * plan.peak)
     single = moves(plan.config, plan.layout.machine)
     found = _fitting(plan, single, room)
-    if len(found) < most:
+    if len(found) < most and not plan.fits:
         pairs = [{**a, **b} for i, a in enumerate(single) for b in single[i + 1 :] if not a.keys() & b.keys()]
         found += _fitting(plan, pairs, room)
     return sorted(found, key=lambda change: change.plan.seconds)[:most]

@@ -172,7 +172,7 @@ def advice(plan: Plan, lighter: list[Change]) -> list[str]:
         return [
             "no change of one or two settings makes it fit; use more GPUs, or --search"
             if not plan.fits
-            else "no change of one or two settings lowers the peak"
+            else "no single change lowers the peak"
         ]
     what = "lower the peak" if plan.fits else "make it fit"
     return [f"the quickest changes that {what}:"] + [

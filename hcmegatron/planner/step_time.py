@@ -15,7 +15,7 @@ from hcmegatron.planner.stage_costs import Operations, costs, overlaps
 from schedules.simulate import simulate
 from schedules.timeline import Simulation
 
-SIMULATED = 4  # times the pipeline ranks: so many micro-batches are simulated, the steady state repeats after
+SIMULATED = 3  # times the pipeline ranks: so many micro-batches are simulated, the steady state repeats after
 BUSY = ("forward", "input gradients", "weight gradients", "connections", "recomputation", "tensor parallel")
 PARTS = (
     *BUSY,
@@ -60,9 +60,10 @@ def step_time(layout: Layout, operations: Operations) -> StepTime:
     """Simulate a step."""
     M, P = layout.microbatches, layout.config.parallel.pipeline
     price = costs(layout, operations)
-    few = M
-    if layout.config.parallel.schedule != "gpipe" and M > (SIMULATED + 2) * P:
-        few = SIMULATED * P + M % P
+    # GPipe has no steady state, and groups of an interleaved schedule that M does not fill evenly have none either.
+    uneven = layout.config.parallel.virtual and M % P
+    steady = layout.config.parallel.schedule != "gpipe" and not uneven and M > (SIMULATED + 2) * P
+    few = SIMULATED * P + M % P if steady else M
     first = simulate(schedule(layout.config, few), price)
     after = after_the_pipeline(layout, operations)
     if few == M:
