@@ -11,7 +11,8 @@ from hcmegatron.config.schema import Recompute
 from hcmegatron.connections import facts
 from hcmegatron.planner.counts import is_moe
 from hcmegatron.planner.layout import Layout
-from hcmegatron.planner.operations import Operation, ends, layer_operations, sizes
+from hcmegatron.planner.operation import Operation, sizes
+from hcmegatron.planner.operations import ends, layer_operations
 from hcmegatron.planner.rates import Assumptions, Rates
 from schedules.costs import Costs, Link, StageCosts
 from schedules.nodes import ROLES, Node, stage_costs

@@ -17,7 +17,7 @@ from hcmegatron.planner.after_pipeline import state_bytes
 from hcmegatron.planner.counts import held_parameters
 from hcmegatron.planner.layout import Layout
 from hcmegatron.planner.machines import GIB
-from hcmegatron.planner.operations import sizes
+from hcmegatron.planner.operation import sizes
 from hcmegatron.planner.stage_costs import Operations
 from hcmegatron.recompute.plan import blocks, expected_terms, plan
 from schedules.actions import Kind

@@ -85,7 +85,6 @@ def test_json_has_every_figure_and_the_picture_is_one(tmp_path, capsys):
         (["--gpus", "256", "--gpu", "nowhere.yaml"], "No such file"),
         (["--gpus", "256", "--json", "/nowhere/x.json"], "/nowhere/x.json: cannot be written"),
         (["--gpus", "4", "--search"], "GiB more than a GPU has"),
-        (["--gpus", "7", "--search"], "no layout"),
     ],
 )
 def test_mistakes_are_one_line(options, words, capsys):
