@@ -70,7 +70,7 @@ def experts(layout: Layout, rates: Rates) -> list[Operation]:
             forward=rates.memory(mine * (C * (z + 8) + 16 * moe.experts)),
             dgrad=rates.memory(mine * (C * (z + 8) + 16 * moe.experts)),
             wgrad=rates.memory(mine * C * 4),
-            kept=mine * moe.experts * 13,
+            kept=mine * (17 * moe.experts + 28 * moe.top_k),  # scores in fp32, choices as 64-bit indices
         ),
         Operation("permute", "attention", forward=rates.memory(permute), dgrad=rates.memory(permute)),
         Operation(
