@@ -9,6 +9,7 @@ from typing import Any
 
 from rich import box
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from hcmegatron.config import Config, ConfigError, dump
@@ -43,14 +44,16 @@ def run(
     if json_file:
         write(json_file, json.dumps(as_json(found), indent=1) + "\n")
     console = Console(highlight=False, width=None if Console().is_terminal else 150)
-    table = Table(box=box.SIMPLE_HEAD, title=f"{file} on {gpus} x {machine.name}", title_justify="left")
+    table = Table(
+        box=box.SIMPLE_HEAD, title=f"{escape(str(file))} on {gpus} x {machine.name}", title_justify="left"
+    )
     for name in ("step, s", "MFU", "GiB", "layout"):
         table.add_column(name, justify="left" if name == "layout" else "right")
     for candidate in found.best:
         plan = candidate.plan
         assert plan is not None
         mfu = plan.utilisation(plan.model_flops)
-        table.add_row(f"{plan.seconds:.4f}", f"{mfu:.1%}", gib(plan.peak), describe(plan.layout))
+        table.add_row(f"{plan.seconds:.4f}", f"{mfu:.1%}", gib(plan.peak), escape(describe(plan.layout)))
     console.print(table)
     bounded = sum(candidate.outcome == "slower" for candidate in found.looked_at)
     large = sum(candidate.outcome == "memory" for candidate in found.looked_at)

@@ -100,6 +100,7 @@ def test_a_search_prints_its_table_and_writes_the_best(tmp_path, capsys):
     assert main(["plan", FILE, *options, *small]) == 0
     out = capsys.readouterr().out
     assert "the best of every other choice:" in out and "layouts:" in out
+    assert "recompute selective[mla_up_proj]" in out  # brackets are no markup
     best = json.loads(figures.read_text())["best"][0]
     assert main(["plan", str(chosen), "--gpus", "8"]) == 0
     assert f"step {best['step_s']:.3f} s" in capsys.readouterr().out
