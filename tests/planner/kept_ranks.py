@@ -1,4 +1,4 @@
-"""What the rank of test_memory.py does: runs a forward and adds up what autograd holds of it."""
+"""What the rank of test_step_memory.py does: runs a forward and adds up what autograd holds of it."""
 
 from __future__ import annotations
 
