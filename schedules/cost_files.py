@@ -3,32 +3,19 @@
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import yaml
+
+from schedules.yaml_scalars import TAG, core_schema
 
 MOST_DEPTH = 8  # what costs need is 3: links, their ends, their values
 MOST_VALUES = 100_000
 
-_TAG = "tag:yaml.org,2002:"
-# YAML 1.2's core schema: PyYAML follows 1.1, where 1e-3 is a text and yes is true.
-_SCALARS = (
-    ("null", r"null|Null|NULL|~|", ["n", "N", "~", ""]),
-    ("bool", r"true|True|TRUE|false|False|FALSE", list("tTfF")),
-    ("int", r"[-+]?[0-9]+", list("-+0123456789")),
-    (
-        "float",
-        r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)",
-        list("-+0123456789."),
-    ),
-)
 
-
+@core_schema
 class _Loader(yaml.SafeLoader):
-    yaml_implicit_resolvers: ClassVar[dict] = {}
-
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
         keys = [self.construct_object(key, deep=True) for key, _ in node.value]
         for at, key in enumerate(keys):
@@ -42,9 +29,7 @@ class _Loader(yaml.SafeLoader):
         return int(self.construct_scalar(node))  # 010 is ten
 
 
-for _name, _pattern, _first in _SCALARS:
-    _Loader.add_implicit_resolver(_TAG + _name, re.compile(rf"(?:{_pattern})\Z"), _first)
-_Loader.add_constructor(_TAG + "int", _Loader.construct_int)
+_Loader.add_constructor(TAG + "int", _Loader.construct_int)
 
 
 def load(path: Path) -> Any:

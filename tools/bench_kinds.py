@@ -15,6 +15,7 @@ from typing import Any
 
 import hcmegatron.platform.megatron  # noqa: F401  (installs the CPU adapter first)
 from hcmegatron.config.load import load
+from hcmegatron.connections.kinds import KINDS as kinds
 from hcmegatron.connections.manifold import Manifold
 from hcmegatron.connections.mixing import aggregate, mix_and_add
 from hcmegatron.data.corpus import find
@@ -28,7 +29,7 @@ from hcmegatron.training.optimizer import build_optimizer
 from tools.aims import Aims, status
 from tools.alternate import alternating, ratio
 
-KINDS = ("residual", "mhc", "dhc", "shc", "dfc", "sfc")
+KINDS = tuple(kinds)
 
 
 class Eager(Manifold):

@@ -16,7 +16,9 @@ import sys
 import tempfile
 from pathlib import Path
 
-KINDS = {"residual": 1, "shc": 4, "dhc": 4, "sfc": 4, "dfc": 4, "mhc": 4}
+from hcmegatron.connections.kinds import KINDS as kinds
+
+KINDS = {name: 4 if "n" in kind.fields else 1 for name, kind in kinds.items()}
 
 
 def row(kind: str, n: int, steps: int, folder: Path) -> tuple[float, float]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from hcmegatron.config.schema import Config
+from hcmegatron.connections import facts
 
 Unless = Callable[[bool, str, str], None]  # holds, otherwise the reason, for these keys
 
@@ -24,24 +25,10 @@ def ineffective(config: Config) -> dict[str, str]:
 
 
 def _connection(config: Config, unless: Unless) -> None:
-    c = config.connection
-    kind = f"connection.kind is {c.kind}"
-    dynamic, wide = c.kind in ("dhc", "dfc"), c.kind in ("shc", "dhc", "mhc")
-    head = wide and c.contract == "head"  # it predicts its weights like mHC, for every kind that has streams
-    predicts = c.kind == "mhc" and (c.use_pre or c.use_post or c.use_res)
-    parts = "connection.use_pre, use_post and use_res are false" if c.kind == "mhc" else kind
-    unless(c.kind != "residual", kind, "connection.n kernels")
-    unless(c.kind not in ("residual", "mhc") or predicts or head, parts, "connection.lr_multiplier")
-    unless(dynamic, kind, "connection.tanh connection.norm")
-    unless(c.kind in ("shc", "dhc"), kind, "connection.scale_output_init")
-    unless(wide, kind, "connection.contract")
-    unless(dynamic or predicts or head, parts, "connection.alpha_init")
-    unless(predicts or head, parts, "connection.rms_eps")
-    unless(c.use_pre or head, "connection.use_pre is false", "connection.pre_eps")
-    unless(c.kind == "mhc" or head, kind, "connection.pre_eps")
-    sinkhorn = "connection.sinkhorn_iterations connection.sinkhorn_eps connection.res_orientation"
-    unless(c.use_res, "connection.use_res is false", sinkhorn)
-    unless(c.kind == "mhc", kind, f"{sinkhorn} connection.use_pre connection.use_post connection.use_res")
+    kind = facts.kind_of(config.connection)
+    unless(kind.kernels, f"connection.kind is {kind.name}", "kernels")
+    for name, reason in facts.idle_fields(config.connection).items():
+        unless(False, reason, f"connection.{name}")
 
 
 def _model(config: Config, unless: Unless) -> None:

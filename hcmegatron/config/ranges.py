@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from hcmegatron.config.errors import ConfigError
+from hcmegatron.connections import facts
 
 RECOMPUTED_MODULES = ("core_attn", "mla_up_proj", "mlp", "shared_experts")
 TRITON_STREAMS = 8  # the most that the Triton kernels hold (hcmegatron.kernels.select)
@@ -17,7 +18,7 @@ _RANGES = {
         lambda v: v >= 1,
         """model.layers model.hidden_size model.heads model.query_groups model.head_dim
         model.ffn_hidden_size model.vocab_multiple mla.kv_rank mla.q_rank mla.rope_dim moe.top_k
-        moe.ffn_hidden_size connection.n connection.sinkhorn_iterations parallel.pipeline
+        moe.ffn_hidden_size parallel.pipeline
         parallel.tensor parallel.expert parallel.expert_tensor parallel.timeout_s
         data.sequence_length training.steps training.global_batch training.micro_batch
         training.eval_batches training.log_every training.max_bad_steps
@@ -32,13 +33,13 @@ _RANGES = {
     "0 or more": (
         lambda v: v >= 0,
         """model.norm_eps moe.experts moe.shared_experts moe.first_dense moe.expert_bias_rate
-        moe.aux_loss moe.sequence_aux_loss moe.z_loss connection.alpha_init connection.pre_eps
+        moe.aux_loss moe.sequence_aux_loss moe.z_loss
         data.seed optimizer.warmup_steps optimizer.weight_decay optimizer.clip training.seed
         training.eval_every checkpoint.save_every""",
     ),
     "above 0": (
         lambda v: v > 0,
-        """model.rope_theta model.init_std moe.routed_scale connection.lr_multiplier optimizer.lr
+        """model.rope_theta model.init_std moe.routed_scale optimizer.lr
         optimizer.eps run.peak_tflops""",
     ),
     "from 0 to below 1": (
@@ -69,6 +70,12 @@ _RANGES = {
     ),
 }
 RANGE_OF = {key: (words, test) for words, (test, keys) in _RANGES.items() for key in keys.split()}
+# The connections' stand in their descriptors.
+RANGE_OF |= {
+    f"connection.{name}": tuple(own.metadata["range"])
+    for name, (_, own) in facts.FIELDS.items()
+    if own.metadata["range"]
+}
 
 
 def check_value(key: str, value: Any) -> None:

@@ -1,29 +1,23 @@
 """What can be configured: one dataclass per concern, no torch.
 
 Every field's type is what the loader checks values against; `Literal` lists the choices, `None` means "derived".
-The comment after a field is its documentation. Checks that span several fields live in `checks.py`.
+The comment after a field is its documentation. Checks that span several fields live in `checks/`. What a connection
+can be is derived from the kinds' descriptors, the schedules from theirs.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, make_dataclass
 from typing import Literal
 
-# megatron_*: Megatron's own runtime, the reference; the others are schedules/ executed by schedules/runtime.
-Schedule = Literal[
-    "megatron_1f1b",
-    "megatron_interleaved",
-    "gpipe",
-    "1f1b",
-    "interleaved",
-    "zb_h1",
-    "zb_v",
-    "dualpipev",
-    "dualpipe",
-]
+from hcmegatron.config.schedules import SCHEDULES
+from hcmegatron.connections import facts
+from hcmegatron.connections.kinds import DEFAULT, KINDS
+
+Schedule = Literal[tuple(SCHEDULES)]  # type: ignore[valid-type]
 # Those with I and W: a backward without its weight gradients, and these on their own. Overlapping needs the same.
-SPLIT_BACKWARD = ("zb_h1", "zb_v", "dualpipev", "dualpipe")
-ConnectionKind = Literal["residual", "shc", "dhc", "sfc", "dfc", "mhc"]
+SPLIT_BACKWARD = tuple(name for name, schedule in SCHEDULES.items() if schedule.splits)
+ConnectionKind = Literal[tuple(KINDS)]  # type: ignore[valid-type]
 
 
 @dataclass
@@ -90,30 +84,15 @@ class MoE:
     dispatcher: Literal["alltoall", "allgather"] = "alltoall"
 
 
-@dataclass
-class Connection:
-    """The residual connection around every sub-layer, in the papers' symbols (hcmegatron/connections)."""
-
-    kind: ConnectionKind = "mhc"
-    n: int = 4  # streams of HC and mHC; m, the fractions, of FC; residual has one
-    tanh: bool = True  # DHC, DFC: tanh on the dynamic part
-    norm: Literal["layernorm", "rmsnorm", "layernorm_plain", "rmsnorm_plain"] = (
-        "rmsnorm"  # DHC, DFC: of the predictor
-    )
-    scale_output_init: bool = False  # HC: output projections' init divided by sqrt(n)
-    contract: Literal["sum", "mean", "head"] = "sum"  # how the streams become one before the final norm
-    alpha_init: float = 0.01  # s_a, s_b of HC and FC; alpha of mHC
-    sinkhorn_iterations: int = 20
-    sinkhorn_eps: Literal["none", "additive", "clamp"] = "none"  # additive, clamp: 1e-6
-    rms_eps: Literal["none", "inside", "added"] = (
-        "none"  # mHC's root mean square: where model.norm_eps enters
-    )
-    pre_eps: float = 0.0  # mHC: added to pre (DeepSeek-V4: 1e-6)
-    res_orientation: Literal["paper", "deepseek_v4", "column_last"] = "paper"
-    use_pre: bool = True  # mHC's ablation: false fixes pre = 1/n
-    use_post: bool = True  # false fixes post = 1
-    use_res: bool = True  # false fixes res = I
-    lr_multiplier: float = 1.0  # learning rate of connection parameters, relative
+# The residual connection around every sub-layer: its kind, and what the kinds' descriptors say that they read.
+Connection = make_dataclass(
+    "Connection",
+    [
+        ("kind", ConnectionKind, DEFAULT),
+        *((name, hint, field(default=own.default)) for name, (hint, own) in facts.FIELDS.items()),
+    ],
+    namespace={"__doc__": "The connection around every sub-layer.", "__module__": __name__},
+)
 
 
 @dataclass
@@ -127,7 +106,7 @@ class Parallel:
     expert: int = 1
     expert_tensor: int = 1
     schedule: Schedule = "megatron_1f1b"
-    overlap: bool = False  # dualpipe, dualpipev: a forward's nodes between those of another's backward
+    overlap: bool = False  # of schedules with pairs: a forward's nodes between those of another's backward
     distributed_optimizer: bool | None = None  # shards its state over data-parallel ranks; None: with bf16
     overlap_grad_reduce: bool = False
     overlap_param_gather: bool = False

@@ -17,36 +17,19 @@ import yaml
 
 from hcmegatron.config.errors import ConfigError
 from hcmegatron.config.schema import Config
+from schedules.yaml_scalars import SCALARS, TAG, core_schema
 
-_TAG = "tag:yaml.org,2002:"
-_SCALARS = (
-    ("null", r"null|Null|NULL|~|", ["n", "N", "~", ""]),
-    ("bool", r"true|True|TRUE|false|False|FALSE", list("tTfF")),
-    ("int", r"[-+]?[0-9]+", list("-+0123456789")),
-    (
-        "float",
-        r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)",
-        list("-+0123456789."),
-    ),
-)
 _LARGEST = 2**31 - 1  # what Megatron's and NumPy's 32-bit counters hold
 
 
+@core_schema
 class Loader(yaml.SafeLoader):
     """Composes nodes only; no tag ever constructs an object."""
 
-    yaml_implicit_resolvers: typing.ClassVar[dict] = {}
 
-
+@core_schema
 class Dumper(yaml.SafeDumper):
     """Writes scalars that Loader reads back as they were."""
-
-    yaml_implicit_resolvers: typing.ClassVar[dict] = {}
-
-
-for _name, _pattern, _first in _SCALARS:
-    for _class in (Loader, Dumper):
-        _class.add_implicit_resolver(_TAG + _name, re.compile(rf"(?:{_pattern})\Z"), _first)
 
 
 @cache
@@ -109,7 +92,7 @@ def convert(node: yaml.Node, hint: Any) -> Any:
         raise ConfigError(f"is not {describe(hint)}")
     if not isinstance(node, yaml.ScalarNode):
         raise ConfigError(f"is not {describe(hint)}")
-    tag, text = node.tag.removeprefix(_TAG), node.value
+    tag, text = node.tag.removeprefix(TAG), node.value
     if tag == "null" and optional:
         return None
     if kind is str and tag in ("str", "int", "float", "bool"):
@@ -140,12 +123,12 @@ def override(value: str, hint: Any) -> yaml.Node:
         node = None
     kind, optional = _options(hint)
     if kind == list[str] and node is None and (match := re.fullmatch(r"\s*\[([^][{}\"']*)\]\s*", value)):
-        items = [yaml.ScalarNode(_TAG + "str", item.strip()) for item in match[1].split(",")]
-        return yaml.SequenceNode(_TAG + "seq", items)
+        items = [yaml.ScalarNode(TAG + "str", item.strip()) for item in match[1].split(",")]
+        return yaml.SequenceNode(TAG + "seq", items)
     quoted = isinstance(node, yaml.ScalarNode) and node.style and value.strip()[-1] == node.style
     null = optional and isinstance(node, yaml.ScalarNode) and _looks(value.strip(), "null")
     if not isinstance(node, yaml.SequenceNode | yaml.ScalarNode) or (kind is str and not quoted and not null):
-        return yaml.ScalarNode(_TAG + "str", value)
+        return yaml.ScalarNode(TAG + "str", value)
     return node
 
 
@@ -166,7 +149,7 @@ def shown(node: yaml.Node, nested: bool = False) -> str:
 
 def _looks(text: str, tag: str) -> bool:
     """Whether the text is a scalar of that tag: an explicit tag (`!!int many`) only claims to be."""
-    return any(name == tag and re.fullmatch(pattern, text) for name, pattern, _ in _SCALARS)
+    return any(name == tag and re.fullmatch(pattern, text) for name, pattern, _ in SCALARS)
 
 
 def _options(hint: Any) -> tuple[Any, bool]:

@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
+import importlib
 from typing import Any
 
 import torch
 from torch import nn
 
+from hcmegatron.connections import facts
 from hcmegatron.connections.connection import Connection
-from hcmegatron.connections.ends import Contract, ContractHead, expand
-from hcmegatron.connections.facts import FRAC, HYPER, check, contraction
-from hcmegatron.connections.frac import Frac
-from hcmegatron.connections.hyper import Hyper
-from hcmegatron.connections.manifold import Manifold
-from hcmegatron.connections.residual import Residual
+from hcmegatron.connections.ends import expand
+from hcmegatron.connections.kinds.descriptor import Parameter, Parameters, Settings
 from hcmegatron.kernels.select import select
 
-__all__ = ["build_connection", "build_contract", "expand"]
+__all__ = ["build_connection", "build_contract", "described", "expand"]
 
 
 def build_connection(
-    conn: Any,
+    conn: Settings,
     hidden_size: int,
     index: int,
     *,
@@ -38,28 +36,45 @@ def build_connection(
     streams' is. kernels: as in hcmegatron.kernels.select, for streams of dtype `streams`, the parameters' if not
     given. Raises ValueError where facts.check or select do.
     """
-    check(conn, hidden_size)
-    if conn.kind == "residual":
-        return Residual()
-    chosen = select(kernels, n=conn.n, device=device, dtype=streams or dtype)
+    facts.check(conn, hidden_size)
+    kind = facts.kind_of(conn)
+    chosen = select(kernels, n=conn.n, device=device, dtype=streams or dtype) if kind.kernels else None
     like = {"norm_eps": norm_eps, "kernels": chosen, "dtype": dtype, "device": device}
-    if conn.kind in HYPER:
-        return Hyper(conn, hidden_size, index, **like)
-    if conn.kind in FRAC:
-        return Frac(conn, hidden_size, **like)
-    return Manifold(conn, hidden_size, index, **like)
+    connection = _class(kind.module)(conn, hidden_size, index, **like)
+    return _describe(connection, kind.parameters(conn, hidden_size))
 
 
 def build_contract(
-    conn: Any,
+    conn: Settings,
     hidden_size: int,
     *,
     norm_eps: float,
     dtype: torch.dtype = torch.float32,
     device: torch.device | str | None = None,
 ) -> nn.Module:
-    """The module that takes streams [s,b,w,C] to h [s,b,C] before the final norm (facts.contraction)."""
-    check(conn, hidden_size)
-    if contraction(conn) == "head":
-        return ContractHead(conn, hidden_size, norm_eps=norm_eps, dtype=dtype, device=device)
-    return Contract(mean=contraction(conn) == "mean")
+    """The module that takes streams [s,b,w,C] to h [s,b,C] before the final norm (facts.head_of)."""
+    facts.check(conn, hidden_size)
+    head, n = facts.head_of(conn), facts.streams(conn)
+    contract = _class(head.module)(conn, n, hidden_size, norm_eps=norm_eps, dtype=dtype, device=device)
+    return _describe(contract, head.parameters(n, hidden_size))
+
+
+def described(parameter: nn.Parameter) -> Parameter | None:
+    """What a descriptor says of a parameter of a connection or contraction; None of any other."""
+    return getattr(parameter, "_connection", None)
+
+
+def _describe(module: Any, table: Parameters) -> Any:
+    """Every parameter of the module with its line of the table, for `described`."""
+    own = dict(module.named_parameters())
+    built, listed = {k: tuple(p.shape) for k, p in own.items()}, {k: p.shape for k, p in table.items()}
+    assert built == listed, f"{type(module).__name__} has parameters {built}, its descriptor lists {listed}"
+    for name, parameter in own.items():
+        parameter._connection = table[name]
+    return module
+
+
+def _class(place: str) -> type:
+    """Of "package.module:Class"."""
+    module, _, name = place.partition(":")
+    return getattr(importlib.import_module(module), name)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from hcmegatron.connections.mixing import mix
 from hcmegatron.kernels.select import Kernels
 
 Coefficients = tuple[Tensor, ...]
@@ -13,17 +14,26 @@ Projection = tuple[Tensor, Tensor]  # of mHC: Hv phi [T, K] and the sums of squa
 
 
 class Connection(nn.Module):
-    """The connection around one sub-layer T (norm -> attention or FFN).
+    """The connection around one sub-layer T (norm -> attention or FFN), in three parts; the head is `ends`' or a module
+    of its own (kinds/heads.py).
 
     Streams H are [s, b, w, C] with w = facts.streams(conn): n for HC and mHC, 1 for residual and FC, which
-    views its single stream as m contiguous fractions. `read` computes the coefficients once per token, in
-    fp32 (fp64 for fp64 streams); they stay in that precision until applied, and `write` of the same sub-layer
-    takes them back.
+    views its single stream as m contiguous fractions.
 
-    Coefficients are () for residual and (pre, post, res, ...) otherwise: x = pre H, H' = res H + post y, with
-    res[o, i] the weight of stream i in stream o. Leading dimensions are the tokens' [s, b], or absent where
-    they are static. mHC appends H itself, as it left the read: a write that uses it gives the streams one
-    gradient, formed in the read's backward, instead of two to be added.
+    - `read` makes T's input and the coefficients, once per token, in fp32 (fp64 for fp64 streams); they stay in that
+      precision until applied, and `write` of the same sub-layer takes them back.
+    - `carry` is the residual map: what the streams become without T.
+    - `write` adds T's output to what was carried. Kinds with kernels do both in one pass.
+
+    Coefficients are (pre, post, res, ...): x = pre H, H' = res H + post y, with res[o, i] the weight of stream i in
+    stream o. (pre, post) says that the carry is the identity, () that post is one, too: the residual connection.
+    Leading dimensions are the tokens' [s, b], or absent where they are static. mHC appends H itself, as it left the
+    read: a write that uses it gives the streams one gradient, formed in the read's backward, instead of two to add.
+
+    A kind whose descriptor says that it `normalises` returns T's normed input from `read`: the layer has no norm there.
+    A kind's class is built as Class(conn, C, index, *, norm_eps, kernels, dtype, device): conn has the fields of its
+    descriptor's settings, index is the sub-layer's number through the whole network, kernels are None where its
+    descriptor says so. Its parameters are those that its descriptor lists.
     """
 
     def read(self, H: Tensor, projection: Projection | None = None) -> tuple[Tensor, Coefficients]:
@@ -32,6 +42,10 @@ class Connection(nn.Module):
         projection: what the previous connection's `write_and_project` gave for this one and this H.
         """
         raise NotImplementedError
+
+    def carry(self, H: Tensor, coefficients: Coefficients) -> Tensor:
+        """H [s,b,w,C] -> what the streams are without T: res H, in res's precision, or H itself."""
+        return mix(H, coefficients[2]) if len(coefficients) > 2 else H
 
     def write(
         self,
@@ -42,8 +56,13 @@ class Connection(nn.Module):
         dropout: float = 0.0,
     ) -> Tensor:
         """H [s,b,w,C], y = T(x) [s,b,C], bias [C] still to be added to y, dropout probability -> H'
-        [s,b,w,C]."""
-        raise NotImplementedError
+        [s,b,w,C]: the carried streams plus post dropout(y + bias), summed in the coefficients' precision and rounded
+        once."""
+        y = biased(y, bias, dropout, self.training).unsqueeze(-2)
+        if len(coefficients) > 1:
+            post = coefficients[1]
+            y = post.unsqueeze(-1) * y.to(post.dtype)
+        return (self.carry(H, coefficients) + y).to(H.dtype)
 
     def write_and_project(
         self,

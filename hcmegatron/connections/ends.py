@@ -11,30 +11,41 @@ from torch import Tensor, nn
 
 from hcmegatron.connections.connection import compute_dtype
 from hcmegatron.connections.facts import streams
+from hcmegatron.connections.kinds.descriptor import Settings
+from hcmegatron.connections.kinds.heads import LearnedHead
 from hcmegatron.connections.manifold import project
 from hcmegatron.connections.mixing import aggregate
 
 
-def expand(conn: Any, h: Tensor) -> Tensor:
+def expand(conn: Settings, h: Tensor) -> Tensor:
     """h [s,b,C] -> streams [s,b,w,C], contiguous: n copies for HC and mHC, a view for residual and FC."""
     w = streams(conn)
     return h.unsqueeze(-2) if w == 1 else h.unsqueeze(-2).expand(*h.shape[:-1], w, h.shape[-1]).contiguous()
 
 
-class Contract(nn.Module):
-    """Streams [s,b,w,C] -> h [s,b,C]: their sum or mean, summed in fp32 and rounded once; a view where w is
-    1."""
+class Sum(nn.Module):
+    """Streams [s,b,w,C] -> h [s,b,C], summed in fp32 and rounded once; a view where w is 1."""
 
-    def __init__(self, mean: bool = False) -> None:
+    def __init__(self, *_: Any, **__: Any) -> None:
         super().__init__()
-        self.mean = mean
 
     def forward(self, H: Tensor) -> Tensor:
         """[s,b,w,C] -> [s,b,C]."""
         if H.shape[-2] == 1:
             return H.flatten(-2)
-        h = H.sum(-2, dtype=compute_dtype(H))
-        return (h / H.shape[-2] if self.mean else h).to(H.dtype)
+        return self.scaled(H.sum(-2, dtype=compute_dtype(H)), H.shape[-2]).to(H.dtype)
+
+    def scaled(self, h: Tensor, n: int) -> Tensor:
+        """The sum over n streams as it is."""
+        return h
+
+
+class Mean(Sum):
+    """The same, divided by the number of streams."""
+
+    def scaled(self, h: Tensor, n: int) -> Tensor:
+        """The sum over n streams as their mean."""
+        return h / n
 
 
 class ContractHead(nn.Module):
@@ -45,10 +56,16 @@ class ContractHead(nn.Module):
     """
 
     def __init__(
-        self, conn: Any, hidden_size: int, *, norm_eps: float, dtype: torch.dtype, device: Any = None
+        self,
+        conn: LearnedHead,
+        n: int,
+        hidden_size: int,
+        *,
+        norm_eps: float,
+        dtype: torch.dtype,
+        device: Any = None,
     ) -> None:
         super().__init__()
-        n = streams(conn)
         like = {"dtype": dtype, "device": device}
         self.rms_eps, self.eps, self.pre_eps = conn.rms_eps, norm_eps, conn.pre_eps
         self.phi_head = nn.Parameter(torch.zeros(n * hidden_size, n, **like))

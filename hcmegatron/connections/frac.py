@@ -20,19 +20,23 @@ from hcmegatron.connections.connection import (
     compute_dtype,
     write_streams,
 )
+from hcmegatron.connections.kinds.frac import Dynamic, Static
 from hcmegatron.connections.mixing import mix
 from hcmegatron.connections.norms import normalise
 from hcmegatron.kernels.select import Kernels
 
 
 class Frac(Connection):
-    """SFC or DFC (conn.kind), initialised at the pre-norm network exactly: Y = A = I, B = 1, W = 0, s =
+    """SFC, or DFC where `dynamic`, initialised at the pre-norm network exactly: Y = A = I, B = 1, W = 0, s =
     0.01."""
+
+    dynamic = False
 
     def __init__(
         self,
-        conn: Any,
+        conn: Static | Dynamic,
         hidden_size: int,
+        index: int = 0,  # a fraction's own start is the same in every sub-layer
         *,
         norm_eps: float,
         kernels: Kernels,
@@ -45,7 +49,6 @@ class Frac(Connection):
         like = {"dtype": dtype, "device": device}
         self.m, self.eps, self.norm = m, norm_eps, conn.norm
         self.activation = torch.tanh if conn.tanh else (lambda p: p)
-        self.dynamic = conn.kind == "dfc"
         self.Y = nn.Parameter(torch.eye(m, **like))
         self.A = nn.Parameter(torch.eye(m, **like))
         self.B = nn.Parameter(torch.ones(m, **like))
@@ -81,6 +84,10 @@ class Frac(Connection):
         coefficients = self.coefficients(Hf)
         return mix(Hf, coefficients[0]).to(H.dtype).flatten(-2), coefficients
 
+    def carry(self, H: Tensor, coefficients: Coefficients) -> Tensor:
+        """A^T H, back as [s,b,1,C]."""
+        return super().carry(self.fractions(H.squeeze(-2)), coefficients).flatten(-2).unsqueeze(-2)
+
     def write(
         self,
         H: Tensor,
@@ -95,3 +102,9 @@ class Frac(Connection):
         bias = None if bias is None else self.fractions(bias)
         out = write_streams(self.kernels, Hf, yf, post, res, bias, dropout if self.training else 0.0)
         return out.flatten(-2).unsqueeze(-2)
+
+
+class DynamicFrac(Frac):
+    """DFC: FC with its dynamic part."""
+
+    dynamic = True

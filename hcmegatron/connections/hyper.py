@@ -20,6 +20,7 @@ from hcmegatron.connections.connection import (
     compute_dtype,
     write_streams,
 )
+from hcmegatron.connections.kinds.hyper import Dynamic, Static
 from hcmegatron.connections.mixing import aggregate
 from hcmegatron.connections.norms import normalise
 from hcmegatron.kernels.select import Kernels
@@ -48,16 +49,18 @@ def dynamic_coefficients(
 
 
 class Hyper(Connection):
-    """SHC or DHC (conn.kind) with the papers' initialisation: A_m = e_(k mod n), A_r = I, B = 1, W = 0, s =
+    """SHC, or DHC where `dynamic`, with the papers' initialisation: A_m = e_(k mod n), A_r = I, B = 1, W = 0, s =
     0.01.
 
     At initialisation all streams are equal and the network is the pre-norm one; reading stream k mod n is
     what lets their gradients, and then the streams, differ.
     """
 
+    dynamic = False
+
     def __init__(
         self,
-        conn: Any,
+        conn: Static | Dynamic,
         hidden_size: int,
         index: int,
         *,
@@ -72,7 +75,6 @@ class Hyper(Connection):
         like = {"dtype": dtype, "device": device}
         self.n, self.eps, self.norm = n, norm_eps, conn.norm
         self.activation = torch.tanh if conn.tanh else (lambda p: p)
-        self.dynamic = conn.kind == "dhc"
         self.A_m = nn.Parameter((torch.arange(n, device=device) == index % n).to(dtype))
         self.A_r = nn.Parameter(torch.eye(n, **like))
         self.B = nn.Parameter(torch.ones(n, **like))
@@ -114,3 +116,9 @@ class Hyper(Connection):
         _, post, res = coefficients
         dropout = dropout if self.training else 0.0
         return write_streams(self.kernels, H, y.unsqueeze(-2), post, res, bias, dropout)
+
+
+class DynamicHyper(Hyper):
+    """DHC: HC with its dynamic part."""
+
+    dynamic = True

@@ -22,6 +22,7 @@ from hcmegatron.connections.connection import (
     per_token,
     write_streams,
 )
+from hcmegatron.connections.kinds.manifold import Manifold as Settings
 from hcmegatron.connections.mixing import aggregate
 from hcmegatron.connections.norms import inverse_rms
 from hcmegatron.connections.sinkhorn import sinkhorn
@@ -62,7 +63,7 @@ class Manifold(Connection):
 
     def __init__(
         self,
-        conn: Any,
+        conn: Settings,
         hidden_size: int,
         index: int,
         *,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,31 +14,15 @@ from hcmegatron.model.block import ConnectionBlock
 from hcmegatron.model.dropout import Dropout
 from hcmegatron.model.experts import GroupedLinear
 from hcmegatron.model.transformer_config import transformer_config
+from hcmegatron.planner.stages import Stage, stages  # noqa: F401 (whoever builds a chunk asks here for its stage)
 from hcmegatron.platform.megatron import flatten_state_dict
 from megatron.core.dist_checkpointing.mapping import ShardedBase
 from megatron.core.models.gpt import GPTModel
 from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.tensor_parallel import ColumnParallelLinear, RowParallelLinear, VocabParallelEmbedding
+from megatron.core.transformer.moe.moe_layer import MoELayer
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
 from megatron.core.transformer.transformer_config import TransformerConfig
-
-
-@dataclass(frozen=True)
-class Stage:
-    """Which part of the network a chunk is: its layers, and whether the embedding and the head belong to it."""
-
-    layers: range
-    first: bool
-    last: bool
-
-
-def stages(layers: int, count: int) -> list[Stage]:
-    """`layers` split over `count` stages as evenly as possible, the earlier ones taking what is left over."""
-    bounds = [-(-layers * stage // count) for stage in range(count + 1)]
-    return [
-        Stage(range(bounds[stage], bounds[stage + 1]), stage == 0, stage == count - 1)
-        for stage in range(count)
-    ]
 
 
 class ConnectionGPT(GPTModel):
@@ -172,9 +155,10 @@ def mark_weights(model: nn.Module, groups: ProcessGroupCollection) -> None:
             continue
         module.weight.tensor_model_parallel = True
         module.weight.partition_dim, module.weight.partition_stride = axis, 1
-    for name, parameter in model.named_parameters():
-        if ".experts." in name:
-            parameter.allreduce = not experts_apart
+    for module in model.modules():
+        if isinstance(module, MoELayer):
+            for parameter in module.experts.parameters():
+                parameter.allreduce = not experts_apart
 
 
 def build_chunk(

@@ -8,11 +8,11 @@ import torch
 from torch import nn
 
 from hcmegatron.config.schema import Config
+from hcmegatron.connections import facts
+from hcmegatron.connections.build import described
 from hcmegatron.model.global_view import Part, parts
+from hcmegatron.planner.layers import matrices
 from hcmegatron.platform.generators import seed_of
-
-# Projections back into the stream: their init is divided by sqrt(2 * layers), as in GPT-2 and Megatron.
-OUTPUT_PROJECTIONS = ("self_attention.linear_proj.weight", "linear_fc2.weight")
 
 
 def initialise(chunk: nn.Module, config: Config) -> None:
@@ -20,26 +20,25 @@ def initialise(chunk: nn.Module, config: Config) -> None:
 
     Each global tensor is drawn whole on the CPU from a generator seeded by (training.seed, key) and cut.
     """
+    into_stream = {key for key, matrix in matrices(config, 0).items() if matrix.into_stream}
     for part in parts(chunk):
-        if _is_matrix(part):
+        if len(part.shape) == 2 and described(part.data) is None:
             whole = torch.empty(part.shape, dtype=torch.float32)
-            whole.normal_(0.0, _std(part.key, config), generator=_generator(config.training.seed, part))
+            whole.normal_(
+                0.0, _std(config, part.key in into_stream), generator=_generator(config.training.seed, part)
+            )
             with torch.no_grad():
                 cut = part.slice_of(whole)
                 part.data.zero_()[: cut.shape[0]].copy_(cut)
 
 
-def _is_matrix(part: Part) -> bool:
-    # the checkpoint calls a sub-layer's connection by its own name; everything else two-dimensional is a projection
-    return len(part.shape) == 2 and "_connection." not in part.key and ".contract." not in part.key
-
-
-def _std(key: str, config: Config) -> float:
+def _std(config: Config, into_stream: bool) -> float:
+    """init_std; of projections back into the stream divided by sqrt(2 * layers), as in GPT-2 and Megatron, and as the
+    connection asks."""
     std = config.model.init_std
-    if key.endswith(OUTPUT_PROJECTIONS) or key.endswith("experts.experts.linear_fc2.weight"):
+    if into_stream:
         std /= math.sqrt(2 * config.model.layers)
-        if config.connection.scale_output_init and config.connection.kind in ("shc", "dhc"):
-            std /= math.sqrt(config.connection.n)
+        std /= facts.kind_of(config.connection).output_init_divisor(config.connection)
     return std
 
 

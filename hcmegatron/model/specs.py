@@ -6,6 +6,7 @@ from functools import partial
 
 from hcmegatron.config.errors import ConfigError
 from hcmegatron.config.schema import SPLIT_BACKWARD, Config
+from hcmegatron.connections import facts
 from hcmegatron.connections.build import build_connection
 from hcmegatron.model.attention import Attention, CoreAttention
 from hcmegatron.model.experts import GroupedExperts
@@ -71,8 +72,10 @@ def layer_spec(config: Config, layer: int) -> ModuleSpec:
     """Layer `layer` (0-based in the whole network) of the model."""
     provider = backend(config)
     around = norm(config)
+    # A connection whose read is normed leaves no norm to the layer.
+    before = IdentityOp if facts.kind_of(config.connection).normalises else around
     position = {
-        "pre": {"input_layernorm": around, "pre_mlp_layernorm": around},
+        "pre": {"input_layernorm": before, "pre_mlp_layernorm": before},
         "post": {"attention_output_layernorm": around, "mlp_output_layernorm": around},
     }[config.model.norm_position]
     return ModuleSpec(

@@ -2,36 +2,31 @@
 
 from __future__ import annotations
 
-import copy
+import math
 from typing import NamedTuple
 
 from hcmegatron.config.errors import ConfigError
+from hcmegatron.config.schedules import MEGATRONS, SCHEDULES
 from hcmegatron.config.schema import Config
 from schedules.actions import Action, B, F, Kind
-from schedules.generators import GENERATORS
-from schedules.generators.interleaved import interleaved
-from schedules.placement import Placement, bidirectional, one_per_rank, round_robin, v_shape
+from schedules.descriptor import Descriptor
+from schedules.placement import Placement
 from schedules.plan import Schedule
 
-V_SHAPED = ("zb_v", "dualpipev")
-INTERLEAVED = ("interleaved", "megatron_interleaved")  # parallel.virtual chunks on every rank
+
+def descriptor(config: Config) -> Descriptor:
+    """What there is to know of the schedule without generating it."""
+    return SCHEDULES[config.parallel.schedule]
 
 
 def is_megatrons(config: Config) -> bool:
     """Whether Megatron's own runtime executes the schedule."""
-    return config.parallel.schedule.startswith("megatron_")
+    return config.parallel.schedule in MEGATRONS
 
 
 def placement(config: Config) -> Placement:
     """Stage ids on ranks. Layers are shared out over `model_stages` stages."""
-    parallel = config.parallel
-    if parallel.schedule in V_SHAPED:
-        return v_shape(parallel.pipeline)
-    if parallel.schedule == "dualpipe":
-        return bidirectional(parallel.pipeline)
-    if parallel.virtual:
-        return round_robin(parallel.pipeline, parallel.virtual)
-    return one_per_rank(parallel.pipeline)
+    return descriptor(config).placement(config.parallel.pipeline, config.parallel.virtual)
 
 
 def first_micro_batches(config: Config, rank: int, microbatches: int) -> list[int]:
@@ -41,16 +36,14 @@ def first_micro_batches(config: Config, rank: int, microbatches: int) -> list[in
 
 
 def training_schedule(config: Config, microbatches: int) -> Schedule:
-    """The schedule that `parallel.schedule` names, for so many micro-batches.
+    """The schedule that `parallel.schedule` names, for so many micro-batches; of Megatron's own, ours of the same kind.
 
     Raises:
         ConfigError: it cannot take so few micro-batches, or so many ranks.
     """
     parallel = config.parallel
     try:
-        if parallel.schedule == "interleaved":
-            return interleaved(parallel.pipeline, microbatches, parallel.virtual)
-        return GENERATORS[parallel.schedule](parallel.pipeline, microbatches)
+        return descriptor(config).schedule(parallel.pipeline, microbatches, parallel.virtual)
     except ValueError as error:
         raise ConfigError(
             f"parallel.schedule = {parallel.schedule} with parallel.pipeline = {parallel.pipeline} and "
@@ -75,10 +68,8 @@ def most_held(config: Config, microbatches: int, rank: int) -> Held:
     """
     if config.parallel.pipeline == 1 and is_megatrons(config):
         return Held(1, 0)
-    same = copy.deepcopy(config)
-    same.parallel.schedule = config.parallel.schedule.removeprefix("megatron_")
     held = most = Held(0, 0)
-    for action in training_schedule(same, microbatches).actions[rank]:
+    for action in training_schedule(config, microbatches).actions[rank]:
         for part in action.parts:
             match part.kind:
                 case Kind.F:
@@ -98,10 +89,9 @@ def evaluated_micro_batches(config: Config, microbatches: int) -> int:
 
     Two directions need as many in each, and Megatron's interleaved schedule groups of one per rank.
     """
-    step = len(placement(config).paths)
-    if config.parallel.schedule == "megatron_interleaved":
-        step = config.parallel.pipeline
-    return -(-microbatches // step) * step
+    in_turn = descriptor(config).microbatches_multiple(config.parallel.pipeline)
+    multiple = math.lcm(len(placement(config).paths), in_turn)
+    return -(-microbatches // multiple) * multiple
 
 
 def evaluation_schedule(where: Placement, microbatches: int) -> Schedule:

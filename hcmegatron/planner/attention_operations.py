@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from hcmegatron.planner.flops import head_widths
+from hcmegatron.planner.layers import head_widths
 from hcmegatron.planner.layout import Layout
 from hcmegatron.planner.operation import Operation, is_local, linear, sizes, split
 from hcmegatron.planner.rates import BACKWARD_OF_ATTENTION, Rates

@@ -11,9 +11,10 @@ from typing import Literal
 
 from hcmegatron.config.schema import Config
 from hcmegatron.connections import facts
-from hcmegatron.planner.flops import attention_parameters, head_widths, mlp_parameters
-from hcmegatron.planner.layout import Layout, StageLayers
-from hcmegatron.planner.parameters import attention_norms, norm_parameters
+from hcmegatron.planner.layers import Matrix, attention, final_norm, has_experts, head_widths, mlp
+from hcmegatron.planner.layout import Layout
+from hcmegatron.planner.parameters import layer_norm_parameters, norm_parameters
+from hcmegatron.planner.stages import Stage
 
 Class = Literal[
     "embedding", "attention", "dense", "experts", "shared experts", "router", "norms", "connections", "head"
@@ -36,17 +37,21 @@ def padded_vocabulary(config: Config) -> int:
     return -(-tokens // multiple) * multiple
 
 
-def is_moe(config: Config, layer: int) -> bool:
-    """Whether a layer's second sub-layer is a mixture of experts."""
-    return config.moe.experts > 0 and layer >= config.moe.first_dense
+def mlp_parameters(config: Config, width: int) -> int:
+    """Of one MLP of `width` hidden channels, or of one expert."""
+    return _size(mlp(config, "mlp", width))
 
 
-def whole_model(config: Config) -> StageLayers:
+def _size(matrices: list[Matrix]) -> int:
+    return sum(matrix.size for matrix in matrices)
+
+
+def whole_model(config: Config) -> Stage:
     """The network as one stage."""
-    return StageLayers(range(config.model.layers), True, True)
+    return Stage(range(config.model.layers), True, True)
 
 
-def parameters(config: Config, stage: StageLayers, active: bool = False) -> Counter[Class]:
+def parameters(config: Config, stage: Stage, active: bool = False) -> Counter[Class]:
     """Parameters of a stage, unsharded. A tied head counts only in a stage without the embedding.
 
     Args:
@@ -54,12 +59,12 @@ def parameters(config: Config, stage: StageLayers, active: bool = False) -> Coun
     """
     model, moe, C = config.model, config.moe, config.model.hidden_size
     layers = len(stage.layers)
-    mixtures = sum(is_moe(config, layer) for layer in stage.layers)
+    mixtures = sum(has_experts(config, layer) for layer in stage.layers)
     expert = mlp_parameters(config, moe.ffn_hidden_size)
     count: Counter[Class] = Counter(
         {
-            "attention": layers * attention_parameters(config),
-            "norms": layers * (attention_norms(config) + 2 * norm_parameters(config)),
+            "attention": layers * _size(attention(config)),
+            "norms": layers * layer_norm_parameters(config),
             "connections": layers * 2 * facts.parameters(config.connection, C),
             "experts": mixtures * (moe.top_k if active else moe.experts) * expert,
             "shared experts": mixtures * moe.shared_experts * expert,
@@ -71,14 +76,14 @@ def parameters(config: Config, stage: StageLayers, active: bool = False) -> Coun
     if stage.first and not active:
         count["embedding"] += vocabulary
     if stage.last:
-        count["norms"] += norm_parameters(config)
+        count["norms"] += norm_parameters(final_norm(config))
         count["connections"] += facts.contract_parameters(config.connection, C)
         if active or not (stage.first and model.tie_embeddings):
             count["head"] += vocabulary
     return count
 
 
-def rank_parameters(config: Config, stages: Iterable[StageLayers]) -> Counter[Class]:
+def rank_parameters(config: Config, stages: Iterable[Stage]) -> Counter[Class]:
     """Parameters that a rank holds of its chunks, sharded as planner.memory.rank_parameters has them."""
     parallel, total = config.parallel, Counter()
     for stage in stages:
@@ -95,7 +100,7 @@ def held_parameters(layout: Layout, rank: int) -> Counter[Class]:
     return layout.once(("parameters", rank), lambda: rank_parameters(layout.config, layout.held(rank)))
 
 
-def forward_flops(config: Config, stage: StageLayers) -> Counter[Class]:
+def forward_flops(config: Config, stage: Stage) -> Counter[Class]:
     """FLOPs per token of a stage's forward, a multiply-add counted as two, causal attention as half of s x s."""
     model, moe, C = config.model, config.moe, config.model.hidden_size
     active = parameters(config, stage, active=True)

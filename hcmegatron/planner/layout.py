@@ -12,23 +12,14 @@ from typing import Any, TypeVar
 
 from hcmegatron.config.checks import check_world
 from hcmegatron.config.errors import ConfigError
+from hcmegatron.config.schedules import SCHEDULES
 from hcmegatron.config.schema import Config
 from hcmegatron.planner.machines import Machine
-from schedules.generators import GENERATORS
-from schedules.generators.interleaved import interleaved
-from schedules.placement import Placement, bidirectional, one_per_rank, round_robin, v_shape
+from hcmegatron.planner.stages import Stage, stages
+from schedules.placement import Placement
 from schedules.plan import Schedule
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class StageLayers:
-    """A model stage: its layers' numbers, and whether it has the embedding and the head."""
-
-    layers: range
-    first: bool
-    last: bool
 
 
 @dataclass(frozen=True)
@@ -78,16 +69,10 @@ class Layout:
         return self.once("placement", lambda: placement(self.config))
 
     @property
-    def stages(self) -> tuple[StageLayers, ...]:
-        """Model stages: layers shared out as evenly as possible, earlier stages taking what is left over."""
-        return self.once("stages", self._stages)
-
-    def _stages(self) -> tuple[StageLayers, ...]:
-        count, layers = self.placement.model_stages, self.config.model.layers
-        bounds = [-(-layers * stage // count) for stage in range(count + 1)]
-        return tuple(
-            StageLayers(range(bounds[s], bounds[s + 1]), s == 0, s == count - 1) for s in range(count)
-        )
+    def stages(self) -> tuple[Stage, ...]:
+        """Model stages."""
+        layers, count = self.config.model.layers, self.placement.model_stages
+        return self.once("stages", lambda: tuple(stages(layers, count)))
 
     @property
     def model_stages(self) -> tuple[tuple[int, ...], ...]:
@@ -99,7 +84,7 @@ class Layout:
 
         return self.once("model stages", find)
 
-    def held(self, rank: int) -> tuple[StageLayers, ...]:
+    def held(self, rank: int) -> tuple[Stage, ...]:
         """The chunks of a pipeline rank."""
         return tuple(self.stages[stage] for stage in self.model_stages[rank])
 
@@ -116,7 +101,7 @@ class Layout:
 
         return self.once("distinct ranks", find)
 
-    def layers_of_kinds(self, stage: StageLayers) -> tuple[int, int]:
+    def layers_of_kinds(self, stage: Stage) -> tuple[int, int]:
         """How many layers are dense, and how many have experts."""
         layers, moe = stage.layers, self.config.moe
         dense = max(0, min(layers.stop, moe.first_dense) - layers.start) if moe.experts else len(layers)
@@ -176,26 +161,14 @@ class Layout:
 def placement(config: Config) -> Placement:
     """Stage ids on ranks, as pipeline.placement has it (which needs torch)."""
     parallel = config.parallel
-    match parallel.schedule:
-        case "zb_v" | "dualpipev":
-            return v_shape(parallel.pipeline)
-        case "dualpipe":
-            return bidirectional(parallel.pipeline)
-    return (
-        round_robin(parallel.pipeline, parallel.virtual)
-        if parallel.virtual
-        else one_per_rank(parallel.pipeline)
-    )
+    return SCHEDULES[parallel.schedule].placement(parallel.pipeline, parallel.virtual)
 
 
 def schedule(config: Config, microbatches: int) -> Schedule:
     """What runs; Megatron's own schedules as ours of the same kind. ConfigError where it cannot be made."""
     parallel = config.parallel
-    name = parallel.schedule.removeprefix("megatron_")
     try:
-        if name == "interleaved":
-            return interleaved(parallel.pipeline, microbatches, parallel.virtual)
-        return GENERATORS[name](parallel.pipeline, microbatches)
+        return SCHEDULES[parallel.schedule].schedule(parallel.pipeline, microbatches, parallel.virtual)
     except ValueError as error:
         raise ConfigError(
             f"parallel.schedule = {parallel.schedule} with parallel.pipeline = {parallel.pipeline} and "

@@ -8,7 +8,8 @@ from hcmegatron.config.ranges import TRITON_STREAMS
 from hcmegatron.config.schema import Config
 from hcmegatron.connections import facts
 from hcmegatron.planner.attention_operations import attention
-from hcmegatron.planner.counts import is_moe, padded_vocabulary
+from hcmegatron.planner.counts import padded_vocabulary
+from hcmegatron.planner.layers import has_experts
 from hcmegatron.planner.layout import Layout
 from hcmegatron.planner.mlp_operations import dense, experts
 from hcmegatron.planner.operation import Operation, linear, sizes
@@ -43,10 +44,10 @@ def layer_operations(layout: Layout, rates: Rates, layer: int) -> list[Operation
     """Of one layer, with the recomputation that the configuration asks for."""
     config = layout.config
     first = attention(layout, rates)
-    rest = experts(layout, rates) if is_moe(config, layer) else dense(layout, rates)
+    rest = experts(layout, rates) if has_experts(config, layer) else dense(layout, rates)
     # What surrounds a mixture of experts runs with the nodes before the dispatch and after the combine; here all of it
     # is taken as before, on the compute lane.
-    second: Role = "attention" if is_moe(config, layer) else "experts"
+    second: Role = "attention" if has_experts(config, layer) else "experts"
     operations = [*_around(config, rates, "attention"), *first, *_around(config, rates, second), *rest]
     return [_recomputed(config, operation) for operation in operations]
 

@@ -13,7 +13,8 @@ from hcmegatron.config.checks import check
 from hcmegatron.config.errors import ConfigError
 from hcmegatron.config.schema import Config
 from hcmegatron.planner import counts
-from hcmegatron.planner.flops import head_widths, mlp_parameters
+from hcmegatron.planner.counts import mlp_parameters
+from hcmegatron.planner.layers import has_experts, head_widths
 from hcmegatron.planner.layout import Layout, layout
 from hcmegatron.planner.machines import Machine
 from hcmegatron.planner.rates import Assumptions, Rates
@@ -115,7 +116,7 @@ def recomputed_flops(config: Config) -> float:
         return forward.total() - forward["head"]
     if recompute.mode == "none":
         return 0.0
-    experts = sum(counts.is_moe(config, layer) for layer in whole.layers)
+    experts = sum(has_experts(config, layer) for layer in whole.layers)
     d_qk, d_v = head_widths(config)
     queries = config.mla.q_rank or model.hidden_size
     up = model.heads * (config.mla.kv_rank * (d_qk - config.mla.rope_dim + d_v) + queries * d_qk)

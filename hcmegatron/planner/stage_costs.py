@@ -9,7 +9,7 @@ from typing import Any
 
 from hcmegatron.config.schema import Recompute
 from hcmegatron.connections import facts
-from hcmegatron.planner.counts import is_moe
+from hcmegatron.planner.layers import has_experts
 from hcmegatron.planner.layout import Layout
 from hcmegatron.planner.operation import Operation, sizes
 from hcmegatron.planner.operations import ends, layer_operations
@@ -91,7 +91,7 @@ class Operations:
 
     def of_layer(self, layer: int) -> Piece:
         """One layer's."""
-        kind = "experts" if is_moe(self.layout.config, layer) else "dense"
+        kind = "experts" if has_experts(self.layout.config, layer) else "dense"
         if kind not in self._pieces:
             self._pieces[kind] = Piece(tuple(layer_operations(self.layout, self.rates, layer)))
         return self._pieces[kind]
@@ -157,7 +157,7 @@ def costs(layout: Layout, operations: Operations) -> Costs:
     """What the simulator needs."""
     config, assumed = layout.config, operations.rates.assumptions
     together = overlaps(layout, assumed)
-    moe = any(is_moe(config, layer) for layer in range(config.model.layers))
+    moe = any(has_experts(config, layer) for layer in range(config.model.layers))
     size = sizes(config)
     links = {}
     for a in range(config.parallel.pipeline):

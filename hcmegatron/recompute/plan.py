@@ -14,9 +14,9 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 from hcmegatron.connections import facts
+from hcmegatron.connections.kinds.descriptor import Settings
 
 MIB = 2**20
 
@@ -36,7 +36,7 @@ class Terms:
     rebuilt: int
 
 
-def expected_terms(conn: Any, C: int, itemsize: int, tokens: int) -> Terms:
+def expected_terms(conn: Settings, C: int, itemsize: int, tokens: int) -> Terms:
     """The terms from counts alone, for planning before there is a model: what `measure_terms` finds, up to statistics
     of norms.
 
@@ -45,7 +45,8 @@ def expected_terms(conn: Any, C: int, itemsize: int, tokens: int) -> Terms:
         itemsize: bytes of an element of the streams.
     """
     output = C * itemsize
-    around = facts.saved_bytes(conn, C, itemsize) + 2 * output  # the read, and the norm's output
+    # the read, and the norm's output, which may be the same
+    around = facts.saved_bytes(conn, C, itemsize) + (1 if facts.kind_of(conn).normalises else 2) * output
     return Terms(facts.streams(conn) * output * tokens, output * tokens, around * tokens)
 
 

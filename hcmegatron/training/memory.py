@@ -6,21 +6,20 @@ import torch
 
 from hcmegatron.config.errors import ConfigError
 from hcmegatron.config.schema import Config
-from hcmegatron.model.gpt import stages
 from hcmegatron.pipeline.placement import most_held, placement
-from hcmegatron.planner.memory import Part, bytes_a_parameter, rank_parameters, stream_bytes
+from hcmegatron.planner.memory import rank_parameters, state_bytes, stream_bytes
 from hcmegatron.planner.parameters import total_parameters
+from hcmegatron.planner.stages import Stage, stages
 from hcmegatron.platform.memory import available
 from hcmegatron.platform.ranks import RankInfo
 from hcmegatron.platform.standard_streams import tell
 
 
-def parts(config: Config, pipeline_rank: int) -> list[Part]:
+def parts(config: Config, pipeline_rank: int) -> list[Stage]:
     """The chunks of a pipeline rank."""
     where = placement(config)
     layers = stages(config.model.layers, where.model_stages)
-    own = [layers[where.model_stage(stage)] for stage in where.stages_of(pipeline_rank)]
-    return [Part(stage.layers, stage.first, stage.last) for stage in own]
+    return [layers[where.model_stage(stage)] for stage in where.stages_of(pipeline_rank)]
 
 
 def expected(config: Config, vocab_size: int, ranks: RankInfo, micro_batches: int) -> str:
@@ -30,10 +29,9 @@ def expected(config: Config, vocab_size: int, ranks: RankInfo, micro_batches: in
         ConfigError: weights, gradients and optimizer alone do not fit.
     """
     parallel = config.parallel
-    data = ranks.world_size // (parallel.pipeline * parallel.tensor)
     chunks = [parts(config, rank) for rank in range(parallel.pipeline)]
     held = [rank_parameters(config, vocab_size, own) for own in chunks]
-    state = [count * bytes_a_parameter(config, data) for count in held]
+    state = [state_bytes(config, vocab_size, own, ranks.world_size) for own in chunks]
     live = [most_held(config, micro_batches, rank).live for rank in range(parallel.pipeline)]
     streams = [stream_bytes(config, own, live[rank]) for rank, own in enumerate(chunks)]
     if torch.cuda.is_available():

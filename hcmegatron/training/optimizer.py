@@ -8,7 +8,7 @@ from torch import nn
 
 from hcmegatron.config import schema
 from hcmegatron.config.schema import Config, distributed_optimizer
-from hcmegatron.connections import facts
+from hcmegatron.connections.build import described
 from hcmegatron.model.transformer_config import DTYPES
 from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
 from megatron.core.optimizer.optimizer import MegatronOptimizer
@@ -16,20 +16,14 @@ from megatron.core.optimizer.optimizer_config import ParamKey, ParamWithNamePred
 from megatron.core.process_groups_config import ProcessGroupCollection
 
 
-def decays(name: str, parameter: nn.Parameter, connection: schema.Connection) -> bool:
-    """Whether weight decay applies to the parameter called `name` in the model.
+def decays(parameter: nn.Parameter) -> bool:
+    """Whether weight decay applies to a parameter of the model.
 
-    Connections give their own rule (facts.weight_decay); of the rest, matrices decay and vectors (norms, biases) do
+    Connections' have their own answer (Parameter.decays); of the rest, matrices decay and vectors (norms, biases) do
     not. Megatron's default decays by dimension alone: it would decay A_r and b_res, and spare W_m.
     """
-    if is_connection(name):
-        return facts.weight_decay(connection, name.rsplit(".", 1)[-1])
-    return parameter.dim() > 1 and not name.endswith(".bias")
-
-
-def is_connection(name: str) -> bool:
-    """Whether a parameter belongs to a connection or to the learned contraction."""
-    return "_connection." in name or "decoder.contract." in name
+    of_connection = described(parameter)
+    return parameter.dim() > 1 if of_connection is None else of_connection.decays
 
 
 def build_optimizer(
@@ -37,12 +31,11 @@ def build_optimizer(
 ) -> MegatronOptimizer:
     """The optimizer of this rank's chunks. kind: adam, or sgd without momentum (for tests)."""
     settings = config.optimizer
-    connection = config.connection
-    undecayed = ParamWithNamePredicate("undecayed", lambda p, name: not decays(name, p, connection))
-    theirs = ParamWithNamePredicate("connection", lambda p, name: is_connection(name))
+    undecayed = ParamWithNamePredicate("undecayed", lambda p, _: not decays(p))
+    theirs = ParamWithNamePredicate("connection", lambda p, _: described(p) is not None)
     overrides = {
         ParamKey(with_name_predicate=undecayed): {"wd_mult": 0.0},
-        ParamKey(with_name_predicate=theirs): {"lr_mult": connection.lr_multiplier},
+        ParamKey(with_name_predicate=theirs): {"lr_mult": config.connection.lr_multiplier},
     }
     return get_megatron_optimizer(
         OptimizerConfig(

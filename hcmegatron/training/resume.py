@@ -16,6 +16,7 @@ from hcmegatron.config.errors import ConfigError
 from hcmegatron.config.idle import ineffective
 from hcmegatron.config.schema import Config
 from hcmegatron.config.types import defaults, flatten
+from hcmegatron.connections import facts
 from hcmegatron.training import manifest
 from hcmegatron.training.manifest import Manifest, Position
 
@@ -37,28 +38,27 @@ _RULES = {
         model.ffn_hidden_size model.activation model.norm model.norm_eps model.norm_position model.qk_norm
         model.qk_norm_across_heads model.tie_embeddings model.rope_theta model.vocab_multiple model.vocab_size
         model.document_mask mla.kv_rank mla.q_rank mla.rope_dim moe.experts moe.top_k moe.ffn_hidden_size
-        moe.shared_experts moe.first_dense moe.router moe.routed_scale connection.kind connection.n connection.tanh
-        connection.norm connection.contract connection.sinkhorn_iterations connection.sinkhorn_eps
-        connection.rms_eps connection.pre_eps connection.res_orientation connection.use_pre connection.use_post
-        connection.use_res data.tokenizer""",
+        moe.shared_experts moe.first_dense moe.router moe.routed_scale connection.kind data.tokenizer""",
     Rule.DATA: "data.sequence_length data.holdout data.seed",
     Rule.TEXT: "data.paths data.suffixes",
     Rule.APPLIED: """
         model.hidden_dropout model.attention_dropout moe.expert_bias_rate moe.aux_loss moe.sequence_aux_loss
-        moe.z_loss moe.grouped moe.dispatcher connection.lr_multiplier parallel.pipeline parallel.virtual
+        moe.z_loss moe.grouped moe.dispatcher parallel.pipeline parallel.virtual
         parallel.tensor parallel.sequence parallel.expert parallel.expert_tensor parallel.schedule parallel.overlap
         parallel.distributed_optimizer parallel.overlap_grad_reduce parallel.overlap_param_gather optimizer.lr
         optimizer.min_lr_ratio optimizer.schedule optimizer.warmup_steps optimizer.step_decay_at
         optimizer.step_decay_to optimizer.beta1 optimizer.beta2 optimizer.eps optimizer.weight_decay optimizer.clip
         training.steps training.global_batch training.micro_batch training.dtype training.seed recompute.mode
         recompute.block_length recompute.modules implementation kernels""",
-    Rule.BEGINNING: "model.init_std connection.scale_output_init connection.alpha_init",
+    Rule.BEGINNING: "model.init_std",
     Rule.HARMLESS: """
         parallel.timeout_s training.eval_every training.eval_batches training.log_every training.max_bad_steps
         training.threads checkpoint.save_every checkpoint.keep_last checkpoint.resume checkpoint.load run.dir
         run.tensorboard run.peak_tflops""",
 }
-RULE_OF = {key: rule for rule, keys in _RULES.items() for key in keys.split()}
+RULE_OF = {key: rule for rule, keys in _RULES.items() for key in keys.split()} | {
+    f"connection.{name}": Rule[own.metadata["change"].upper()] for name, (_, own) in facts.FIELDS.items()
+}
 
 
 class Change(NamedTuple):

@@ -1,7 +1,7 @@
 """DualPipe: micro-batches enter at both ends (DeepSeek-AI, arXiv:2412.19437, section 3.2.1)."""
 
 from schedules.actions import Action
-from schedules.generators.checks import check_ranks, check_sizes
+from schedules.descriptor import Descriptor
 from schedules.generators.eight_phases import eight_phases
 from schedules.placement import bidirectional
 from schedules.plan import Schedule
@@ -12,18 +12,7 @@ def dualpipe(ranks: int, microbatches: int) -> Schedule:
 
     Live chunks: P+1 on every rank, counted until W. ValueError unless P and M are even and M >= 2P.
     """
-    check_ranks("dualpipe", ranks, least=2)
-    if ranks % 2:
-        raise ValueError(
-            f"dualpipe: ranks={ranks} is odd, and the two directions need an even number; "
-            f"the smallest above it that works is {ranks + 1} (dualpipev takes odd numbers)"
-        )
-    check_sizes("dualpipe", ranks, microbatches, least=2 * ranks)
-    if microbatches % 2:
-        raise ValueError(
-            f"dualpipe: microbatches={microbatches} is odd, and each direction takes half of them; "
-            f"the smallest above it that works is {microbatches + 1}"
-        )
+    DUALPIPE.check(ranks, microbatches)
     actions = tuple(_rank(r, ranks, microbatches // 2) for r in range(ranks))
     return Schedule("dualpipe", bidirectional(ranks), microbatches, actions, (ranks + 1,) * ranks)
 
@@ -34,3 +23,17 @@ def _rank(r: int, P: int, Mh: int) -> tuple[Action, ...]:
     if r >= P // 2:
         stages, first = stages[::-1], first[::-1]
     return eight_phases(P // 2, min(r, P - 1 - r), Mh, stages, first)
+
+
+DUALPIPE = Descriptor(
+    "dualpipe",
+    dualpipe,
+    bidirectional,
+    splits=True,
+    pairs=True,
+    ranks_multiple=2,
+    ranks_why="every rank is paired with its mirror (dualpipev takes any number)",
+    microbatches_least=lambda P: 2 * P,
+    microbatches_multiple=lambda P: 2,
+    microbatches_why="half of them enter at each end",
+)

@@ -1,7 +1,7 @@
 """DualPipeV: DualPipe cut in half, one copy of the parameters, the pipeline folded into a V
 (Sea AI Lab's "cut-in-half"; github.com/deepseek-ai/DualPipe)."""
 
-from schedules.generators.checks import check_sizes
+from schedules.descriptor import Descriptor
 from schedules.generators.eight_phases import eight_phases
 from schedules.placement import v_shape
 from schedules.plan import Schedule
@@ -13,6 +13,11 @@ def dualpipev(ranks: int, microbatches: int) -> Schedule:
     Live chunks: 2P+1 on every rank, counted until W. ValueError unless M >= 2P.
     """
     P = ranks
-    check_sizes("dualpipev", P, microbatches, least=2 * P)
+    DUALPIPEV.check(P, microbatches)
     actions = tuple(eight_phases(P, r, microbatches, (r, 2 * P - 1 - r), (0, 0)) for r in range(P))
     return Schedule("dualpipev", v_shape(P), microbatches, actions, (2 * P + 1,) * P)
+
+
+DUALPIPEV = Descriptor(
+    "dualpipev", dualpipev, v_shape, splits=True, pairs=True, microbatches_least=lambda P: 2 * P
+)

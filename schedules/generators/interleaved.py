@@ -6,12 +6,14 @@ evenly as possible, larger ones first, so that any M works; the paper's case is 
 """
 
 from schedules.actions import Action, B, F
-from schedules.generators.checks import check_sizes
+from schedules.descriptor import Descriptor
 from schedules.placement import round_robin
 from schedules.plan import Schedule
 
+CHUNKS = 2  # where none are given
 
-def interleaved(ranks: int, microbatches: int, chunks: int = 2) -> Schedule:
+
+def interleaved(ranks: int, microbatches: int, chunks: int = CHUNKS) -> Schedule:
     """``chunks`` stages per rank: stages r, P+r, 2P+r, ... on rank r.
 
     Where groups are larger than P, stages run ahead of the ranks that wait for them, and each rank has to
@@ -20,7 +22,7 @@ def interleaved(ranks: int, microbatches: int, chunks: int = 2) -> Schedule:
     Live chunks on rank r: the warm-up's (chunks-1) * largest group + 2(P-r-1) forwards, and one more.
     ValueError unless ranks, micro-batches and chunks are at least 1.
     """
-    check_sizes("interleaved", ranks, microbatches)
+    INTERLEAVED.check(ranks, microbatches)
     if chunks < 1:
         raise ValueError(f"interleaved: chunks={chunks}; the smallest that works is 1")
     sizes = _groups(ranks, microbatches)
@@ -50,3 +52,8 @@ def _rank(rank: int, P: int, chunks: int, sizes: list[int], warmup: int) -> tupl
     for forward, backward in zip(forwards[warmup:], backwards, strict=False):
         order += [forward, backward]
     return tuple(order + backwards[len(forwards) - warmup :])
+
+
+INTERLEAVED = Descriptor(
+    "interleaved", interleaved, lambda ranks, chunks=CHUNKS: round_robin(ranks, chunks), chosen=True
+)

@@ -2,7 +2,7 @@
 2.2)."""
 
 from schedules.actions import Action, F, I, W
-from schedules.generators.checks import check_sizes
+from schedules.descriptor import Descriptor
 from schedules.placement import one_per_rank
 from schedules.plan import Schedule
 
@@ -13,7 +13,7 @@ def zb_h1(ranks: int, microbatches: int) -> Schedule:
     Rank r holds P-r micro-batches between F and I, as 1F1B does, and lets W lag r micro-batches behind I:
     later ranks fill the memory that they have left. ValueError unless ranks and micro-batches are at least 1.
     """
-    check_sizes("zb_h1", ranks, microbatches)
+    ZB_H1.check(ranks, microbatches)
     actions = tuple(_rank(r, ranks, microbatches) for r in range(ranks))
     return Schedule("zb_h1", one_per_rank(ranks), microbatches, actions, (min(ranks, microbatches),) * ranks)
 
@@ -29,3 +29,6 @@ def _rank(r: int, P: int, M: int) -> tuple[Action, ...]:
             order.append(W(r, m - r))
     order += [W(r, m) for m in range(max(0, M - r), M)]
     return tuple(order)
+
+
+ZB_H1 = Descriptor("zb_h1", zb_h1, one_per_rank, splits=True)

@@ -5,7 +5,7 @@ No bubble inside a rank's own span where F = I = W, with the memory of 1F1B.
 """
 
 from schedules.actions import Action, F, I, W
-from schedules.generators.checks import check_sizes
+from schedules.descriptor import Descriptor
 from schedules.placement import v_shape
 from schedules.plan import Schedule
 
@@ -17,7 +17,7 @@ def zb_v(ranks: int, microbatches: int) -> Schedule:
     micro-batches run as 2P-1 would, the missing ones left out. ValueError unless ranks and micro-batches are
     at least 1.
     """
-    check_sizes("zb_v", ranks, microbatches)
+    ZB_V.check(ranks, microbatches)
     full = max(microbatches, 2 * ranks - 1)
     actions = tuple(
         tuple(a for a in _rank(r, ranks, full) if a.microbatch < microbatches) for r in range(ranks)
@@ -51,3 +51,6 @@ def _rank(r: int, P: int, M: int) -> list[Action]:
     order += [W(up, m) for m in range(next_up, M)]
     order += [W(down, m) for m in range(M - r, M)]
     return order
+
+
+ZB_V = Descriptor("zb_v", zb_v, v_shape, splits=True)

@@ -335,7 +335,7 @@ def test_world_sizes_with_experts():
 def test_microbatches():
     assert check_batch(make("training.global_batch=24"), 2) == 3
     config = make("parallel.pipeline=2", "parallel.virtual=2", INTERLEAVED)
-    with pytest.raises(ConfigError, match=r"makes 1 micro-batches a rank.*multiples of 32"):
+    with pytest.raises(ConfigError, match=r"makes 1 micro-batches a rank.*takes multiples of 2.*use 32; "):
         check_batch(config, 4)
     config = make("parallel.pipeline=2", "parallel.schedule=dualpipe")
     assert check_batch(config, 1) == 4

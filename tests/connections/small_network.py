@@ -5,9 +5,13 @@ from torch import nn
 from torch.nn import functional as F
 
 from hcmegatron.config.schema import Connection as ConnectionConfig
+from hcmegatron.connections import kinds
 from hcmegatron.connections.build import build_connection, build_contract, expand
+from hcmegatron.connections.facts import streams
 
-KINDS = ("residual", "shc", "dhc", "sfc", "dfc", "mhc")
+KINDS = tuple(kinds.KINDS)
+WIDE = tuple(kind for kind in KINDS if streams(ConnectionConfig(kind=kind, n=2)) == 2)  # with streams to mix
+LINEAR = tuple(kind for kind in WIDE if not kinds.KINDS[kind].normalises)  # whose read is a sum of them
 
 
 def config(kind, **fields):

@@ -5,7 +5,9 @@ import torch
 from small_network import KINDS, config, randomise
 
 from hcmegatron.connections.build import build_connection, build_contract, expand
+from hcmegatron.connections.connection import Connection
 from hcmegatron.connections.facts import streams
+from hcmegatron.connections.kinds import KINDS as KINDS_BY_NAME
 
 VARIANTS = [
     *(config(kind, n=n) for kind in KINDS for n in (1, 3)),
@@ -92,19 +94,36 @@ def test_residual_words(kind):
     y = streams_like(conn, seed=4)[..., 0, :]
     x, c = connection.read(H)
     out = connection.write(H, y, c)
-    if kind == "residual":
+    if c == ():
         assert torch.equal(out, H + y.unsqueeze(-2)) and torch.equal(x, H.squeeze(-2)) and c == ()
         return
-    pre, post, res, *_ = c
-    if kind in ("sfc", "dfc"):
+    pre, post, res, *_ = c if len(c) > 2 else (*c, torch.eye(2, dtype=H.dtype))
+    if H.shape[-2] == 1:  # fractions
         H, y, x, out = (t.reshape(3, 1, 2, 3) for t in (H, y, x, out))
         expected = torch.einsum("...oi,...ic->...oc", pre, H)
         added = post.unsqueeze(-1) * y
     else:
         expected = torch.einsum("...i,...ic->...c", pre, H)
         added = post.unsqueeze(-1) * y.unsqueeze(-2)
-    torch.testing.assert_close(x, expected)
+    if not KINDS_BY_NAME[kind].normalises:
+        torch.testing.assert_close(x, expected)
     torch.testing.assert_close(out, torch.einsum("...oi,...ic->...oc", res, H) + added)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_fused_write_is_carry_plus_post(kind):
+    """What kinds with kernels do in one pass is what the contract's parts do."""
+    conn = config(kind, n=2)
+    connection, H, y = built(conn), streams_like(conn), streams_like(conn, seed=4)[..., 0, :]
+    bias = torch.linspace(-1, 1, 6, dtype=torch.float64)
+    _, c = connection.read(H)
+    carried = connection.carry(H, c)
+    assert torch.equal(carried, H) == (KINDS_BY_NAME[kind].carry == "identity")
+    torch.testing.assert_close(connection.write(H, torch.zeros_like(y), c), carried)
+    if H.shape[-2] > 1 or c == ():
+        torch.testing.assert_close(
+            Connection.write(connection, H, y, c, bias), connection.write(H, y, c, bias)
+        )
 
 
 def test_hyper_formulas_literally():

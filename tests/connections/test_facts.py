@@ -1,6 +1,7 @@
 """Counts, widths and rules against the papers' printed integers and against the built modules. No torch in
 facts."""
 
+import dataclasses
 import subprocess
 import sys
 
@@ -9,7 +10,8 @@ import torch
 from small_network import KINDS, config
 
 from hcmegatron.connections import facts
-from hcmegatron.connections.build import build_connection, build_contract
+from hcmegatron.connections.build import build_connection, build_contract, described
+from hcmegatron.connections.kinds.descriptor import AT_LEAST_1, setting, together
 
 PLAIN = {"norm": "rmsnorm_plain"}
 
@@ -77,30 +79,43 @@ def test_contract_head_counts():
 
 
 def test_widths():
-    assert [facts.streams(config(kind, n=4)) for kind in KINDS] == [1, 4, 4, 1, 1, 4]
+    kinds = ("residual", "shc", "dhc", "sfc", "dfc", "mhc")
+    assert [facts.streams(config(kind, n=4)) for kind in kinds] == [1, 4, 4, 1, 1, 4]
 
 
 def test_every_parameter_has_a_weight_decay_rule():
-    decayed = set()
-    for kind in KINDS:
-        conn = config(kind, n=2, contract="head" if kind in ("shc", "dhc", "mhc") else "sum")
+    """HC's and FC's dynamic parts and mHC's projections decay: the papers' rule, parameter by parameter."""
+    decayed, spared = set(), set()
+    for kind in ("residual", "shc", "dhc", "sfc", "dfc", "mhc"):
+        conn = config(kind, n=2, contract="head")
         for module in (build_connection(conn, 8, 0, norm_eps=0.0), build_contract(conn, 8, norm_eps=0.0)):
-            decayed |= {
-                name for name, _ in module.named_parameters() if facts.weight_decay(conn, "a.b." + name)
-            }
+            for name, parameter in module.named_parameters():
+                (decayed if described(parameter).decays else spared).add(name)
     assert decayed == {"W_m", "W_r", "W_b", "W_alpha", "W_beta", "s_a", "s_b", "phi", "phi_head"}
-    with pytest.raises(ValueError, match="linear_fc1"):
-        facts.weight_decay(config("mhc"), "mlp.linear_fc1.weight")
+    assert spared == {
+        *("A_m", "A_r", "Y", "A", "B", "norm_weight", "alpha_head", "b_head"),
+        *("alpha_pre", "alpha_post", "alpha_res", "b_pre", "b_post", "b_res"),
+    }
+    assert described(torch.nn.Linear(2, 2).weight) is None
+
+
+def test_a_setting_means_one_thing():
+    @dataclasses.dataclass
+    class Another:
+        n: int = setting(7, AT_LEAST_1)
+
+    with pytest.raises(ValueError, match="n is defined twice, the second time in Another"):
+        together([*facts.all_settings(), Another])
 
 
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
-        ({"kind": "sfc", "n": 5}, r"connection\.n=5.*hidden_size=12"),
-        ({"kind": "mhc", "n": 0}, r"connection\.n=0"),
+        ({"kind": "sfc", "n": 5}, r"hidden_size = 12 .*connection\.n = 5.*use 10 or 15"),
+        ({"kind": "mhc", "n": 0}, r"connection\.n = 0 .*at least 1"),
         ({"kind": "hc"}, r"connection\.kind='hc'"),
-        ({"kind": "mhc", "sinkhorn_iterations": 0}, "sinkhorn_iterations=0"),
-        ({"kind": "mhc", "pre_eps": -1.0}, "must not be negative"),
+        ({"kind": "mhc", "sinkhorn_iterations": 0}, "sinkhorn_iterations = 0"),
+        ({"kind": "mhc", "pre_eps": -1.0}, r"pre_eps = -1\.0 .*0 or more"),
     ],
 )
 def test_mistakes_are_named(fields, words):

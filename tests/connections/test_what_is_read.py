@@ -7,30 +7,31 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small_network import KINDS, Network, config, randomise, tokens
+from small_network import KINDS, WIDE, Network, config, randomise, tokens
 
 from hcmegatron.config import Config, check
 from hcmegatron.config.idle import ineffective
 from hcmegatron.config.schema import Model
-from hcmegatron.config.types import fields
+from hcmegatron.connections import facts
 
-HINTS = fields(type(Config().connection))
-# Another value of every field that a connection is built from; initialise() and the optimizer read the others.
+SEEN_ELSEWHERE = ("lr_multiplier", "scale_output_init")  # the optimizer and initialise() read them
+
+
+def values_of(name):
+    """What a field may be, as far as tests try it."""
+    hint, own = facts.FIELDS[name]
+    values = own.metadata["tries"] or ((True, False) if hint is bool else get_args(hint))
+    assert len(values) > 1, f"connection.{name}: give its setting() values that tests try"
+    return values
+
+
+# Another value than the default of every field that a connection is built from.
 OTHER = {
-    "n": 3,
-    "tanh": False,
-    "norm": "layernorm_plain",
-    "contract": "mean",
-    "alpha_init": 0.5,
-    "sinkhorn_iterations": 2,
-    "sinkhorn_eps": "additive",
-    "rms_eps": "inside",
-    "pre_eps": 1e-3,
-    "res_orientation": "column_last",
-    "use_pre": False,
-    "use_post": False,
-    "use_res": False,
+    name: [value for value in values_of(name) if value != own.default][-1]
+    for name, (_, own) in facts.FIELDS.items()
+    if name not in SEEN_ELSEWHERE
 }
+OTHER["n"], OTHER["pre_eps"] = 3, 1e-3  # divides the small network's 12 channels; shows in single outputs
 
 
 def unread(conn):
@@ -53,16 +54,8 @@ def made(conn):
 
 def connections():
     """Any connection that the schema can write, over fields that divide the small network's 12 channels."""
-    values = {
-        "n": st.sampled_from([1, 2, 3, 4, 6]),
-        "alpha_init": st.sampled_from([0.0, 0.01, 2.0]),
-        "pre_eps": st.sampled_from([0.0, 1e-6]),
-        "sinkhorn_iterations": st.sampled_from([1, 3, 20]),
-        "lr_multiplier": st.sampled_from([0.1, 1.0]),
-    }
-    for name, hint in HINTS.items():
-        if name not in values:
-            values[name] = st.booleans() if hint is bool else st.sampled_from(get_args(hint))
+    values = {name: st.sampled_from(values_of(name)) for name in facts.FIELDS}
+    values |= {"kind": st.sampled_from(KINDS), "n": st.sampled_from([1, 2, 3, 4, 6])}
     return st.builds(type(Config().connection), **values)
 
 
@@ -79,7 +72,7 @@ def test_whatever_is_accepted_builds_and_what_is_idle_changes_nothing(conn):
     "conn",
     [
         *(config(kind, n=2) for kind in KINDS),
-        *(config(kind, n=2, contract="head") for kind in ("shc", "dhc", "mhc")),
+        *(config(kind, n=2, contract="head") for kind in WIDE),
         config("mhc", n=2, use_pre=False, use_post=False, use_res=False),
         config("mhc", n=2, use_pre=False, use_post=False, use_res=False, contract="head"),
     ],
@@ -88,5 +81,6 @@ def test_whatever_is_accepted_builds_and_what_is_idle_changes_nothing(conn):
 def test_what_is_not_idle_changes_something(conn):
     reference, idle = made(conn), unread(conn)
     for name in sorted(OTHER.keys() - idle):
-        other = OTHER[name] if getattr(conn, name) != OTHER[name] else True
+        now = getattr(conn, name)
+        other = OTHER[name] if now != OTHER[name] else next(v for v in values_of(name) if v != now)
         assert made(dataclasses.replace(conn, **{name: other})) != reference, name

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from hcmegatron.config.ranges import RECOMPUTED_MODULES
 from hcmegatron.config.types import defaults, leaves
+from hcmegatron.connections import facts
 
 # Settings that every fuzzed run shares -> (value, why). `run.dir`, `data.paths` and `checkpoint.resume` are set by
 # whoever runs a case.
@@ -59,11 +60,6 @@ VALUES: dict[str, list[Any]] = {
     "moe.sequence_aux_loss": [0.0, 0.0, 0.3],
     "moe.z_loss": [0.0, 1e-3],
     "moe.routed_scale": [1.0, 2.5],
-    "connection.n": [2, 4, 1, 3, 5],
-    "connection.alpha_init": [0.01, 1.0, 0.0],
-    "connection.sinkhorn_iterations": [20, 1, 3],
-    "connection.pre_eps": [0.0, 1e-6],
-    "connection.lr_multiplier": [1.0, 0.1, 3.0],
     "parallel.pipeline": [1, 2, 4],
     "parallel.virtual": [None, 2, 3, 4],
     "parallel.tensor": [1, 2, 4],
@@ -108,6 +104,13 @@ VALUES: dict[str, list[Any]] = {
         "auto",
         "triton",
     ],  # triton runs in its interpreter
+}
+
+# What the kinds' descriptors say that tests try.
+VALUES |= {
+    f"connection.{name}": list(own.metadata["tries"])
+    for name, (_, own) in facts.FIELDS.items()
+    if own.metadata["tries"]
 }
 
 # What the run is built around: where settings do not fit together, the others give way.

@@ -10,6 +10,7 @@ import torch.distributed as dist
 from torch import nn
 
 from hcmegatron.config.schema import Config
+from hcmegatron.connections.build import described
 from hcmegatron.model.global_view import parts
 from hcmegatron.model.gpt import ConnectionGPT, unwrap
 from hcmegatron.model.initialise import _generator
@@ -24,13 +25,9 @@ from tests.layouts.cases import VOCAB
 def randomise(chunk: nn.Module, scale: float = 0.2) -> None:
     """Moves connections and norms away from their symmetric start, by amounts that depend on name alone."""
     for part in parts(chunk):
-        if _is_connection(part.key) or len(part.shape) == 1:
+        if described(part.data) or len(part.shape) == 1:
             noise = torch.randn(part.shape, generator=_generator(7, part)) * scale
             part.data.detach().add_(part.slice_of(noise))
-
-
-def _is_connection(key: str) -> bool:
-    return "_connection." in key or ".contract." in key
 
 
 class Batches:

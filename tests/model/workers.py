@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 
 from hcmegatron.config.schema import Config
+from hcmegatron.connections.build import described
 from hcmegatron.model.global_view import parts
 from hcmegatron.model.gpt import unwrap
 from hcmegatron.pipeline.loss import token_loss
@@ -21,7 +22,7 @@ from hcmegatron.pipeline.placement import first_micro_batches
 from hcmegatron.pipeline.schedule import build_schedule
 from hcmegatron.platform.distributed import megatron_groups, seed_regions
 from hcmegatron.training.model import build_model, initialised_chunks
-from hcmegatron.training.optimizer import build_optimizer, is_connection, set_learning_rate
+from hcmegatron.training.optimizer import build_optimizer, set_learning_rate
 
 VOCAB = 64
 S = 16
@@ -51,7 +52,7 @@ def small_config(kind: str, moe: bool, **sections: dict) -> Config:
 def randomise_connections(chunk: torch.nn.Module) -> None:
     """At init half of the connections' gradients vanish by symmetry; move every parameter by a function of its key."""
     for part in parts(chunk):
-        if is_connection(part.key):
+        if described(part.data):
             seed = int.from_bytes(hashlib.sha256(part.key.encode()).digest()[:6], "little")
             noise = torch.randn(part.shape, generator=torch.Generator().manual_seed(seed))
             with torch.no_grad():

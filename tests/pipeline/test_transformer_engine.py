@@ -5,18 +5,17 @@ import pytest
 from hcmegatron.config.schema import SPLIT_BACKWARD, Config
 from hcmegatron.pipeline.placement import is_megatrons, training_schedule
 from schedules.actions import Kind
+from schedules.generators import SCHEDULES
 from tests.ranks import run_ranks
 
 RUN = {"preload": ("tests.pipeline.stub_engine",), "timeout": 120}
 
 
-@pytest.mark.parametrize(
-    "schedule", ["gpipe", "1f1b", "interleaved", "zb_h1", "zb_v", "dualpipev", "dualpipe"]
-)
+@pytest.mark.parametrize("schedule", SCHEDULES)
 def test_the_schedules_that_split_backward_are_those_with_w(schedule):
     config = Config()
     config.parallel.schedule, config.parallel.pipeline = schedule, 2
-    config.parallel.virtual = 2 if schedule == "interleaved" else None
+    config.parallel.virtual = 2 if SCHEDULES[schedule].chosen else None
     assert not is_megatrons(config)
     actions = training_schedule(config, 8).actions
     kinds = {part.kind for rank in actions for action in rank for part in action.parts}

@@ -10,21 +10,25 @@ from hypothesis import strategies as st
 
 from schedules.actions import Action, Kind, parse_action
 from schedules.csv_form import from_csv, to_csv
-from schedules.generators import GENERATORS, generate
-from schedules.generators.interleaved import interleaved
+from schedules.generators import SCHEDULES, generate
 from schedules.plan import Schedule, lower
 from schedules.validate import live_chunks, problems
+
+PUBLISHED = ("gpipe", "1f1b", "interleaved", "zb_h1", "zb_v", "dualpipe", "dualpipev")
 
 
 @st.composite
 def schedules(draw, ranks=16):
-    name = draw(st.sampled_from(sorted(GENERATORS)))
-    P = draw(st.integers(1, ranks))
-    if name == "dualpipe":
-        P += P % 2
-        return generate(name, P, 2 * draw(st.integers(P, 2 * P)))
-    M = draw(st.integers(2 * P if name == "dualpipev" else 1, 4 * P))
-    return interleaved(P, M, draw(st.integers(1, 4))) if name == "interleaved" else generate(name, P, M)
+    """Any schedule of sizes that its descriptor says it takes, those drawn or the smallest above them."""
+    kind = SCHEDULES[draw(st.sampled_from(sorted(SCHEDULES)))]
+    P = smallest(kind.misfit, draw(st.integers(1, ranks)))
+    M = smallest(lambda M: kind.misfit(P, M), draw(st.integers(1, 4 * P)))
+    return kind.schedule(P, M, draw(st.integers(1, 4)) if kind.chosen else None)
+
+
+def smallest(misfit, size):
+    found = misfit(size)
+    return found.smallest if found else size
 
 
 def work(schedule: Schedule) -> Counter:
@@ -66,7 +70,7 @@ def published_bound(schedule: Schedule, rank: int) -> int:
         case "interleaved":  # Megatron's warm-up, and one more
             v, rounds = len(schedule.placement.stages_of(rank)), max(1, M // P)
             return min((v - 1) * -(-M // rounds) + 2 * (P - rank - 1) + 1, v * M)
-    raise AssertionError(schedule.name)
+    return schedule.live_limit[rank]  # of one that no paper bounds
 
 
 @settings(max_examples=300, deadline=None)
@@ -78,15 +82,37 @@ def test_every_schedule_is_valid_and_complete(schedule):
         assert schedule.live_limit[rank] <= published_bound(schedule, rank)
 
 
-@pytest.mark.parametrize("name", sorted(GENERATORS))
+@pytest.mark.parametrize("name", sorted(SCHEDULES))
 def test_all_small_sizes(name):
+    """What a schedule can take is what its descriptor says, and the smallest above is taken."""
     for P in range(1, 5):
         for M in range(1, 4 * P + 1):
-            if (name == "dualpipe" and (P % 2 or M % 2 or M < 2 * P)) or (name == "dualpipev" and M < 2 * P):
-                with pytest.raises(ValueError, match="the smallest"):
+            if found := SCHEDULES[name].misfit(P, M):
+                with pytest.raises(ValueError, match=f"the smallest .*{found.smallest}$"):
                     generate(name, P, M)
+                if found.what == "microbatches":
+                    check(generate(name, P, found.smallest))
             else:
                 check(generate(name, P, M))
+
+
+def test_sizes_as_published():
+    """DualPipe: P and M even, M of 2P or more; DualPipeV M of 2P or more; all others any (their papers)."""
+    for P, M in itertools.product(range(1, 7), range(1, 20)):
+        taken = {name for name in PUBLISHED if SCHEDULES[name].misfit(P, M) is None}
+        refused = {"dualpipev"} if M < 2 * P else set()
+        refused |= {"dualpipe"} if P % 2 or M % 2 or M < 2 * P else set()
+        assert taken == set(PUBLISHED) - refused, (P, M)
+
+
+@pytest.mark.parametrize("name", sorted(SCHEDULES))
+def test_descriptors_say_what_their_schedules_do(name):
+    kind = SCHEDULES[name]
+    P = smallest(kind.misfit, 3)
+    schedule = kind.schedule(P, smallest(lambda M: kind.misfit(P, M), 9))
+    kinds = {action.kind for actions in schedule.actions for action in actions}
+    assert schedule.name == kind.name == name and schedule.placement == kind.placement(P)
+    assert (Kind.W in kinds) == kind.splits and (Kind.FB in kinds) == kind.pairs
 
 
 @settings(max_examples=40, deadline=None)

@@ -1,0 +1,124 @@
+"""The run: recomputation, optimizer and checkpoints, precision; and what has no effect."""
+
+from __future__ import annotations
+
+from hcmegatron.config.checks.layout import check_world, smallest_world, stages_a_rank
+from hcmegatron.config.checks.words import Shown, need
+from hcmegatron.config.idle import ineffective
+from hcmegatron.config.ranges import LARGEST
+from hcmegatron.config.schema import Config
+from hcmegatron.config.types import defaults
+from hcmegatron.connections import facts
+
+
+def check_recompute(config: Config, shown: Shown) -> None:
+    """ConfigError where there is nothing to compute again, or a block does not fit a stage."""
+    r, p, moe = config.recompute, config.parallel, config.moe
+    mode, modules = shown("recompute.mode"), shown("recompute.modules")
+    need(
+        r.mode != "block" or facts.saved_bytes(config.connection, config.model.hidden_size, 4) > 0,
+        f"{mode} with {shown('connection.kind')}: there is nothing to rebuild, it keeps no streams",
+        "use recompute.mode=full or selective, or another connection",
+    )
+    if r.mode == "block" and r.block_length.isdigit():
+        stages = p.pipeline * stages_a_rank(config)
+        sublayers = 2 * -(-config.model.layers // stages)  # of the longest
+        need(
+            int(r.block_length) <= sublayers,
+            f"{shown('recompute.block_length')} is longer than a pipeline stage, which has {sublayers} sub-layers "
+            f"({shown('model.layers')}, {stages} stages, two sub-layers a layer)",
+            f"use 1 to {sublayers}, paper or live",
+        )
+    need(
+        r.mode != "selective" or bool(r.modules),
+        f"{mode} with {modules} recomputes nothing",
+        "name modules, for example recompute.modules=[core_attn]",
+    )
+    need(
+        r.mode in ("selective", "block") or not r.modules,
+        f"{mode} does not go with {modules}",
+        "use recompute.mode=selective or block, or leave recompute.modules out",
+    )
+    has = {
+        "mla_up_proj": (config.model.attention == "mla", "model.attention"),
+        "mlp": (moe.experts == 0 or moe.first_dense > 0, "moe.first_dense"),
+        "shared_experts": (
+            moe.experts > 0 and moe.shared_experts > 0,
+            "moe.shared_experts" if moe.experts else "moe.experts",
+        ),
+    }
+    for module in r.modules:
+        there, key = has.get(module, (True, ""))
+        need(
+            there,
+            f"{modules}, but {shown(key)} leaves the model without {module}" if key else "",
+            f"leave {module} out",
+        )
+
+
+def check_training(config: Config, shown: Shown) -> None:
+    """ConfigError where batch, learning rate or the beginning of the run do not fit."""
+    o, c = config.optimizer, config.checkpoint
+    check_world(config, smallest_world(config))  # a batch that does not fit it fits no larger one
+    need(
+        o.lr * max(1.0, config.connection.lr_multiplier, o.weight_decay) <= LARGEST,
+        f"{shown('optimizer.lr')} with {shown('connection.lr_multiplier')} and {shown('optimizer.weight_decay')} makes "
+        f"products beyond {LARGEST:g}, which 32-bit numbers do not hold",
+        "lower them",
+    )
+    need(
+        len(o.step_decay_at) == len(o.step_decay_to),
+        f"{shown('optimizer.step_decay_at')} and {shown('optimizer.step_decay_to')} differ in length",
+        "give every share of training its share of the learning rate",
+    )
+    need(
+        o.schedule != "step" or bool(o.step_decay_at),
+        f"{shown('optimizer.schedule')} with {shown('optimizer.step_decay_at')} never decays",
+        "give the shares, or use optimizer.schedule=constant",
+    )
+    need(
+        not (c.resume and c.load),
+        f"{shown('checkpoint.resume')} and {shown('checkpoint.load')} both say where to start",
+        "give one of them",
+    )
+    need(
+        not c.resume or config.run.dir is not None,
+        f"{shown('checkpoint.resume')} without run.dir",
+        "set run.dir to the run directory to continue",
+    )
+
+
+def check_fp64(config: Config, shown: Shown) -> None:
+    """fp64 exists for tests of equality: Megatron's own pieces stop at fp32, so those are refused."""
+    if config.training.dtype != "fp64":
+        return
+    moe = config.moe
+    allowed = {
+        "optimizer.clip": (config.optimizer.clip == 0, "0"),  # Megatron asserts 32-bit gradients
+        "parallel.distributed_optimizer": (not config.parallel.distributed_optimizer, "false"),
+        "moe.grouped": (not (moe.experts and moe.grouped), "false"),  # torch has no 64-bit grouped matmul
+        "kernels": (config.kernels != "triton", "torch"),
+        "implementation": (config.implementation != "te", "local"),
+    }
+    unmet = {key: value for key, (holds, value) in allowed.items() if not holds}
+    need(
+        not unmet,
+        f"{shown('training.dtype')} does not exist for {' and '.join(map(shown, unmet))}",
+        "fp64 is for tests; set " + ", ".join(f"{key}={value}" for key, value in unmet.items()),
+    )
+
+
+def warnings(config: Config, shown: Shown) -> list[str]:
+    """What was given and has no effect, one line each."""
+    initial = defaults()
+    warnings = [
+        f"{shown(key)} has no effect: {reason}"
+        for key, reason in ineffective(config).items()
+        if shown.values[key] != initial[key] or key in shown.sources
+    ]
+    if config.optimizer.warmup_steps >= config.training.steps:
+        warnings.append(
+            f"{shown('optimizer.warmup_steps')} is not below {shown('training.steps')}: "
+            f"the learning rate never reaches {shown('optimizer.lr')}"
+        )
+    return warnings

@@ -1,0 +1,71 @@
+"""Frac-Connections (FC, 2503.14125): static SFC and dynamic DFC over n contiguous fractions of the hidden state."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from hcmegatron.connections.kinds.descriptor import Kind, Parameter, Parameters, Shown
+from hcmegatron.connections.kinds.predicted import norm_weight, predictor_bytes
+from hcmegatron.connections.kinds.settings import Predicted, Several, Trained
+from hcmegatron.connections.kinds.words import multiple
+
+
+@dataclass
+class Static(Trained, Several):
+    """SFC."""
+
+
+@dataclass
+class Dynamic(Predicted, Static):
+    """DFC."""
+
+
+def _static(conn: Static, C: int) -> Parameters:
+    m = conn.n
+    return {name: Parameter(shape, "static") for name, shape in {"Y": (m, m), "A": (m, m), "B": (m,)}.items()}
+
+
+def _dynamic(conn: Dynamic, C: int) -> Parameters:
+    width = C // conn.n
+    return {
+        **_static(conn, C),
+        "W_alpha": Parameter((width, 2 * conn.n), "projection"),
+        "W_beta": Parameter((width,), "projection"),
+        "s_a": Parameter((1,), "scale"),
+        "s_b": Parameter((1,), "scale"),
+        **norm_weight(conn, width),
+    }
+
+
+def _fractions(conn: Static, C: int, shown: Shown) -> tuple[str, str] | None:
+    if C % conn.n == 0:
+        return None
+    return (
+        f"{shown('model.hidden_size')} is not divisible by {shown('connection.n')} fractions "
+        f"({shown('connection.kind')})",
+        f"use {multiple(C, conn.n)} for model.hidden_size, or a divisor of {C} for connection.n",
+    )
+
+
+SFC = Kind(
+    name="sfc",
+    title="static Frac-Connections (2503.14125)",
+    settings=Static,
+    module="hcmegatron.connections.frac:Frac",
+    parameters=_static,
+    flops=lambda conn, C: 2 * (2 * conn.n + 1) * C,
+    saved_bytes=lambda conn, C, itemsize: C * (itemsize + max(itemsize, 4)),
+    problem=_fractions,
+)
+DFC = Kind(
+    name="dfc",
+    title="dynamic Frac-Connections (2503.14125)",
+    settings=Dynamic,
+    module="hcmegatron.connections.frac:DynamicFrac",
+    parameters=_dynamic,
+    flops=lambda conn, C: 4 * (2 * conn.n + 1) * C,
+    saved_bytes=lambda conn, C, itemsize: predictor_bytes(
+        conn, C, itemsize, predicted=conn.n * (2 * conn.n + 1), read=conn.n * conn.n
+    ),
+    problem=_fractions,
+)

@@ -1,0 +1,79 @@
+"""Hyper-Connections (HC, 2409.19606): static SHC and dynamic DHC."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from hcmegatron.connections.kinds.descriptor import Kind, Parameter, Parameters, setting
+from hcmegatron.connections.kinds.heads import Streams
+from hcmegatron.connections.kinds.predicted import norm_weight, predictor_bytes
+from hcmegatron.connections.kinds.settings import Predicted, Trained
+
+
+@dataclass
+class Static(Trained, Streams):
+    """SHC."""
+
+    # output projections' init divided by sqrt(n)
+    scale_output_init: bool = setting(False, change="beginning")
+
+
+@dataclass
+class Dynamic(Predicted, Static):
+    """DHC."""
+
+
+def _static(conn: Static, C: int) -> Parameters:
+    n = conn.n
+    return {
+        name: Parameter(shape, "static") for name, shape in {"A_m": (n,), "A_r": (n, n), "B": (n,)}.items()
+    }
+
+
+def _dynamic(conn: Dynamic, C: int) -> Parameters:
+    projections = {"W_m": (C,), "W_r": (C, conn.n), "W_b": (C,)}
+    return {
+        **_static(conn, C),
+        **{name: Parameter(shape, "projection") for name, shape in projections.items()},
+        "s_a": Parameter((1,), "scale"),
+        "s_b": Parameter((1,), "scale"),
+        **norm_weight(conn, C),
+    }
+
+
+def _moved(conn: Static, C: int) -> int:
+    """FLOPs of reading, mixing and writing: the formula that the paper's static rows follow exactly. Its dynamic rows,
+    like FC's, cannot be reproduced by a count of the operations."""
+    return 2 * conn.n * (conn.n + 2) * C
+
+
+def _divisor(conn: Static) -> float:
+    return math.sqrt(conn.n) if conn.scale_output_init else 1.0
+
+
+SHC = Kind(
+    name="shc",
+    title="static Hyper-Connections (2409.19606)",
+    settings=Static,
+    module="hcmegatron.connections.hyper:Hyper",
+    parameters=_static,
+    flops=_moved,
+    paper_flops=_moved,
+    saved_bytes=lambda conn, C, itemsize: conn.n * C * (itemsize + max(itemsize, 4)),
+    streams=lambda conn: conn.n,
+    output_init_divisor=_divisor,
+)
+DHC = Kind(
+    name="dhc",
+    title="dynamic Hyper-Connections (2409.19606)",
+    settings=Dynamic,
+    module="hcmegatron.connections.hyper:DynamicHyper",
+    parameters=_dynamic,
+    flops=lambda conn, C: 2 * _moved(conn, C),
+    saved_bytes=lambda conn, C, itemsize: predictor_bytes(
+        conn, conn.n * C, itemsize, predicted=conn.n * (conn.n + 2), read=conn.n
+    ),
+    streams=lambda conn: conn.n,
+    output_init_divisor=_divisor,
+)

@@ -1,0 +1,72 @@
+"""Manifold-Constrained Hyper-Connections (mHC, 2512.24880), with the named variants of other implementations."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from hcmegatron.connections.kinds.descriptor import AT_LEAST_1, Kind, Parameter, Parameters, setting
+from hcmegatron.connections.kinds.heads import Streams
+from hcmegatron.connections.kinds.settings import Rooted, Trained
+
+
+@dataclass
+class Manifold(Rooted, Trained, Streams):
+    """mHC."""
+
+    sinkhorn_iterations: int = setting(20, AT_LEAST_1, tries=(20, 1, 3))
+    sinkhorn_eps: Literal["none", "additive", "clamp"] = setting("none")  # additive, clamp: 1e-6
+    res_orientation: Literal["paper", "deepseek_v4", "column_last"] = setting("paper")
+    use_pre: bool = setting(True)  # the paper's ablation: false fixes pre = 1/n
+    use_post: bool = setting(True)  # false fixes post = 1
+    use_res: bool = setting(True)  # false fixes res = I
+
+
+def _columns(conn: Manifold) -> dict[str, tuple[int, ...]]:
+    """Shapes of what is predicted; disabled parts own no parameters."""
+    n = conn.n
+    shapes = {"pre": (n,), "post": (n,), "res": (n, n)}
+    used = {"pre": conn.use_pre, "post": conn.use_post, "res": conn.use_res}
+    return {name: shape for name, shape in shapes.items() if used[name]}
+
+
+def _width(conn: Manifold) -> int:
+    """Columns of phi."""
+    return conn.n * conn.use_pre + conn.n * conn.use_post + conn.n * conn.n * conn.use_res
+
+
+def _parameters(conn: Manifold, C: int) -> Parameters:
+    parts = _columns(conn)
+    phi = {"phi": Parameter((conn.n * C, _width(conn)), "projection")} if parts else {}
+    gates = {f"alpha_{name}": Parameter((1,), "gate") for name in parts}
+    return phi | gates | {f"b_{name}": Parameter(shape, "static") for name, shape in parts.items()}
+
+
+def _idle(conn: Manifold) -> dict[str, str]:
+    idle = {}
+    if not (conn.use_pre or conn.use_post or conn.use_res):
+        reason = "connection.use_pre, use_post and use_res are false"
+        idle |= dict.fromkeys(("lr_multiplier", "alpha_init", "rms_eps"), reason)
+    if not conn.use_pre:
+        idle["pre_eps"] = "connection.use_pre is false"
+    if not conn.use_res:
+        sinkhorn = ("sinkhorn_iterations", "sinkhorn_eps", "res_orientation")
+        idle |= dict.fromkeys(sinkhorn, "connection.use_res is false")
+    return idle
+
+
+MHC = Kind(
+    name="mhc",
+    title="Manifold-Constrained Hyper-Connections (2512.24880)",
+    settings=Manifold,
+    module="hcmegatron.connections.manifold:Manifold",
+    parameters=_parameters,
+    flops=lambda conn, C: 2 * conn.n * (conn.n + 2) * C + 2 * conn.n * C * _width(conn),
+    # the read and the write keep no copies of the streams
+    saved_bytes=lambda conn, C, itemsize: (
+        conn.n * C * itemsize + max(itemsize, 4) * (2 * conn.n * conn.n + 4 * conn.n + 1)
+    ),
+    streams=lambda conn: conn.n,
+    starts="near",
+    idle=_idle,
+)
