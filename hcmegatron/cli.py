@@ -102,6 +102,9 @@ def _run(arguments: list[str]) -> int:
     schedule = verbs.add_parser(
         "schedule", help="draw, simulate and compare pipeline schedules", allow_abbrev=False
     )
+    plan = verbs.add_parser(
+        "plan", help="what a run takes on a machine: memory, time, money", allow_abbrev=False
+    )
 
     overrides: list[str] = []
     if _verb(arguments) == "schedule":
@@ -111,8 +114,17 @@ def _run(arguments: list[str]) -> int:
         schedule.set_defaults(run=lambda options, overrides: cli.main(options))
         parsers["schedule"] = schedule
     else:  # every other --word is a setting
+        known = HELP
+        if _verb(arguments) == "plan":
+            from hcmegatron.planner import cli
+
+            cli.add_arguments(plan)
+            plan.set_defaults(run=cli.main)
+            parsers["plan"], known = plan, (*HELP, *cli.OPTIONS)
         _refuse_separate_values(arguments)
-        overrides = [word for word in arguments if word.startswith("--") and word not in HELP]
+        overrides = [
+            word for word in arguments if word.startswith("--") and word.partition("=")[0] not in known
+        ]
         arguments = [word for word in arguments if word not in overrides]
     options, unknown = parser.parse_known_args(arguments)
     if unknown:  # the verb's own parser knows what it takes

@@ -1,1 +1,1 @@
-"""Parameters and FLOPs from configuration alone; imports no torch."""
+"""What a run takes before it starts: parameters, FLOPs, memory, time, cost and the best layout. Imports no torch."""

@@ -1,0 +1,61 @@
+"""What follows the pipeline in a step: gradient reduction, sums over DualPipe's copies, parameter gather, optimizer."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from hcmegatron.config.schema import distributed_optimizer
+from hcmegatron.planner.counts import held_parameters
+from hcmegatron.planner.layout import Group, Layout
+from hcmegatron.planner.operation import ITEMSIZE
+from hcmegatron.planner.stage_costs import Operations
+
+LAST_BUCKET = 0.1  # of a reduction that overlaps with backward: what is left when backward ends, at least
+
+
+def state_bytes(layout: Layout) -> tuple[float, float, float]:
+    """Bytes of (a weight, its gradient, its optimizer state unsharded)."""
+    dtype = layout.config.training.dtype
+    z = ITEMSIZE[dtype]
+    return (2.0, 4.0, 12.0) if dtype == "bf16" else (z, z, 2.0 * z)
+
+
+def after_the_pipeline(layout: Layout, operations: Operations) -> Counter[str]:
+    """Gradient reduction, sums over DualPipe's copies, parameter gather and optimizer, on the slowest rank."""
+    parallel, rates = layout.config.parallel, operations.rates
+    weight, gradient, state = state_bytes(layout)
+    sharded = distributed_optimizer(layout.config)
+    worst: Counter[str] = Counter()
+    for rank in layout.distinct_ranks:
+        held = held_parameters(layout, rank)
+        experts = held["experts"]
+        dense = held.total() - experts
+        own: Counter[str] = Counter()
+        groups = ((dense, layout.data_group), (experts, layout.expert_data_group))
+        reduced = sum(rates.ring(count * gradient, group) for count, group in groups)
+        gathered = sum(
+            rates.ring(count * (weight if sharded else gradient), group) for count, group in groups
+        )
+        one = [
+            operations.of_stage(layout.placement.model_stage(s)).phases
+            for s in layout.placement.stages_of(rank)
+        ]
+        if parallel.overlap_grad_reduce:
+            behind = sum(dgrad + wgrad for _, dgrad, wgrad in one)
+            reduced = max(LAST_BUCKET * reduced, reduced - behind)
+        if parallel.overlap_param_gather:
+            behind = sum(forward for forward, _, _ in one)
+            gathered = max(LAST_BUCKET * gathered, gathered - behind)
+        own["gradient reduction"] = reduced + (0 if sharded else gathered)
+        own["parameter gather"] = gathered if sharded else 0.0
+        if len(layout.placement.paths) > 1:
+            mirror = parallel.pipeline - 1 - rank
+            pair = Group(2, 2 if layout.same_node(rank, mirror) else 1)
+            own["mirrors"] = 2 * rates.ring(held.total() * gradient, pair)
+        shards = (dense / (layout.data if sharded else 1), experts / (layout.expert_data if sharded else 1))
+        # AdamW reads gradient and state and writes state and weight; norm, scaling and clearing pass the gradients
+        moved = sum(shards) * (gradient + 2 * state + weight) + 3 * held.total() * gradient
+        own["optimizer"] = rates.memory(moved)
+        if own.total() > worst.total():
+            worst = own
+    return worst

@@ -1,0 +1,141 @@
+"""The verb `plan`: what a configuration takes on a machine, before anything is started. No torch."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import json
+import math
+from pathlib import Path
+
+from hcmegatron.config import ConfigError, check, read
+from hcmegatron.config.types import leaves
+from hcmegatron.planner.machines import MACHINES, machine
+from hcmegatron.planner.plan import lighter, make_plan, overheads
+from hcmegatron.planner.rates import Assumptions
+from hcmegatron.platform.standard_streams import tell
+
+OPTIONS = (
+    "--gpus",
+    "--gpu",
+    "--price",
+    "--kernel-speed",
+    "--imbalance",
+    "--json",
+    "--picture",
+    "--search",
+    "--write",
+)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The verb's own options; every other --word is a setting of the configuration."""
+    parser.usage = "hcmegatron plan FILE --gpus N [--gpu GPU] [--search] [...] [--section.key=value ...]"
+    parser.add_argument("file", metavar="FILE", type=Path, help="the configuration, YAML")
+    parser.add_argument("--gpus", metavar="N", required=True, help="how many GPUs")
+    parser.add_argument(
+        "--gpu", metavar="GPU", default="h100", help=f"{', '.join(MACHINES)} or a YAML file (default: h100)"
+    )
+    parser.add_argument("--price", metavar="X", help="of a GPU-hour, for the cost of the run")
+    parser.add_argument(
+        "--kernel-speed",
+        metavar="X",
+        help="part of copy speed that the connections' kernels reach (default: 0.8)",
+    )
+    parser.add_argument(
+        "--imbalance", metavar="X", help="the fullest rank's routed tokens over the mean (default: 1.1)"
+    )
+    parser.add_argument("--json", metavar="FILE", type=Path, help="write every figure")
+    parser.add_argument("--picture", metavar="FILE", type=Path, help="draw memory over the step, SVG")
+    parser.add_argument("--search", action="store_true", help="find the best layouts for these GPUs")
+    parser.add_argument(
+        "--write", metavar="FILE", type=Path, help="with --search: the best one as a configuration"
+    )
+
+
+def main(options: argparse.Namespace, overrides: list[str]) -> int:
+    """Run the verb.
+
+    Raises:
+        ConfigError: a mistake in the configuration, the machine or an option.
+    """
+    _refuse_unknown(overrides)
+    gpus = _whole("--gpus", options.gpus)
+    price = None if options.price is None else _number("--price", options.price, 0.0, math.inf)
+    assumed = Assumptions()
+    if options.kernel_speed is not None:
+        assumed = Assumptions(kernels=_number("--kernel-speed", options.kernel_speed, 0.01, 1.0))
+    if options.imbalance is not None:
+        value = _number("--imbalance", options.imbalance, 1.0, 1000.0)
+        assumed = Assumptions(kernels=assumed.kernels, imbalance=value)
+    if options.search and (options.picture or price is not None):
+        raise ConfigError(
+            "--search takes neither --price nor --picture; plan the configuration that it --writes"
+        )
+    if options.write and not options.search:
+        raise ConfigError("--write without --search: it writes what the search has chosen")
+    config, sources = read(options.file, overrides)
+    for warning in check(config, sources):
+        tell(f"hcmegatron: warning: {warning}")
+    described = machine(options.gpu)
+    if options.search:
+        from hcmegatron.planner.search_report import run
+
+        return run(config, described, gpus, assumed, options.file, write, options.write, options.json)
+    plan = make_plan(config, described, gpus, assumed)
+    beside, changes = overheads(plan), lighter(plan)
+    from hcmegatron.planner.report import (
+        as_json,
+        show,
+    )  # and rich, for which a search's mistakes need not wait
+
+    if options.json:
+        write(options.json, json.dumps(as_json(plan, beside, changes, price), indent=1) + "\n")
+    if options.picture:
+        from hcmegatron.planner.picture import to_svg
+
+        write(options.picture, to_svg(plan))
+    show(plan, beside, changes, price)
+    return 0
+
+
+def write(path: Path, text: str) -> None:
+    """A file, whole or not at all."""
+    part = path.with_name(path.name + ".part")
+    try:
+        part.write_text(text, encoding="utf-8")
+        part.replace(path)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        raise ConfigError(f"{path}: cannot be written: {error.strerror}") from None
+
+
+def _refuse_unknown(overrides: list[str]) -> None:
+    """A mistyped option is no setting: settings have a section."""
+    for text in overrides:
+        key = text.removeprefix("--").partition("=")[0]
+        if "." not in key and key not in leaves():
+            near = difflib.get_close_matches(f"--{key}", OPTIONS, 1)
+            hint = f"did you mean {near[0]}?" if near else f"options are {', '.join(OPTIONS)}"
+            raise ConfigError(f"{text} is neither an option of plan nor a setting; {hint}")
+
+
+def _whole(name: str, text: str) -> int:
+    try:
+        value = int(text)
+    except ValueError:
+        raise ConfigError(f"{name} {text}: is not a whole number") from None
+    if not 1 <= value <= 10_000_000:
+        raise ConfigError(f"{name} {text}: between 1 and 10 million")
+    return value
+
+
+def _number(name: str, text: str, least: float, most: float) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        raise ConfigError(f"{name} {text}: is not a number") from None
+    if not least <= value <= most or math.isinf(value):
+        bound = f"{least:g} or more" if math.isinf(most) else f"between {least:g} and {most:g}"
+        raise ConfigError(f"{name} {text}: {bound}")
+    return value

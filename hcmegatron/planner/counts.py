@@ -1,0 +1,115 @@
+"""Parameters and FLOPs by class: of the whole network, of a stage, and of a rank as tensor and expert parallelism shard
+them. Sums equal planner.parameters and planner.flops to the integer.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable
+from typing import Literal
+
+from hcmegatron.config.schema import Config
+from hcmegatron.connections import facts
+from hcmegatron.planner.layers import Matrix, attention, final_norm, has_experts, head_widths, mlp
+from hcmegatron.planner.layout import Layout
+from hcmegatron.planner.parameters import layer_norm_parameters, norm_parameters
+from hcmegatron.planner.stages import Stage
+
+Class = Literal[
+    "embedding", "attention", "dense", "experts", "shared experts", "router", "norms", "connections", "head"
+]
+CLASSES: tuple[Class, ...] = (
+    *("embedding", "attention", "dense", "experts", "shared experts"),
+    *("router", "norms", "connections", "head"),
+)
+WHOLE = ("router", "norms", "connections")  # kept whole on every tensor-parallel rank
+
+
+def padded_vocabulary(config: Config) -> int:
+    """Rows of embedding and head: the vocabulary as model.gpt pads it."""
+    tokens = config.model.vocab_size
+    if tokens is None:
+        from hcmegatron.data.tokenizer import ByteTokenizer
+
+        tokens = ByteTokenizer.vocab_size
+    multiple = math.lcm(config.model.vocab_multiple, config.parallel.tensor)
+    return -(-tokens // multiple) * multiple
+
+
+def mlp_parameters(config: Config, width: int) -> int:
+    """Of one MLP of `width` hidden channels, or of one expert."""
+    return _size(mlp(config, "mlp", width))
+
+
+def _size(matrices: list[Matrix]) -> int:
+    return sum(matrix.size for matrix in matrices)
+
+
+def whole_model(config: Config) -> Stage:
+    """The network as one stage."""
+    return Stage(range(config.model.layers), True, True)
+
+
+def parameters(config: Config, stage: Stage, active: bool = False) -> Counter[Class]:
+    """Parameters of a stage, unsharded. A tied head counts only in a stage without the embedding.
+
+    Args:
+        active: those that one token passes; the embedding, a look-up, is none of them, a tied head is.
+    """
+    model, moe, C = config.model, config.moe, config.model.hidden_size
+    layers = len(stage.layers)
+    mixtures = sum(has_experts(config, layer) for layer in stage.layers)
+    expert = mlp_parameters(config, moe.ffn_hidden_size)
+    count: Counter[Class] = Counter(
+        {
+            "attention": layers * _size(attention(config)),
+            "norms": layers * layer_norm_parameters(config),
+            "connections": layers * 2 * facts.parameters(config.connection, C),
+            "experts": mixtures * (moe.top_k if active else moe.experts) * expert,
+            "shared experts": mixtures * moe.shared_experts * expert,
+            "router": mixtures * C * moe.experts,
+            "dense": (layers - mixtures) * mlp_parameters(config, model.ffn_hidden_size),
+        }
+    )
+    vocabulary = C * padded_vocabulary(config)
+    if stage.first and not active:
+        count["embedding"] += vocabulary
+    if stage.last:
+        count["norms"] += norm_parameters(final_norm(config))
+        count["connections"] += facts.contract_parameters(config.connection, C)
+        if active or not (stage.first and model.tie_embeddings):
+            count["head"] += vocabulary
+    return count
+
+
+def rank_parameters(config: Config, stages: Iterable[Stage]) -> Counter[Class]:
+    """Parameters that a rank holds of its chunks, sharded as planner.memory.rank_parameters has them."""
+    parallel, total = config.parallel, Counter()
+    for stage in stages:
+        for name, count in parameters(config, stage).items():
+            if name == "experts":
+                total[name] += count // (parallel.expert * parallel.expert_tensor)
+            else:
+                total[name] += count if name in WHOLE else count // parallel.tensor
+    return total
+
+
+def held_parameters(layout: Layout, rank: int) -> Counter[Class]:
+    """`rank_parameters` of a pipeline rank."""
+    return layout.once(("parameters", rank), lambda: rank_parameters(layout.config, layout.held(rank)))
+
+
+def forward_flops(config: Config, stage: Stage) -> Counter[Class]:
+    """FLOPs per token of a stage's forward, a multiply-add counted as two, causal attention as half of s x s."""
+    model, moe, C = config.model, config.moe, config.model.hidden_size
+    active = parameters(config, stage, active=True)
+    flops: Counter[Class] = Counter(
+        {name: 2 * active[name] for name in CLASSES if name not in ("norms", "connections", "embedding")}
+    )
+    layers = len(stage.layers)
+    core = config.data.sequence_length * model.heads * sum(head_widths(config))
+    flops["attention"] += layers * core
+    flops["connections"] = 2 * layers * facts.flops(config.connection, C)
+    assert moe.experts or not flops["experts"]
+    return flops

@@ -1,0 +1,135 @@
+"""What a layer, an embedding and a head do on one rank for one micro-batch, with the recomputation asked for."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from hcmegatron.config.ranges import TRITON_STREAMS
+from hcmegatron.config.schema import Config
+from hcmegatron.connections import facts
+from hcmegatron.planner.attention_operations import attention
+from hcmegatron.planner.counts import padded_vocabulary
+from hcmegatron.planner.layers import has_experts
+from hcmegatron.planner.layout import Layout
+from hcmegatron.planner.mlp_operations import dense, experts
+from hcmegatron.planner.operation import Operation, linear, sizes
+from hcmegatron.planner.rates import Rates
+from schedules.nodes import Role
+
+
+def folds(config: Config) -> bool:
+    """Whether a sub-layer's write also makes the next one's projection (kernels on a GPU, mHC)."""
+    conn = config.connection
+    return conn.kind == "mhc" and config.kernels != "torch" and conn.n <= TRITON_STREAMS
+
+
+def connection_traffic(config: Config) -> tuple[float, float]:
+    """Elements of C that one token moves through one connection, (forward, backward), with w streams.
+
+    mHC: read 2w+1 (x is read twice; w+1 where the projection is folded into the write before), write 2w+1; backward
+    3w+2 and 4w+2. At w = 4: 18 (14 folded) and 32. HC and FC with dynamic weights are taken alike, static ones read
+    the streams once. Without Triton, plain torch moves about twice as much (assumed). A residual adds: 3 and 3.
+    """
+    conn, w = config.connection, facts.streams(config.connection)
+    if conn.kind == "residual":
+        return 3, 3
+    once = folds(config) or conn.kind in ("shc", "sfc")
+    forward = (w + 1 if once else 2 * w + 1) + (2 * w + 1)
+    backward = (3 * w + 2) + (3 * w + 1 if conn.kind in ("shc", "sfc") else 4 * w + 2)
+    unfused = 1 if config.kernels != "torch" else 2
+    return unfused * forward, unfused * backward
+
+
+def layer_operations(layout: Layout, rates: Rates, layer: int) -> list[Operation]:
+    """Of one layer, with the recomputation that the configuration asks for."""
+    config = layout.config
+    first = attention(layout, rates)
+    rest = experts(layout, rates) if has_experts(config, layer) else dense(layout, rates)
+    # What surrounds a mixture of experts runs with the nodes before the dispatch and after the combine; here all of it
+    # is taken as before, on the compute lane.
+    second: Role = "attention" if has_experts(config, layer) else "experts"
+    operations = [*_around(config, rates, "attention"), *first, *_around(config, rates, second), *rest]
+    return [_recomputed(config, operation) for operation in operations]
+
+
+def _recomputed(config: Config, operation: Operation) -> Operation:
+    """With what recomputation does to it. `block` and `full` keep what their plan says (see activations)."""
+    mode = config.recompute.mode
+    again = (
+        mode == "full"
+        or (mode == "block" and operation.module == "connection")
+        or (mode in ("block", "selective") and operation.module in config.recompute.modules)
+    )
+    return replace(operation, again=operation.forward, kept=0.0) if again else operation
+
+
+def _around(config: Config, rates: Rates, role: Role) -> list[Operation]:
+    """Connection and norm of one sub-layer."""
+    size, C, conn = sizes(config), config.model.hidden_size, config.connection
+    element = C * size.itemsize * size.local
+    forward, backward = connection_traffic(config)
+    residual = conn.kind == "residual"
+    share = rates.assumptions.elementwise if residual else rates.assumptions.kernels
+    return [
+        Operation(
+            "connection",
+            role,
+            "connections",
+            "connection",
+            forward=rates.memory(forward * element, share),
+            dgrad=rates.memory(backward * element, share),
+            kept=facts.saved_bytes(conn, C, size.itemsize) * size.local + element,
+            transient=2 * facts.streams(conn) * element,
+        ),
+        Operation(
+            "norm",
+            role,
+            module="connection",
+            forward=rates.memory(2 * element),
+            dgrad=rates.memory(3 * element),
+            kept=element,
+            left=element,
+        ),
+        # the write keeps the sub-layer's output; a residual's sum needs it no more
+        Operation("output", role, kept=0 if residual else element),
+    ]
+
+
+def ends(layout: Layout, rates: Rates, first: bool, last: bool) -> list[Operation]:
+    """Embedding and head, where a stage has them. Logits are kept in fp32 from the loss's forward to its backward."""
+    config, size = layout.config, sizes(layout.config)
+    C, T, z, t = config.model.hidden_size, size.tokens, size.itemsize, config.parallel.tensor
+    operations = []
+    if first:
+        table = T * C
+        operations.append(
+            Operation(
+                "embedding",
+                "attention",
+                forward=rates.memory(2 * table * z),
+                wgrad=rates.memory(table * (z + 8)),
+            )
+        )
+    if last:
+        rows = padded_vocabulary(config) / t
+        logits = T * rows
+        wide = max(4, z)
+        operations += [
+            Operation(
+                "final norm",
+                "experts",
+                forward=rates.memory(2 * T * C * z),
+                dgrad=rates.memory(3 * T * C * z),
+                kept=2 * T * C * z,
+            ),
+            linear(rates, "head", "experts", size, T, rows, C),
+            Operation(
+                "loss",
+                "experts",
+                forward=rates.memory(logits * (z + 5 * wide)),
+                dgrad=rates.memory(logits * (2 * wide + z)),
+                kept=logits * wide,
+                transient=logits * (wide + z),
+            ),
+        ]
+    return operations

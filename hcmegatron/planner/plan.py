@@ -1,0 +1,273 @@
+"""A plan: a configuration on a machine, with its memory, its time, and what the whole run costs."""
+
+from __future__ import annotations
+
+import copy
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+from hcmegatron.config.checks import check
+from hcmegatron.config.errors import ConfigError
+from hcmegatron.config.schema import Config
+from hcmegatron.planner import counts
+from hcmegatron.planner.counts import mlp_parameters
+from hcmegatron.planner.layers import has_experts, head_widths
+from hcmegatron.planner.layout import Layout, layout
+from hcmegatron.planner.machines import Machine
+from hcmegatron.planner.rates import Assumptions, Rates
+from hcmegatron.planner.stage_costs import Operations
+from hcmegatron.planner.step_memory import RankMemory, least_bytes, step_memory
+from hcmegatron.planner.step_time import StepTime, step_time
+
+DAY, HOUR = 86_400.0, 3_600.0
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a configuration will take on so many GPUs. Bytes and seconds.
+
+    Attributes:
+        memory: of every pipeline rank; ranks that differ only in data, tensor or expert number hold the same.
+    """
+
+    layout: Layout
+    assumptions: Assumptions
+    time: StepTime
+    memory: tuple[RankMemory, ...]
+
+    @property
+    def config(self) -> Config:
+        """What was planned."""
+        return self.layout.config
+
+    @property
+    def seconds(self) -> float:
+        """Of a step."""
+        return self.time.total
+
+    @cached_property
+    def fullest(self) -> int:
+        """The pipeline rank that holds most."""
+        return max(range(len(self.memory)), key=lambda rank: self.memory[rank].peak.total())
+
+    @cached_property
+    def peak(self) -> float:
+        """Bytes of the fullest rank."""
+        return self.memory[self.fullest].peak.total()
+
+    @property
+    def fits(self) -> bool:
+        """Whether every rank has room."""
+        return self.peak <= self.layout.machine.memory
+
+    @property
+    def tokens(self) -> int:
+        """Of a step."""
+        return self.config.training.global_batch * self.config.data.sequence_length
+
+    @cached_property
+    def model_flops(self) -> float:
+        """Of a step, as MFU counts them: forward and twice that, nothing computed again."""
+        forward = counts.forward_flops(self.config, counts.whole_model(self.config)).total()
+        return 3.0 * forward * self.tokens
+
+    @cached_property
+    def hardware_flops(self) -> float:
+        """The same with what recomputation runs again."""
+        return self.model_flops + recomputed_flops(self.config) * self.tokens
+
+    def utilisation(self, flops: float) -> float:
+        """A part of the data sheet's dense 16-bit peak."""
+        return flops / self.seconds / self.layout.gpus / (self.layout.machine.peak_tflops * 1e12)
+
+    @property
+    def days(self) -> float:
+        """Of all steps, without validation, checkpoints or interruptions."""
+        return self.config.training.steps * self.seconds / DAY
+
+    @property
+    def gpu_hours(self) -> float:
+        """Of all GPUs."""
+        return self.config.training.steps * self.seconds / HOUR * self.layout.gpus
+
+
+def make_plan(config: Config, machine: Machine, gpus: int, assumptions: Assumptions | None = None) -> Plan:
+    """Plan a configuration that `config.check` accepts.
+
+    Raises:
+        ConfigError: the GPUs do not fit layout or batch.
+    """
+    where = layout(config, machine, gpus)
+    assumptions = assumptions or Assumptions()
+    operations = Operations(where, Rates(machine, assumptions, config.training.dtype))
+    time = step_time(where, operations)
+    return Plan(where, assumptions, time, step_memory(where, operations, time.simulation))
+
+
+def recomputed_flops(config: Config) -> float:
+    """Per token, that recomputation runs again."""
+    whole = counts.whole_model(config)
+    forward = counts.forward_flops(config, whole)
+    recompute, model, moe = config.recompute, config.model, config.moe
+    if recompute.mode == "full":
+        return forward.total() - forward["head"]
+    if recompute.mode == "none":
+        return 0.0
+    experts = sum(has_experts(config, layer) for layer in whole.layers)
+    d_qk, d_v = head_widths(config)
+    queries = config.mla.q_rank or model.hidden_size
+    up = model.heads * (config.mla.kv_rank * (d_qk - config.mla.rope_dim + d_v) + queries * d_qk)
+    of_modules = {
+        "core_attn": model.layers * config.data.sequence_length * model.heads * (d_qk + d_v),
+        "mla_up_proj": 2 * model.layers * up,
+        "mlp": 2 * (model.layers - experts) * mlp_parameters(config, model.ffn_hidden_size),
+        "shared_experts": 2 * experts * moe.shared_experts * mlp_parameters(config, moe.ffn_hidden_size),
+    }
+    return sum(of_modules[module] for module in recompute.modules) + (
+        forward["connections"] if recompute.mode == "block" else 0
+    )
+
+
+def changed(config: Config, changes: Mapping[str, Any]) -> Config:
+    """A copy with dotted settings changed, checked.
+
+    Raises:
+        ConfigError: it contradicts itself.
+    """
+    other = copy.deepcopy(config)
+    for key, value in changes.items():
+        section, _, leaf = key.rpartition(".")
+        setattr(getattr(other, section) if section else other, leaf, value)
+    check(other)
+    return other
+
+
+def plain(config: Config) -> Config:
+    """The same model and layout with the plain residual, which has no blocks to recompute."""
+    changes: dict[str, Any] = {"connection.kind": "residual"}
+    if config.recompute.mode == "block":
+        changes["recompute.mode"] = "selective" if config.recompute.modules else "none"
+    return changed(config, changes)
+
+
+@dataclass(frozen=True)
+class Overhead:
+    """What the connection adds to a step of the plain residual, under one assumption, in words."""
+
+    assuming: str
+    seconds: float
+    residual: float
+
+    @property
+    def share(self) -> float:
+        """Of the residual's step."""
+        return self.seconds / self.residual - 1
+
+
+def overheads(plan: Plan) -> list[Overhead]:
+    """The connection beside the residual: kernels at 50%, 80% and 100% of copy speed, and with nothing hidden."""
+    if plan.config.connection.kind == "residual":
+        return []
+    where, bare = plan.layout, plain(plan.config)
+    cases = [
+        (f"kernels at {share:.0%} of copy speed", replace(plan.assumptions, kernels=share))
+        for share in (0.5, 0.8, 1.0)
+    ]
+    cases.append(
+        (
+            f"nothing hidden, kernels at {plan.assumptions.kernels:.0%}",
+            replace(plan.assumptions, hide=False),
+        )
+    )
+    found = []
+    for words, assumed in cases:
+        seconds = (_seconds(config, where, assumed) for config in (plan.config, bare))
+        found.append(Overhead(words, *seconds))
+    return found
+
+
+def _seconds(config: Config, where: Layout, assumed: Assumptions) -> float:
+    again = replace(where, config=config)
+    return step_time(again, Operations(again, Rates(where.machine, assumed, config.training.dtype))).total
+
+
+def moves(config: Config, machine: Machine) -> list[dict[str, Any]]:
+    """Single changes that may lower the peak."""
+    parallel, found = config.parallel, []
+    if config.recompute.mode == "none":
+        found.append({"recompute.mode": "selective", "recompute.modules": ["mla_up_proj"]})
+        found.append({"recompute.mode": "block"})
+        found.append({"recompute.mode": "block", "recompute.modules": ["mla_up_proj"]})
+    if config.recompute.mode != "full":
+        found.append({"recompute.mode": "full", "recompute.modules": []})
+    for factor in (2, 4, 8):
+        found.append({"parallel.expert": parallel.expert * factor})
+        own = {"parallel.schedule": "1f1b"} if parallel.schedule == "megatron_1f1b" else {}
+        found.append({"parallel.pipeline": parallel.pipeline * factor, **own})
+        if parallel.tensor * factor <= machine.gpus_per_node:
+            found.append({"parallel.tensor": parallel.tensor * factor, "parallel.sequence": True})
+    if config.training.micro_batch > 1:
+        found.append({"training.micro_batch": config.training.micro_batch // 2})
+    if parallel.distributed_optimizer is False:
+        found.append({"parallel.distributed_optimizer": True})
+    if parallel.schedule == "dualpipe":
+        found.append({"parallel.schedule": "dualpipev"})
+    if parallel.schedule not in ("1f1b", "megatron_1f1b"):
+        found.append({"parallel.schedule": "1f1b", "parallel.virtual": None, "parallel.overlap": False})
+    return found
+
+
+@dataclass(frozen=True)
+class Change:
+    """Settings changed, and the plan with them."""
+
+    changes: dict[str, Any]
+    plan: Plan
+
+    def __str__(self) -> str:
+        def word(value: Any) -> str:
+            if isinstance(value, list):
+                return "[" + ",".join(map(str, value)) + "]"
+            return (
+                {True: "true", False: "false", None: "null"}.get(value, value)
+                if not isinstance(value, int) or isinstance(value, bool)
+                else str(value)
+            )
+
+        return " ".join(f"--{key}={word(value)}" for key, value in self.changes.items())
+
+
+def lighter(plan: Plan, most: int = 3) -> list[Change]:
+    """The quickest changes that lower the peak: below the machine's memory where the plan does not fit, and then of two
+    settings together where those of one are too few."""
+    room = min(plan.layout.machine.memory, 0.95 * plan.peak)
+    single = moves(plan.config, plan.layout.machine)
+    found = _fitting(plan, single, room)
+    if len(found) < most and not plan.fits:
+        pairs = [{**a, **b} for i, a in enumerate(single) for b in single[i + 1 :] if not a.keys() & b.keys()]
+        found += _fitting(plan, pairs, room)
+    return sorted(found, key=lambda change: change.plan.seconds)[:most]
+
+
+def _fitting(plan: Plan, candidates: list[dict[str, Any]], room: float) -> list[Change]:
+    found = []
+    for changes in candidates:
+        try:
+            config = changed(plan.config, changes)
+            where = layout(config, plan.layout.machine, plan.layout.gpus)
+            if least_bytes(where) > room:
+                continue
+            other = make_plan(config, plan.layout.machine, plan.layout.gpus, plan.assumptions)
+        except ConfigError:
+            continue  # this change does not go with the configuration; others may
+        if other.peak <= room:
+            found.append(Change(changes, other))
+    return found
+
+
+def parts(plan: Plan) -> Counter[str]:
+    """Where the time of the busiest rank goes."""
+    return plan.time.parts[plan.time.busiest]

@@ -1,0 +1,130 @@
+"""How long a step takes and where the time goes: the schedule simulated with the operations' costs, then what follows
+it. Seconds.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from hcmegatron.config.schema import SPLIT_BACKWARD
+from hcmegatron.planner.after_pipeline import after_the_pipeline
+from hcmegatron.planner.layout import Layout, schedule
+from hcmegatron.planner.stage_costs import Operations, costs, overlaps
+from schedules.simulate import simulate
+from schedules.timeline import Simulation
+
+SIMULATED = 3  # times the pipeline ranks: so many micro-batches are simulated, the steady state repeats after
+BUSY = ("forward", "input gradients", "weight gradients", "connections", "recomputation", "tensor parallel")
+PARTS = (
+    *BUSY,
+    "all-to-alls",
+    "hops",
+    "bubble",
+    "gradient reduction",
+    "mirrors",
+    "parameter gather",
+    "optimizer",
+)
+
+
+@dataclass(frozen=True)
+class StepTime:
+    """Times of a step.
+
+    Attributes:
+        simulation: of as many micro-batches as show the steady state, perhaps fewer than the step has.
+        pipeline: from the first forward to the last weight gradient.
+        parts: by rank, PARTS; they sum to `total`.
+    """
+
+    simulation: Simulation
+    pipeline: float
+    parts: tuple[Counter[str], ...]
+
+    @property
+    def total(self) -> float:
+        """Of the whole step."""
+        return self.parts[0].total()
+
+    @property
+    def busiest(self) -> int:
+        """The rank that waits least in the pipeline."""
+        return min(
+            range(len(self.parts)), key=lambda rank: self.parts[rank]["bubble"] + self.parts[rank]["hops"]
+        )
+
+
+def step_time(layout: Layout, operations: Operations) -> StepTime:
+    """Simulate a step."""
+    M, P = layout.microbatches, layout.config.parallel.pipeline
+    price = costs(layout, operations)
+    # GPipe has no steady state, and groups of an interleaved schedule that M does not fill evenly have none either.
+    uneven = layout.config.parallel.virtual and M % P
+    steady = layout.config.parallel.schedule != "gpipe" and not uneven and M > (SIMULATED + 2) * P
+    few = SIMULATED * P + M % P if steady else M
+    first = simulate(schedule(layout.config, few), price)
+    after = after_the_pipeline(layout, operations)
+    if few == M:
+        return _assembled(layout, operations, first, first.makespan, first.busy, first.exposed, after)
+    second = simulate(schedule(layout.config, few + P), price)
+    times = (M - few) / P
+
+    def further(a: Sequence[float], b: Sequence[float]) -> tuple[float, ...]:
+        return tuple(x + times * (y - x) for x, y in zip(a, b, strict=True))
+
+    (makespan,) = further([first.makespan], [second.makespan])
+    busy, exposed = further(first.busy, second.busy), further(first.exposed, second.exposed)
+    return _assembled(layout, operations, second, makespan, busy, exposed, after)
+
+
+def _assembled(
+    layout: Layout,
+    operations: Operations,
+    simulation: Simulation,
+    makespan: float,
+    busy: Sequence[float],
+    exposed: Sequence[float],
+    after: Counter[str],
+) -> StepTime:
+    where, parts = layout.placement, []
+    of_stages = [operations.of_stage(stage).seconds for stage in range(where.model_stages)]
+    for rank in range(where.ranks):
+        own: Counter[str] = Counter()
+        for stage in where.stages_of(rank):
+            count = len(where.microbatches_of(stage, layout.microbatches))
+            for name, seconds in of_stages[where.model_stage(stage)].items():
+                own[name] += count * seconds
+        hidden = own.total() - busy[rank]
+        own["all-to-alls"] -= hidden
+        own["hops"] = exposed[rank]
+        own["bubble"] = makespan - busy[rank] - exposed[rank]
+        parts.append(Counter({**own, **after}))
+    return StepTime(simulation, makespan, tuple(parts))
+
+
+def lower_bound(layout: Layout, operations: Operations) -> float:
+    """Seconds that a step takes at least, without simulating it.
+
+    A rank computes all its micro-batches (all-to-alls hidden where pairs can hide them), not before the first has come
+    through the stages before its own; where backward is not split, the last gradient then still has to pass them. After
+    that come reduction and optimizer.
+    """
+    where = layout.placement
+    hides = overlaps(layout, operations.rates.assumptions)
+    split = layout.config.parallel.schedule in SPLIT_BACKWARD
+    least, before, after = [], [0.0], [0.0]
+    for stage in range(where.model_stages):
+        seconds = operations.of_stage(stage).seconds
+        least.append(seconds.total() - (seconds["all-to-alls"] if hides else 0.0))
+        forward, dgrad, wgrad = operations.of_stage(stage).phases
+        before.append(before[-1] + forward)
+        after.append(after[-1] + dgrad + (0.0 if split else wgrad))
+    pipeline = 0.0
+    each = layout.microbatches / len(where.paths)
+    for own in layout.model_stages:
+        busy = each * sum(least[stage] for stage in own)
+        last = 0.0 if split else after[min(own)]
+        pipeline = max(pipeline, before[min(own)] + busy + last)
+    return pipeline + after_the_pipeline(layout, operations).total()

@@ -1,0 +1,36 @@
+"""Configurations and plans that several tests use."""
+
+from hcmegatron.config import load
+from hcmegatron.planner.layout import layout
+from hcmegatron.planner.machines import machine
+from hcmegatron.planner.plan import changed
+from hcmegatron.planner.rates import Assumptions, Rates
+from hcmegatron.planner.stage_costs import Operations
+from tests.ranks import ROOT
+
+SCHEDULES = ("gpipe", "1f1b", "interleaved", "zb_h1", "zb_v", "dualpipev", "dualpipe")
+
+
+def config(name="mhc-27b", **changes):
+    """A configuration with settings changed: section__key=value."""
+    return changed(
+        load(ROOT / f"configs/{name}.yaml"), {key.replace("__", "."): v for key, v in changes.items()}
+    )
+
+
+def pipelined(schedule, pipeline=4, **changes):
+    """The 27B model over a pipeline, expert parallel within the node."""
+    settings = {
+        "parallel__pipeline": pipeline,
+        "parallel__expert": 8,
+        "parallel__schedule": schedule,
+        "parallel__virtual": 2 if schedule == "interleaved" else None,
+        "parallel__overlap": schedule.startswith("dualpipe"),
+    }
+    return config(**{**settings, **changes})
+
+
+def operations(loaded, gpus, gpu="h100", **assumed):
+    """The operations of a configuration on so many GPUs; their layout is in them."""
+    where = layout(loaded, machine(gpu), gpus)
+    return Operations(where, Rates(where.machine, Assumptions(**assumed), loaded.training.dtype))

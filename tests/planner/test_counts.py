@@ -1,0 +1,92 @@
+"""Parameters and FLOPs by class: sums to the integer, shares of ranks, and published FLOPs."""
+
+import pytest
+
+from hcmegatron.config import load
+from hcmegatron.planner import counts, published
+from hcmegatron.planner.after_pipeline import state_bytes
+from hcmegatron.planner.flops import training_flops_per_token
+from hcmegatron.planner.layout import layout
+from hcmegatron.planner.machines import machine
+from hcmegatron.planner.memory import bytes_a_parameter
+from hcmegatron.planner.parameters import active_parameters, total_parameters
+from hcmegatron.planner.plan import changed
+from tests.ranks import ROOT
+
+FILES = sorted(path.stem for path in (ROOT / "configs").glob("*.yaml"))
+
+
+def config(name, **changes):
+    return changed(load(ROOT / f"configs/{name}.yaml"), changes)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_classes_sum_to_the_model(name):
+    loaded = config(name)
+    whole, vocabulary = counts.whole_model(loaded), counts.padded_vocabulary(loaded)
+    assert counts.parameters(loaded, whole).total() == total_parameters(loaded, vocabulary)
+    assert counts.parameters(loaded, whole, active=True).total() == active_parameters(loaded, vocabulary)
+    forward = counts.forward_flops(loaded, whole).total()
+    assert 3 * forward == pytest.approx(training_flops_per_token(loaded, vocabulary), rel=1e-12)
+
+
+@pytest.mark.parametrize("schedule", ["1f1b", "dualpipev", "dualpipe"])
+@pytest.mark.parametrize("name", ["mhc-27b", "olmo-1b", "olmoe-1b-7b"])
+def test_ranks_hold_the_model_together(name, schedule):
+    loaded = config(name, **{"parallel.pipeline": 2, "parallel.schedule": schedule})
+    where = layout(loaded, machine("h100"), 2)
+    held = sum((counts.held_parameters(where, rank) for rank in (0, 1)), start=counts.Counter())
+    whole = counts.parameters(loaded, counts.whole_model(loaded))
+    copies = 2 if schedule == "dualpipe" else 1
+    tied = (
+        whole["embedding"] if loaded.model.tie_embeddings else 0
+    )  # a second time, as the head of another stage
+    assert held.total() == copies * (whole.total() + tied)
+    assert held["experts"] == copies * whole["experts"]
+
+
+def test_tensor_and_expert_parallelism_shard_their_own():
+    changes = {"parallel.tensor": 2, "parallel.sequence": True, "parallel.expert": 8}
+    loaded = config("mhc-27b", **changes)
+    whole = counts.parameters(loaded, counts.whole_model(loaded))
+    held = counts.held_parameters(layout(loaded, machine("h100"), 8), 0)
+    for name in counts.CLASSES:
+        shards = 8 if name == "experts" else 1 if name in counts.WHOLE else 2
+        assert held[name] == whole[name] // shards, name
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "fp32"])
+def test_bytes_of_a_parameter_are_memory_s(dtype):
+    loaded = config("olmo-1b", **{"training.dtype": dtype, "parallel.distributed_optimizer": True})
+    weight, gradient, state = state_bytes(layout(loaded, machine("h100"), 8))
+    assert weight + gradient + state / 8 == bytes_a_parameter(loaded, 8)
+
+
+@pytest.mark.parametrize("name", published.FLOPS)
+def test_published_flops_within_half_a_percent(name):
+    tflops, tokens, _ = published.FLOPS[name]
+    own = published.flops_per_token(published.model(name))
+    assert own == pytest.approx(tflops / tokens * 1e12, rel=5e-3)
+
+
+def test_the_mfu_of_a_published_row_is_computed_again():
+    """Qwen3-30B-A3B on 16 H100: 1024 x 4096 tokens in 20.1 s are 299 TFLOP/s, 30% of 989."""
+    flops = published.flops_per_token(published.model("Qwen3-30B-A3B"))
+    rate = flops * 1024 * 4096 / 20.1 / 16
+    assert rate == pytest.approx(299e12, rel=5e-3)
+    assert round(rate / (machine("h100").peak_tflops * 1e12), 2) == 0.30
+
+
+def test_recomputation_counts_in_hardware_flops_alone():
+    from hcmegatron.planner.plan import recomputed_flops
+
+    plain = config("mhc-27b")
+    whole = counts.forward_flops(plain, counts.whole_model(plain))
+    assert recomputed_flops(plain) == 0
+    full = config("mhc-27b", **{"recompute.mode": "full"})
+    assert recomputed_flops(full) == whole.total() - whole["head"]
+    block = config("mhc-27b", **{"recompute.mode": "block"})
+    assert recomputed_flops(block) == whole["connections"]
+    up = config("mhc-27b", **{"recompute.mode": "selective", "recompute.modules": ["mla_up_proj"]})
+    # queries 2560 -> 32 heads of 192, keys and values 512 -> 32 heads of 128 + 128, in 30 layers
+    assert recomputed_flops(up) == 2 * 30 * (2560 * 32 * 192 + 512 * 32 * 256)

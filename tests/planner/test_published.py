@@ -1,0 +1,52 @@
+"""What docs/planner.md prints is what the planner says."""
+
+import re
+
+import pytest
+
+from hcmegatron.planner import published
+from hcmegatron.planner.machines import GIB
+from hcmegatron.planner.plan import make_plan, overheads
+from tests.planner.cases import machine, pipelined
+from tests.ranks import ROOT
+
+DOCS = (ROOT / "docs/planner.md").read_text()
+
+
+@pytest.mark.parametrize("row", published.ROWS, ids=lambda row: f"{row.model} {row.gpus} {row.gpu}")
+def test_errors_are_printed_one_by_one(row):
+    plan = published.predicted(row)
+    own = plan.tokens / plan.seconds / row.gpus
+    words = f"| {row.gpus} {row.gpu.upper()} | {row.tokens:,.0f} | {own:,.0f} | {own / row.tokens - 1:+.0%} |"
+    (line,) = [line for line in DOCS.splitlines() if words in line]
+    assert row.model in line
+    if row.memory_gib:
+        assert f"{row.memory_gib:g} GiB, planned {plan.peak / GIB:.0f}" in line
+
+
+@pytest.mark.parametrize("name", published.FLOPS)
+def test_flops_are_printed_one_by_one(name):
+    tflops, tokens, _ = published.FLOPS[name]
+    theirs, own = tflops / tokens * 1e3, published.flops_per_token(published.model(name)) / 1e9
+    assert f"| {theirs:.2f} | {own:.2f} | {own / theirs - 1:+.2%} |" in DOCS
+
+
+@pytest.mark.parametrize("recompute", ["none", "block"])
+def test_the_overhead_of_mhc_is_what_the_planner_says(recompute):
+    plan = make_plan(pipelined("dualpipev", recompute__mode=recompute), machine("h100"), 256)
+    shares = [f"{row.share:.1%}" for row in overheads(plan)]
+    row = "| added to the residual's step | " + " | ".join(shares) + " |"
+    text = "the same plan says " + ", ".join(shares[:3]) + " and " + shares[3]
+    assert (row if recompute == "none" else text) in re.sub(r"\s+", " ", DOCS)
+
+
+def test_a_plan_s_range_holds_most_published_runs():
+    low, high = (getattr(published.Assumptions(), name) for name in ("shortest", "longest"))
+    taken = []
+    for row in published.ROWS:
+        plan = published.predicted(row)
+        taken.append(plan.tokens / plan.seconds / row.gpus / row.tokens)
+    outside = {
+        row.model for row, times in zip(published.ROWS, taken, strict=True) if not low <= times <= high
+    }
+    assert outside == {"GPT-OSS-120B"}
