@@ -15,13 +15,6 @@ TARGET = "tests.training.workers:"
 
 
 @pytest.fixture(scope="module")
-def text(tmp_path_factory):
-    path = tmp_path_factory.mktemp("corpus") / "text.txt"
-    path.write_text("".join(f"line {n * 7919 % 1000}: {'ab' * (n % 9)} {n * n}\n" for n in range(400)))
-    return path
-
-
-@pytest.fixture(scope="module")
 def whole(text, tmp_path_factory):
     """An uninterrupted run: its configuration's directory and every rank's hashes by step."""
     directory = tmp_path_factory.mktemp("whole") / "run"
