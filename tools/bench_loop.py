@@ -23,11 +23,11 @@ from hcmegatron.pipeline.schedule import build_schedule
 from hcmegatron.platform.distributed import process_groups
 from hcmegatron.platform.ranks import RankInfo, free_port
 from hcmegatron.training.figures import Figures
-from hcmegatron.training.guards import Finite
 from hcmegatron.training.model import build_model
 from hcmegatron.training.optimizer import build_optimizer, learning_rate, set_learning_rate
 from hcmegatron.training.recorder import Recorder
 from hcmegatron.training.step import Stepper
+from hcmegatron.training.stopping import Finite
 from tools.aims import Aims, status
 from tools.alternate import alternating, ratio
 
