@@ -184,14 +184,20 @@ class _Launch:
                 os.kill(rank.process.pid, number)
 
     def _kill(self) -> None:
-        """End what is still alive, with what it has started: every rank leads a process group."""
-        for rank in self.ranks:
-            if rank.process.is_alive():
+        """End what is still alive, with what it has started: every rank leads a process group.
+
+        All of them are stopped before one is killed: a rank that sees its peer end has things to say, and stacks to
+        write.
+        """
+        alive = [rank.process for rank in self.ranks if rank.process.is_alive()]
+        for number in (signal.SIGSTOP, signal.SIGKILL):
+            for process in alive:
                 try:
-                    os.killpg(rank.process.pid, signal.SIGKILL)
+                    os.killpg(process.pid, number)
                 except ProcessLookupError:  # it had not come to make its group
-                    rank.process.kill()
-                rank.process.join()
+                    os.kill(process.pid, number)
+        for process in alive:
+            process.join()
 
 
 def _child(

@@ -139,7 +139,7 @@ class Checkpoints:
         first, rank = dist.get_rank() == 0, dist.get_rank()
         gather_parameters(self.chunks)
         _everywhere(lambda: _emptied(partial) if first else None)
-        pieces = list(to_save(self.chunks, self.optimizer))
+        pieces = _everywhere(lambda: list(to_save(self.chunks, self.optimizer)))
         _everywhere(lambda: write(pieces, partial))
 
         def read_back() -> tuple[dict[str, manifest.File], int]:

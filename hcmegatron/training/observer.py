@@ -144,10 +144,11 @@ class Observers(Observer):
             observer.on_checkpoint(saved)
 
     def on_end(self, end: End) -> None:
-        """Once, and for all of them, although one may raise."""
+        """Once, the last observer first, as contexts end: who saves tells the others before they are closed. All of
+        them, although one may raise."""
         self._over = True
         with ExitStack() as calls:
-            for observer in reversed(self.observers):
+            for observer in self.observers:
                 calls.callback(observer.on_end, end)
 
     def __enter__(self) -> Observers:

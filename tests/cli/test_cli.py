@@ -51,7 +51,7 @@ def trained(monkeypatch):
     """Stands in for the trainer; the calls it got."""
     calls = []
     stub = types.ModuleType("hcmegatron.training.run")
-    stub.train = lambda config, ranks, name: calls.append((config, ranks, name)) or 0
+    stub.train = lambda config, ranks, name, corpus: calls.append((config, ranks, name)) or 0
     monkeypatch.setitem(sys.modules, "hcmegatron.training.run", stub)
     return calls
 
@@ -192,7 +192,7 @@ def test_a_rank_of_a_launcher_trains_in_this_process(torchrun, trained):
 
 
 def test_a_run_whose_last_checkpoint_failed_ends_with_one_line_and_status_1(torchrun, monkeypatch, capsys):
-    def train(config, ranks, name):
+    def train(config, ranks, name, corpus):
         raise NotSaved("the checkpoint after step 4 could not be saved: No space left on device")
 
     monkeypatch.setenv("RANK", "0")
@@ -240,7 +240,7 @@ def started(tmp_path, body, *overrides):
     code += (
         "stub = types.ModuleType('hcmegatron.training.run')\nsys.modules['hcmegatron.training.run'] = stub\n"
     )
-    code += f"def train(config, ranks, name):\n{textwrap.indent(textwrap.dedent(body), '    ')}\n"
+    code += f"def train(config, ranks, name, corpus):\n{textwrap.indent(textwrap.dedent(body), '    ')}\n"
     code += "stub.train = train\nfrom hcmegatron.cli import main\n"
     code += f"sys.exit(main({['train', str(QUICKSTART), *overrides]}))"
     path = tmp_path / "started.py"

@@ -173,6 +173,25 @@ def test_a_full_disk_costs_one_checkpoint_and_the_last_one_the_exit_status(text,
 
 
 @pytest.mark.ranks
+def test_a_mistake_of_the_program_while_saving_keeps_its_traceback(text, tmp_path):
+    """On the rank that made it; the other one ends with it, and no line says that a disk was at fault."""
+    first, second = observe_ranks(2, TARGET + "mistaken_save", tiny(text, tmp_path / "run"), **RUN)
+    assert not first.overtime and not second.overtime
+    assert "AttributeError: 'NoneType' object has no attribute 'missing'" in second.error
+    assert "None.missing" in second.error and "in wrong" in second.error
+    assert "PeerFailed: rank 1 failed: AttributeError" in first.error
+    assert "could not be saved" not in (tmp_path / "run/train.log").read_text()
+
+
+@pytest.mark.ranks
+def test_a_run_directory_without_room_is_the_same_line_on_every_rank(text, tmp_path):
+    for outcome in observe_ranks(2, TARGET + "unwritable_metrics", tiny(text, tmp_path / "run"), **RUN):
+        assert outcome.exit_code == 1 and not outcome.overtime
+        assert "ConfigError" in outcome.error.splitlines()[-1]
+        assert "metrics.jsonl cannot be written: No space left on device; make room" in outcome.error
+
+
+@pytest.mark.ranks
 def test_a_checkpoint_is_saved_before_validation_can_fail(text, tmp_path):
     config = tiny(text, tmp_path / "run", parallel={"pipeline": 1}, training={"steps": 1})
     (outcome,) = observe_ranks(1, TARGET + "failing_validation", config, **RUN)
