@@ -201,12 +201,15 @@ def _everywhere(work: Callable[[], T], expected: Callable[[BaseException], bool]
     told = None if failure is None else (expected(failure), reason(failure))
     failures = {rank: found for rank, found in enumerate(gathered(told)) if found is not None}
     if failure is not None and not told[0]:
-        raise RuntimeError(in_one_line(failure)) from failure  # torch's own is no Exception
+        if isinstance(failure, Exception):
+            raise failure
+        # torch's own would pass by whoever says what ended a rank
+        raise RuntimeError(in_one_line(failure)) from failure
     for rank, (is_expected, words) in failures.items():
         if not is_expected:
             raise PeerFailed(f"rank {rank} failed: {words}")
-    for words in (words for _, words in failures.values()):
-        raise NotDone(words)
+    if failures:
+        raise NotDone(next(words for _, words in failures.values()))
     return answer
 
 

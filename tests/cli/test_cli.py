@@ -15,6 +15,7 @@ import torch
 import hcmegatron
 from hcmegatron import cli
 from hcmegatron.config import Config, load
+from hcmegatron.data.corpus import find
 from hcmegatron.platform.ranks import RankInfo
 from hcmegatron.training.manifest import NotSaved
 
@@ -51,7 +52,7 @@ def trained(monkeypatch):
     """Stands in for the trainer; the calls it got."""
     calls = []
     stub = types.ModuleType("hcmegatron.training.run")
-    stub.train = lambda config, ranks, name, corpus: calls.append((config, ranks, name)) or 0
+    stub.train = lambda *arguments: calls.append(arguments) or 0
     monkeypatch.setitem(sys.modules, "hcmegatron.training.run", stub)
     return calls
 
@@ -186,7 +187,8 @@ def test_a_configuration_of_ones_own_in_the_run_directory_is_told_of(
 
 def test_a_rank_of_a_launcher_trains_in_this_process(torchrun, trained):
     assert cli.main(["train", str(QUICKSTART), "--training.steps=40"]) == 0
-    ((config, ranks, name),) = trained
+    ((config, ranks, name, corpus),) = trained
+    assert corpus == find(config.data)  # what was looked for is handed on, not read and hashed again
     assert ranks == RankInfo(1, 2, 1, 2, "h", 1234, "torchrun") and name == "quickstart"
     assert config == load(QUICKSTART, ["--training.steps=40"])
 

@@ -160,6 +160,21 @@ def test_who_is_asked_for():
     ]
 
 
+def test_a_corpus_that_was_found_is_not_looked_for_again(monkeypatch):
+    class Begun(Exception):
+        pass
+
+    def begin(config, ranks, fingerprint):
+        raise Begun(fingerprint)
+
+    monkeypatch.setattr(run, "find", lambda data: SimpleNamespace(fingerprint="looked for"))
+    monkeypatch.setattr(run, "process_groups", begin)
+    with pytest.raises(Begun, match="looked for"):
+        run.train(Config(), None)
+    with pytest.raises(Begun, match="found before"):
+        run.train(Config(), None, corpus=SimpleNamespace(fingerprint="found before"))
+
+
 def test_due():
     assert [step for step in range(1, 11) if due(step, 3, 10)] == [3, 6, 9, 10]
     assert [step for step in range(1, 11) if due(step, 0, 10)] == [10]
