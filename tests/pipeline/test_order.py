@@ -3,12 +3,12 @@
 import pytest
 
 from hcmegatron.pipeline.placement import training_schedule
-from tests.pipeline.test_overlap import RUN, flat
-from tests.pipeline.test_schedules import config_for
+from tests.pipeline.cases import config_for, flat
 from tests.ranks import run_ranks
 
 pytestmark = pytest.mark.ranks
 
+RUN = {"preload": ("tests.pipeline.overlap_workers",), "timeout": 200}
 SCHEDULES = ("gpipe", "1f1b", "zb_h1", "zb_v", "dualpipev", "dualpipe", "interleaved")
 MICRO_BATCHES = 10  # which DualPipe takes on 4 ranks, and no multiple of them
 

@@ -3,7 +3,7 @@
 import pytest
 
 from tests.model.compare import largest_errors
-from tests.model.workers import small_config
+from tests.pipeline.cases import config_for
 from tests.ranks import run_ranks
 
 MICRO_BATCHES = 9
@@ -11,17 +11,6 @@ TARGET = "tests.model.workers:steps"
 RUN = {"preload": ("tests.model.workers",), "timeout": 200}
 SCHEDULES = ("gpipe", "1f1b", "interleaved", "zb_h1", "zb_v", "dualpipev")
 CASES = [("residual", False), ("dhc", True), ("dfc", False), ("mhc", True)]
-
-
-def config_for(kind, moe, schedule, pipeline, **sections):
-    layers = 8 if pipeline == 4 else 4
-    config = small_config(kind, moe, **sections)
-    config.model.layers = layers
-    config.parallel.schedule, config.parallel.pipeline = schedule, pipeline
-    config.parallel.virtual = 2 if "interleaved" in schedule else None
-    if moe:
-        config.moe.aux_loss, config.moe.z_loss = 1e-2, 1e-3
-    return config
 
 
 @pytest.fixture(scope="module")
