@@ -267,6 +267,13 @@ def test_a_mistake_found_by_the_ranks_is_one_line(tmp_path):
     assert (done.returncode, done.stderr) == (2, "hcmegatron: error: run.dir = x is already in use\n")
 
 
+def test_what_ends_a_run_on_all_ranks_is_one_line(tmp_path):
+    """And no line about the status of a rank."""
+    body = "from hcmegatron.training.manifest import NotSaved\nraise NotSaved('step 4 could not be saved')"
+    done = started(tmp_path, body)
+    assert (done.returncode, done.stderr) == (1, "hcmegatron: error: step 4 could not be saved\n")
+
+
 def test_no_torch_for_help_configurations_and_mistakes(tmp_path):
     code = (
         "import sys; from hcmegatron.cli import main\n"
