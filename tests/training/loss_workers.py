@@ -42,8 +42,8 @@ def stepper_of(config: Config) -> Iterator[Stepper]:
         yield Stepper(config, chunks, build_optimizer(config, chunks, groups), schedule, batches, groups)
 
 
-def slope(config: Config) -> tuple[float, float]:
-    """The change of the logged loss along its gradient g, by finite differences, and g's square."""
+def slope(config: Config, length: float = 1e-3) -> tuple[float, float]:
+    """The change of the logged loss along its gradient g, by finite differences of `length`, and g's square."""
     with stepper_of(config) as stepper:
         stepper.gradients(0)
         parameters = [p for chunk in stepper.chunks for p in chunk.parameters()]
@@ -51,7 +51,7 @@ def slope(config: Config) -> tuple[float, float]:
         squared = torch.tensor(sum(float(g.double().square().sum()) for g in gradients), dtype=torch.float64)
         if config.parallel.pipeline > 1:
             dist.all_reduce(squared)
-        h = 3e-2 / float(squared) ** 0.5
+        h = length / float(squared) ** 0.5
 
         def logged_at(shift: float) -> float:
             with torch.no_grad():
