@@ -76,7 +76,6 @@ class Stepper:
 
         Where the schedule needs more, the last one comes again with a loss mask of zero.
         """
-
         for chunk in self.chunks:
             chunk.eval()
         with torch.no_grad():
