@@ -4,6 +4,7 @@ import json
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 from hcmegatron.config import Config
 from hcmegatron.training import metrics, run
@@ -26,13 +27,13 @@ class Clock:
 
 
 def network(steps=200):
-    """96 FLOPs a token: 6 x 1 (head) + 6 x 14 (attention 4 x 1 + MLP 2 x 5) + 3 s (1 + 1) = 6 + 84 + 6; s = 1."""
+    """120 FLOPs a token: 6 x 15 (head 1, attention 4, MLP 2 x 5), 3 s (1 + 1) with s = 4, and the residual's 3 x 2."""
     config = Config()
     m = config.model
     m.layers = m.hidden_size = m.heads = m.head_dim = 1
     m.ffn_hidden_size, m.activation = 5, "gelu"
     config.connection.kind = "residual"
-    config.data.sequence_length, config.training.global_batch = 1, 500_000
+    config.data.sequence_length, config.training.global_batch = 4, 125_000
     config.training.steps, config.run.peak_tflops = steps, 16.0
     return config
 
@@ -52,10 +53,26 @@ def run_of(config, log=None, directory=None, ranks=2):
 RESULT = StepResult(loss=2.5, grad_norm=0.75, updated=True, samples=range(4), waited=0.5)
 
 
-def test_flops_of_the_network():
-    """So that the figures below are derived by hand: the residual's additions are 3 x 2 x 1 more."""
-    observer = Metrics(run_of(network()))
-    assert observer.work == (500_000, 500_000 * (96 + 6) / 1e12, 2, 16.0)
+def test_what_a_step_is_measured_by(monkeypatch):
+    asked, said = [], []
+
+    def peak(configured, dtype):
+        asked.append((configured, dtype))
+        return 16.0, "a stopwatch"
+
+    monkeypatch.setattr(metrics, "peak_tflops", peak)
+    run = run_of(network(), SimpleNamespace(say=said.append))
+    assert Metrics(run).work == (500_000, 500_000 * 120 / 1e12, 2, 16.0)
+    assert asked == [(16.0, torch.float32)] and said == ["MFU is of 16 TFLOP/s a rank (a stopwatch)"]
+
+
+def test_memory_is_the_devices_or_the_processs(monkeypatch):
+    monkeypatch.setattr(metrics.torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(metrics.resource, "getrusage", lambda whose: SimpleNamespace(ru_maxrss=3 * 2**20))
+    assert metrics.peak_memory_gib() == 3.0
+    monkeypatch.setattr(metrics.torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(metrics.torch.cuda, "max_memory_allocated", lambda: 5 * 2**29)
+    assert metrics.peak_memory_gib() == 2.5
 
 
 def test_rates_and_utilisation(monkeypatch):

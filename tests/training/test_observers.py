@@ -7,7 +7,7 @@ import pytest
 from hcmegatron.config import Config, ConfigError
 from hcmegatron.training import registry, run
 from hcmegatron.training.manifest import Position
-from hcmegatron.training.observer import Observer, Observers, due
+from hcmegatron.training.observer import Observer, Observers, Step, due
 from hcmegatron.training.step import StepResult
 from tests.ranks import run_ranks
 from tests.training.workers import tiny
@@ -173,6 +173,13 @@ def test_a_corpus_that_was_found_is_not_looked_for_again(monkeypatch):
         run.train(Config(), None)
     with pytest.raises(Begun, match="found before"):
         run.train(Config(), None, corpus=SimpleNamespace(fingerprint="found before"))
+
+
+def test_a_figure_is_in_the_line_where_it_has_words():
+    step = Step(1, None, 1e-3, 1.0)
+    step.add("silent", 2.0)
+    step.add("said", 2.0, "{:.1f} units")
+    assert step.metrics == {"silent": 2.0, "said": 2.0} and step.shown == ["2.0 units"]
 
 
 def test_due():
