@@ -25,8 +25,10 @@ from hcmegatron.config.idle import ineffective
 from hcmegatron.config.load import scalar
 from hcmegatron.config.types import defaults, describe, leaves
 from hcmegatron.platform.standard_streams import silence, stand_in_for_closed, tell
+from hcmegatron.platform.together import Ended
 
 if TYPE_CHECKING:
+    from hcmegatron.data.corpus import Corpus
     from hcmegatron.platform.ranks import RankInfo
 
 USER_ERROR = 2
@@ -61,6 +63,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                 sys.stdout.flush()
     except ConfigError as error:
         return _failed(f"error: {error}", USER_ERROR)
+    except Ended as error:
+        return _failed(f"error: {error}", 1)
     except KeyboardInterrupt:
         return _failed("ended by SIGINT", 130)
     except OSError as error:
@@ -229,10 +233,10 @@ def _train(options: argparse.Namespace, overrides: list[str]) -> int:
         raise
     if ranks is None:
         _warn(warnings)
-        return _start_ranks(config, options.file.stem)
+        return _start_ranks(config, options.file.stem, corpus)
     if ranks.rank == 0:
         _warn(warnings)
-    return _rank(config, options.file.stem, ranks)
+    return _rank(config, options.file.stem, corpus, ranks)
 
 
 def _check_device(config: Config, device: str | None = None) -> None:
@@ -254,29 +258,27 @@ def _check_device(config: Config, device: str | None = None) -> None:
             raise ConfigError(str(error)) from None
 
 
-def _rank(config: Config, name: str, ranks: RankInfo) -> int:
-    """One rank of a training run. One that diverged or could not be saved says so once and exits with status 1."""
+def _rank(config: Config, name: str, corpus: Corpus, ranks: RankInfo) -> int:
+    """One rank of a training run. What ends it is said once, by the launch where this command started the ranks."""
     from hcmegatron.platform.local_launch import end_with_parent, without_native_frames
     from hcmegatron.platform.ranks import STARTED_HERE
-    from hcmegatron.training.guards import Diverged
-    from hcmegatron.training.manifest import NotSaved
     from hcmegatron.training.run import train
 
     if ranks.source == "torchrun":
         end_with_parent(signal.SIGTERM)  # its ranks outlive a torchrun that is killed: they save and end
+    if ranks.source == STARTED_HERE:
+        return train(config, ranks, name, corpus)
     try:
-        return train(config, ranks, name)
-    except (Diverged, NotSaved) as error:
+        return train(config, ranks, name, corpus)
+    except Ended as error:
         if ranks.rank == 0:
             tell(f"hcmegatron: error: {error}")
         return 1
     except ConfigError:
-        if ranks.source != STARTED_HERE and ranks.local_rank > 0:
+        if ranks.local_rank > 0:
             time.sleep(PATIENCE_S)
         raise
     except Exception:
-        if ranks.source == STARTED_HERE:  # the launch says it
-            raise
         tell(
             f"hcmegatron: rank {ranks.rank} of {ranks.world_size} failed:\n"
             + without_native_frames(traceback.format_exc())
@@ -284,14 +286,14 @@ def _rank(config: Config, name: str, ranks: RankInfo) -> int:
         return 1
 
 
-def _start_ranks(config: Config, name: str) -> int:
+def _start_ranks(config: Config, name: str, corpus: Corpus) -> int:
     """Start the ranks that hold the model once, on this machine's GPUs or else on its CPU."""
     import torch
 
     from hcmegatron.platform.local_launch import launch
 
     world_size, gpus = smallest_world(config), torch.cuda.device_count()
-    worker = partial(_rank, config, name)
+    worker = partial(_rank, config, name, corpus)
     _check_device(config, "cuda" if gpus >= world_size else "cpu")
     if gpus == 0:
         import hcmegatron.training.run  # noqa: F401  (once, for all forks)

@@ -3,6 +3,10 @@
 import os
 import signal
 
+import pytest
+
+pytest.register_assert_rewrite("tests.runtime.equality")  # a failed comparison there says what was compared
+
 # A shell starts what it puts in the background with SIGINT ignored, nohup with SIGHUP; programs that tests start would
 # inherit that, and rightly stay deaf to these signals.
 signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -20,7 +20,7 @@ from hcmegatron.connections.manifold import Manifold
 from hcmegatron.connections.mixing import aggregate, mix_and_add
 from hcmegatron.data.corpus import find
 from hcmegatron.data.dataset import Batches, Text
-from hcmegatron.data.tokenizer import ByteTokenizer
+from hcmegatron.data.tokenizer import build_tokenizer
 from hcmegatron.platform.distributed import process_groups
 from hcmegatron.platform.local_launch import free_port
 from hcmegatron.platform.ranks import RankInfo
@@ -89,7 +89,7 @@ def main() -> int:
     config = load("configs/quickstart.yaml", ["--parallel.pipeline=1", "--parallel.schedule=megatron_1f1b"])
     alone = RankInfo(0, 1, 0, 1, "127.0.0.1", free_port(), "bench")
     with process_groups(config, alone) as groups:
-        text = Text(find(config.data), ByteTokenizer())
+        text = Text(find(config.data), build_tokenizer(config.data))
         names = {kind: (kind, False) for kind in ("residual", *args.kinds)} | (
             {"mhc, eager": ("mhc", True)} if args.eager else {}
         )

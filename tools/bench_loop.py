@@ -2,8 +2,8 @@
 
     python -m tools.bench_loop
 
-One process, the quickstart's model, alternating: a step of the loop (data, schedule, finite checks, metrics,
-log files) and the same micro-batches through model and optimizer with nothing around them.
+One process, the quickstart's model, alternating: a step of the loop with all its observers (data, schedule, finite
+checks, metrics, log files, TensorBoard) and the same micro-batches through model and optimizer, with nothing around.
 """
 
 from __future__ import annotations
@@ -16,18 +16,11 @@ from pathlib import Path
 import hcmegatron.platform.megatron  # noqa: F401  (installs the CPU adapter first)
 from hcmegatron.config.load import load
 from hcmegatron.data.corpus import find
-from hcmegatron.data.dataset import Batches, Text
-from hcmegatron.data.tokenizer import ByteTokenizer
-from hcmegatron.model.gpt import padded_vocab
-from hcmegatron.pipeline.schedule import build_schedule
 from hcmegatron.platform.distributed import process_groups
 from hcmegatron.platform.ranks import RankInfo, free_port
-from hcmegatron.training.figures import Figures
-from hcmegatron.training.guards import Finite
-from hcmegatron.training.model import build_model
-from hcmegatron.training.optimizer import build_optimizer, learning_rate, set_learning_rate
-from hcmegatron.training.recorder import Recorder
-from hcmegatron.training.step import Stepper
+from hcmegatron.training.registry import build_observers
+from hcmegatron.training.run import one_step
+from hcmegatron.training.setup import assembled
 from tools.aims import Aims, status
 from tools.alternate import alternating, ratio
 
@@ -37,38 +30,34 @@ ROUNDS = 15
 def main() -> int:
     """Prints both medians and the ratio, loop over bare; returns 1 where it misses its aim."""
     argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter).parse_args()
-    config = load(
-        "configs/quickstart.yaml",
-        ["--parallel.pipeline=1", "--parallel.schedule=megatron_1f1b", "--training.threads=1"],
-    )
+    settings = ["parallel.pipeline=1", "parallel.schedule=megatron_1f1b", "training.threads=1"]
+    settings += ["training.log_every=1000", "run.peak_tflops=0.1"]
+    config = load("configs/quickstart.yaml", [f"--{setting}" for setting in settings])
     alone = RankInfo(0, 1, 0, 1, "127.0.0.1", free_port(), "bench")
-    with process_groups(config, alone) as groups, tempfile.TemporaryDirectory() as folder:
-        text = Text(find(config.data), ByteTokenizer())
-        batches = Batches(text, config)
-        vocab_size = padded_vocab(config, text.tokenizer.vocab_size)
-        chunks = build_model(config, text.tokenizer.vocab_size, groups)
-        optimizer = build_optimizer(config, chunks, groups)
-        stepper = Stepper(config, chunks, optimizer, build_schedule(config, chunks, groups), batches, groups)
-        figures, finite = Figures(config, vocab_size, 1, 0.1), Finite(config)
+    corpus = find(config.data)
+    with (
+        process_groups(config, alone) as groups,
+        tempfile.TemporaryDirectory() as folder,
+        assembled(config, alone, groups, corpus, Path(folder)) as run,
+        build_observers(run) as observers,
+    ):
+        run.observers = observers
+        batches, (chunk,) = run.stepper.batches, run.chunks
         made = [batches(0, index) for index in range(batches.micro_batches)]
-        (chunk,) = chunks
-        with Recorder(Path(folder), config.training.steps, 1, tensorboard=True) as recorder:
+        observers.on_start()
 
-            def loop() -> None:
-                set_learning_rate(optimizer, learning_rate(1, config.optimizer, 100), 0.1)
-                result = stepper.step(0)
-                recorder.step(1, *figures.of(1, result, 1e-3), show=False)
-                finite.check(1, result, recorder)
+        def loop() -> None:
+            observers.on_step(one_step(run, 1, 0))
 
-            def bare() -> None:
-                chunk.zero_grad_buffer()
-                for batch in made:
-                    output = chunk(batch["tokens"], batch["position_ids"], None, labels=batch["labels"])
-                    output.sum().backward()
-                chunk.scale_gradients(1.0 / output.numel() / len(made))
-                optimizer.step()
+        def bare() -> None:
+            chunk.zero_grad_buffer()
+            for batch in made:
+                output = chunk(batch["tokens"], batch["position_ids"], None, labels=batch["labels"])
+                output.sum().backward()
+            chunk.scale_gradients(1.0 / output.numel() / len(made))
+            run.optimizer.step()
 
-            times = alternating({"loop": loop, "bare": bare}, ROUNDS, warmup=2)
+        times = alternating({"loop": loop, "bare": bare}, ROUNDS, warmup=2)
     found = ratio(times, "loop", "bare")
     for name, seconds in times.items():
         print(f"{name}: {1e3 * statistics.median(seconds):.1f} ms a step")

@@ -36,13 +36,14 @@ import hcmegatron.platform.megatron  # noqa: F401  (installs the CPU adapter fir
 from hcmegatron.config.checks import check
 from hcmegatron.config.schema import Config
 from hcmegatron.connections import facts
-from hcmegatron.pipeline.loss import MicroBatchTensors, forward_step
+from hcmegatron.data.feed import MicroBatchTensors
 from hcmegatron.pipeline.placement import placement, training_schedule
 from hcmegatron.pipeline.runner import ScheduleRunner
 from hcmegatron.pipeline.schedule import build_schedule
 from hcmegatron.platform.distributed import process_groups
 from hcmegatron.platform.local_launch import launch
 from hcmegatron.platform.ranks import RankInfo
+from hcmegatron.training.loss import forward_step
 from hcmegatron.training.model import build_model
 from megatron.core.process_groups_config import ProcessGroupCollection
 from schedules.costs import Costs, StageCosts

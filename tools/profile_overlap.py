@@ -29,13 +29,13 @@ from hcmegatron.config.schema import Config
 from hcmegatron.model.gpt import unwrap
 from hcmegatron.model.nodes import MicroBatch, Node, State
 from hcmegatron.pipeline import overlap
-from hcmegatron.pipeline.loss import forward_step
 from hcmegatron.pipeline.placement import most_held
 from hcmegatron.pipeline.schedule import build_schedule
 from hcmegatron.platform.distributed import device, process_groups
 from hcmegatron.platform.local_launch import free_port
 from hcmegatron.platform.ranks import RankInfo
 from hcmegatron.recompute.attach import Recomputation
+from hcmegatron.training.loss import forward_step
 from hcmegatron.training.model import build_model
 from megatron.core.tensor_parallel import mappings
 from schedules.nodes import Turn

@@ -64,6 +64,13 @@ _RANGES = {
         lambda v: set(v) <= set(RECOMPUTED_MODULES) and len(set(v)) == len(v),
         "recompute.modules",
     ),
+    "a list of names like my_package.my_module:MyObserver": (
+        lambda v: (
+            all(all(part.isidentifier() for part in name.replace(":", ".", 1).split(".")) for name in v)
+            and all(":" in name for name in v)
+        ),
+        "run.observers",
+    ),
     "a list of suffixes like .txt": (
         lambda v: bool(v) and all(s.startswith(".") for s in v),
         "data.suffixes",

@@ -196,6 +196,11 @@ class Run:
 
     dir: str | None = None  # None: runs/<config name>-<date and time>
     tensorboard: bool = True
+    # Weights & Biases, where the package wandb is installed; offline: files in the run directory, to upload later
+    wandb: Literal["off", "online", "offline"] = "off"
+    observers: list[str] = field(
+        default_factory=list
+    )  # more that watch the run, each module:Class (training/observer.py)
     peak_tflops: float | None = None  # of one device, for MFU; None: known for the device, or measured on CPU
 
 

@@ -40,7 +40,7 @@ class Document:
 
     @property
     def tokens(self) -> int:
-        """Bytes and the end of the document."""
+        """At most so many: bytes and the end of the document."""
         return self.stop - self.start + 1
 
 

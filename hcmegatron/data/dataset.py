@@ -17,15 +17,16 @@ from functools import cached_property
 import numpy as np
 import torch
 
+from hcmegatron.config.errors import ConfigError
 from hcmegatron.config.schema import Config
 from hcmegatron.data.corpus import Corpus, Document
-from hcmegatron.data.tokenizer import ByteTokenizer
+from hcmegatron.data.tokenizer import Tokenizer
 
 
 class Text:
-    """The corpus as two arrays of tokens, train and heldout: two bytes a token in memory."""
+    """The corpus as two arrays of tokens, train and heldout, in memory in the tokenizer's dtype."""
 
-    def __init__(self, corpus: Corpus, tokenizer: ByteTokenizer) -> None:
+    def __init__(self, corpus: Corpus, tokenizer: Tokenizer) -> None:
         self.tokenizer = tokenizer
         self.train = _tokens(corpus, corpus.train, tokenizer)
         self.heldout = _tokens(corpus, corpus.heldout, tokenizer)
@@ -39,7 +40,7 @@ class Batches:
         self.length, self.seed = config.data.sequence_length, config.data.seed
         self.global_batch, self.micro_batch = config.training.global_batch, config.training.micro_batch
         self.data_rank, self.data_parallel = data_rank, data_parallel
-        self.windows = (len(self.tokens) - 1) // self.length  # sequences of one epoch
+        self.windows = _windows("training", self.tokens, self.length)  # sequences of one epoch
         self.micro_batches = self.global_batch // (self.micro_batch * data_parallel)
         self._epoch, self._order = -1, np.empty(0, np.int64)
 
@@ -68,7 +69,7 @@ class Validation:
     def __init__(self, text: Text, config: Config, data_rank: int = 0, data_parallel: int = 1) -> None:
         self.text, self.tokens, self.end = text, text.heldout, text.tokenizer.end_of_document
         self.length, self.micro_batch = config.data.sequence_length, config.training.micro_batch
-        there = (len(self.tokens) - 1) // self.length
+        there = _windows("held-out", self.tokens, self.length)
         wanted = config.training.eval_batches * config.training.global_batch
         count = min(there, wanted)
         self.windows = [index * there // count for index in range(count)]
@@ -79,7 +80,7 @@ class Validation:
         self.counts = np.bincount(
             np.concatenate(labels), minlength=text.tokenizer.vocab_size
         )  # of the labels
-        self.bytes = int(self.counts.sum() - self.counts[self.end])
+        self.bytes = int(self.counts @ text.tokenizer.bytes_of)
 
     def __call__(self, micro_batch: int) -> dict[str, torch.Tensor]:
         """What this rank sees in a micro-batch (0 .. micro_batches-1). See `pack`."""
@@ -130,12 +131,24 @@ def permutation(size: int, seed: int, epoch: int) -> np.ndarray:
     return np.argsort(np.random.PCG64([seed, epoch]).random_raw(size), kind="stable")
 
 
-def _tokens(corpus: Corpus, documents: tuple[Document, ...], tokenizer: ByteTokenizer) -> np.ndarray:
+def _windows(which: str, tokens: np.ndarray, length: int) -> int:
+    """How many windows there are. ConfigError for none: a tokenizer makes fewer tokens of a text than it has bytes."""
+    if len(tokens) <= length:
+        raise ConfigError(
+            f"data.paths: the {which} text has {len(tokens)} tokens, fewer than data.sequence_length + 1 = "
+            f"{length + 1}; give more text or a shorter sequence"
+        )
+    return (len(tokens) - 1) // length
+
+
+def _tokens(corpus: Corpus, documents: tuple[Document, ...], tokenizer: Tokenizer) -> np.ndarray:
     """All documents, each followed by its end."""
+    # at most: it may make fewer tokens of a text than it has bytes
     tokens = np.empty(sum(document.tokens for document in documents), tokenizer.dtype)
     at = 0
-    for document, raw in zip(documents, corpus.read(documents), strict=True):
-        tokens[at : at + len(raw)] = np.frombuffer(raw, np.uint8)
-        tokens[at + len(raw)] = tokenizer.end_of_document
-        at += document.tokens
-    return tokens
+    for raw in corpus.read(documents):
+        ids = tokenizer.encode(raw)
+        tokens[at : at + len(ids)] = ids
+        tokens[at + len(ids)] = tokenizer.end_of_document
+        at += len(ids) + 1
+    return tokens[:at]

@@ -65,6 +65,8 @@ class AroundSubLayer:
         """[s, b, n, C] -> T's input [s, b, C] and the coefficients."""
         await_parameters(self.connection)
         x, coefficients = self.connection.read(streams, projection or None)
+        for hook in self.connection._forward_hooks.values():  # as calling it would: see await_parameters
+            hook(self.connection, (streams,), (x, coefficients))
         return self.input_norm(x), coefficients
 
     def leave(

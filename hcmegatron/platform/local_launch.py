@@ -11,6 +11,7 @@ the parent says once what happened. Ranks die with the parent, even with a kille
 from __future__ import annotations
 
 import ctypes
+import math
 import multiprocessing
 import os
 import signal
@@ -27,6 +28,7 @@ from typing import Literal, NamedTuple
 from hcmegatron.config.errors import ConfigError
 from hcmegatron.platform.ranks import STARTED_HERE, RankInfo, free_port
 from hcmegatron.platform.standard_streams import tell
+from hcmegatron.platform.together import Ended, PeerFailed
 
 USER_ERROR = 2  # exit status of a mistake in the command line, the configuration or the data
 FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
@@ -39,10 +41,11 @@ Worker = Callable[[RankInfo], int]
 class Failure(NamedTuple):
     """Why a rank ended. The earliest is the cause; the others lost their peer."""
 
-    time: float  # of the monotonic clock, which the processes of a machine share
+    time: float  # of the monotonic clock, which the processes of a machine share; of one that went along: inf
     rank: int
     status: int
     text: str  # "": nothing to say beyond the status
+    ended: bool = False  # for a reason in words that all ranks have found
 
 
 class _Rank(NamedTuple):
@@ -56,7 +59,7 @@ class _Rank(NamedTuple):
 def launch(worker: Worker, world_size: int, method: Literal["fork", "spawn"] = "fork") -> int:
     """Run `worker` as world_size ranks on this machine, and return the exit status of them all.
 
-    `worker` returns an exit status. It may raise ConfigError, which is then raised here, once. Any other
+    `worker` returns an exit status. It may raise ConfigError or Ended, which is then raised here, once. Any other
     exception is written to stderr once, with its traceback and rank, and gives status 1. One rank alone runs
     in this process. With `spawn`, `worker` must be picklable.
     """
@@ -158,6 +161,8 @@ class _Launch:
             return 128 + self.interrupted
         if cause.status == USER_ERROR and cause.text:
             raise ConfigError(cause.text)
+        if cause.ended:
+            raise Ended(cause.text)
         tell(f"hcmegatron: {cause.text}")
         return cause.status
 
@@ -179,14 +184,20 @@ class _Launch:
                 os.kill(rank.process.pid, number)
 
     def _kill(self) -> None:
-        """End what is still alive, with what it has started: every rank leads a process group."""
-        for rank in self.ranks:
-            if rank.process.is_alive():
+        """End what is still alive, with what it has started: every rank leads a process group.
+
+        All of them are stopped before one is killed: a rank that sees its peer end has things to say, and stacks to
+        write.
+        """
+        alive = [rank.process for rank in self.ranks if rank.process.is_alive()]
+        for number in (signal.SIGSTOP, signal.SIGKILL):
+            for process in alive:
                 try:
-                    os.killpg(rank.process.pid, signal.SIGKILL)
+                    os.killpg(process.pid, number)
                 except ProcessLookupError:  # it had not come to make its group
-                    rank.process.kill()
-                rank.process.join()
+                    os.kill(process.pid, number)
+        for process in alive:
+            process.join()
 
 
 def _child(
@@ -206,6 +217,10 @@ def _child(
         failure = Failure(time.monotonic(), place.rank, 128 + signal.SIGINT, "")
     except ConfigError as error:
         failure = Failure(time.monotonic(), place.rank, USER_ERROR, str(error))
+    except Ended as error:
+        failure = Failure(time.monotonic(), place.rank, 1, str(error), ended=True)
+    except PeerFailed as error:
+        failure = Failure(math.inf, place.rank, 1, f"rank {place.rank}: {error}")
     except Exception:
         text = f"rank {place.rank} of {place.world_size} failed:\n{without_native_frames(traceback.format_exc())}"
         failure = Failure(time.monotonic(), place.rank, 1, text)

@@ -39,6 +39,11 @@ def require_installed(config: Config) -> None:
         ("kernels", "triton", "triton", "Triton", "auto or torch"),
         ("implementation", "te", "transformer_engine", "Transformer Engine", "auto or local"),
     )
+    if config.run.wandb != "off" and importlib.util.find_spec("wandb") is None:
+        raise ConfigError(
+            f"run.wandb = {config.run.wandb}: Weights & Biases is not installed; install hcmegatron[wandb], or use "
+            "run.wandb=off"
+        )
     idle = ineffective(config)
     for key, value, module, name, instead in asked:
         if getattr(config, key) == value and key not in idle and importlib.util.find_spec(module) is None:

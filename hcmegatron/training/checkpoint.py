@@ -21,16 +21,23 @@ from hcmegatron.config.errors import ConfigError
 from hcmegatron.config.schema import Config
 from hcmegatron.config.types import flatten
 from hcmegatron.platform import adam
+from hcmegatron.platform.together import PeerFailed, gathered, in_one_line
 from hcmegatron.training import manifest
 from hcmegatron.training.manifest import Manifest, Position
 from hcmegatron.training.model import gather_parameters
-from hcmegatron.training.pieces import FAULTS, read, reason, shapes, write
+from hcmegatron.training.pieces import FAULTS, cause, read, reason, shapes, write
 from hcmegatron.training.resume import Start
 from hcmegatron.training.run_directory import versions
 from hcmegatron.training.stored import to_load, to_save
 from megatron.core.optimizer.optimizer import ChainedOptimizer
 
 T = TypeVar("T")
+
+
+# What a file system, or a machine without room, answers. Anything else that saving raises is a mistake of this program.
+UNWRITABLE = (OSError, MemoryError, torch.OutOfMemoryError)
+# What torch raises where a file is not what it was: of reading, all but what only a mistake of this program raises.
+MISTAKES = (TypeError, AttributeError, NameError, AssertionError, ImportError, NotImplementedError)
 
 
 class NotDone(Exception):
@@ -59,7 +66,7 @@ def verify(start: Start) -> None:
         manifest.verify(start.path, start.manifest, mine)
     except ConfigError as error:
         fault = str(error)
-    for found in _gathered(fault):
+    for found in gathered(fault):
         if found is not None:
             raise ConfigError(found)
 
@@ -112,14 +119,14 @@ class Checkpoints:
         """
         try:
             # Before the first collective of `read`: a rank that cannot see the files would leave the others in it.
-            stored = _everywhere(lambda: shapes(start.path))
+            stored = _everywhere(lambda: shapes(start.path), _unreadable)
         except NotDone as error:
             raise ConfigError(
                 f"checkpoint {start.path} cannot be read: {error}; every rank has to see it"
             ) from None
         try:
             for pieces in to_load(self.chunks, self.optimizer):
-                _everywhere(lambda pieces=pieces: read(pieces, start.path, stored))
+                _everywhere(lambda pieces=pieces: read(pieces, start.path, stored), _unreadable)
         except NotDone as error:
             raise manifest.corrupt(start.path, str(error)) from None
         for optimizer in self._inner():
@@ -132,14 +139,14 @@ class Checkpoints:
         first, rank = dist.get_rank() == 0, dist.get_rank()
         gather_parameters(self.chunks)
         _everywhere(lambda: _emptied(partial) if first else None)
-        pieces = list(to_save(self.chunks, self.optimizer))
+        pieces = _everywhere(lambda: list(to_save(self.chunks, self.optimizer)))
         _everywhere(lambda: write(pieces, partial))
 
         def read_back() -> tuple[dict[str, manifest.File], int]:
             mine = [file.name for file in partial.glob(f"__{rank}_*")] + [".metadata"] * first
             return manifest.checksums(partial, mine), max(map(adam.updates, self._inner()), default=0)
 
-        everyones = _gathered(_everywhere(read_back))
+        everyones = gathered(_everywhere(read_back))
         files = {name: file for found, _ in everyones for name, file in found.items()}
         updates = max(count for _, count in everyones)
         complete = Manifest(*at, updates, flatten(self.config), self.text, depends_on(), files)
@@ -168,27 +175,42 @@ class Checkpoints:
         return said
 
 
-def _everywhere(work: Callable[[], T]) -> T:
+def _unwritable(error: BaseException) -> bool:
+    return isinstance(cause(error), UNWRITABLE)
+
+
+def _unreadable(error: BaseException) -> bool:
+    return not isinstance(cause(error), MISTAKES)
+
+
+def _everywhere(work: Callable[[], T], expected: Callable[[BaseException], bool] = _unwritable) -> T:
     """What `work` returned on this rank, once every rank has done it. Collective.
 
+    Args:
+        expected: whether a failure is one of the machine's, which its one line says.
+
     Raises:
-        NotDone: on every rank, where work failed on one.
+        NotDone: on every rank, where such a failure came on one.
+        PeerFailed: on the others, where any other failure came on one, which that one raises as it is.
     """
-    fault = None
+    failure, answer = None, None
     try:
         answer = work()
     except FAULTS as error:
-        fault = reason(error)
-    for found in _gathered(fault):
-        if found is not None:
-            raise NotDone(found)
+        failure = error
+    told = None if failure is None else (expected(failure), reason(failure))
+    failures = {rank: found for rank, found in enumerate(gathered(told)) if found is not None}
+    if failure is not None and not told[0]:
+        if isinstance(failure, Exception):
+            raise failure
+        # torch's own would pass by whoever says what ended a rank
+        raise RuntimeError(in_one_line(failure)) from failure
+    for rank, (is_expected, words) in failures.items():
+        if not is_expected:
+            raise PeerFailed(f"rank {rank} failed: {words}")
+    if failures:
+        raise NotDone(next(words for _, words in failures.values()))
     return answer
-
-
-def _gathered(value: T) -> list[T]:
-    values: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(values, value)
-    return values
 
 
 def _emptied(directory: Path) -> None:

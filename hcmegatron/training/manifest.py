@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from hcmegatron.config.errors import ConfigError
+from hcmegatron.platform.together import Ended
 
 MANIFEST = "manifest.json"
 FORMAT = 2
@@ -28,7 +29,7 @@ PATTERN = "step-" + "[0-9]" * 8
 REPLACED = ".replaced"
 
 
-class NotSaved(RuntimeError):
+class NotSaved(Ended):
     """A checkpoint could not be written, for a reason in words."""
 
 

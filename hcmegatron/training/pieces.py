@@ -16,6 +16,7 @@ from torch.distributed.checkpoint.storage import WriteResult
 from torch.futures import Future
 
 import hcmegatron.platform.megatron  # noqa: F401  (installs the CPU adapter before Megatron is imported)
+from hcmegatron.platform.together import in_one_line
 from megatron.core.dist_checkpointing.mapping import ShardedTensor
 from megatron.core.dist_checkpointing.strategies.checkpointable import (
     CheckpointableShardedTensor,
@@ -82,14 +83,19 @@ def read(pieces: list[Piece], directory: Path, stored: dict[str, tuple[int, ...]
             other.data.copy_(piece.data)
 
 
-def reason(error: BaseException) -> str:
-    """The cause in one line."""
+def cause(error: BaseException) -> BaseException:
+    """What went wrong on the first rank where anything did."""
     if isinstance(error, CheckpointException) and error.failures:
         error, _ = next(iter(error.failures.values()))
+    return error
+
+
+def reason(error: BaseException) -> str:
+    """The cause in one line."""
+    error = cause(error)
     if isinstance(error, OSError) and error.strerror:
         return error.strerror + (f": {error.filename}" if error.filename else "")
-    said = str(error).strip().splitlines()
-    return f"{type(error).__name__}{': ' + said[0] if said else ''}"
+    return in_one_line(error)
 
 
 class _Writer(dcp.FileSystemWriter):

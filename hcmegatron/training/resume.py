@@ -54,7 +54,7 @@ _RULES = {
     Rule.HARMLESS: """
         parallel.timeout_s training.eval_every training.eval_batches training.log_every training.max_bad_steps
         training.threads checkpoint.save_every checkpoint.keep_last checkpoint.resume checkpoint.load run.dir
-        run.tensorboard run.peak_tflops""",
+        run.tensorboard run.wandb run.observers run.peak_tflops""",
 }
 RULE_OF = {key: rule for rule, keys in _RULES.items() for key in keys.split()} | {
     f"connection.{name}": Rule[own.metadata["change"].upper()] for name, (_, own) in facts.FIELDS.items()

@@ -11,40 +11,19 @@ import json
 import os
 import platform
 import sys
-from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
-from typing import IO, TypeVar
+from typing import IO
 
 from hcmegatron.config.errors import ConfigError
 from hcmegatron.config.load import dump
 from hcmegatron.config.schema import Config
 from hcmegatron.platform.standard_streams import tell
-
-T = TypeVar("T")
+from hcmegatron.platform.together import on_first_rank
 
 RESOLVED = ("config.yaml", "config.resolved.yaml")  # the second where the first is somebody's own
 ENVIRONMENT = "environment.json"
 LOCK = ".lock"
-
-
-def on_first_rank(work: Callable[[], T]) -> T:
-    """What `work` returns on rank 0, on every rank; a ConfigError there is raised on every rank.
-
-    Collective. Without it the other ranks would wait for one that has given up.
-    """
-    import torch.distributed as dist
-
-    result: list[object] = [None, None]
-    if dist.get_rank() == 0:
-        try:
-            result[0] = work()
-        except ConfigError as error:
-            result[1] = str(error)
-    dist.broadcast_object_list(result, src=0)
-    if result[1] is not None:
-        raise ConfigError(result[1])
-    return result[0]
 
 
 def choose(config: Config, name: str) -> Path:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+from hcmegatron.config.errors import ConfigError
 
 GONE = (errno.EPIPE, errno.EIO, errno.EBADF)  # nobody reads any more: a closed pipe, a lost terminal
 KEPT = 16 * 2**20  # bytes that wait for room on a full disk
@@ -74,3 +77,14 @@ class Sink:
             self._report(
                 f"{self.name} takes no lines ({os.strerror(error.errno)}): training goes on, {later}"
             )
+
+
+@contextmanager
+def writable(directory: Path) -> Iterator[None]:
+    """Within it, files of a run directory are opened: ConfigError where one cannot be."""
+    try:
+        yield
+    except OSError as error:
+        raise ConfigError(
+            f"run.dir = {directory}: {error.filename} cannot be written: {error.strerror}; make room, or choose another"
+        ) from None

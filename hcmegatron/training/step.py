@@ -4,23 +4,22 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from itertools import repeat
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from hcmegatron.config.schema import Config
 from hcmegatron.data.dataset import Batches
+from hcmegatron.data.feed import Feed, MicroBatchTensors, filled_up, unused
 from hcmegatron.model.gpt import unwrap
-from hcmegatron.pipeline.loss import MicroBatchTensors, forward_step, unused
 from hcmegatron.pipeline.placement import evaluated_micro_batches, first_micro_batches
 from hcmegatron.pipeline.runner import ScheduleRunner
 from hcmegatron.platform.distributed import device
-from hcmegatron.platform.transfer import to_device
+from hcmegatron.training import loss
 from megatron.core.optimizer.clip_grads import clip_grad_by_total_norm_fp32
 from megatron.core.optimizer.optimizer import ChainedOptimizer
 from megatron.core.process_groups_config import ProcessGroupCollection
@@ -36,41 +35,6 @@ class StepResult:
     updated: bool
     samples: range  # of the data's order, which the step took
     waited: float  # seconds that this rank waited for data
-
-
-class Feed(Iterator[MicroBatchTensors]):
-    """Micro-batches of one step, from number `first` on, with the time spent waiting for them: on the device, what a
-    chunk uses of them."""
-
-    def __init__(
-        self,
-        make: Callable[[int], MicroBatchTensors],
-        document_mask: bool,
-        first: int = 0,
-        unused: Collection[str] = (),
-    ) -> None:
-        self.make, self.document_mask, self.unused = make, document_mask, unused
-        self.index, self.waited = first, 0.0
-
-    def __next__(self) -> MicroBatchTensors:
-        start = time.perf_counter()
-        batch = {
-            name: to_device(value, device()) if isinstance(value, Tensor) else value
-            for name, value in self.make(self.index).items()
-            if name not in self.unused
-        }
-        if self.document_mask:
-            batch["attention_mask"] = document_mask(batch["document_ids"])
-        self.index += 1
-        self.waited += time.perf_counter() - start
-        return batch
-
-
-def document_mask(documents: Tensor) -> Tensor:
-    """Hidden keys [b, 1, s, s]: later ones, and those of another document. documents: [b, s]."""
-    s = documents.shape[1]
-    later = torch.ones(s, s, dtype=torch.bool, device=documents.device).triu(1)
-    return (later | (documents[:, :, None] != documents[:, None, :]))[:, None]
 
 
 class Stepper:
@@ -99,7 +63,7 @@ class Stepper:
         """Losses and finalised gradients of the step after `seen` samples.
 
         Returns:
-            ([summed loss, tokens] of this rank, seconds spent waiting for data).
+            (loss.summed of this rank, seconds spent waiting for data).
         """
         for chunk in self.chunks:
             chunk.train()
@@ -108,42 +72,32 @@ class Stepper:
         return self._run(lambda i: self.batches(seen, i), self.batches.micro_batches, forward_only=False)
 
     def evaluate(self, make: Callable[[int], MicroBatchTensors], micro_batches: int) -> float:
-        """The loss summed over all ranks and `micro_batches` that `make` gives.
+        """The loss in nats, summed over all ranks and `micro_batches` that `make` gives.
 
         Where the schedule needs more, the last one comes again with a loss mask of zero.
         """
-
-        def filled_up(index: int) -> MicroBatchTensors:
-            batch = make(min(index, micro_batches - 1))
-            if index >= micro_batches:
-                batch["loss_mask"] = torch.zeros_like(batch["loss_mask"])
-            return batch
-
         for chunk in self.chunks:
             chunk.eval()
         with torch.no_grad():
             needed = evaluated_micro_batches(self.config, micro_batches)
-            sums, _ = self._run(filled_up, needed, forward_only=True)
-        dist.all_reduce(sums)
-        # tensor-parallel ranks each hold the whole loss
-        return sums[0].item() / self.groups.tp.size()
+            sums, _ = self._run(filled_up(make, micro_batches), needed, forward_only=True)
+        return loss.total_nats(sums, self.groups.tp.size())
 
     def step(self, seen: int) -> StepResult:
         """Run the step after `seen` samples."""
         biases = self._router_biases()
         sums, waited = self.gradients(seen)
-        dist.all_reduce(sums)
-        loss = (sums[0] / sums[1]).item()
+        mean = loss.mean(sums)
         overflow = self.optimizer.prepare_grads()
         norm = float(self.optimizer.get_grad_norm())
-        updated = not overflow and math.isfinite(loss) and math.isfinite(norm)
+        updated = not overflow and math.isfinite(mean) and math.isfinite(norm)
         if updated:
             self._clip(norm)
             self.optimizer.step_with_ready_grads()
         else:
             self._set_router_biases(biases)
         samples = range(seen, seen + self.config.training.global_batch)
-        return StepResult(loss, norm, updated, samples, waited)
+        return StepResult(mean, norm, updated, samples, waited)
 
     def rehearse(self) -> list[str]:
         """One step's forward and backward before the first, to compile and to find out-of-memory early. Where our
@@ -165,7 +119,7 @@ class Stepper:
             for chunk in self.chunks
         ]
         self.schedule.warm_start(
-            forward_step_func=forward_step,
+            forward_step_func=loss.forward_step,
             batches=[repeat(next(feed)) for feed in feeds],
             num_microbatches=self.batches.micro_batches,
             seq_length=self.config.data.sequence_length,
@@ -200,8 +154,8 @@ class Stepper:
             Feed(make, masked, first, unused(unwrap(chunk), masked))
             for first, chunk in zip(firsts, self.chunks, strict=True)
         ]
-        losses = self.schedule(
-            forward_step_func=forward_step,
+        micro_batch_losses = self.schedule(
+            forward_step_func=loss.forward_step,
             data_iterator=feeds,
             model=self.chunks,
             num_microbatches=micro_batches,
@@ -209,7 +163,4 @@ class Stepper:
             micro_batch_size=self.config.training.micro_batch,
             forward_only=forward_only,
         )
-        sums = torch.zeros(2, dtype=torch.float64, device=device())
-        for entry in losses:
-            sums += entry["loss"]
-        return sums, sum(feed.waited for feed in feeds)
+        return loss.summed(micro_batch_losses), sum(feed.waited for feed in feeds)

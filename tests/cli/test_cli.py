@@ -15,6 +15,7 @@ import torch
 import hcmegatron
 from hcmegatron import cli
 from hcmegatron.config import Config, load
+from hcmegatron.data.corpus import find
 from hcmegatron.platform.ranks import RankInfo
 from hcmegatron.training.manifest import NotSaved
 
@@ -51,7 +52,7 @@ def trained(monkeypatch):
     """Stands in for the trainer; the calls it got."""
     calls = []
     stub = types.ModuleType("hcmegatron.training.run")
-    stub.train = lambda config, ranks, name: calls.append((config, ranks, name)) or 0
+    stub.train = lambda *arguments: calls.append(arguments) or 0
     monkeypatch.setitem(sys.modules, "hcmegatron.training.run", stub)
     return calls
 
@@ -186,13 +187,14 @@ def test_a_configuration_of_ones_own_in_the_run_directory_is_told_of(
 
 def test_a_rank_of_a_launcher_trains_in_this_process(torchrun, trained):
     assert cli.main(["train", str(QUICKSTART), "--training.steps=40"]) == 0
-    ((config, ranks, name),) = trained
+    ((config, ranks, name, corpus),) = trained
+    assert corpus == find(config.data)  # what was looked for is handed on, not read and hashed again
     assert ranks == RankInfo(1, 2, 1, 2, "h", 1234, "torchrun") and name == "quickstart"
     assert config == load(QUICKSTART, ["--training.steps=40"])
 
 
 def test_a_run_whose_last_checkpoint_failed_ends_with_one_line_and_status_1(torchrun, monkeypatch, capsys):
-    def train(config, ranks, name):
+    def train(config, ranks, name, corpus):
         raise NotSaved("the checkpoint after step 4 could not be saved: No space left on device")
 
     monkeypatch.setenv("RANK", "0")
@@ -240,7 +242,7 @@ def started(tmp_path, body, *overrides):
     code += (
         "stub = types.ModuleType('hcmegatron.training.run')\nsys.modules['hcmegatron.training.run'] = stub\n"
     )
-    code += f"def train(config, ranks, name):\n{textwrap.indent(textwrap.dedent(body), '    ')}\n"
+    code += f"def train(config, ranks, name, corpus):\n{textwrap.indent(textwrap.dedent(body), '    ')}\n"
     code += "stub.train = train\nfrom hcmegatron.cli import main\n"
     code += f"sys.exit(main({['train', str(QUICKSTART), *overrides]}))"
     path = tmp_path / "started.py"
@@ -263,6 +265,13 @@ def test_a_mistake_found_by_the_ranks_is_one_line(tmp_path):
     body = "from hcmegatron.config import ConfigError\nraise ConfigError('run.dir = x is already in use')"
     done = started(tmp_path, body)
     assert (done.returncode, done.stderr) == (2, "hcmegatron: error: run.dir = x is already in use\n")
+
+
+def test_what_ends_a_run_on_all_ranks_is_one_line(tmp_path):
+    """And no line about the status of a rank."""
+    body = "from hcmegatron.training.manifest import NotSaved\nraise NotSaved('step 4 could not be saved')"
+    done = started(tmp_path, body)
+    assert (done.returncode, done.stderr) == (1, "hcmegatron: error: step 4 could not be saved\n")
 
 
 def test_no_torch_for_help_configurations_and_mistakes(tmp_path):

@@ -28,6 +28,8 @@ FIXED: dict[str, tuple[Any, str]] = {
     "checkpoint.resume": (False, "set by the second and third run of a case"),
     "checkpoint.load": (None, "resuming reads the same files"),
     "run.dir": (None, "set by every run of a case"),
+    "run.wandb": ("off", "a service elsewhere"),
+    "run.observers": ([], "somebody's own"),
     "parallel.timeout_s": (90, "a hang ends with stacks before the time limit of a case"),
     "implementation": ("auto", "te needs a GPU, and without one auto is local"),
 }

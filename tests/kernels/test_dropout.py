@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from tests.layouts.table import largest_error
-from tests.pipeline.test_dropout import LIMIT, PIPELINE, RUN, network
+from tests.pipeline.dropout_cases import LIMIT, PIPELINE, RUN, network
 from tests.ranks import run_ranks
 
 pytestmark = [

@@ -16,11 +16,11 @@ from hcmegatron.config.schema import Config
 from hcmegatron.connections.build import described
 from hcmegatron.model.global_view import parts
 from hcmegatron.model.gpt import unwrap
-from hcmegatron.pipeline.loss import token_loss
 from hcmegatron.pipeline.megatron_schedule import widen_messages
 from hcmegatron.pipeline.placement import first_micro_batches
 from hcmegatron.pipeline.schedule import build_schedule
 from hcmegatron.platform.distributed import megatron_groups, seed_regions
+from hcmegatron.training.loss import token_loss
 from hcmegatron.training.model import build_model, initialised_chunks
 from hcmegatron.training.optimizer import build_optimizer, set_learning_rate
 

@@ -12,10 +12,10 @@ from hcmegatron.config.schema import Config
 from hcmegatron.model import specs
 from hcmegatron.model.gpt import ConnectionGPT, unwrap
 from hcmegatron.model.transformer_config import transformer_config
-from hcmegatron.pipeline.loss import forward_step
 from hcmegatron.pipeline.schedule import build_schedule
 from hcmegatron.platform.distributed import device, process_groups
 from hcmegatron.platform.ranks import RankInfo, free_port
+from hcmegatron.training.loss import forward_step
 from hcmegatron.training.model import build_model
 from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add
 from megatron.core.models.common.model_chunk_schedule_plan import TransformerModelChunkSchedulePlan

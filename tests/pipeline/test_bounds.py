@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.pipeline.test_layouts import network, run
+from tests.pipeline.layouts import network, run
 
 pytestmark = pytest.mark.ranks
 

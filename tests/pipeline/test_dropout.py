@@ -6,31 +6,17 @@ from collections import Counter
 
 import pytest
 
-from tests.layouts.cases import small
 from tests.layouts.table import largest_error
+from tests.pipeline.dropout_cases import LAYERS, LIMIT, MICRO_BATCH, MICRO_BATCHES, PIPELINE, RUN, network
 from tests.ranks import run_ranks
 
 pytestmark = pytest.mark.ranks
 
-LIMIT = 1e-5
-RUN = {"preload": ("tests.model.workers",), "timeout": 200}
-LAYERS, MICRO_BATCH, MICRO_BATCHES = 4, 2, 4
 HIDDEN = {"embedding"} | {
     f"layers.{layer}.{part}" for layer in range(LAYERS) for part in ("attention", "mlp")
 }
 CORE = {f"layers.{layer}.core_attention" for layer in range(LAYERS)}
 SAMPLES = range(0, MICRO_BATCHES * MICRO_BATCH, MICRO_BATCH)
-
-
-def network(architecture="moe", kind="mhc", recompute=None, document_mask=False, **parallel):
-    config = small(architecture, kind)
-    config.model.hidden_dropout = config.model.attention_dropout = 0.2
-    config.model.document_mask = document_mask
-    config.training.micro_batch, config.training.global_batch = MICRO_BATCH, MICRO_BATCH * MICRO_BATCHES
-    for section, values in (("parallel", parallel), ("recompute", recompute or {})):
-        for key, value in values.items():
-            setattr(getattr(config, section), key, value)
-    return config
 
 
 def run(ranks, configs, **options):
@@ -56,7 +42,6 @@ def draws(ranks):
     return Counter((mask.first_sample, mask.place) for step in ranks for mask in step.masks)
 
 
-PIPELINE = {"pipeline": 2, "schedule": "1f1b"}
 V = {"pipeline": 2, "schedule": "dualpipev"}
 MODULES = {"modules": ["core_attn", "mla_up_proj", "mlp", "shared_experts"]}
 # One process's masks, and each drawn once.

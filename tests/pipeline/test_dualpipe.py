@@ -7,8 +7,8 @@ import pytest
 
 from tests.model.compare import largest_errors
 from tests.model.workers import small_config
-from tests.pipeline.test_layouts import DISTRIBUTED, EARLY, OVERLAPPED, alone, network, wrong
-from tests.pipeline.test_layouts import run as run_layouts
+from tests.pipeline.layouts import DISTRIBUTED, EARLY, OVERLAPPED, alone, network, wrong
+from tests.pipeline.layouts import run as run_layouts
 from tests.ranks import run_ranks
 from tests.training.workers import tiny
 

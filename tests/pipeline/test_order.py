@@ -4,12 +4,12 @@ import pytest
 
 from hcmegatron.pipeline.placement import training_schedule
 from schedules.generators import SCHEDULES as descriptors
-from tests.pipeline.test_overlap import RUN, flat
-from tests.pipeline.test_schedules import config_for
+from tests.pipeline.cases import config_for, flat
 from tests.ranks import run_ranks
 
 pytestmark = pytest.mark.ranks
 
+RUN = {"preload": ("tests.pipeline.overlap_workers",), "timeout": 200}
 MICRO_BATCHES = 10  # which DualPipe takes on 4 ranks, and no multiple of them
 # those with chosen chunks last: their process groups are others
 SCHEDULES = sorted(descriptors, key=lambda name: descriptors[name].chosen)

@@ -8,6 +8,7 @@ from hcmegatron.model.gpt import stages
 from hcmegatron.pipeline.placement import placement, training_schedule
 from schedules.nodes import pair_turns
 from tests.model.workers import small_config
+from tests.pipeline.cases import flat
 from tests.ranks import run_ranks
 
 pytestmark = pytest.mark.ranks
@@ -38,11 +39,6 @@ def check(ranks, configs, micro_batches=MICRO_BATCHES):
             assert plain.bits.keys() == overlapped.bits.keys()
             assert not [name for name, bits in plain.bits.items() if bits != overlapped.bits[name]], case
     return results
-
-
-def flat(actions):
-    """Without pairs: F, then B."""
-    return tuple(part for action in actions for part in action.parts)
 
 
 def roles_of(config):

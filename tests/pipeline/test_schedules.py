@@ -2,10 +2,9 @@
 
 import pytest
 
-from hcmegatron.config.schedules import SCHEDULES as configured
 from schedules.generators import SCHEDULES as descriptors
 from tests.model.compare import largest_errors
-from tests.model.workers import small_config
+from tests.pipeline.cases import config_for
 from tests.ranks import run_ranks
 
 MICRO_BATCHES = 9
@@ -15,17 +14,6 @@ SCHEDULES = [
     name for name, kind in descriptors.items() if not kind.misfit(2, MICRO_BATCHES)
 ]  # test_dualpipe.py
 CASES = [("residual", False), ("dhc", True), ("dfc", False), ("mhc", True)]
-
-
-def config_for(kind, moe, schedule, pipeline, **sections):
-    layers = 8 if pipeline == 4 else 4
-    config = small_config(kind, moe, **sections)
-    config.model.layers = layers
-    config.parallel.schedule, config.parallel.pipeline = schedule, pipeline
-    config.parallel.virtual = 2 if configured[schedule].chosen else None
-    if moe:
-        config.moe.aux_loss, config.moe.z_loss = 1e-2, 1e-3
-    return config
 
 
 @pytest.fixture(scope="module")

@@ -10,11 +10,11 @@ import torch.distributed as dist
 
 from hcmegatron.config.schema import Config
 from hcmegatron.model.gpt import unwrap
-from hcmegatron.pipeline.loss import forward_step
 from hcmegatron.pipeline.placement import training_schedule
 from hcmegatron.pipeline.runner import ScheduleRunner
 from hcmegatron.pipeline.schedule import build_schedule
 from hcmegatron.pipeline.stage import ChunkStage
+from hcmegatron.training.loss import forward_step
 from hcmegatron.training.model import wrap
 from hcmegatron.training.optimizer import build_optimizer
 from hcmegatron.training.step import Stepper

@@ -239,6 +239,44 @@ def test_a_second_interrupt_does_not_wait(tmp_path):
     assert_gone(tmp_path)
 
 
+def test_a_second_interrupt_leaves_no_rank_the_time_to_notice(tmp_path):
+    """The last rank writes a file when the first one's end of a pipe is closed, as a watchdog does with its stacks."""
+    body = """
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        if place.rank == 0:
+            os.close(READER)
+        else:
+            os.close(WRITER)
+        if place.rank == 2:
+            open(f'{FOLDER}/ready', 'w')
+            os.read(READER, 1)
+            open(f'{FOLDER}/stacks', 'w')
+        time.sleep(50)
+    """
+    path = script(tmp_path, body, "launch(worker, 3)")
+    text = (tmp_path / "program.py").read_text()
+    pipe = "READER, WRITER = os.pipe()\n"
+    (tmp_path / "program.py").write_text(text.replace("def meet(", pipe + "def meet("))
+    text = (tmp_path / "program.py").read_text()
+    call = "launch(worker, 3)"
+    # the parent keeps no end either, once all ranks have theirs
+    closing = (
+        "__import__('threading').Timer(1.0, lambda: (os.close(READER), os.close(WRITER))).start() or " + call
+    )
+    (tmp_path / "program.py").write_text(text.replace(f"sys.exit({call})", f"sys.exit({closing})"))
+    process = subprocess.Popen(path, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    deadline = time.monotonic() + 20
+    while not (tmp_path / "ready").exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    time.sleep(1.5)
+    process.send_signal(signal.SIGINT)
+    time.sleep(0.2)
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=15)
+    assert process.returncode == 128 + signal.SIGINT and not (tmp_path / "stacks").exists()
+    assert_gone(tmp_path)
+
+
 def test_no_orphans_of_a_killed_parent(tmp_path):
     process = _start(tmp_path, READY + "time.sleep(50)")
     process.kill()
@@ -283,3 +321,39 @@ def test_forked_ranks_compute_and_talk(tmp_path):
         path, capture_output=True, text=True, timeout=60, env=os.environ | {"OMP_NUM_THREADS": "2"}
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_what_all_ranks_have_found_is_raised_once_and_said_by_nobody(tmp_path):
+    """Such as that the last checkpoint could not be saved: no status of a rank is told beside it."""
+    body = "from hcmegatron.platform.together import Ended\nraise Ended('no room')"
+    call = """print(str(caught_end(worker)))"""
+    head = """
+def caught_end(worker):
+    from hcmegatron.platform.together import Ended
+    try:
+        return launch(worker, 3)
+    except Ended as error:
+        return f"ended: {error}"
+"""
+    path = script(tmp_path, body, call)
+    program = tmp_path / "program.py"
+    program.write_text(program.read_text().replace("if __name__", head + "\nif __name__"))
+    done = subprocess.run(path, capture_output=True, text=True, timeout=60)
+    assert (done.stdout, done.stderr) == ("ended: no room\n", "")
+
+
+def test_a_rank_that_only_went_along_is_not_the_cause(tmp_path):
+    body = """
+        from hcmegatron.platform.together import PeerFailed
+        if place.rank == 0:
+            raise PeerFailed('rank 2 failed: RuntimeError: the cause')
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        time.sleep(0.5)
+        if place.rank == 2:
+            raise RuntimeError('the cause')
+    """
+    done, _ = run(tmp_path, body)
+    assert done.returncode == 1 and "rank 2 of 3 failed:\nTraceback" in done.stderr
+    assert (
+        done.stderr.count("the cause") == 2 and "rank 0" not in done.stderr
+    )  # in the source's line, and said

@@ -5,9 +5,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from hcmegatron.pipeline.loss import unused
+from hcmegatron.data import feed
+from hcmegatron.data.feed import Feed, unused
 from hcmegatron.platform.transfer import to_device
-from hcmegatron.training import step
 
 META = torch.device("meta")
 
@@ -58,12 +58,12 @@ BATCH = ("tokens", "labels", "loss_mask", "position_ids", "document_ids")
     ],
 )
 def test_a_feed_copies_what_its_stage_uses(copies, monkeypatch, first, last, masked, expected):
-    monkeypatch.setattr(step, "device", lambda: META)
+    monkeypatch.setattr(feed, "device", lambda: META)
     chunk = SimpleNamespace(pre_process=first, post_process=last)
-    feed = step.Feed(
+    batches = Feed(
         lambda index: {name: torch.arange(6).view(2, 3) for name in BATCH},
         masked,
         unused=unused(chunk, masked),
     )
-    assert list(next(feed)) == expected
+    assert list(next(batches)) == expected
     assert copies == [(True, True)] * len([name for name in expected if name in BATCH])

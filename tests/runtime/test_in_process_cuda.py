@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from schedules import GENERATORS
+from tests.runtime.equality import SIZES, check_in_process
 from tests.runtime.stages import BlockStage
-from tests.runtime.test_equality import SIZES, check_in_process
 
 pytestmark = [
     pytest.mark.cuda,

@@ -8,8 +8,8 @@ import torch
 
 from schedules import Kind, generate
 from schedules.runtime import InProcessWorld, OverlappingStage, Runtime, step_all
+from tests.runtime.equality import check
 from tests.runtime.stages import DTYPE, BlockStage, losses, shape_for, stages_of
-from tests.runtime.test_equality import check
 from tests.runtime.workers import CPU, result, runtime
 
 RANKS, LENGTHS = 2, [4, 7, 3, 5, 6]

@@ -13,22 +13,9 @@ from schedules.csv_form import from_csv, to_csv
 from schedules.generators import SCHEDULES, generate
 from schedules.plan import Schedule, lower
 from schedules.validate import live_chunks, problems
+from tests.schedules.strategies import schedules, smallest
 
 PUBLISHED = ("gpipe", "1f1b", "interleaved", "zb_h1", "zb_v", "dualpipe", "dualpipev")
-
-
-@st.composite
-def schedules(draw, ranks=16):
-    """Any schedule of sizes that its descriptor says it takes, those drawn or the smallest above them."""
-    kind = SCHEDULES[draw(st.sampled_from(sorted(SCHEDULES)))]
-    P = smallest(kind.misfit, draw(st.integers(1, ranks)))
-    M = smallest(lambda M: kind.misfit(P, M), draw(st.integers(1, 4 * P)))
-    return kind.schedule(P, M, draw(st.integers(1, 4)) if kind.chosen else None)
-
-
-def smallest(misfit, size):
-    found = misfit(size)
-    return found.smallest if found else size
 
 
 def work(schedule: Schedule) -> Counter:

@@ -22,7 +22,7 @@ from schedules.nodes import (
     stage_costs,
 )
 from schedules.simulate import simulate
-from tests.schedules.test_properties import schedules
+from tests.schedules.strategies import schedules
 
 UNIT = StageCosts(F=1, I=1, W=1)
 

@@ -1,17 +1,23 @@
-"""The comparison of dtypes sees the matrices that a model's own layers read with."""
+"""The comparison of dtypes sees how far row sums are from 1, in the last step alone."""
 
+from types import SimpleNamespace
+
+import pytest
 import torch
+from torch import nn
 
-from hcmegatron.model.nodes import Keeping
-from tests.recompute.stack import Stack
-from tools.compare_dtypes import watch_row_sums
+from hcmegatron.config import Config
+from hcmegatron.training.observer import Coefficients
+from tools import compare_dtypes
+from tools.compare_dtypes import Comparison
 
 
-def test_row_sums_are_watched_in_every_read():
-    model = Stack("mhc", 4, sublayers=3, C=16)
-    found = watch_row_sums(model)
-    plain = model(model.input(5), Keeping())
-    assert len(found) == 3 and max(found) <= 1e-6
-    for connection in model.connections:
-        del connection.read
-    assert torch.equal(plain, model(model.input(5), Keeping()))
+def test_row_sums_of_the_last_step(monkeypatch):
+    config = Config()
+    config.training.steps = 7
+    monkeypatch.setattr(compare_dtypes, "unwrap", lambda chunk: chunk)
+    watching = Comparison(SimpleNamespace(config=config, chunks=[nn.Linear(2, 2)]))
+    assert [step for step in range(1, 8) if watching.wants_coefficients(step)] == [7]
+    res = torch.tensor([[0.75, 0.25], [0.5, 0.5 + 1e-4]]).expand(3, 1, 2, 2)
+    watching.on_coefficients(Coefficients(7, 0, (res[..., 0], res[..., 0], res)))
+    assert watching.deviations == pytest.approx([1e-4], rel=1e-2) and watching.dtypes == set()

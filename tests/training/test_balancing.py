@@ -30,13 +30,6 @@ def config_for(text, directory, steps, **sections):
     return config
 
 
-@pytest.fixture(scope="module")
-def text(tmp_path_factory):
-    path = tmp_path_factory.mktemp("corpus") / "text.txt"
-    path.write_text("".join(f"line {n * 7919 % 1000}: {'ab' * (n % 9)} {n * n}\n" for n in range(400)))
-    return path
-
-
 @pytest.mark.ranks
 @pytest.mark.slow
 @pytest.mark.parametrize(

@@ -3,14 +3,23 @@
 import json
 import os
 import time
+from types import SimpleNamespace
 
 import pytest
 
-from hcmegatron.config import ConfigError
+from hcmegatron.config import Config, ConfigError
 from hcmegatron.training import recorder
-from hcmegatron.training.figures import clock
-from hcmegatron.training.recorder import Events, Recorder, drop_later_metrics, metrics_line
+from hcmegatron.training.log import Log
+from hcmegatron.training.manifest import Position
+from hcmegatron.training.recorder import Recorder, drop_later_metrics, metrics_line
 from hcmegatron.training.sink import Sink
+from hcmegatron.training.tensorboard import TensorBoard
+
+
+def run_in(directory, report=None):
+    """What an observer that writes needs of a run."""
+    log = SimpleNamespace(report=report, say=lambda *lines: None)
+    return SimpleNamespace(directory=directory, log=log, config=Config(), position=Position(0, 0))
 
 
 def test_garbage_in_metrics_costs_no_valid_line(tmp_path):
@@ -86,17 +95,17 @@ def test_a_device_without_room_at_all():
 
 
 def test_tensorboard_that_cannot_write_is_left_out(tmp_path):
-    (tmp_path / "file").write_text("")
+    (tmp_path / "tensorboard").write_text("")
     reports = []
-    events = Events(tmp_path / "file", 1, reports.append)
+    events = TensorBoard(run_in(tmp_path, reports.append))
     events.add("loss", 1.0, 1)
-    events.close()
+    events.on_end(None)
     assert len(reports) == 1 and "training goes on without TensorBoard" in reports[0]
 
 
 def test_a_tensorboard_that_fails_later_is_left_out(tmp_path, capfd):
     reports = []
-    events = Events(tmp_path / "events", 1, reports.append)
+    events = TensorBoard(run_in(tmp_path, reports.append))
     written = events._writer.file_writer.event_writer._async_writer._writer._writer
     written.write = lambda data: (_ for _ in ()).throw(OSError(28, "No space left on device"))
     for step in range(1000):
@@ -104,18 +113,18 @@ def test_a_tensorboard_that_fails_later_is_left_out(tmp_path, capfd):
             break
         events.add("loss", 1.0, step)
         time.sleep(0.01)  # its thread fails some time later
-    events.close()
+    events.on_end(None)
     assert len(reports) == 1 and "No space left on device" in reports[0]
     assert "Traceback" not in capfd.readouterr().err
 
 
 def test_a_terminal_of_a_launcher_gets_plain_lines(tmp_path, monkeypatch, capfd):
     monkeypatch.setattr(Sink, "isatty", lambda self: True)
-    with Recorder(tmp_path, 5, 1, tensorboard=False, watched=False) as plain:
-        plain.step(1, {"loss": 1.0}, "step 1/5", show=True)
+    with Log(tmp_path, 5, 1, watched=False) as plain:
+        plain.step(1, "step 1/5", "loss 1", show=True)
     assert capfd.readouterr().out == "step 1/5\n"
-    with Recorder(tmp_path, 5, 1, tensorboard=False, watched=True) as bar:
-        bar.step(1, {"loss": 1.0}, "step 1/5", show=True)
+    with Log(tmp_path, 5, 1, watched=True) as bar:
+        bar.step(1, "step 1/5", "loss 1", show=True)
     assert "training" in capfd.readouterr().out
     assert (tmp_path / "train.log").read_text() == "step 1/5\n" * 2
 
@@ -130,9 +139,5 @@ def test_a_run_directory_without_room_is_one_line(tmp_path, monkeypatch):
     with pytest.raises(
         ConfigError, match=r"metrics.jsonl cannot be written: No space left on device; make room"
     ):
-        Recorder(tmp_path, 5, 1, tensorboard=False)
+        Recorder(run_in(tmp_path))
     assert (tmp_path / "metrics.jsonl").read_text() == '{"step": 1}\n'
-
-
-def test_time_in_words():
-    assert clock(3725.4) == "1:02:05"

@@ -15,13 +15,6 @@ TARGET = "tests.training.workers:"
 
 
 @pytest.fixture(scope="module")
-def text(tmp_path_factory):
-    path = tmp_path_factory.mktemp("corpus") / "text.txt"
-    path.write_text("".join(f"line {n * 7919 % 1000}: {'ab' * (n % 9)} {n * n}\n" for n in range(400)))
-    return path
-
-
-@pytest.fixture(scope="module")
 def whole(text, tmp_path_factory):
     """An uninterrupted run: its configuration's directory and every rank's hashes by step."""
     directory = tmp_path_factory.mktemp("whole") / "run"
@@ -177,6 +170,25 @@ def test_a_full_disk_costs_one_checkpoint_and_the_last_one_the_exit_status(text,
     assert names == ["step-00000001", "step-00000003"]
     metrics = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in metrics if line["kind"] == "train"] == [1, 2, 3, 4]
+
+
+@pytest.mark.ranks
+def test_a_mistake_of_the_program_while_saving_keeps_its_traceback(text, tmp_path):
+    """On the rank that made it; the other one ends with it, and no line says that a disk was at fault."""
+    first, second = observe_ranks(2, TARGET + "mistaken_save", tiny(text, tmp_path / "run"), **RUN)
+    assert not first.overtime and not second.overtime
+    assert "AttributeError: 'NoneType' object has no attribute 'missing'" in second.error
+    assert "None.missing" in second.error and "in wrong" in second.error
+    assert "PeerFailed: rank 1 failed: AttributeError" in first.error
+    assert "could not be saved" not in (tmp_path / "run/train.log").read_text()
+
+
+@pytest.mark.ranks
+def test_a_run_directory_without_room_is_the_same_line_on_every_rank(text, tmp_path):
+    for outcome in observe_ranks(2, TARGET + "unwritable_metrics", tiny(text, tmp_path / "run"), **RUN):
+        assert outcome.exit_code == 1 and not outcome.overtime
+        assert "ConfigError" in outcome.error.splitlines()[-1]
+        assert "metrics.jsonl cannot be written: No space left on device; make room" in outcome.error
 
 
 @pytest.mark.ranks

@@ -13,13 +13,6 @@ TARGET = "tests.training.stop_workers:"
 ALONE = {"parallel": {"pipeline": 1}}
 
 
-@pytest.fixture(scope="module")
-def text(tmp_path_factory):
-    path = tmp_path_factory.mktemp("corpus") / "text.txt"
-    path.write_text("".join(f"line {n * 7919 % 1000}: {'ab' * (n % 9)} {n * n}\n" for n in range(400)))
-    return path
-
-
 @pytest.mark.ranks
 @pytest.mark.parametrize(
     "ranks, moment, number, eval_every, saved",

@@ -16,7 +16,7 @@ from hcmegatron.config.schema import Config
 from hcmegatron.data.dataset import Batches
 from hcmegatron.data.tokenizer import ByteTokenizer
 from hcmegatron.platform.ranks import discover
-from hcmegatron.training import checkpoint, step, stored
+from hcmegatron.training import checkpoint, recorder, step, stored
 from hcmegatron.training.manifest import NotSaved
 from hcmegatron.training.run import train
 
@@ -200,6 +200,29 @@ def full_disk(config: Config, at: list[int]) -> str:
         return ""
     except NotSaved as error:
         return str(error)
+
+
+def mistaken_save(config: Config) -> None:
+    """Train where rank 1's part of a save calls something wrongly."""
+    usual = checkpoint.to_save
+
+    def wrong(chunks, optimizer):
+        if int(os.environ["RANK"]) == 1:
+            None.missing  # noqa: B018
+        return usual(chunks, optimizer)
+
+    checkpoint.to_save = wrong
+    train(config, discover(os.environ))
+
+
+def unwritable_metrics(config: Config) -> None:
+    """Train where rank 0 cannot open metrics.jsonl."""
+
+    def full(path, first_step):
+        raise OSError(28, "No space left on device", str(path))
+
+    recorder.drop_later_metrics = full
+    train(config, discover(os.environ))
 
 
 def failing_validation(config: Config) -> None:

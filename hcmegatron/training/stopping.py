@@ -6,17 +6,20 @@ import contextlib
 import os
 import signal
 from types import FrameType
+from typing import TYPE_CHECKING
 
 import torch
 import torch.distributed as dist
 
-from hcmegatron.config.schema import Config
 from hcmegatron.platform.distributed import device
-from hcmegatron.training.recorder import Recorder
-from hcmegatron.training.step import StepResult
+from hcmegatron.platform.together import Ended
+from hcmegatron.training.observer import Observer, Step
+
+if TYPE_CHECKING:
+    from hcmegatron.training.setup import Run
 
 
-class Diverged(RuntimeError):
+class Diverged(Ended):
     """Several steps in a row had a non-finite loss or gradient."""
 
 
@@ -68,27 +71,28 @@ class StopFlag:
         return signal.Signals(self._agreed).name if self._agreed else ""
 
 
-class Finite:
+class Finite(Observer):
     """Counts steps whose loss or gradient was not finite, says which they were, and gives up after several."""
 
-    def __init__(self, config: Config) -> None:
-        self.limit = config.training.max_bad_steps
+    def __init__(self, run: Run) -> None:
+        self.limit, self.log = run.config.training.max_bad_steps, run.log
         self.row = self.total = 0
 
-    def check(self, step: int, result: StepResult, recorder: Recorder) -> None:
-        """Look at 1-based `step`.
+    def on_step(self, step: Step) -> None:
+        """Look at a step.
 
         Raises:
             Diverged: it was the last of training.max_bad_steps in a row.
         """
+        result = step.result
         if result.updated:
             self.row = 0
             return
         self.row += 1
         self.total += 1
         samples = result.samples
-        where = f"step {step}, sequences {samples[0]} to {samples[-1]} of the data order"
-        recorder.say(
+        where = f"step {step.number}, sequences {samples[0]} to {samples[-1]} of the data order"
+        self.log.say(
             f"skipped: loss {result.loss}, gradient norm {result.grad_norm} at {where}; {self.total} skipped so far"
         )
         if self.row >= self.limit:

@@ -1,0 +1,55 @@
+"""When a run saves: every so many steps, at its end, and when it is told to stop."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from hcmegatron.training import resume
+from hcmegatron.training.manifest import NotSaved, Position
+from hcmegatron.training.observer import End, Observer, Step, due
+
+if TYPE_CHECKING:
+    from hcmegatron.training.setup import Run
+
+
+class Saving(Observer):
+    """Saves checkpoints. The last observer, so that a step is on record before it is on disk.
+
+    A step that was skipped has changed nothing: what there is to save is from before it, and older checkpoints stay.
+    """
+
+    def __init__(self, run: Run) -> None:
+        self.run, self.checkpoints = run, run.checkpoints
+        self.every, self.steps = run.config.checkpoint.save_every, run.config.training.steps
+        self.reached: Position | None = None
+        self.skipped = False  # the last step was
+
+    def on_step(self, step: Step) -> None:
+        """Save where it is time to."""
+        self.skipped = not step.result.updated
+        if not self.skipped:
+            self.reached = Position(step.number, step.result.samples.stop)
+        if step.number == self.steps or (not self.skipped and due(step.number, self.every, self.steps)):
+            self._save()
+
+    def on_end(self, end: End) -> None:
+        """Save what a signal has cut off.
+
+        Raises:
+            NotSaved: the last checkpoint; on every rank.
+        """
+        if end.error is not None:
+            return
+        if end.stopped_by and end.step < self.steps:
+            self._save()
+            self.run.log.say(resume.stopped(end.stopped_by, end.step, self.checkpoints.saved))
+        if self.checkpoints.failed:
+            raise NotSaved(f"{self.checkpoints.failed}; make room and continue with checkpoint.resume=true")
+
+    def _save(self) -> None:
+        if self.reached is None:  # nothing but what the run began with
+            return
+        before = self.checkpoints.saved
+        self.run.log.say(*self.checkpoints.save(self.reached, keep_older=self.skipped))
+        if self.checkpoints.saved not in (None, before):
+            self.run.observers.on_checkpoint(self.checkpoints.saved)

@@ -1,0 +1,174 @@
+"""A run, put together: data, model, optimizer, schedule and checkpoints of this rank."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch.distributed as dist
+
+from hcmegatron.config.errors import ConfigError
+from hcmegatron.config.schema import Config
+from hcmegatron.data.corpus import Corpus
+from hcmegatron.data.dataset import Batches, Text, Validation
+from hcmegatron.data.tokenizer import build_tokenizer
+from hcmegatron.model.gpt import padded_vocab, unwrap
+from hcmegatron.model.specs import passed_over
+from hcmegatron.pipeline import cuda_streams
+from hcmegatron.pipeline.mirrors import copies_planned
+from hcmegatron.pipeline.placement import most_held
+from hcmegatron.pipeline.schedule import build_schedule, start_watchdog
+from hcmegatron.platform import cuda_environment
+from hcmegatron.platform.distributed import device
+from hcmegatron.platform.ranks import STARTED_HERE, RankInfo
+from hcmegatron.platform.together import Ended, kept_on_first_rank, on_first_rank
+from hcmegatron.recompute.attach import Recomputation
+from hcmegatron.training import checkpoint, resume
+from hcmegatron.training.data_parallel import DataParallel
+from hcmegatron.training.log import Log
+from hcmegatron.training.manifest import Position
+from hcmegatron.training.memory import expected
+from hcmegatron.training.model import build_model, gather_parameters, kernels_chosen
+from hcmegatron.training.observer import Observers
+from hcmegatron.training.optimizer import build_optimizer
+from hcmegatron.training.resume import Start
+from hcmegatron.training.run_directory import RunDirectory
+from hcmegatron.training.step import Stepper
+from megatron.core.optimizer.optimizer import ChainedOptimizer
+from megatron.core.process_groups_config import ProcessGroupCollection
+
+
+@dataclass
+class Run:
+    """A run on this rank, as the loop and its observers see it.
+
+    Attributes:
+        vocab_size: padded.
+        validation: None where nothing is held out.
+        chunks: wrapped, in ascending order of their stages.
+        start: the checkpoint that the run goes on from, if any; position: where it goes on.
+        directory: its files, which rank 0 writes; log: what it says, on rank 0.
+        observers: whom the loop tells.
+    """
+
+    config: Config
+    ranks: RankInfo
+    directory: Path
+    log: Log
+    text: Text
+    validation: Validation | None
+    vocab_size: int
+    chunks: list[DataParallel]
+    recomputation: Recomputation
+    optimizer: ChainedOptimizer
+    stepper: Stepper
+    checkpoints: checkpoint.Checkpoints
+    start: Start | None
+    position: Position
+    introduction: list[str]
+    observers: Observers = field(default_factory=lambda: Observers(()))
+
+
+@contextmanager
+def assembled(
+    config: Config,
+    ranks: RankInfo,
+    groups: ProcessGroupCollection,
+    corpus: Corpus,
+    path: Path,
+    start: Start | None = None,
+) -> Iterator[Run]:
+    """The run, with its directory claimed, its log open and its watchdog awake until the context is left. Collective.
+
+    Raises:
+        ConfigError: it does not fit the machine; or a run directory or checkpoint that cannot be used.
+    """
+    text = Text(corpus, build_tokenizer(config.data))
+    data_rank = groups.dp.rank(), groups.dp.size()
+    batches = Batches(text, config, *data_rank)
+    validation = Validation(text, config, *data_rank) if len(text.heldout) else None
+
+    tokens = text.tokenizer.vocab_size
+    if (config.model.vocab_size or tokens) < tokens:
+        raise ConfigError(
+            f"model.vocab_size = {config.model.vocab_size}, fewer than the {tokens} tokens of data.tokenizer = "
+            f"{config.data.tokenizer}; raise it, or leave it null"
+        )
+    vocab_size = padded_vocab(config, tokens)
+    memory = on_first_rank(lambda: expected(config, vocab_size, ranks, batches.micro_batches))
+    # made when all that can be refused has been
+    directory = RunDirectory(path, config)
+    chunks = build_model(config, tokens, groups)
+    held = most_held(config, batches.micro_batches, groups.pp.rank())
+    recomputation = Recomputation(config, [unwrap(chunk) for chunk in chunks], *held)
+    gather_parameters(chunks)  # measuring a sub-layer for the plan has set their gathering off
+    optimizer = build_optimizer(config, chunks, groups)
+    with _watchdog(config, path) as watchdog:
+        schedule = build_schedule(config, chunks, groups, watchdog)
+        stepper = Stepper(config, chunks, optimizer, schedule, batches, groups)
+        checkpoints = checkpoint.Checkpoints(path, config, corpus.fingerprint, chunks, optimizer)
+        if start:
+            checkpoints.load(start)
+        position = start.position if start else Position(0, 0)
+        introduction = [
+            f"run directory: {path}",
+            f"{config.connection.kind} on {ranks.world_size} ranks, "
+            f"{len(text.train):,} training tokens of {corpus.name}",
+            corpus.split(),
+            memory,
+            *kernels_chosen(chunks),
+            *_of_the_gpu(config),
+            *resume.words(config, path, start),
+            *checkpoints.tidied,
+            *passed_over(config),
+            *copies_planned(config, chunks),
+            *recomputation.planned(),
+        ]
+        opened = kept_on_first_rank(
+            lambda: Log(
+                directory.path, config.training.steps, position.step + 1, ranks.source == STARTED_HERE
+            )
+        )
+        with opened or Log(None) as log:
+            yield Run(
+                config,
+                ranks,
+                directory.path,
+                log,
+                text,
+                validation,
+                vocab_size,
+                chunks,
+                recomputation,
+                optimizer,
+                stepper,
+                checkpoints,
+                start,
+                position,
+                introduction,
+            )
+
+
+def _of_the_gpu(config: Config) -> list[str]:
+    if device().type != "cuda":
+        return []
+    return [cuda_environment.described(os.environ), *cuda_streams.warnings(config, os.environ)]
+
+
+@contextmanager
+def _watchdog(config: Config, path: Path) -> Iterator[object]:
+    """The watchdog, closed on all ranks together where all of them leave: rank 0 holds what they share."""
+    watchdog = start_watchdog(config, path)
+    ended: Ended | None = None
+    try:
+        yield watchdog
+    except Ended as error:
+        ended = error
+    if watchdog is not None:
+        watchdog.close()
+        dist.barrier()
+    if ended is not None:
+        raise ended

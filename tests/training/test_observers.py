@@ -1,0 +1,204 @@
+"""What the loop tells its observers, in which order, and what they get to see. Without a model, but for the last."""
+
+from types import SimpleNamespace
+
+import pytest
+
+from hcmegatron.config import Config, ConfigError
+from hcmegatron.training import registry, run
+from hcmegatron.training.manifest import Position
+from hcmegatron.training.observer import Observer, Observers, Step, due
+from hcmegatron.training.step import StepResult
+from tests.ranks import run_ranks
+from tests.training.workers import tiny
+
+
+class Noting(Observer):
+    """Notes what it is told."""
+
+    def __init__(self, notes):
+        self.notes = notes
+
+    def on_start(self):
+        self.notes.append("start")
+
+    def on_step(self, step):
+        self.notes.append(f"step {step.number}")
+
+    def on_eval(self, evaluation):
+        self.notes.append(f"eval {evaluation.step}: {evaluation.loss}")
+
+    def on_checkpoint(self, saved):
+        self.notes.append(f"checkpoint {saved.step}")
+
+    def on_end(self, end):
+        self.notes.append(f"end {end.step} {end.stopped_by}{type(end.error).__name__ if end.error else ''}")
+
+
+class Checkpoints:
+    """Saves nothing, and fails where it is told to."""
+
+    def __init__(self, failing=()):
+        self.saved, self.failed, self.failing = None, None, failing
+
+    def save(self, at, keep_older=False):
+        self.failed = "no room" if at.step in self.failing else None
+        if at == self.saved or self.failed:
+            return []
+        self.saved = at
+        return []
+
+
+def looped(monkeypatch, steps=4, stop_before=None, skipped=(), every=2, eval_every=3, failing=(), start=0):
+    """The loop over a run without a model. Returns what observers were told, what was said, and what it raised."""
+    config = Config()
+    config.training.steps, config.training.eval_every, config.checkpoint.save_every = steps, eval_every, every
+    config.run.tensorboard, config.training.max_bad_steps = False, 2
+    notes, said, place = [], [], SimpleNamespace(step=start)
+    monkeypatch.setattr(run, "set_learning_rate", lambda *arguments: None)
+    monkeypatch.setattr(registry, "kept_on_first_rank", lambda make: None)
+    monkeypatch.setitem(registry.FIRST, "metrics", registry.Entry(lambda run: Noting([])))
+
+    def stepped(seen):
+        place.step += 1
+        updated = place.step not in skipped
+        return StepResult(1.0, 1.0, updated, range(seen, seen + 2), 0.0)
+
+    whole = SimpleNamespace(
+        config=config,
+        validation=SimpleNamespace(micro_batches=1, nats_per_byte=lambda total: total / 2),
+        stepper=SimpleNamespace(step=stepped, evaluate=lambda *_: 3.0, rehearse=lambda: ["rehearsed"]),
+        log=SimpleNamespace(say=lambda *lines: said.extend(lines)),
+        position=Position(start, 2 * start),
+        checkpoints=Checkpoints(failing),
+        optimizer=None,
+        chunks=[],
+    )
+    stop = SimpleNamespace(
+        agreed=lambda: stop_before is not None and place.step >= stop_before - 1, name="SIGTERM"
+    )
+    stop.name = "SIGTERM" if stop_before else ""
+    raised = None
+    try:
+        run.loop(whole, stop, [lambda run: Noting(notes)])
+    except RuntimeError as error:
+        raised = str(error)
+    return notes, said, raised
+
+
+def test_what_happens_in_a_run(monkeypatch):
+    notes, said, raised = looped(monkeypatch)
+    assert notes == [
+        *("start", "step 1", "step 2", "checkpoint 2", "step 3", "eval 3: 1.5"),
+        *("step 4", "checkpoint 4", "eval 4: 1.5", "end 4 "),
+    ]
+    assert said == ["rehearsed"] and raised is None
+
+
+def test_a_run_that_goes_on(monkeypatch):
+    assert looped(monkeypatch, start=3)[0] == ["start", "step 4", "checkpoint 4", "eval 4: 1.5", "end 4 "]
+
+
+def test_a_run_that_is_told_to_stop_saves_what_it_has(monkeypatch):
+    notes, said, _ = looped(monkeypatch, stop_before=4, eval_every=0)
+    assert notes == ["start", "step 1", "step 2", "checkpoint 2", "step 3", "checkpoint 3", "end 3 SIGTERM"]
+    assert said[-1] == "stopped by SIGTERM after step 3; continue with checkpoint.resume=true"
+    notes, said, _ = looped(monkeypatch, stop_before=4, eval_every=3)
+    assert not [note for note in notes if note.startswith("eval")]  # it does not wait for an evaluation
+    notes, said, _ = looped(monkeypatch, stop_before=1)
+    assert notes == ["start", "end 0 SIGTERM"]
+    assert said[-1] == "stopped by SIGTERM after step 0; no checkpoint was saved"
+
+
+def test_steps_that_were_skipped(monkeypatch):
+    notes, said, _ = looped(monkeypatch, skipped=[2, 4], eval_every=0)
+    assert notes[:4] == ["start", "step 1", "step 2", "step 3"] and "checkpoint 2" not in notes
+    assert "checkpoint 3" in notes  # what there is at the end
+    assert sum("skipped: loss" in line for line in said) == 2
+    notes, said, raised = looped(monkeypatch, skipped=[2, 3])
+    assert raised.startswith("2 non-finite steps in a row; the last was step 3, sequences 4 to 5")
+    assert notes[-1] == "end 3 Diverged" and "checkpoint 3" not in notes
+
+
+def test_the_last_checkpoint_that_failed_is_raised_when_all_have_ended(monkeypatch):
+    notes, _, raised = looped(monkeypatch, failing=[4])
+    assert raised == "no room; make room and continue with checkpoint.resume=true"
+    assert [note for note in notes if note.startswith("end")] == ["end 4 "]
+    notes, _, raised = looped(monkeypatch, failing=[2])
+    assert raised is None and "checkpoint 2" not in notes and "checkpoint 4" in notes
+
+
+def test_all_observers_end_although_one_raises():
+    class Failing(Observer):
+        def on_end(self, end):
+            raise RuntimeError("broken")
+
+    notes = []
+    with pytest.raises(RuntimeError, match="broken"), Observers([Noting(notes), Failing(), Noting(notes)]):
+        raise ValueError("what came first")
+    assert notes == ["end 0 ValueError"] * 2
+
+
+@pytest.mark.parametrize("name", ["no_such_module:X", "hcmegatron.training.observer:NoSuch"])
+def test_an_observer_that_is_none_is_named(name):
+    with pytest.raises(ConfigError, match=rf"run\.observers = {name}: .*; write module:Class"):
+        registry.named_factory(name)
+    assert registry.named_factory("hcmegatron.training.observer:Observer") is Observer
+
+
+def test_who_is_asked_for():
+    config = Config()
+    asked = {name for name, entry in registry.THEN.items() if entry.asked(config)}
+    assert asked == {"recorder", "tensorboard", "finite", "checkpoints"}
+    config.run.tensorboard, config.run.wandb, config.recompute.mode = False, "offline", "block"
+    asked = {name for name, entry in registry.THEN.items() if entry.asked(config)}
+    assert asked == {"recorder", "wandb", "recomputation", "finite", "checkpoints"}
+    assert [name for name, entry in registry.THEN.items() if entry.writes] == [
+        "recorder",
+        "tensorboard",
+        "wandb",
+    ]
+
+
+def test_a_corpus_that_was_found_is_not_looked_for_again(monkeypatch):
+    class Begun(Exception):
+        pass
+
+    def begin(config, ranks, fingerprint):
+        raise Begun(fingerprint)
+
+    monkeypatch.setattr(run, "find", lambda data: SimpleNamespace(fingerprint="looked for"))
+    monkeypatch.setattr(run, "process_groups", begin)
+    with pytest.raises(Begun, match="looked for"):
+        run.train(Config(), None)
+    with pytest.raises(Begun, match="found before"):
+        run.train(Config(), None, corpus=SimpleNamespace(fingerprint="found before"))
+
+
+def test_a_figure_is_in_the_line_where_it_has_words():
+    step = Step(1, None, 1e-3, 1.0)
+    step.add("silent", 2.0)
+    step.add("said", 2.0, "{:.1f} units")
+    assert step.metrics == {"silent": 2.0, "said": 2.0} and step.shown == ["2.0 units"]
+
+
+def test_due():
+    assert [step for step in range(1, 11) if due(step, 3, 10)] == [3, 6, 9, 10]
+    assert [step for step in range(1, 11) if due(step, 0, 10)] == [10]
+
+
+@pytest.mark.ranks
+@pytest.mark.parametrize("recompute", ["none", "block", "full"])
+def test_coefficients_are_heard_once_a_micro_batch_where_they_are_asked_for(recompute, text, tmp_path):
+    """In a real run: of every sub-layer and micro-batch of the step asked for, and of no other; what they are."""
+    config = tiny(text, tmp_path / "run", training={"global_batch": 4}, parallel={"schedule": "1f1b"})
+    config.recompute.mode = recompute
+    run_options = {"preload": ("tests.training.workers",), "process_group": False, "timeout": 120}
+    first, second = run_ranks(2, "tests.training.observer_workers:heard", config, **run_options)
+    # four micro-batches of one; two sub-layers a rank, and n = 2 streams
+    assert first["heard"] == {0: 4, 1: 4} and second["heard"] == {2: 4, 3: 4}
+    for rank in (first, second):
+        assert rank["steps"] == [2] and rank["row_sums"] < 1e-6
+        assert rank["shapes"] == [((32, 1, 2), (32, 1, 2), (32, 1, 2, 2))]
+    assert '"row_sums":' in (tmp_path / "run/metrics.jsonl").read_text().splitlines()[1]
+    assert "  rows off by " in (tmp_path / "run/train.log").read_text()
