@@ -1,0 +1,12 @@
+"""What the phases of a check import, once. No Triton kernel is defined by it: that decides whether they are interpreted."""
+
+import pytest  # noqa: F401
+
+import tests.pipeline.dualpipe_workers
+import tools.bench_layer
+import tools.bench_pipeline
+import tools.bench_recompute
+import tools.gpu_check.__main__
+import tools.gpu_check.messages
+import tools.gpu_check.overlap
+import tools.profile_overlap  # noqa: F401
