@@ -1,8 +1,8 @@
-"""What the phases of a check import, once. No Triton kernel is defined by it: that decides whether they are interpreted."""
+"""What the phases of a check import, once. No Triton kernel is among it: it would not be interpreted later."""
 
 import pytest  # noqa: F401
 
-import tests.pipeline.dualpipe_workers
+import tests.pipeline.dualpipe_workers  # noqa: F401
 import tools.bench_layer
 import tools.bench_pipeline
 import tools.bench_recompute

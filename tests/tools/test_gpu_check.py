@@ -41,6 +41,7 @@ def small(monkeypatch):
 
     def put(*chosen):
         own = tuple(one if isinstance(one, Phase) else phase(one) for one in chosen)
+        monkeypatch.setattr(run, "PATIENCE", 1)
         for module in (program, phases):
             monkeypatch.setattr(module, "PHASES", own)
         monkeypatch.setattr(run, "FACTS", Phase("machine", "", "", 20, "tests.tools.gpu_phases:tell"))
@@ -105,7 +106,9 @@ def test_interrupted_and_resumed(small, tmp_path):
     """By Ctrl-C in the middle: what is left to do is done by --resume, and nothing twice."""
     chosen = "fine", "wrong", "slow", "babbles"
     code = (
-        "import sys; from tests.tools import test_gpu_check as t; from tools.gpu_check import __main__ as program, run\n"
+        "import sys; from tests.tools import test_gpu_check as t\n"
+        "from tools.gpu_check import __main__ as program, run\n"
+        "run.PATIENCE = 1\n"
         f"program.PHASES = tuple(map(t.phase, {chosen}))\n"
         "run.FACTS = t.Phase('machine', '', '', 20, 'tests.tools.gpu_phases:tell')\n"
         "sys.exit(program.main(sys.argv[1:]))"

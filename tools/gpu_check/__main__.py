@@ -22,7 +22,7 @@ from typing import Any
 from tools.gpu_check import prepare, report, wheels
 from tools.gpu_check.phases import FACTS_SECONDS, MINUTES, PHASES, most_seconds, named, of_one_gpu, table
 from tools.gpu_check.results import Folder, different
-from tools.gpu_check.run import Check, kept
+from tools.gpu_check.run import PATIENCE, Check, kept
 
 USER_ERROR = 2
 FINE = ("passed", "skipped")
@@ -124,7 +124,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _minutes(facts: Mapping[str, Any]) -> float:
     """For the whole, where nobody has said."""
-    return MINUTES if len(facts["gpus"]) == 1 else 1 + most_seconds(PHASES) / 60
+    return (
+        MINUTES
+        if len(facts["gpus"]) == 1
+        else 1 + most_seconds(PHASES) / 60 * (PATIENCE if facts["miniature"] else 1)
+    )
 
 
 def _folder(out: Path | None, resume: Path | None) -> Folder:

@@ -19,6 +19,7 @@ ELSEWHERE = (
     "tests/runtime/test_in_process_cuda.py",
     "test_overlapped_and_serialised_runs_are_equal_over_200_steps",
 )
+CASES = ("plain", "block", "all-to-all")  # of tests/pipeline/cuda_run.py, whose import takes its time
 STEPS = {False: 25, True: 1}  # by: miniature
 
 
@@ -84,7 +85,6 @@ def _last_line(report: Any) -> str:
 def equality(work: Work) -> None:
     """Metrics and weights of overlapped and serialised training, bit for bit."""
     from hcmegatron.platform.ranks import free_port
-    from tests.pipeline.cuda_run import CASES
 
     cases = CASES[-1:] if work.miniature else CASES
     with tempfile.TemporaryDirectory() as folder:
@@ -119,6 +119,29 @@ def one_run(work: Work) -> None:
 
     asked = work.arguments
     main(asked["directory"], asked["case"], asked["how"] == "overlap", STEPS[work.miniature])
+
+
+def train(work: Work) -> None:
+    """One rank of a short run of the quickstart."""
+    from hcmegatron.config import check
+    from hcmegatron.config.load import load
+    from hcmegatron.platform.ranks import discover
+    from hcmegatron.training.run import train as run
+
+    steps = 1 if work.miniature else 6
+    settings = [
+        f"--run.dir={work.arguments['directory']}",
+        "--run.tensorboard=false",
+        f"--training.steps={steps}",
+    ]
+    settings += ["--training.eval_every=0", "--training.eval_batches=1", "--parallel.timeout_s=20"]
+    if work.miniature:
+        settings += ["--training.global_batch=8", "--training.micro_batch=1", "--data.sequence_length=32"]
+        settings += ["--training.threads=1", "--parallel.timeout_s=120"]
+    config = load("configs/quickstart.yaml", [*settings, *work.arguments["settings"]])
+    check(config)
+    if run(config, discover(os.environ)):
+        raise RuntimeError("training did not end well; what it said is above")
 
 
 Left = tuple[Sequence[Any], dict[str, dict[str, str]]]  # metrics by step; digests by stage and name

@@ -1,53 +1,26 @@
-"""Messages between ranks by NCCL: their speed, what a posted receive occupies, and training over them."""
+"""Messages between two ranks by NCCL: their speed, and what a posted receive occupies."""
 
 from __future__ import annotations
 
-import json
 import os
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from tools.gpu_check.worker import Child, Work, ranks
+from tools.gpu_check.parents import RANKS
+from tools.gpu_check.worker import Work
 
-RANKS = 2
 BLOCKS = (1, 4, 16)  # NCCL's max_ctas
 SIZES = {False: (1 << 14, 1 << 20, 1 << 24, 1 << 28), True: (1 << 10,)}  # bytes of a message; by: miniature
 HELD = 1 << 26  # bytes of the message that a posted receive waits for
 WAIT = 1.0  # seconds for which it does
 TIMEOUT = timedelta(seconds=20)
-LOSSES = 1e-2  # relative: order of sums, and TF32
-CASES = {
-    "1f1b": ("32", ["--parallel.schedule=1f1b"]),
-    "dualpipev, overlapped": ("32", ["--parallel.schedule=dualpipev", "--parallel.overlap=true"]),
-    "dualpipev, overlapped, 8 connections": (
-        "8",
-        ["--parallel.schedule=dualpipev", "--parallel.overlap=true"],
-    ),
-}
-
-
-def sharing(work: Work) -> dict[str, str]:
-    """The environment in which ranks may share a GPU, where there are too few."""
-    if work.miniature or torch.cuda.device_count() >= RANKS:
-        return {}
-    return {"NCCL_MULTI_RANK_GPU_ENABLE": "1"}
-
-
-def receives(work: Work) -> None:
-    """Two ranks that exchange messages."""
-    from hcmegatron.platform.ranks import free_port
-
-    env = {"CUDA_MODULE_LOADING": "LAZY", "CUDA_DEVICE_MAX_CONNECTIONS": "32", **sharing(work)}
-    work.children(*ranks(RANKS, f"{__name__}:exchange", free_port(), env))
 
 
 @contextmanager
@@ -196,68 +169,3 @@ def speed(work: Work, rank: int, group: dist.ProcessGroup, name: str) -> None:
             if rank == 0:
                 work.figure(f"{size} bytes, {words}, {name}", size / seconds / 1e9, "GB/s each way")
                 work.figure(f"{size} bytes, {words}, {name}: time", 1e6 * seconds, "us")
-
-
-def training(work: Work) -> None:
-    """The quickstart on two ranks beside one: all at once, for no time is measured."""
-    from hcmegatron.platform.ranks import free_port
-
-    cases = {name: CASES[name] for name in list(CASES)[: 2 if work.miniature else None]}
-    with tempfile.TemporaryDirectory() as folder:
-        alone = ["--parallel.pipeline=1", "--parallel.schedule=megatron_1f1b"]
-        children: list[Child] = ranks(
-            1, f"{__name__}:train", free_port(), name="one rank", directory=f"{folder}/alone", settings=alone
-        )
-        for name, (connections, settings) in cases.items():
-            env = {
-                "CUDA_DEVICE_MAX_CONNECTIONS": connections,
-                "CUDA_MODULE_LOADING": "EAGER",
-                **sharing(work),
-            }
-            own = {"directory": f"{folder}/{name}", "settings": ["--parallel.pipeline=2", *settings]}
-            children += ranks(
-                RANKS, f"{__name__}:train", free_port(), env, name, may_fail=connections != "32", **own
-            )
-        work.children(*children)
-        expected = losses(Path(folder, "alone"))
-        for name, (connections, _) in cases.items():
-            found = losses(Path(folder, name))
-            complete = len(found) == len(expected) > 0
-            if connections != "32":
-                work.figure(name, "completes" if complete else f"stops after {len(found)} steps")
-                continue
-            apart = max((abs(a / b - 1) for a, b in zip(found, expected, strict=False)), default=1.0)
-            detail = f"{len(found)} of {len(expected)} steps, losses apart by {apart:.1e}"
-            work.check(f"{name}: the losses of one rank", complete and apart < LOSSES, detail)
-
-
-def train(work: Work) -> None:
-    """One rank of a short run of the quickstart."""
-    from hcmegatron.config import check
-    from hcmegatron.config.load import load
-    from hcmegatron.platform.ranks import discover
-    from hcmegatron.training.run import train as run
-
-    steps = 1 if work.miniature else 6
-    settings = [
-        f"--run.dir={work.arguments['directory']}",
-        "--run.tensorboard=false",
-        f"--training.steps={steps}",
-    ]
-    settings += ["--training.eval_every=0", "--training.eval_batches=1", "--parallel.timeout_s=20"]
-    if work.miniature:
-        settings += ["--training.global_batch=8", "--training.micro_batch=1", "--data.sequence_length=32"]
-        settings += ["--training.threads=1"]
-    config = load("configs/quickstart.yaml", [*settings, *work.arguments["settings"]])
-    check(config)
-    if run(config, discover(os.environ)):
-        raise RuntimeError("training did not end well; what it said is above")
-
-
-def losses(directory: Path) -> list[float]:
-    """Of every step that was taken."""
-    try:
-        lines = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
-    except OSError:
-        return []
-    return [line["loss"] for line in lines if line["kind"] == "train"]

@@ -43,8 +43,8 @@ PHASES = (
         "Which calls of the host wait for a kernel that spins, as a posted receive does, with modules loaded lazily "
         "and eagerly?",
         "what warm_start has to do before the first receive is posted",
-        30,
-        "tools.gpu_check.probes:warm_start",
+        35,
+        "tools.gpu_check.parents:warm_start",
         packages=(),
     ),
     Phase(
@@ -52,7 +52,7 @@ PHASES = (
         "Does what waits behind a spinning receive hold up other streams, with 1, 8 and 32 connections?",
         "whether a dangerous CUDA_DEVICE_MAX_CONNECTIONS is refused or only warned of",
         25,
-        "tools.gpu_check.probes:queues",
+        "tools.gpu_check.parents:queues",
         packages=(),
     ),
     Phase(
@@ -93,7 +93,7 @@ PHASES = (
         "layer",
         "What does a layer of the 27B model take with mHC over the plain residual, in time and TFLOP/s?",
         "whether the cost of mHC is near the paper's 1.067",
-        50,
+        45,
         "tools.gpu_check.speed:layer",
     ),
     Phase(
@@ -110,7 +110,7 @@ PHASES = (
         "wait for it, and how fast are messages?",
         "the blocks of a channel, and how far ahead receives are posted",
         30,
-        "tools.gpu_check.messages:receives",
+        "tools.gpu_check.parents:receives",
         gpus=2,
         sharing=True,
         packages=(),
@@ -120,7 +120,7 @@ PHASES = (
         "Do two ranks train to the losses of one, under 1F1B and overlapped DualPipeV, with 8 and 32 connections?",
         "whether the pipeline can be used on GPUs",
         45,
-        "tools.gpu_check.messages:training",
+        "tools.gpu_check.parents:training",
         gpus=2,
         sharing=True,
     ),
@@ -151,7 +151,7 @@ PHASES = (
         "communication is exposed?",
         "the default of parallel.schedule",
         150,
-        "tools.gpu_check.pipelines:pipelines",
+        "tools.gpu_check.parents:pipelines",
         gpus=2,
     ),
 )

@@ -5,21 +5,9 @@ from __future__ import annotations
 import os
 import statistics
 
-import torch
+from tools.gpu_check.worker import Work
 
-from tools.gpu_check.worker import Work, ranks
-
-MOST = 8  # ranks
 MODEL = {False: (2048, 4, 4096, 10), True: (16, 2, 8, 1)}  # C, layers a rank, tokens, rounds; by: miniature
-
-
-def pipelines(work: Work) -> None:
-    """A rank for each GPU, an even number of them, for DualPipe."""
-    from hcmegatron.platform.ranks import free_port
-
-    count = 2 if work.miniature else min(MOST, torch.cuda.device_count() // 2 * 2)
-    env = {"CUDA_DEVICE_MAX_CONNECTIONS": "32", "CUDA_MODULE_LOADING": "EAGER"}
-    work.children(*ranks(count, f"{__name__}:one_rank", free_port(), env))
 
 
 def one_rank(work: Work) -> None:

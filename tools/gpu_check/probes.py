@@ -12,27 +12,21 @@ from collections.abc import Callable
 
 import torch
 
-from tools.gpu_check.worker import Child, Work
+from tools.gpu_check.parents import LOADING, QUEUES
+from tools.gpu_check.worker import Work
 
-SPIN = 0.4  # seconds
-QUEUES = "CUDA_DEVICE_MAX_CONNECTIONS"
-LOADING = "CUDA_MODULE_LOADING"
-
-
-def warm_start(work: Work) -> None:
-    """The host's calls, with modules loaded lazily and eagerly, each in a process that has done nothing else."""
-    for loading in ("LAZY",) if work.miniature else ("LAZY", "EAGER"):
-        work.children(Child(loading, f"{__name__}:calls", {LOADING: loading}))
+SPIN = 0.25  # seconds
 
 
 def calls(work: Work) -> None:
     """Host milliseconds of each call beside a spinning kernel, and whether it waits for it."""
     loading = os.environ[LOADING].lower()
-    for name, call in host_calls(work.device).items():
-        work_seconds = beside_spinning(call, work.device)
-        waits = "waits" if work_seconds > 0.5 * SPIN else "does not wait"
-        work.figure(f"{name}, modules loaded {loading}", waits)
-        work.figure(f"{name}, modules loaded {loading}: host", 1e3 * work_seconds, "ms")
+    with work.turn():
+        for name, call in host_calls(work.device).items():
+            seconds = beside_spinning(call, work.device)
+            what = f"{name}, modules loaded {loading}"
+            work.figure(what, "waits" if seconds > 0.5 * SPIN else "does not wait")
+            work.figure(f"{what}: host", 1e3 * seconds, "ms")
 
 
 def host_calls(device: str) -> dict[str, Callable[[], object]]:
@@ -92,20 +86,6 @@ def spin(stream: torch.cuda.Stream, seconds: float = SPIN) -> None:
     """Occupy a stream."""
     with torch.cuda.stream(stream):
         torch.cuda._sleep(int(seconds * 1.7e9))  # clock cycles: longer on a slower clock
-
-
-def queues(work: Work) -> None:
-    """How many streams are held up, by the number of connections; unset is CUDA's own choice of 8.
-
-    Children start up together, and measure one after another.
-    """
-    values = ("8",) if work.miniature else ("unset", "1", "8", "32")
-    work.children(*(Child(value, f"{__name__}:held_up", _connections(value)) for value in values))
-
-
-def _connections(value: str) -> dict[str, str]:
-    """An empty value is none to CUDA."""
-    return {QUEUES: "" if value == "unset" else value}
 
 
 def held_up(work: Work) -> None:

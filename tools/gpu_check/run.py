@@ -19,6 +19,7 @@ from tools.gpu_check.worker import Process
 FACTS = Phase(
     "machine", "What is this machine?", "what can be run", FACTS_SECONDS, "tools.gpu_check.machine:tell"
 )
+PATIENCE = 4  # times its seconds that a phase may take in miniature, on whatever CPU
 LEAST = 0.5  # of its seconds that a phase needs to be begun
 ON_CPU = {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -50,6 +51,7 @@ class Check:
         self, folder: Folder, miniature: bool, env: Mapping[str, str], say: Callable[[str], None] = print
     ) -> None:
         self.folder, self.miniature, self.say = folder, miniature, say
+        self.gpus = 0
         self.env = {**os.environ, **env}
         self.outcomes: dict[str, Outcome] = {}
         self.interrupted: signal.Signals | None = None
@@ -74,11 +76,12 @@ class Check:
 
     def machine(self) -> dict[str, Any]:
         """Its facts; the least that is known of it where it does not answer."""
-        self._wave([FACTS], FACTS.seconds)
+        self._wave([FACTS], PATIENCE * FACTS.seconds)
         outcome = self.outcomes.pop(FACTS.name)
         told = [row for row in self.folder.found(FACTS.name).rows if row["kind"] == "facts"]
         if told:
             self.miniature = told[-1]["miniature"]  # also where there is no GPU
+            self.gpus = len(told[-1]["gpus"])
             return told[-1]
         return {
             "miniature": self.miniature,
@@ -115,7 +118,7 @@ class Check:
         """All at once, each to its limit or what is left of the whole."""
         running: list[_Running] = []
         for phase in phases:
-            self._begin(phase, min(phase.seconds, left), running)
+            self._begin(phase, min(phase.seconds * (PATIENCE if self.miniature else 1), left), running)
         while running:
             for one in list(running):
                 if self._over(one):
@@ -124,7 +127,8 @@ class Check:
 
     def _begin(self, phase: Phase, limit: float, running: list[_Running]) -> None:
         rows = self.folder.rows(phase.name)
-        arguments = [phase.target, str(rows), "--seconds", f"{limit:.1f}"] + ["--miniature"] * self.miniature
+        arguments = [phase.target, str(rows), "--seconds", f"{limit:.1f}", "--gpus", str(self.gpus)]
+        arguments += ["--miniature"] * self.miniature
         env = self.env | (ON_CPU if self.miniature else {})
         try:
             self.folder.forget(phase.name)

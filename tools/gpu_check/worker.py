@@ -46,13 +46,14 @@ class Work:
         miniature: on the CPU, with small shapes. Nothing that is measured then is said of a GPU.
         rows: the file that rows go to, shared with the children.
         ends: on the monotonic clock, when the phase is ended.
+        gpus: that the machine has, so that a process which only starts others need not load torch to count them.
         arguments: of a child, from the phase that has started it.
     """
 
     rows: Path
     miniature: bool
     ends: float
-    target: str = ""
+    gpus: int = 0
     arguments: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -116,6 +117,7 @@ class Work:
 
     def _start(self, child: Child) -> Process:
         arguments = [child.target, str(self.rows), "--seconds", f"{max(self.left() - 1, 0):.1f}"]
+        arguments += ["--gpus", str(self.gpus)]
         arguments += ["--arguments", json.dumps(child.arguments)] + ["--miniature"] * self.miniature
         return processes.start(arguments, {**os.environ, **child.env}, self._log(child), session=False)
 
@@ -181,6 +183,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("rows", type=Path, metavar="ROWS", help="the file that lines are added to")
     parser.add_argument("--seconds", type=float, required=True, help="after which this process is ended")
     parser.add_argument("--miniature", action="store_true")
+    parser.add_argument("--gpus", type=int, default=0)
     parser.add_argument("--arguments", type=json.loads, default={})
     asked = parser.parse_args(arguments)
     parent = os.getppid()
@@ -191,7 +194,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     faulthandler.dump_traceback_later(max(asked.seconds - 1, 0.5), exit=False)
     ends = time.monotonic() + asked.seconds
     module, _, function = asked.target.partition(":")
-    work = Work(asked.rows, asked.miniature, ends, asked.target, asked.arguments)
+    work = Work(asked.rows, asked.miniature, ends, asked.gpus, asked.arguments)
     getattr(importlib.import_module(module), function)(work)
     faulthandler.cancel_dump_traceback_later()
     return 0
