@@ -24,6 +24,7 @@ class Phase:
         gpus: that it needs.
         sharing: fewer will do where NCCL lets ranks share one.
         packages: modules that it cannot do without.
+        compiles: torch.compile is left on, which takes its time where Megatron uses it.
     """
 
     name: str
@@ -35,6 +36,7 @@ class Phase:
     gpus: int = 1
     sharing: bool = False
     packages: tuple[str, ...] = ("megatron.core",)
+    compiles: bool = False
 
 
 PHASES = (
@@ -88,6 +90,7 @@ PHASES = (
         75,
         "tools.gpu_check.speed:kernels",
         packages=("triton",),
+        compiles=True,
     ),
     Phase(
         "layer",
@@ -95,6 +98,7 @@ PHASES = (
         "whether the cost of mHC is near the paper's 1.067",
         45,
         "tools.gpu_check.speed:layer",
+        compiles=True,
     ),
     Phase(
         "tiles",
@@ -153,6 +157,7 @@ PHASES = (
         150,
         "tools.gpu_check.parents:pipelines",
         gpus=2,
+        compiles=True,
     ),
 )
 

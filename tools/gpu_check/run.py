@@ -130,6 +130,8 @@ class Check:
         arguments = [phase.target, str(rows), "--seconds", f"{limit:.1f}", "--gpus", str(self.gpus)]
         arguments += ["--miniature"] * self.miniature
         env = self.env | (ON_CPU if self.miniature else {})
+        if self.miniature or not phase.compiles:
+            env["TORCH_COMPILE_DISABLE"] = "1"
         try:
             self.folder.forget(phase.name)
             process = processes.start(arguments, env, self.folder.log(phase.name))

@@ -49,7 +49,7 @@ def kernels(work: Work) -> None:
                 work.skipped(key, "the compiler is left out in miniature")
                 break
             try:
-                rows = measure(key, n, C, T, dtype, work.device, copy, REPEATING)
+                rows = measure(key, n, C, T, dtype, work.device, copy, 1 if work.miniature else REPEATING)
             except Unavailable as reason:
                 work.skipped(key, reason)
                 break
@@ -118,7 +118,7 @@ def sub_layer(path: Any, leaves: list[Tensor], n: int) -> dict[str, Tensor]:
 
 
 def _error(found: Tensor, truth: Tensor) -> float:
-    return float((found.double() - truth).abs().max() / truth.abs().max())
+    return float((found.detach().double() - truth.detach()).abs().max() / truth.abs().max())
 
 
 def tiles(work: Work) -> None:
@@ -131,6 +131,7 @@ def tiles(work: Work) -> None:
     n, C, T = SHAPES[work.miniature][0]
     dtype = torch.float32 if work.miniature else torch.bfloat16
     calls = tuning._operations(n, C, dtype, T, work.device)
+    repeating = 1 if work.miniature else REPEATING
     for kernel, operation in tuning.TUNED.items():
         key = (kernel, n, C, dtype.itemsize)
         candidates = list(tuning.around(*key))
@@ -142,7 +143,7 @@ def tiles(work: Work) -> None:
                 continue
             chosen.keep(key, tile)
             try:
-                taken = milliseconds(calls[operation], work.device, REPEATING)
+                taken = milliseconds(calls[operation], work.device, repeating)
             except Exception as error:  # too large for the device: it loses
                 work.skipped(words, f"{type(error).__name__}: {error}")
             else:
