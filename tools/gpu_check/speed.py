@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import statistics
+from collections.abc import Callable
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor
@@ -121,8 +123,12 @@ def _error(found: Tensor, truth: Tensor) -> float:
     return float((found.detach().double() - truth.detach()).abs().max() / truth.abs().max())
 
 
+class _NoTime(Exception):
+    """Left for another tile."""
+
+
 def tiles(work: Work) -> None:
-    """Every kernel's time by tile, the rule's first."""
+    """Every kernel's time by tile, the rule's first, and the fastest ones in tiles.json: kernels.tuning, watched."""
     _interpreter(work)
     from hcmegatron.kernels import tiles as chosen
     from hcmegatron.kernels import tuning
@@ -130,25 +136,36 @@ def tiles(work: Work) -> None:
 
     n, C, T = SHAPES[work.miniature][0]
     dtype = torch.float32 if work.miniature else torch.bfloat16
-    calls = tuning._operations(n, C, dtype, T, work.device)
-    repeating = 1 if work.miniature else REPEATING
-    for kernel, operation in tuning.TUNED.items():
-        key = (kernel, n, C, dtype.itemsize)
-        candidates = list(tuning.around(*key))
-        for order, tile in enumerate(candidates[:2] if work.miniature else candidates):
-            words = f"{kernel}, {tile.BT} x {tile.BC}, {tile.warps} warps, {tile.stages} stages"
-            words += ", the rule's" if order == 0 else ""
-            if work.left() < 2:
-                work.skipped(words, "no time was left")
-                continue
-            chosen.keep(key, tile)
-            try:
-                taken = milliseconds(calls[operation], work.device, repeating)
-            except Exception as error:  # too large for the device: it loses
-                work.skipped(words, f"{type(error).__name__}: {error}")
-            else:
-                work.figure(words, 1e3 * taken, "us")
-        chosen.keep(key, candidates[0])
+    keep, around, tried = chosen.keep, tuning.around, []
+
+    def kept(key: Any, tile: Any) -> None:
+        tried.append((key, tile))
+        keep(key, tile)
+
+    def clock(run: Callable[[], Any]) -> float:
+        if work.left() < 3:
+            raise _NoTime
+        taken = milliseconds(run, work.device, 1 if work.miniature else REPEATING)
+        key, tile = tried[-1]
+        first = [one for one, _ in tried].index(key) == len(tried) - 1
+        words = ", ".join(f"{name} {value}" for name, value in vars(tile).items())
+        work.figure(f"{_values(key)[0]}: {words}{', the rule' if first else ''}", 1e3 * taken, "us")
+        return taken
+
+    def few(*key: Any) -> list[Any]:
+        return list(around(*key))[: 2 if work.miniature else None]
+
+    with mock.patch.object(chosen, "keep", kept), mock.patch.object(tuning, "around", few):
+        file = work.folder.parent / "tiles.json"
+        try:
+            tuning.tune(n, C, dtype, tokens=T, device=work.device, time=clock, file=file)
+        except _NoTime:
+            work.skipped("further tiles", f"no time was left at {_values(tried[-1][0])[0]}")
+
+
+def _values(key: Any) -> list[Any]:
+    """Of a tuple or a dataclass: the kernel's name is the first."""
+    return list(key) if isinstance(key, tuple) else list(vars(key).values())
 
 
 def layer(work: Work) -> None:
