@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import faulthandler
 import io
 import os
 import sys
@@ -32,6 +33,7 @@ class Forked:
 def fork(arguments: Sequence[str], env: Mapping[str, str], log: Path, session: bool = True) -> Forked:
     """In place of processes.start."""
     sys.stdout.flush()
+    faulthandler.cancel_dump_traceback_later()  # its thread, which a fork does not have, would be waited for
     pid = os.fork()
     if pid:
         return Forked(pid)
@@ -53,11 +55,11 @@ def fork(arguments: Sequence[str], env: Mapping[str, str], log: Path, session: b
         os._exit(status)
 
 
-def whole(out: str) -> tuple[int, str]:
+def whole(out: str, phases: Sequence[str] = ()) -> tuple[int, str]:
     """Exit status and output."""
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
         os.environ.pop(name, None)
     said = io.StringIO()
     with mock.patch.object(processes, "start", fork), contextlib.redirect_stdout(said):
-        status = __main__.main(["--out", out, "--miniature"])
+        status = __main__.main(["--out", out, "--miniature", *(["--phases", *phases] if phases else [])])
     return status, said.getvalue()

@@ -257,7 +257,7 @@ def test_everything_in_miniature(tmp_path):
         str(out),
         process_group=False,
         timeout=280,
-        preload=("tests.training.workers", "tests.tools.gpu_preload"),
+        preload=("tests.tools.gpu_preload",),
     )
     found = {one["name"]: one for one in read(out)["phases"]}
     assert list(found) == [one.name for one in PHASES]

@@ -9,6 +9,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 from tools.gpu_check.processes import ROOT
 from tools.gpu_check.worker import Child, Work, ranks
@@ -115,10 +116,19 @@ def equality(work: Work) -> None:
 
 def one_run(work: Work) -> None:
     """Training that leaves metrics and digests of weights."""
-    from tests.pipeline.cuda_run import main
+    from tests.pipeline import cuda_run
 
-    asked = work.arguments
-    main(asked["directory"], asked["case"], asked["how"] == "overlap", STEPS[work.miniature])
+    asked, usual = work.arguments, cuda_run.small_case
+
+    def case() -> Any:
+        config = usual()
+        if work.miniature:
+            config.data.sequence_length, config.training.dtype = 16, "fp32"
+            config.training.eval_batches, config.training.threads = 1, 1
+        return config
+
+    with mock.patch.object(cuda_run, "small_case", case):
+        cuda_run.main(asked["directory"], asked["case"], asked["how"] == "overlap", STEPS[work.miniature])
 
 
 def train(work: Work) -> None:

@@ -23,7 +23,7 @@ MARK = "spin_kernel"  # torch.cuda._sleep's, which tells a lane's stream in a tr
 
 
 @contextmanager
-def small_case() -> Iterator[Any]:
+def small_case(miniature: bool) -> Iterator[Any]:
     """tools.profile_overlap's step, with all-to-alls, nodes named."""
     from hcmegatron.platform.distributed import process_groups
     from hcmegatron.platform.ranks import RankInfo, free_port
@@ -31,6 +31,8 @@ def small_case() -> Iterator[Any]:
 
     config = profile_overlap.small_case()
     config.training.threads = 1
+    if miniature:
+        config.data.sequence_length = 16
     alone = RankInfo(0, 1, 0, 1, "127.0.0.1", free_port(), "check")
     with (
         process_groups(config, alone) as groups,
@@ -42,7 +44,7 @@ def small_case() -> Iterator[Any]:
 
 def host_syncs(work: Work) -> None:
     """How often a step waits, by the line of this project or of what it calls."""
-    with small_case() as step:
+    with small_case(work.miniature) as step:
         for _ in range(2 - work.miniature):
             step()
         start = time.perf_counter()
@@ -104,7 +106,7 @@ def trace(work: Work) -> None:
     from torch.profiler import ProfilerActivity, profile
 
     activities = [ProfilerActivity.CPU] + ([] if work.miniature else [ProfilerActivity.CUDA])
-    with made_streams(work.device) as streams, small_case() as step:
+    with made_streams(work.device) as streams, small_case(work.miniature) as step:
         step()
         with profile(activities=activities) as recorded:
             for _, stream in streams:
