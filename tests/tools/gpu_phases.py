@@ -12,13 +12,15 @@ from tools.gpu_check.worker import Child, Work
 
 
 def tell(work: Work) -> None:
-    """A machine."""
+    """A machine; with a GPU where the test says so."""
+    gpu = {"name": "a GPU", "capability": "sm_90", "multiprocessors": 132, "memory_bytes": 1 << 30}
+    gpus = [gpu] * int(os.environ.get("GPUS_OF_TEST", "0"))
     work.facts(
         {
-            "miniature": True,
+            "miniature": not gpus,
             "date": "2026-11-26 10:00 UTC",
             "host": {"cores": 2},
-            "gpus": [],
+            "gpus": gpus,
             "driver": None,
             "nccl": None,
             "versions": {"torch": "2.13.0"},
@@ -30,6 +32,8 @@ def tell(work: Work) -> None:
 
 
 def fine(work: Work) -> None:
+    assert work.gpus == int(os.environ.get("GPUS_OF_TEST", "0")) and work.miniature == (work.gpus == 0)
+    assert work.device == ("cuda" if work.gpus else "cpu")
     work.figure("speed", 3.25, "GB/s")
     work.check("two and two", True, "four")
 

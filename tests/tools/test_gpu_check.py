@@ -66,7 +66,8 @@ def alive(pid):
         return False
 
 
-def test_a_phase_that_misbehaves_is_told_of_and_never_stops_the_next(small, tmp_path, capsys):
+def test_a_phase_that_misbehaves_is_told_of_and_never_stops_the_next(small, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("GPUS_OF_TEST", "1")
     bad = ("wrong", "raises", "dies", "babbles", "full")
     small(
         "fine",
@@ -98,12 +99,14 @@ def test_a_phase_that_misbehaves_is_told_of_and_never_stops_the_next(small, tmp_
     (stacks,) = [one["log"] for one in read(out)["phases"] if one["name"] == "hangs"]
     assert "gpu_phases.py" in stacks and "in hangs" in stacks
     table = (out / "report.md").read_text()
+    assert "| device | a GPU (sm_90" in table and "| speed | 3.25 GB/s |" in table
     assert "| hangs | timed out: after 2 s |" in table and "\x1b" not in table
     assert table in capsys.readouterr().out
 
 
-def test_interrupted_and_resumed(small, tmp_path):
+def test_interrupted_and_resumed(small, tmp_path, monkeypatch):
     """By Ctrl-C in the middle: what is left to do is done by --resume, and nothing twice."""
+    monkeypatch.setenv("GPUS_OF_TEST", "1")
     chosen = "fine", "wrong", "slow", "babbles"
     code = (
         "import sys; from tests.tools import test_gpu_check as t\n"
@@ -203,6 +206,15 @@ def test_eight_minutes_are_laid_out_in_the_documentation():
     assert phases.FACTS_SECONDS + phases.most_seconds(phases.of_one_gpu()) <= 60 * phases.MINUTES
     assert phases.table() in (ROOT / "docs" / "gpu.md").read_text()
     assert len({one.name for one in PHASES}) == len(PHASES)
+
+
+def test_what_is_timed_runs_alone():
+    at_once = [[one.name for one in wave] for wave in phases.waves(PHASES)]
+    assert [wave for wave in at_once if len(wave) > 1] == [["tests", "equality", "schedules"]]
+    small = list(phases.waves(PHASES, miniature=True))
+    assert tuple(one for wave in small for one in wave) == PHASES and {len(wave) for wave in small[:-1]} == {
+        3
+    }
 
 
 def test_the_table_claims_figures_of_a_gpu_only_where_there_is_one():

@@ -144,10 +144,11 @@ def train(work: Work) -> None:
         "--run.tensorboard=false",
         f"--training.steps={steps}",
     ]
-    settings += ["--training.eval_every=0", "--training.eval_batches=1", "--parallel.timeout_s=20"]
+    settings += ["--training.eval_every=0", "--training.eval_batches=1"]
+    settings += [f"--parallel.timeout_s={120 if work.miniature else 20}"]
     if work.miniature:
         settings += ["--training.global_batch=8", "--training.micro_batch=1", "--data.sequence_length=32"]
-        settings += ["--training.threads=1", "--parallel.timeout_s=120"]
+        settings += ["--training.threads=1"]
     config = load("configs/quickstart.yaml", [*settings, *work.arguments["settings"]])
     check(config)
     if run(config, discover(os.environ)):

@@ -8,6 +8,7 @@ from itertools import groupby
 
 MINUTES = 8  # that one GPU is kept at most
 FACTS_SECONDS = 20  # for the look at the machine, which comes first
+FEW = 3  # phases at once in miniature
 SHARING_NCCL = (2, 30)  # from which on two ranks may share a GPU
 
 
@@ -170,8 +171,11 @@ def named(names: Sequence[str]) -> tuple[Phase, ...]:
     return tuple(phase for phase in PHASES if phase.name in names)
 
 
-def waves(phases: Sequence[Phase]) -> Iterator[list[Phase]]:
-    """Those that run at once."""
+def waves(phases: Sequence[Phase], miniature: bool = False) -> Iterator[list[Phase]]:
+    """Those that run at once: neighbours that are shared, and in miniature, where no time is measured, any few."""
+    if miniature:
+        yield from (list(phases[at : at + FEW]) for at in range(0, len(phases), FEW))
+        return
     for shared, neighbours in groupby(phases, key=lambda phase: phase.shared):
         if shared:
             yield list(neighbours)

@@ -134,5 +134,6 @@ def _table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
 
 
 def _cell(text: str) -> str:
-    """What a cell of Markdown may hold."""
-    return " ".join(str(text).split()).replace("|", "\\|")
+    """What a cell of Markdown, on a terminal, may hold."""
+    words = " ".join(str(text).split()).replace("|", "\\|")
+    return "".join(letter if letter.isprintable() else "?" for letter in words)

@@ -93,7 +93,7 @@ class Check:
 
     def phases(self, phases: Sequence[Phase], facts: Mapping[str, Any], ends: float) -> None:
         """Run what the machine can, until the monotonic clock says `ends`."""
-        for wave in waves(phases):
+        for wave in waves(phases, self.miniature):
             ready = []
             for phase in wave:
                 left = ends - time.monotonic()
