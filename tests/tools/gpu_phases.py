@@ -81,7 +81,7 @@ def full(work: Work) -> None:
 
 
 def slow(work: Work) -> None:
-    work.figure("before", 1)
+    work.figure("process", os.getpid())
     time.sleep(60)
 
 

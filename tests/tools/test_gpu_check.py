@@ -104,32 +104,38 @@ def test_a_phase_that_misbehaves_is_told_of_and_never_stops_the_next(small, tmp_
     assert table in capsys.readouterr().out
 
 
+CHOSEN = "fine", "wrong", "slow", "babbles"
+PROGRAM = f"""
+import sys
+from tests.tools import test_gpu_check as t
+from tools.gpu_check import __main__ as program, run
+program.PHASES = tuple(map(t.phase, {CHOSEN}))
+run.FACTS = t.Phase('machine', '', '', 20, 'tests.tools.gpu_phases:tell')
+sys.exit(program.main(sys.argv[1:]))
+"""
+
+
+def stopped_by(number, out):
+    """The exit status of a check that is sent a signal while `slow` runs, and that phase's process."""
+    command = [sys.executable, "-c", PROGRAM, "--out", str(out)]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL)
+    until = time.monotonic() + 60
+    while not (rows := Folder(out / "phases").found("slow").rows) and time.monotonic() < until:
+        time.sleep(0.05)
+    process.send_signal(number)
+    return process.wait(timeout=30), rows[0]["value"]
+
+
 def test_interrupted_and_resumed(small, tmp_path, monkeypatch):
     """By Ctrl-C in the middle: what is left to do is done by --resume, and nothing twice."""
     monkeypatch.setenv("GPUS_OF_TEST", "1")
-    chosen = "fine", "wrong", "slow", "babbles"
-    code = (
-        "import sys; from tests.tools import test_gpu_check as t\n"
-        "from tools.gpu_check import __main__ as program, run\n"
-        "run.PATIENCE = 1\n"
-        f"program.PHASES = tuple(map(t.phase, {chosen}))\n"
-        "run.FACTS = t.Phase('machine', '', '', 20, 'tests.tools.gpu_phases:tell')\n"
-        "sys.exit(program.main(sys.argv[1:]))"
-    )
     out = tmp_path / "out"
-    process = subprocess.Popen(
-        [sys.executable, "-c", code, "--out", str(out)], cwd=ROOT, stdout=subprocess.DEVNULL
-    )
-    began = out / "phases" / "slow.jsonl"
-    until = time.monotonic() + 60
-    while not began.exists() and time.monotonic() < until:
-        time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
-    assert process.wait(timeout=30) == 128 + signal.SIGINT
+    status, pid = stopped_by(signal.SIGINT, out)
+    assert status == 128 + signal.SIGINT and not alive(pid)
     words = {name: status for name, (status, _) in ended(out).items()}
     assert words == {"fine": "passed", "wrong": "failed", "slow": "interrupted", "babbles": "not run"}
     before = {name: (out / "phases" / f"{name}.jsonl").stat().st_mtime_ns for name in ("fine", "wrong")}
-    small(*chosen[:2], phase("slow", 1), "babbles")
+    small(*CHOSEN[:2], phase("slow", 1), "babbles")
     assert program.main(["--resume", str(out)]) == 1
     words = {name: status for name, (status, _) in ended(out).items()}
     assert words == {"fine": "passed", "wrong": "failed", "slow": "timed out", "babbles": "passed"}
@@ -137,6 +143,21 @@ def test_interrupted_and_resumed(small, tmp_path, monkeypatch):
         assert (out / "phases" / f"{name}.jsonl").stat().st_mtime_ns == when
     assert program.main(["--resume", str(out), "--phases", "fine"]) == 1  # again, because it is named
     assert (out / "phases" / "fine.jsonl").stat().st_mtime_ns > before["fine"]
+    assert set(ended(out)) == set(CHOSEN)
+
+
+def test_killed_and_resumed(small, tmp_path):
+    """The machine was taken back: nothing runs on, and what had ended is still there."""
+    out = tmp_path / "out"
+    status, pid = stopped_by(signal.SIGKILL, out)
+    until = time.monotonic() + 10
+    while alive(pid) and time.monotonic() < until:
+        time.sleep(0.05)
+    assert status == -signal.SIGKILL and not alive(pid) and not (out / "report.json").exists()
+    small(*CHOSEN[:2], phase("slow", 1), "babbles")
+    assert program.main(["--resume", str(out)]) == 1
+    words = {name: status for name, (status, _) in ended(out).items()}
+    assert words == {"fine": "passed", "wrong": "failed", "slow": "timed out", "babbles": "passed"}
 
 
 def test_results_of_another_tree_are_not_mixed(small, tmp_path, monkeypatch, capsys):
@@ -149,6 +170,7 @@ def test_results_of_another_tree_are_not_mixed(small, tmp_path, monkeypatch, cap
         (["--out", out], "it holds a check already; go on with --resume"),
         (["--resume", f"{out}/nothing"], "no check has begun there"),
         (["--phases", "fines"], "no such phase; known: "),
+        (["--minutes", "0"], "--minutes 0: has to be above 0"),
         (["--source", f"{out}/nothing", "--out", f"{out}2"], "there is no such file"),
     ):
         with pytest.raises(SystemExit) as leaving:
