@@ -172,10 +172,12 @@ def test_results_of_another_tree_are_not_mixed(small, tmp_path, monkeypatch, cap
         (["--phases", "fines"], "no such phase; known: "),
         (["--minutes", "0"], "--minutes 0: has to be above 0"),
         (["--source", f"{out}/nothing", "--out", f"{out}2"], "there is no such file"),
+        (["--wheels", out, "--out", f"{out}2"], "there are no wheels in it"),
     ):
         with pytest.raises(SystemExit) as leaving:
             program.main(arguments)
         assert leaving.value.code == 2 and words in capsys.readouterr().err.splitlines()[-1]
+    assert not Path(f"{out}2").exists()
 
 
 def test_a_full_disk_costs_the_files_and_not_the_answer(small, tmp_path, capsys):

@@ -20,7 +20,16 @@ from pathlib import Path
 from typing import Any
 
 from tools.gpu_check import prepare, report, wheels
-from tools.gpu_check.phases import FACTS_SECONDS, MINUTES, PHASES, most_seconds, named, of_one_gpu, table
+from tools.gpu_check.phases import (
+    FACTS_SECONDS,
+    MINUTES,
+    PHASES,
+    Phase,
+    most_seconds,
+    named,
+    of_one_gpu,
+    table,
+)
 from tools.gpu_check.results import Folder, different
 from tools.gpu_check.run import PATIENCE, Check, kept
 
@@ -88,49 +97,57 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     if asked.minutes is not None and asked.minutes <= 0:
         made.error(f"--minutes {asked.minutes:g}: has to be above 0")
-    try:
-        phases = named(asked.phases) if asked.phases else PHASES
-        folder = _folder(asked.out, asked.resume)
-    except (ValueError, OSError) as error:
-        made.error(str(error))
     began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="gpu-check-") as site:
         try:
+            phases = named(asked.phases) if asked.phases else PHASES
             source = [*asked.source, *([wheels.unpack(asked.wheels, Path(site))] if asked.wheels else [])]
-            check = Check(folder, asked.miniature, _environment(source, asked.nccl))
+            env = _environment(source, asked.nccl)
+            check = Check(_folder(asked.out, asked.resume), asked.miniature, env)
         except (ValueError, OSError) as error:
             made.error(str(error))
         with check.listening():
             facts = check.machine()
-            before = folder.facts() if asked.resume else None
-            if before and (unlike := different(before, facts)):
-                made.error(f"--resume {asked.resume}: {', '.join(unlike)} are not what they were; use --out")
-            try:
-                folder.keep_facts(facts)
-            except OSError as error:
-                check.troubles.append(f"facts.json could not be written: {error}")
-            earlier = kept(folder) if asked.resume else {}
-            left = [phase for phase in phases if asked.phases or phase.name not in earlier]
-            minutes = asked.minutes or _minutes(facts)
-            check.phases(left, facts, began + 60 * minutes)
-            outcomes = {**earlier, **check.outcomes}
-            shown = [phase for phase in PHASES if not asked.phases or phase.name in outcomes]
-            status = _write(
-                folder, report.as_json(facts, shown, outcomes, *_rows_and_logs(folder, outcomes)), check
-            )
+            if asked.resume and (unlike := _unlike(asked.resume, check.folder.facts(), facts)):
+                made.error(unlike)
+            return _checked(check, asked, phases, facts, began)
+
+
+def _checked(
+    check: Check, asked: argparse.Namespace, phases: Sequence[Phase], facts: dict[str, Any], began: float
+) -> int:
+    """Runs the phases and writes the reports; the exit status."""
+    folder = check.folder
+    try:
+        folder.keep_facts(facts)
+    except OSError as error:
+        check.troubles.append(f"facts.json could not be written: {error}")
+    earlier = kept(folder) if asked.resume else {}
+    left = [phase for phase in phases if asked.phases or phase.name not in earlier]
+    check.phases(left, facts, began + 60 * (asked.minutes or _minutes(facts)))
+    outcomes = {**earlier, **check.outcomes}
+    shown = [phase for phase in PHASES if not asked.phases or phase.name in outcomes]
+    _write(check, report.as_json(facts, shown, outcomes, *_rows_and_logs(folder, outcomes)))
     print(f"{time.monotonic() - began:.0f} s in all")
     if check.interrupted:
         return 128 + check.interrupted
-    return max(status, int(any(outcome.status not in FINE for outcome in outcomes.values())))
+    return int(bool(check.troubles) or any(outcome.status not in FINE for outcome in outcomes.values()))
+
+
+def _unlike(path: Path, before: Mapping[str, Any] | None, now: Mapping[str, Any]) -> str:
+    """Why results of now do not belong to those of before; "" where they do."""
+    if "unknown" in now:
+        return f"--resume {path}: the machine does not say what it is ({now['unknown']})"
+    if before and "unknown" not in before and (unlike := different(before, now)):
+        return f"--resume {path}: {', '.join(unlike)} are not what they were; use --out"
+    return ""
 
 
 def _minutes(facts: Mapping[str, Any]) -> float:
     """For the whole, where nobody has said."""
-    return (
-        MINUTES
-        if len(facts["gpus"]) == 1
-        else 1 + most_seconds(PHASES) / 60 * (PATIENCE if facts["miniature"] else 1)
-    )
+    if len(facts["gpus"]) == 1:
+        return MINUTES
+    return 1 + most_seconds(PHASES) / 60 * (PATIENCE if facts["miniature"] else 1)
 
 
 def _folder(out: Path | None, resume: Path | None) -> Folder:
@@ -170,11 +187,11 @@ def _rows_and_logs(folder: Folder, outcomes: dict) -> tuple[dict, dict]:
     return rows, logs
 
 
-def _write(folder: Folder, content: dict, check: Check) -> int:
-    """Both reports, and the Markdown on standard output too, where a full disk does not reach it."""
+def _write(check: Check, content: dict[str, Any]) -> None:
+    """Both reports, and the Markdown on standard output too, which a full disk does not reach."""
     markdown = report.as_markdown(content)
     print(markdown)
-    out = folder.path.parent
+    out = check.folder.path.parent
     for name, text in (("report.json", json.dumps(content, indent=1)), ("report.md", markdown)):
         try:
             (out / name).write_text(text)
@@ -184,7 +201,6 @@ def _write(folder: Folder, content: dict, check: Check) -> int:
             print(f"wrote {out / name}")
     for trouble in check.troubles:
         print(trouble, file=sys.stderr)
-    return 1 if check.troubles else 0
 
 
 if __name__ == "__main__":
