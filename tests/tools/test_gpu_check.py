@@ -304,10 +304,11 @@ def test_everything_in_miniature(tmp_path):
     for name, one in found.items():
         assert one["rows"], name
     whats = {name: {row["what"] for row in one["rows"]} for name, one in found.items()}
-    assert "8 connections" not in whats["queues"]
+    stalls = "CUDA_DEVICE_MAX_CONNECTIONS 8, priority -1: a spinning receive stalls others"
+    assert stalls in whats["queues"] and stalls in (ROOT / "docs" / "gpu.md").read_text()
     assert {"gpipe, 2 ranks", "1f1b, 2 ranks", "dualpipev, 2 ranks"} <= whats["schedules"]
     assert {"1f1b: the losses of one rank", "dualpipev, overlapped: the losses of one rank"} == whats["nccl"]
-    assert {"dphi against fp64, fp32", "te", "liger", "tile_kernels", "compile"} <= whats["kernels"]
+    assert {"dphi against fp64, float32", "te", "liger", "tile_kernels", "compile"} <= whats["kernels"]
     assert {f"{name}: exposed communication" for name in ("1f1b", "dualpipe", "dualpipev")} <= whats[
         "pipelines"
     ]
