@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 
 from hcmegatron.config.schema import Config
 from hcmegatron.config.types import flatten
-from hcmegatron.platform.versions import version
+from hcmegatron.platform.versions import megatron_core, version
 
 # Of all settings, these may be a rank's own: they change how fast it computes, not what.
 OF_A_RANK = frozenset({"training.threads"})
@@ -31,7 +31,7 @@ def facts(config: Config, world_size: int, data: str | None = None) -> dict[str,
     found |= {"the world size": str(world_size), "Python": platform.python_version()}
     found |= {
         "torch": version("torch"),
-        "megatron-core": version("megatron.core", "megatron-core"),
+        "megatron-core": megatron_core(),
         "hcmegatron": version("hcmegatron"),
     }
     return found if data is None else found | {"the data's fingerprint": data}

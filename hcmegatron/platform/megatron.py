@@ -15,6 +15,7 @@ from collections.abc import Callable
 import torch
 
 from hcmegatron.platform import cpu, cuda_environment
+from hcmegatron.platform.versions import megatron_core
 
 cuda_environment.prepare(os.environ)
 if torch.cuda.is_available():
@@ -55,7 +56,7 @@ with warnings.catch_warnings(), importing:
 if not torch.cuda.is_available():
     cpu.finish()
 
-VERSION: str = megatron.core.__version__  # which a source path has too, where the metadata is missing
+VERSION = megatron_core()
 # 0.16.1 weighs an auxiliary loss by the tokens of one sequence-parallel rank, 0.19.2 by those of all.
 AUXILIARY_LOSS_OF_ONE_RANK = VERSION.startswith("0.16.")
 

@@ -25,3 +25,8 @@ def version(module: str, distribution: str | None = None) -> str:
         return importlib.metadata.version(distribution or module)
     except importlib.metadata.PackageNotFoundError:
         return str(getattr(importlib.import_module(module), "__version__", "unknown version"))
+
+
+def megatron_core() -> str:
+    """Megatron-Core's, without the commit that 0.19 adds to it: that of whatever repository its folder lies in."""
+    return version("megatron.core", "megatron-core").partition("+")[0]

@@ -40,7 +40,7 @@ def test_what_is_installed_is_not_imported():
 def test_facts_need_no_metadata(monkeypatch):
     monkeypatch.setattr(importlib.metadata, "version", nothing_is_installed)
     monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(__version__="2.11"))
-    monkeypatch.setitem(sys.modules, "megatron.core", SimpleNamespace(__version__="0.19.2"))
+    monkeypatch.setitem(sys.modules, "megatron.core", SimpleNamespace(__version__="0.19.2+ba764a4"))
     found = facts(Config(), 2)
     assert (found["torch"], found["megatron-core"]) == ("2.11", "0.19.2")
     assert found["hcmegatron"] == hcmegatron.__version__

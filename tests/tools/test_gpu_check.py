@@ -72,8 +72,8 @@ def test_a_phase_that_misbehaves_is_told_of_and_never_stops_the_next(small, tmp_
     small(
         "fine",
         *(phase(name, shared=True) for name in bad),
-        phase("hangs", 5, shared=True),
-        phase("children", 8, shared=True),
+        phase("hangs", 8, shared=True),
+        phase("children", 10, shared=True),
     )
     out = tmp_path / "out"
     assert program.main(["--out", str(out)]) == 1
@@ -85,7 +85,7 @@ def test_a_phase_that_misbehaves_is_told_of_and_never_stops_the_next(small, tmp_
     assert found["dies"] == ("crashed", "by SIGSEGV")
     assert found["babbles"] == ("passed", "6 unreadable lines among its rows")
     assert found["full"][0] == "failed" and "No space left on device" in found["full"][1]
-    assert found["hangs"] == ("timed out", "after 5 s")
+    assert found["hangs"] == ("timed out", "after 8 s")
     assert found["children"] == ("failed", "bad one; slow one")
     rows = {one["name"]: one["rows"] for one in read(out)["phases"]}
     for name in ("raises", "dies", "babbles", "full", "hangs"):
@@ -100,7 +100,7 @@ def test_a_phase_that_misbehaves_is_told_of_and_never_stops_the_next(small, tmp_
     assert "gpu_phases.py" in stacks and "in hangs" in stacks
     table = (out / "report.md").read_text()
     assert "| device | a GPU (sm_90" in table and "| speed | 3.25 GB/s |" in table
-    assert "| hangs | timed out: after 5 s |" in table and "\x1b" not in table
+    assert "| hangs | timed out: after 8 s |" in table and "\x1b" not in table
     assert table in capsys.readouterr().out
 
 

@@ -79,7 +79,7 @@ def _version(module: str) -> str | None:
         return None
     info = Path(spec.origin or "").parent / "package_info.py"
     if module == "megatron.core" and info.exists():
-        return runpy.run_path(str(info))["__version__"]  # what a source path has too
+        return runpy.run_path(str(info))["__version__"].partition("+")[0]  # a source path has it too
     try:
         return importlib.metadata.version(module)
     except importlib.metadata.PackageNotFoundError:
