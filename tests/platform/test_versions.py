@@ -9,6 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 import hcmegatron
 from hcmegatron.config import Config
@@ -70,6 +71,6 @@ def test_a_source_path_without_metadata(tmp_path):
     assert json.loads(ended.stdout.splitlines()[-1]) == [
         installed,
         installed,
-        importlib.metadata.version("torch"),
+        torch.__version__,
         hcmegatron.__version__,
     ]
