@@ -18,7 +18,7 @@ READY  := $(VENV)/.ready
 # A GPU container brings its own torch: use it instead of installing another one.
 CUDA   := $(shell $(PYTHON) -c 'import torch; print(torch.version.cuda or "")' 2>/dev/null)
 
-.PHONY: setup train test lint bench soak clean
+.PHONY: setup train test lint bench gpu soak clean
 setup: $(READY)
 
 $(READY): pyproject.toml constraints/cpu.txt
@@ -43,6 +43,16 @@ lint: $(READY)
 
 bench: $(READY)
 	$(BIN)/python -m tools.bench $(BENCH)
+
+# What only a GPU can show, in eight minutes; in miniature where there is none (docs/gpu.md). A GPU machine's own Python
+# is used as it is, with nothing installed. GPU='--phases kernels tiles' passes arguments on.
+ifeq ($(CUDA),)
+gpu: $(READY)
+	$(BIN)/python -m tools.gpu_check $(GPU)
+else
+gpu:
+	$(PYTHON) -m tools.gpu_check $(GPU)
+endif
 
 # Random configurations for twenty minutes; what failed is repeated with --case (python -m tests.fuzz --help).
 SEEDS   ?= 0:200

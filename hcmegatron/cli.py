@@ -20,6 +20,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, NoReturn
 
+from hcmegatron import __version__
 from hcmegatron.config import Config, ConfigError, check, check_world, dump, read, smallest_world
 from hcmegatron.config.idle import ineffective
 from hcmegatron.config.load import scalar
@@ -323,5 +324,4 @@ def _versions() -> str:
             found.append(f"{name} {importlib.metadata.version(name)}")
         except importlib.metadata.PackageNotFoundError:
             found.append(f"{name} not installed")
-    own = importlib.metadata.version("hcmegatron")
-    return f"hcmegatron {own} (Python {platform.python_version()}, {', '.join(found)})"
+    return f"hcmegatron {__version__} (Python {platform.python_version()}, {', '.join(found)})"

@@ -63,15 +63,15 @@ class Row:
     kept_bytes_per_token: float
 
 
-def milliseconds(run: Callable[[], Any], device: str) -> float:
-    """Median time of a call; on a GPU with L2 emptied before each."""
+def milliseconds(run: Callable[[], Any], device: str, repeating: int = 200) -> float:
+    """Median time of a call; on a GPU with L2 emptied before each, for `repeating` milliseconds."""
     if device == "cuda":
         from triton.testing import do_bench
 
-        return do_bench(run, warmup=50, rep=200, return_mode="median")
+        return do_bench(run, warmup=repeating // 4, rep=repeating, return_mode="median")
     run()
     times = []
-    for _ in range(15):
+    for _ in range(max(1, 15 * repeating // 200)):
         start = time.perf_counter()
         run()
         times.append(1e3 * (time.perf_counter() - start))
@@ -142,7 +142,9 @@ def operations(made: Candidate, H: Tensor, y: Tensor) -> dict[str, Callable[[], 
     return calls
 
 
-def measure(key: str, n: int, C: int, T: int, dtype: torch.dtype, device: str, copy: float) -> list[Row]:
+def measure(
+    key: str, n: int, C: int, T: int, dtype: torch.dtype, device: str, copy: float, repeating: int = 200
+) -> list[Row]:
     """All operations of one candidate at one shape. Raises Unavailable."""
     made = CANDIDATES[key](n, C, dtype, device)
     generator = torch.Generator().manual_seed(1)
@@ -153,7 +155,7 @@ def measure(key: str, n: int, C: int, T: int, dtype: torch.dtype, device: str, c
     rows = []
     for operation, elements in plan(n).items():
         if operation in calls:
-            ms = milliseconds(calls[operation], device)
+            ms = milliseconds(calls[operation], device, repeating)
             moved = elements * C * T * H.element_size()
             rate = moved / (1e-3 * ms)
             rows.append(

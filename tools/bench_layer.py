@@ -101,29 +101,30 @@ class Measured(NamedTuple):
     kept: int
 
 
-def main(arguments: list[str] | None = None) -> dict[str, Measured]:
-    """Prints and returns the table."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--tokens", type=int, default=4096 if torch.cuda.is_available() else 256)
-    parser.add_argument("--rounds", type=int, default=20)
-    args = parser.parse_args(arguments)
+class Layer(NamedTuple):
+    """All forms by name, and the residual's TFLOP/s."""
+
+    forms: dict[str, Measured]
+    tflops: float
+
+
+def measure(tokens: int, rounds: int) -> Layer:
+    """The forms taking turns."""
     alone = RankInfo(0, 1, 0, 1, "127.0.0.1", free_port(), "bench")
-    first = configuration("residual", "none", args.tokens)
+    first = configuration("residual", "none", tokens)
     with process_groups(first, alone) as groups:
         bytes_kept = {}
 
         def made(name: str, kind: str, recompute: str) -> Callable[[], None]:
-            config = configuration(kind, recompute, args.tokens)
+            config = configuration(kind, recompute, tokens)
             (chunk,) = build_model(config, VOCABULARY, groups)
             recomputation = Recomputation(config, [unwrap(chunk)], live=1, deferred=0)
             recomputation.measured()  # times are without measuring
-            tokens = torch.randint(VOCABULARY, (1, args.tokens), device=device())
-            positions = torch.arange(args.tokens, device=device()).unsqueeze(0)
+            ids = torch.randint(VOCABULARY, (1, tokens), device=device())
+            positions = torch.arange(tokens, device=device()).unsqueeze(0)
 
             def forward() -> Tensor:
-                return chunk(tokens, positions, None, labels=tokens).sum()
+                return chunk(ids, positions, None, labels=ids).sum()
 
             def step() -> None:
                 chunk.zero_grad_buffer()
@@ -135,20 +136,37 @@ def main(arguments: list[str] | None = None) -> dict[str, Measured]:
             bytes_kept[name] = kept(forward)
             return step
 
-        times = alternating({name: made(name, *form) for name, form in FORMS.items()}, args.rounds, warmup=3)
+        times = alternating({name: made(name, *form) for name, form in FORMS.items()}, rounds, warmup=3)
     found = {
         name: Measured(statistics.median(values), ratio(times, name, "residual"), bytes_kept[name])
         for name, values in times.items()
     }
-    tflops = args.tokens * training_flops_per_token(first, VOCABULARY) / found["residual"].seconds / 1e12
+    flops = tokens * training_flops_per_token(first, VOCABULARY)
+    return Layer(found, flops / found["residual"].seconds / 1e12)
+
+
+def default_tokens() -> int:
+    """The paper's sequence on a GPU, few elsewhere."""
+    return 4096 if torch.cuda.is_available() else 256
+
+
+def main(arguments: list[str] | None = None) -> dict[str, Measured]:
+    """Prints and returns the table."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--tokens", type=int, default=default_tokens())
+    parser.add_argument("--rounds", type=int, default=20)
+    args = parser.parse_args(arguments)
+    found = measure(args.tokens, args.rounds)
     where = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU, the quickstart's dimensions"
     print(f"{where}, torch {torch.__version__}, {args.tokens} tokens, {time.strftime('%Y-%m-%d')}")
-    for name, one in found.items():
+    for name, one in found.forms.items():
         print(
             f"{name:>26}: {1e3 * one.seconds:8.2f} ms, {one.ratio:.3f} of the residual, keeps {mib(one.kept)}"
         )
-    print(f"the residual's rate: {tflops:.3g} TFLOP/s")
-    return found
+    print(f"the residual's rate: {found.tflops:.3g} TFLOP/s")
+    return found.forms
 
 
 if __name__ == "__main__":

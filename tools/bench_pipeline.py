@@ -23,6 +23,7 @@ from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from itertools import repeat
 
 import torch
 import torch.distributed as dist
@@ -37,10 +38,11 @@ from hcmegatron.config.checks import check
 from hcmegatron.config.schema import Config
 from hcmegatron.connections import facts
 from hcmegatron.data.feed import MicroBatchTensors
+from hcmegatron.model.transformer_config import DTYPES
 from hcmegatron.pipeline.placement import placement, training_schedule
 from hcmegatron.pipeline.runner import ScheduleRunner
 from hcmegatron.pipeline.schedule import build_schedule
-from hcmegatron.platform.distributed import process_groups
+from hcmegatron.platform.distributed import device, process_groups
 from hcmegatron.platform.local_launch import launch
 from hcmegatron.platform.ranks import RankInfo
 from hcmegatron.training.loss import forward_step
@@ -66,6 +68,22 @@ class Shape:
     layers: int
     tokens: int
     rounds: int
+    ranks: int = RANKS
+    dtype: str = "fp32"
+
+    @property
+    def microbatches(self) -> int:
+        """As many as DualPipe needs."""
+        return max(MICRO_BATCHES, 2 * self.ranks)
+
+    @property
+    def schedules(self) -> tuple[str, ...]:
+        """Those that these ranks can run: DualPipe takes pairs."""
+        return tuple(name for name in SCHEDULES if name != "dualpipe" or self.ranks % 2 == 0)
+
+    @property
+    def ours(self) -> tuple[str, ...]:
+        return tuple(name for name in self.schedules if name in OURS)
 
 
 def config_for(schedule: str, shape: Shape) -> Config:
@@ -74,8 +92,9 @@ def config_for(schedule: str, shape: Shape) -> Config:
     m = config.model
     m.layers, m.hidden_size, m.heads, m.ffn_hidden_size = shape.layers, shape.hidden, 8, 8 * shape.hidden // 3
     config.data.sequence_length, config.training.micro_batch = shape.tokens, 1
-    config.training.global_batch, config.training.threads = MICRO_BATCHES, 1
-    config.parallel.pipeline, config.parallel.schedule = RANKS, schedule
+    config.training.global_batch, config.training.threads = shape.microbatches, 1
+    config.training.dtype = shape.dtype
+    config.parallel.pipeline, config.parallel.schedule = shape.ranks, schedule
     check(config)
     return config
 
@@ -100,6 +119,15 @@ class Candidate:
         self.chunks: list[nn.Module] = list(build_model(config, VOCAB, groups))
         self.schedule: Callable = build_schedule(config, self.chunks, groups)
         self.batch = batch(config.data.sequence_length)
+        self.microbatches = config.training.global_batch  # of one sample each
+        if isinstance(self.schedule, ScheduleRunner) and device().type == "cuda":
+            self.schedule.warm_start(
+                forward_step_func=forward_step,
+                batches=[repeat(self.batch) for _ in self.chunks],
+                num_microbatches=self.microbatches,
+                seq_length=config.data.sequence_length,
+                micro_batch_size=1,
+            )
         # of the last step's sends and of its receives being posted: when each began, and seconds it took
         self.gloo: dict[str, list[tuple[float, float]]] = {"send": [], "receive": []}
         self.mirrored: list[float] = []  # seconds of summing the copies' gradients, of every step
@@ -114,9 +142,10 @@ class Candidate:
     def _timed(self, sum_copies: Callable) -> Callable:
         def timed() -> None:
             # The rank that is done first waits here for the other; that is the schedule's time, not the sum's.
-            dist.barrier()
+            _together()
             start = time.monotonic()
             sum_copies()
+            _done()
             self.mirrored.append(time.monotonic() - start)
 
         return timed
@@ -137,17 +166,18 @@ class Candidate:
             calls.clear()
         for chunk in self.chunks:
             chunk.zero_grad_buffer()
-        dist.barrier()
+        _together()
         start = time.monotonic()
         self.schedule(
             forward_step_func=forward_step,
-            data_iterator=[iter([self.batch] * MICRO_BATCHES) for _ in self.chunks],
+            data_iterator=[iter([self.batch] * self.microbatches) for _ in self.chunks],
             model=self.chunks,
-            num_microbatches=MICRO_BATCHES,
+            num_microbatches=self.microbatches,
             seq_length=self.config.data.sequence_length,
             micro_batch_size=1,
         )
-        ends = torch.tensor([-start, time.monotonic()], dtype=torch.float64)
+        _done()
+        ends = torch.tensor([-start, time.monotonic()], dtype=torch.float64, device=device())
         dist.all_reduce(ends, dist.ReduceOp.MAX)
         return float(ends.sum())
 
@@ -157,13 +187,15 @@ class Candidate:
         assert isinstance(self.schedule, ScheduleRunner)
         width = self.config.model.hidden_size * facts.streams(self.config.connection)
         shape = self.config.data.sequence_length, 1, width
+        message = partial(torch.randn, shape, device=device(), dtype=DTYPES[self.config.training.dtype])
         found: Costed = {}
-        dist.barrier()
+        _together()
         for number, stage in self.schedule.stages.items():
             first, last = stage.model.pre_process, stage.model.post_process
             stage.begin(forward_step, iter([self.batch] * 4), False, 4, lambda: None)
-            received = None if first else torch.randn(shape)
-            gradient = None if last else torch.randn(shape)
+            received = None if first else message()
+            gradient = None if last else message()
+            _done()
             with stage.chunk.no_sync():
                 for microbatch, backward in enumerate(("B", "I", "B", "I")):
                     parts: list[tuple[str, Callable[[], Tensor | None]]] = [
@@ -182,18 +214,32 @@ class Candidate:
                     for kind, run in parts:
                         start = time.perf_counter()
                         run()
+                        _done()
                         found.setdefault(f"{kind}{number}", []).append(time.perf_counter() - start)
         return found
 
 
+def _done() -> None:
+    """Wait for the device, where it is not the host that computes."""
+    if device().type == "cuda":
+        torch.cuda.synchronize()
+
+
+def _together() -> None:
+    """Wait for the device and for the other ranks."""
+    _done()
+    dist.barrier()
+    _done()
+
+
 def batch(tokens: int) -> MicroBatchTensors:
     """One micro-batch, the same every time."""
-    text = torch.randint(0, VOCAB, (1, tokens + 1), generator=torch.Generator().manual_seed(1))
+    text = torch.randint(0, VOCAB, (1, tokens + 1), generator=torch.Generator().manual_seed(1)).to(device())
     return {
         "tokens": text[:, :-1],
         "labels": text[:, 1:].contiguous(),
-        "loss_mask": torch.ones(1, tokens),
-        "position_ids": torch.arange(tokens)[None],
+        "loss_mask": torch.ones(1, tokens, device=device()),
+        "position_ids": torch.arange(tokens, device=device())[None],
     }
 
 
@@ -202,14 +248,15 @@ def simulated(config: Config, costs: Costed) -> float:
     stages = placement(config).model_stages
     kinds = ({kind: statistics.median(costs[f"{kind}{s}"]) for kind in "FBIW"} for s in range(stages))
     return simulate(
-        training_schedule(config, MICRO_BATCHES), Costs(tuple(StageCosts(**k) for k in kinds))
+        training_schedule(config, config.training.global_batch), Costs(tuple(StageCosts(**k) for k in kinds))
     ).makespan
 
 
 @dataclass
 class Findings:
-    """Of both ranks. By schedule and round: seconds a step, and of every part. Of all rounds: host seconds an action
-    by schedule, seconds of gloo's calls by name, and seconds in which the copies of stages are summed."""
+    """Of all ranks. By schedule and round: seconds a step, and of every part. Of all rounds: host seconds an action
+    by schedule (on CPU), seconds of the transport's calls by name, and seconds in which the copies of stages are
+    summed."""
 
     steps: dict[str, list[float]]
     costs: dict[str, list[Costed]]
@@ -219,8 +266,8 @@ class Findings:
 
 
 def measure(shape: Shape, ranks: RankInfo) -> Findings:
-    """Runs on both ranks; complete on each."""
-    configs = {schedule: config_for(schedule, shape) for schedule in SCHEDULES}
+    """Runs on all ranks; complete on each."""
+    configs = {schedule: config_for(schedule, shape) for schedule in shape.schedules}
     steps: dict[str, list[float]] = defaultdict(list)
     costs: dict[str, list[Costed]] = defaultdict(list)
     gaps: dict[str, list[list[float]]] = defaultdict(list)
@@ -233,7 +280,8 @@ def measure(shape: Shape, ranks: RankInfo) -> Findings:
                 if not warm:
                     steps[name].append(seconds)
                 if name in OURS:
-                    overhead, parts = candidate.overhead(), candidate.costs()
+                    overhead = candidate.overhead() if device().type == "cpu" else []
+                    parts = candidate.costs()
                     if not warm:
                         gaps[name].append(overhead)
                         for call, calls in candidate.gloo.items():
@@ -246,23 +294,35 @@ def measure(shape: Shape, ranks: RankInfo) -> Findings:
             {
                 name: sum(map(statistics.median, zip(*gaps[name], strict=True)))
                 / len(candidates[name].schedule.record.actions)
-                for name in OURS
+                for name in shape.ours
             },
             {call: statistics.median(seconds) for call, seconds in gloo.items()},
-            statistics.median(candidates["dualpipe"].mirrored),
+            statistics.median(candidates["dualpipe"].mirrored) if "dualpipe" in candidates else 0.0,
         )
-        gathered: list[Findings] = [own] * RANKS
+        gathered: list[Findings] = [own] * shape.ranks
         dist.all_gather_object(gathered, own)
     first = gathered[0]
     for other in gathered[1:]:
         first.mirrors = max(first.mirrors, other.mirrors)
-        for name in OURS:
+        for name in shape.ours:
             for own_parts, others in zip(first.costs[name], other.costs[name], strict=True):
                 own_parts.update(others)
             first.overhead[name] = max(first.overhead[name], other.overhead[name])
         for call, seconds in other.gloo.items():
             first.gloo[call] = max(first.gloo[call], seconds)
     return first
+
+
+def expected(shape: Shape, found: Findings) -> dict[str, list[float]]:
+    """Seconds of every round's step of our schedules on a link that costs nothing, with its costs."""
+    # the sum of the copies comes after the schedule, which knows nothing of gradients
+    after = {"dualpipe": found.mirrors}
+    return {
+        name: [
+            simulated(config_for(name, shape), costs) + after.get(name, 0.0) for costs in found.costs[name]
+        ]
+        for name in shape.ours
+    }
 
 
 def report(shape: Shape, found: Findings) -> tuple[str, list[str]]:
@@ -280,17 +340,10 @@ def report(shape: Shape, found: Findings) -> tuple[str, list[str]]:
         return sum(
             statistics.median(costs[f"{kind}{s}"])
             for costs in found.costs["dualpipev"]
-            for s in range(2 * RANKS)
+            for s in range(2 * shape.ranks)
         )
 
-    # the sum of the copies comes after the schedule, which knows nothing of gradients
-    after = {"dualpipe": found.mirrors}
-    model = {
-        name: [
-            simulated(config_for(name, shape), costs) + after.get(name, 0.0) for costs in found.costs[name]
-        ]
-        for name in OURS
-    }
+    model = expected(shape, found)
     analytic = {name: ratio(model[name], model["1f1b"]) for name in ("dualpipev", "dualpipe")}
     predicted = {name: ratio(found.steps[name], model[name]) for name in OURS}
     kib = shape.tokens * 4 * shape.hidden * 4 // 1024

@@ -17,6 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
@@ -94,21 +95,28 @@ def configurations(overrides: list[str]) -> dict[str, Config]:
     return configs
 
 
-def main() -> int:
-    """Prints a table; returns 1 where the default setting misses an aim."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    _, overrides = parser.parse_known_args()
-    try:
-        configs = configurations(overrides)
-    except ConfigError as error:
-        parser.error(str(error))
+class Measured(NamedTuple):
+    """By mode: bytes held, seconds of every round, and on a GPU the most bytes that the allocator gave out in a step
+    beyond what it had before. `planned`: what the blocks are, in words."""
+
+    held: dict[str, Held]
+    seconds: dict[str, list[float]]
+    allocated: dict[str, int]
+    planned: list[str]
+
+
+def measure(configs: dict[str, Config], rounds: int) -> Measured:
+    """Every mode's bytes, then their times in turn."""
     config = configs["none"]
+    bytes_held: dict[str, Held] = {}
+    steps: dict[str, Callable[[], None]] = {}
+    allocated: dict[str, int] = {}
+    planned: list[str] = []
     with process_groups(config, RankInfo(0, 1, 0, 1, "127.0.0.1", free_port(), "bench")) as groups:
         tokens = torch.randint(
             0, VOCAB, (config.training.micro_batch, config.data.sequence_length), device=device()
         )
         positions = torch.arange(config.data.sequence_length, device=device()).expand_as(tokens)
-        bytes_held, steps = {}, {}
         for name, config in configs.items():
             (chunk,) = initialised_chunks(config, VOCAB, groups)
             recomputation = Recomputation(config, [chunk], live=1, deferred=0)
@@ -117,11 +125,38 @@ def main() -> int:
             def forward(chunk: ConnectionGPT = chunk) -> torch.Tensor:
                 return chunk(tokens, positions, None, labels=tokens).sum()
 
-            bytes_held[name] = held(chunk, recomputation, forward)
-            steps[name] = lambda forward=forward: forward().backward()
-            for line in recomputation.planned() if name == "block" else []:
-                print(line)
-        times = alternating(steps, ROUNDS)
+            def step(forward: Callable[[], torch.Tensor] = forward) -> None:
+                forward().backward()
+                if torch.cuda.is_available():
+                    torch.cuda.synchronize()
+
+            bytes_held[name], steps[name] = held(chunk, recomputation, forward), step
+            if torch.cuda.is_available():
+                allocated[name] = most_allocated(step)
+            planned += recomputation.planned() if name == "block" else []
+        return Measured(bytes_held, alternating(steps, rounds), allocated, planned)
+
+
+def most_allocated(step: Callable[[], None]) -> int:
+    """Bytes of a second step, whose gradients are there already."""
+    step()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    step()
+    return torch.cuda.max_memory_allocated() - before
+
+
+def main() -> int:
+    """Prints a table; returns 1 where the default setting misses an aim."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    _, overrides = parser.parse_known_args()
+    try:
+        configs = configurations(overrides)
+    except ConfigError as error:
+        parser.error(str(error))
+    bytes_held, times, _, planned = measure(configs, ROUNDS)
+    for line in planned:
+        print(line)
     plain = bytes_held["none"]
     print(
         "| recompute | connections and norms | with a block rebuilt | all activations | their peak | time |"

@@ -6,13 +6,13 @@ in the layout would wait for each other until the time limit.
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import platform
 from collections.abc import Mapping, Sequence
 
 from hcmegatron.config.schema import Config
 from hcmegatron.config.types import flatten
+from hcmegatron.platform.versions import megatron_core, version
 
 # Of all settings, these may be a rank's own: they change how fast it computes, not what.
 OF_A_RANK = frozenset({"training.threads"})
@@ -29,8 +29,11 @@ def facts(config: Config, world_size: int, data: str | None = None) -> dict[str,
     """
     found = {key: _text(value) for key, value in flatten(config).items() if key not in OF_A_RANK}
     found |= {"the world size": str(world_size), "Python": platform.python_version()}
-    for name in ("torch", "megatron-core", "hcmegatron"):
-        found[name] = importlib.metadata.version(name)
+    found |= {
+        "torch": version("torch"),
+        "megatron-core": megatron_core(),
+        "hcmegatron": version("hcmegatron"),
+    }
     return found if data is None else found | {"the data's fingerprint": data}
 
 

@@ -6,7 +6,6 @@ Importing it installs the CPU adapter where CUDA is absent.
 from __future__ import annotations
 
 import contextlib
-import importlib.metadata
 import inspect
 import logging
 import os
@@ -16,6 +15,7 @@ from collections.abc import Callable
 import torch
 
 from hcmegatron.platform import cpu, cuda_environment
+from hcmegatron.platform.versions import megatron_core
 
 cuda_environment.prepare(os.environ)
 if torch.cuda.is_available():
@@ -56,7 +56,7 @@ with warnings.catch_warnings(), importing:
 if not torch.cuda.is_available():
     cpu.finish()
 
-VERSION: str = importlib.metadata.version("megatron-core")
+VERSION = megatron_core()
 # 0.16.1 weighs an auxiliary loss by the tokens of one sequence-parallel rank, 0.19.2 by those of all.
 AUXILIARY_LOSS_OF_ONE_RANK = VERSION.startswith("0.16.")
 

@@ -1,0 +1,100 @@
+"""What the phases of a check work out by themselves, where only a GPU gives them something to work on."""
+
+import traceback
+import warnings
+
+import pytest
+import torch
+
+from tests.pipeline import cuda_run
+from tests.ranks import ROOT
+from tools.gpu_check import correctness, overlap
+from tools.gpu_check.correctness import first_difference
+
+
+def event(name, stream, start, length, category="kernel"):
+    return {"cat": category, "name": name, "ts": start, "dur": length, "args": {"stream": stream}}
+
+
+def test_streams_of_a_trace():
+    events = [
+        event("spin_kernel(long)", 20, 1, 1),
+        event("spin_kernel(long)", 24, 3, 1),
+        event("gemm", 7, 10, 10),
+        event("gemm", 7, 15, 10),  # one behind the other's start
+        event("merge", 24, 18, 4),
+        event("all_to_all", 20, 24, 4),
+        event("F dispatch", 7, 0, 99, "gpu_user_annotation"),
+    ]
+    kernels = overlap.of_device(events)
+    assert overlap.marked(kernels) == [20, 24]
+    assert overlap.busy_streams(kernels) == {7: (2, 15, 5), 24: (1, 4, 4), 20: (1, 4, 1)}
+    assert overlap.common([(0, 1), (2, 6)], [(0.5, 3), (4, 5), (5.5, 9)]) == 0.5 + 1 + 1 + 0.5
+
+
+def test_waits_are_counted_by_line():
+    """As torch warns of them, through a package's line and ours; other warnings are none."""
+
+    def waiting():
+        warnings.warn("called a synchronizing CUDA operation (Triggered internally at ...)", stacklevel=1)
+        warnings.warn(
+            "Synchronization debug mode does not yet detect all synchronizing operations", stacklevel=1
+        )
+
+    first = waiting.__code__.co_firstlineno
+    with overlap.waits("cpu") as places:
+        for _ in range(3):
+            waiting()
+    assert places == {f"tests/tools/test_gpu_check_parts.py:{first + 1}": 3}
+    with pytest.warns(UserWarning, match="as ever"):
+        warnings.warn("as ever", stacklevel=1)
+
+
+def test_a_line_is_of_this_project_and_of_the_package_that_waits():
+    def frame(filename, line):
+        return traceback.FrameSummary(filename, line, "f", lookup_line=False)
+
+    own = frame(f"{ROOT}/hcmegatron/model/experts.py", 49)
+    package = frame("/usr/lib/site-packages/megatron/core/router.py", 7)
+    brought = frame("/x/gpu-check-1/megatron/core/router.py", 7)
+    assert overlap.line_of([own]) == "hcmegatron/model/experts.py:49"
+    for other in (package, brought):
+        assert overlap.line_of([own, other]) == "hcmegatron/model/experts.py:49, in megatron/core/router.py:7"
+        assert overlap.line_of([other]) == "megatron/core/router.py:7"
+    inside = frame(f"{ROOT}/.venv/lib/site-packages/torch/a.py", 1)
+    assert overlap.line_of([own, inside]) == "hcmegatron/model/experts.py:49, in torch/a.py:1"
+    assert overlap.line_of([]) == "an unknown place"
+
+
+def test_streams_of_high_priority_are_collected(monkeypatch):
+    class Stream:
+        def __new__(cls, device=None, priority=0, **others):
+            return object.__new__(cls)
+
+    monkeypatch.setattr(torch.cuda, "Stream", Stream)
+    with overlap.made_streams("cuda") as found:
+        torch.cuda.Stream()
+        first = torch.cuda.Stream(torch.device("cpu"), priority=-1)
+        second = torch.cuda.Stream(priority=-2)
+    torch.cuda.Stream(priority=-1)
+    assert found == [(-1, first), (-2, second)]
+
+
+def test_runs_that_differ_are_told_in_what():
+    run = [(1, 2.5, 0.1), (2, 2.4, 0.1)], {"0": {"w": "ab"}, "1": {"w": "cd"}}
+    assert first_difference(run, run) == ""
+    assert first_difference(run, (run[0], {"0": {"w": "ab"}, "1": {"w": "ce"}})) == "stage 1: w"
+    assert first_difference(run, (run[0], {"0": {"w": "ab"}})) == "stage 1: w"
+    assert first_difference(run, ([run[0][0], (2, 2.4, 0.2)], run[1])) == "step 2: (2.4, 0.1) and (2.4, 0.2)"
+    assert first_difference(run, (run[0][:1], run[1])) == "2 and 1 steps"
+    assert first_difference(([], {}), ([], {})) == "0 and 0 steps"
+
+
+def test_cases_and_files_are_those_that_there_are():
+    assert correctness.CASES == cuda_run.CASES
+    files = correctness.files()
+    assert {"tests/kernels/test_cuda.py", "tests/pipeline/test_overlap_cuda.py"} <= set(files)
+    assert not set(files) & set(correctness.ELSEWHERE)
+    assert (ROOT / correctness.ELSEWHERE[0]).exists()
+    text = (ROOT / "tests/pipeline/test_overlap_cuda.py").read_text()
+    assert f"def {correctness.ELSEWHERE[1]}(" in text
