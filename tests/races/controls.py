@@ -1,0 +1,60 @@
+"""For every place where the program orders streams or keeps memory, the variants in which its removal is found."""
+
+from __future__ import annotations
+
+IN_PROCESS = "in-process"  # no configuration: a tensor handed over within a process (worker.handed_over)
+_OVERLAP = "dualpipev-p1-overlap-mhc-none-moe"
+_ACROSS = "dualpipev-p2-overlap-residual-none-moe"
+_REBUILT = "dualpipev-p1-overlap-mhc-block-moe"
+_DATA = "dualpipev-p1-overlap-dp2-mhc-none-moe"
+
+CONTROLS: dict[str, tuple[str, ...]] = {
+    "hcmegatron/model/deferred.py _Linear.backward wait": ("1f1b-p2-sp2-dhc-none-dense",),
+    "hcmegatron/pipeline/cut.py Pass.forward on": (_OVERLAP,),
+    "hcmegatron/pipeline/cut.py Pass.join on": (_OVERLAP,),
+    "hcmegatron/pipeline/cut.py Pass.backward on": (_OVERLAP,),
+    "hcmegatron/pipeline/cut.py Pass.end_backward on": (_OVERLAP,),
+    "hcmegatron/pipeline/lanes.py Lanes.on wait_event": (_OVERLAP,),
+    "hcmegatron/pipeline/lanes.py Lanes.on wait_stream": (_OVERLAP,),
+    "hcmegatron/pipeline/lanes.py Lanes.on record_stream": (_OVERLAP,),
+    "hcmegatron/pipeline/overlap.py OverlappedStage.forward join": (_OVERLAP,),
+    "hcmegatron/pipeline/overlap.py OverlappedStage.forward_backward on": (_ACROSS,),
+    "hcmegatron/pipeline/overlap.py OverlappedStage.forward_backward join": (_OVERLAP,),
+    "hcmegatron/pipeline/overlap.py OverlappedStage._traverse join": (_OVERLAP,),
+    "hcmegatron/recompute/tape.py Handle.tensor _used_here": (_REBUILT,),
+    "hcmegatron/recompute/tape.py _used_here record_stream": (_REBUILT,),
+    "hcmegatron/recompute/tape.py Block.rebuild _used_here": (_REBUILT,),
+    "hcmegatron/recompute/tape.py Block.rebuild _used_here 2": (_REBUILT,),
+    "hcmegatron/recompute/tape.py Block.rebuild _used_here 3": (_REBUILT,),
+    "hcmegatron/training/model.py gather_parameters start_param_sync": (_DATA,),
+    "schedules/runtime/in_process.py _Receiving.wait wait_event": (IN_PROCESS,),
+    "schedules/runtime/in_process.py _Receiving.wait record_stream": (IN_PROCESS,),
+    "schedules/runtime/mail.py Mail._wait wait": ("1f1b-p2-sfc-none-dense", _ACROSS),
+    "schedules/runtime/torch_distributed.py _NcclSend.wait is_completed": (_ACROSS,),
+}
+
+# What has such a name and orders nothing on a device, or nothing that this checker could miss.
+EXEMPT: dict[str, str] = {
+    "hcmegatron/platform/local_launch.py _Launch._wait wait": "a process, not a stream",
+    "hcmegatron/training/step.py Stepper._warm_start synchronize": "for a time to print",
+    "schedules/runtime/record.py Record.events synchronize": "for times to read",
+    "schedules/runtime/torch_distributed.py _channel_groups wait": (
+        "set-up: nobody reads the token, and the next line waits for the whole device"
+    ),
+    "schedules/runtime/torch_distributed.py _channel_groups synchronize": (
+        "set-up: the host waits for connections, before anything else is enqueued"
+    ),
+    "schedules/runtime/torch_distributed.py _NcclSend.wait wait": (
+        "of what is completed: raises what went wrong, and holds up nothing"
+    ),
+    "schedules/runtime/torch_distributed.py _StampedSend.wait wait": "gloo, between CPUs",
+    "schedules/runtime/torch_distributed.py _StampedSend.wait wait 2": "gloo, between CPUs",
+    "schedules/runtime/torch_distributed.py _StampedReceive.wait wait": "gloo, between CPUs",
+    "schedules/runtime/torch_distributed.py _StampedReceive.wait wait 2": "gloo, between CPUs",
+    "schedules/runtime/watchdog.py Watchdog._watch wait": "a thread, not a stream",
+}
+
+
+def controls() -> list[tuple[str, str]]:
+    """(variant, site) of each."""
+    return [(variant, site) for site, own in CONTROLS.items() for variant in own]
