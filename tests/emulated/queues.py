@@ -56,7 +56,8 @@ def held_up(logs: Sequence[Sequence[Item]], queues: int) -> list[str]:
     """Of a hang, in words, every message and collective that is begun and holds its stream; nothing if all is well."""
     ranks = _run(logs, queues)
     return [
-        f"rank {number}: {item.kind} {item.number} of {_name(item)} holds stream {stream}; {_missing(ranks, number, item)}"
+        f"rank {number}: {item.kind} {item.number} of {_name(item)} holds stream {stream}; "
+        + _missing(ranks, number, item)
         for number, rank in enumerate(ranks)
         for stream, item in rank.busy.items()
     ]

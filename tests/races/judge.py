@@ -54,7 +54,7 @@ def found(name: str, without: str | None = None, timeout: float = 240) -> list[F
         return run_ranks(1, f"{WORKER}:handed_over", site, timeout=timeout, preload=(WORKER,))
     one = variants()[name]
     preload = (INTERPRETED, WORKER) if one.interpreted else (WORKER,)
-    arguments = one.config(), site, one.steps, one.small_buckets, one.evaluates
+    arguments = one.config(), site, one.steps, one.small_buckets, one.evaluates, one.moved
     return run_ranks(one.ranks, f"{WORKER}:found", *arguments, timeout=timeout, preload=preload)
 
 

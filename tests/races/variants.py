@@ -47,6 +47,7 @@ class Variant:
         steps: that are looked at, after one that is not.
         small_buckets: gradients and parameters travel in several pieces.
         evaluates: a forward-only pass is looked at too, and weights are read as for a checkpoint.
+        moved: every layer begins on the high-priority lane, as none does today.
     """
 
     name: str
@@ -56,6 +57,7 @@ class Variant:
     steps: int = 1
     small_buckets: bool = False
     evaluates: bool = False
+    moved: bool = False
 
     @property
     def interpreted(self) -> bool:
@@ -86,6 +88,7 @@ def variant(
     steps: int = 1,
     small_buckets: bool = False,
     evaluates: bool = False,
+    moved: bool = False,
     **settings: Any,
 ) -> Variant:
     """spread: ranks for each of the pipeline's. words: more of the name. settings: with __ for the dot."""
@@ -105,7 +108,7 @@ def variant(
     parts = (schedule, f"p{pipeline}", *(("overlap",) if overlap else ()), *words, kind, mode)
     name = "-".join((*parts, "moe" if experts else "dense"))
     microbatches = max(2 * pipeline, 3 if schedule != "dualpipe" else 2)
-    return Variant(name, changed, pipeline * spread, microbatches, steps, small_buckets, evaluates)
+    return Variant(name, changed, pipeline * spread, microbatches, steps, small_buckets, evaluates, moved)
 
 
 @cache
@@ -225,6 +228,19 @@ def _others() -> Iterator[Variant]:
             )
     yield variant("dualpipev", 2, overlap=True, experts=True, words=("dropout",), mode="block", **dropout)
     yield variant("zb_v", 2, experts=True, words=("allgather",), moe__dispatcher="allgather")
+    for words, fixed in (("post_fixed", ("post",)), ("fixed", ("pre", "post", "res"))):
+        settings = {f"connection__use_{name}": False for name in fixed}
+        yield variant("dualpipev", overlap=True, experts=True, words=(words,), mode="block", **settings)
+    for length in ("1", "4"):  # sub-layers that are rebuilt together, on the lane of the first that asks
+        long = {"mode": "block", "experts": True, "recompute__block_length": length}
+        for kind in ("mhc", "dhc"):
+            yield variant("dualpipev", overlap=True, kind=kind, words=(f"by{length}",), **long)
+            words = (f"by{length}", "dropout")
+            yield variant("dualpipev", overlap=True, kind=kind, words=words, **long, **dropout)
+        yield variant("dualpipev", 2, overlap=True, words=(f"by{length}",), **long, model__layers=8)
+    for pipeline in (1, 2):
+        for experts in (False, True):
+            yield variant("dualpipev", pipeline, overlap=True, experts=experts, words=("moved",), moved=True)
     for modules in (["core_attn"], ["mlp"], ["shared_experts"]):
         yield variant(
             "dualpipev",
@@ -249,4 +265,6 @@ def _kernels() -> Iterator[Variant]:
     }
     for mode in ("none", "block"):
         yield variant("dualpipev", overlap=True, experts=True, mode=mode, **little | {"model__layers": 2})
+    short = little | {"words": ("triton", "short"), "model__layers": 4, "recompute__block_length": "1"}
+    yield variant("dualpipev", overlap=True, experts=True, mode="block", **short)
     yield variant("1f1b", 2, mode="block", **little | {"model__layers": 2})

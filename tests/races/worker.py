@@ -12,6 +12,7 @@ import torch
 
 from hcmegatron.config.schema import Config
 from hcmegatron.model.gpt import unwrap
+from hcmegatron.model.nodes import Lane, Node
 from hcmegatron.pipeline import cut, lanes, runner
 from hcmegatron.pipeline.placement import most_held
 from hcmegatron.pipeline.schedule import build_schedule
@@ -45,6 +46,7 @@ def found(
     steps: int = 1,
     small_buckets: bool = False,
     evaluates: bool = False,
+    moved: bool = False,
 ) -> Found:
     """One step on emulated streams, then `steps` that are looked at, without one synchronisation if one is given."""
     torch.set_num_threads(1)
@@ -56,6 +58,8 @@ def found(
         megatron_groups(config) as groups,
         _stepper(config, groups, small_buckets) as stepper,
     ):
+        if moved:
+            _move(stepper)
         stepper.step(0)
         streams.reset()
         with checking() as checker, kernels.watched(checker) if config.kernels == "triton" else nullcontext():
@@ -122,6 +126,15 @@ def _completed(work: collectives.Work) -> bool:
     return True
 
 
+@contextmanager
+def _placed(own: lanes.Lanes, lane: Lane, chain: lanes.Chain, needs: object = ()) -> Iterator[None]:
+    """On the lane, with nothing waited for and nothing recorded."""
+    stream = own._streams.get(lane) or DEVICE.current[-1]
+    with streams.on(stream):
+        yield
+    chain.lane, chain.done = lane, stream.record_event()
+
+
 # What has each call, and what is left of it: the data of a message are there, but no stream has waited for it.
 _INSTEAD: dict[str, list[tuple[Any, Callable]]] = {
     "wait_event": [(streams.Stream, _nothing)],
@@ -132,7 +145,7 @@ _INSTEAD: dict[str, list[tuple[Any, Callable]]] = {
     "start_param_sync": [(data_parallel.DataParallel, _nothing)],
     "_used_here": [(tape, _nothing)],
     "join": [(cut.Pass, _nothing)],
-    "on": [(lanes.Lanes, lambda *_: nullcontext())],
+    "on": [(lanes.Lanes, _placed)],
 }
 
 
@@ -156,11 +169,20 @@ def _stepper(config: Config, groups: Any, small_buckets: bool) -> Iterator[Stepp
 
 
 def _evaluate(stepper: Stepper) -> None:
-    stepper.evaluate(partial(stepper.batches, 7), stepper.batches.micro_batches)
+    """After weights have been read, as for a checkpoint."""
     model.gather_parameters(stepper.chunks)
-    for chunk in stepper.chunks:  # as a checkpoint reads them
+    for chunk in stepper.chunks:
         for parameter in chunk.parameters():
             parameter.detach().clone()
+    stepper.evaluate(partial(stepper.batches, 7), stepper.batches.micro_batches)
+
+
+def _move(stepper: Stepper) -> None:
+    """Layers that begin on another lane than computation's, with a node that changes nothing."""
+    first = Node("route", Lane.HIGH_PRIORITY, lambda state, _: (state[0] * 1, *state[1:]))
+    for chunk in stepper.chunks:
+        for layer in unwrap(chunk).decoder.layers:
+            layer.nodes = (first, *layer.nodes)
 
 
 def _digests(stepper: Stepper) -> list[str]:
