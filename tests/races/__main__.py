@@ -33,9 +33,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--minutes", type=float, default=20, help="begin nothing after that many; default 20")
     parser.add_argument("--out", type=Path, default=Path("bench_out/races"), help="default bench_out/races")
     options = parser.parse_args(arguments)
-    wanted: list[tuple[str, str | None]] = [*controls()]
-    if not options.controls:
-        wanted += [(IN_PROCESS, None), *((name, None) for name in variants())]
+    everything = _everything()
+    wanted = [each for each in everything if each[1]] if options.controls else everything
     if options.only:
         wanted = [each for each in wanted if options.only in each[0] or options.only in (each[1] or "")]
         if not wanted:
@@ -45,6 +44,11 @@ def main(arguments: list[str] | None = None) -> int:
             print(variant + (f" without {without}" if without else ""))
         return 0
     return _run(wanted, options)
+
+
+def _everything() -> list[tuple[str, str | None]]:
+    """(variant, site that is taken away), the controls first."""
+    return [*controls(), (IN_PROCESS, None), *((name, None) for name in variants())]
 
 
 def _run(wanted: list[tuple[str, str | None]], options: argparse.Namespace) -> int:
@@ -57,7 +61,8 @@ def _run(wanted: list[tuple[str, str | None]], options: argparse.Namespace) -> i
         result = judged(*left.pop(0))
         append(file, result)
         _print(result)
-    results = read(file)
+    current = set(_everything())
+    results = [result for result in read(file) if result.key in current]
     (options.out / "races.md").write_text(table(results))
     found = totals(results)
     print(f"{found.words()}; {len(left)} left to run; {file}")

@@ -2,7 +2,8 @@
 
 A collective that is waited for at once runs on the current stream. One that is not runs on its group's stream, behind
 what the current stream has been given, and waiting for it holds up the current stream. The tensors are held by the
-work until it is waited for, and are not recorded; a work that nobody waits for is held until it is over.
+work until it is waited for, and are not recorded; a work that nobody waits for is held until it is over (torch since
+2.8: pytorch pull request 148590).
 """
 
 from __future__ import annotations

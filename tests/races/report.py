@@ -126,23 +126,68 @@ def totals(results: Iterable[Result]) -> Totals:
 
 
 def table(results: list[Result]) -> str:
-    """In Markdown: variants, then controls."""
-    variants = [result for result in results if result.without is None]
-    controls = [result for result in results if result.without is not None]
-    lines = [
-        totals(results).words() + ".",
-        "",
-        f"| variant | ranks | streams | operations | findings | {' | '.join(f'{n} queues' for n in QUEUES)} |",
-        f"|---|{'---|' * (4 + len(QUEUES))}",
-    ]
-    for each in variants:
-        ends = " | ".join("hangs" if queues in each.hangs else "ends" for queues in QUEUES)
-        said = "did not end" if each.error else len(each.findings)
-        lines.append(
-            f"| {each.variant} | {each.ranks} | {each.streams} | {each.operations} | {said} | {ends} |"
+    """In Markdown: variants in groups, controls, every variant."""
+    return "\n".join(
+        (
+            f"{totals(results).words()}.",
+            "",
+            *_groups(results),
+            "",
+            *_controls(results),
+            "",
+            *_all(results),
+            "",
         )
-    lines += ["", "| without | in variant | findings | the first of them |", "|---|---|---|---|"]
-    for each in sorted(controls, key=lambda each: each.without):
-        first = next(iter(each.findings), "") or next(iter(each.hangs.get(QUEUES[0], ())), "none")
-        lines.append(f"| {each.without} | {each.variant} | {len(each.findings)} | {first} |")
-    return "\n".join(lines) + "\n"
+    )
+
+
+def _groups(results: list[Result]) -> list[str]:
+    """One row a schedule, number of pipeline ranks, and whether it overlaps."""
+    groups: dict[tuple[str, ...], list[Result]] = {}
+    for each in results:
+        if each.without is None:
+            parts = each.variant.split("-")
+            overlap = "yes" if "overlap" in parts else "no"
+            groups.setdefault((*parts[:2], overlap), []).append(each)
+    head = ["schedule", "pipeline", "overlap", "variants", "operations", "most streams", "findings"]
+    rows = []
+    for key, own in sorted(groups.items()):
+        schedule, pipeline, overlap = key
+        row = [schedule, pipeline.removeprefix("p"), overlap, len(own), sum(each.operations for each in own)]
+        row += [max(each.streams for each in own), sum(len(each.findings) + bool(each.error) for each in own)]
+        rows.append(row + [sum(queues in each.hangs for each in own) for queues in QUEUES])
+    return _markdown(head + [f"hang with {queues}" for queues in QUEUES], rows)
+
+
+def _controls(results: list[Result]) -> list[str]:
+    head = ["without", "in variant", "findings", "the first of them"]
+    rows = []
+    for each in sorted(results, key=lambda each: each.without or ""):
+        if each.without is not None:
+            first = next(iter(each.findings), "") or next(iter(each.hangs.get(QUEUES[0], ())), "none")
+            rows.append([each.without, each.variant, len(each.findings), first])
+    return _markdown(head, rows)
+
+
+def _all(results: list[Result]) -> list[str]:
+    head = [
+        "variant",
+        "ranks",
+        "streams",
+        "operations",
+        "findings",
+        *(f"{queues} queues" for queues in QUEUES),
+    ]
+    rows = [
+        [each.variant, each.ranks, each.streams, each.operations]
+        + ["did not end" if each.error else len(each.findings)]
+        + ["hangs" if queues in each.hangs else "ends" for queues in QUEUES]
+        for each in results
+        if each.without is None
+    ]
+    return _markdown(head, rows)
+
+
+def _markdown(head: list[str], rows: list[list[Any]]) -> list[str]:
+    lines = [head, ["---"] * len(head), *rows]
+    return ["| " + " | ".join(map(str, line)) + " |" for line in lines]
