@@ -2,18 +2,19 @@
 
 Every stream has one of the device's queues, handed out in turn as streams first appear. The head of a queue waits for
 its event, or, if its stream is busy communicating, for that to end, and everything behind it in the queue waits with
-it, of whatever stream. A send, a receive or a collective starts at once and keeps its stream busy until its other ends
-are there. A model: it has not been compared with a device.
+it, of whatever stream. A message or collective starts at once and keeps its stream busy until its other ends are there.
+The host goes on until it waits for an event, or for the hosts that a communicator is made with. A model: it has not
+been compared with a device.
 """
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Sequence
+from collections import defaultdict, deque
+from collections.abc import Hashable, Sequence
 
 from tests.emulated.streams import Item
 
-_COMMUNICATES = ("send", "receive", "collective")
+COMMUNICATES = ("send", "receive", "collective")
 
 
 class _Rank:
@@ -23,15 +24,21 @@ class _Rank:
         self.log, self.position = log, 0
         self.queues: list[deque[Item]] = [deque() for _ in range(queues)]
         self.queue_of = {"compute": 0}
-        self.events: set[int] = set()
+        own = {item.number for item in log if item.kind == "record"}
+        # what was recorded before the log begins is over
+        self.events = {item.number for item in log if item.kind in ("wait", "host")} - own
         self.busy: dict[str, Item] = {}  # streams that communicate
 
-    def enqueue(self) -> bool:
-        """The host goes on until it waits for an event; whether it moved."""
+    def enqueue(self, arrived: dict[Hashable, set[int]], number: int) -> bool:
+        """The host goes on until it waits; whether it moved."""
         before = self.position
         for item in self.log[before:]:
             if item.kind == "host":
                 if item.number not in self.events:
+                    break
+            elif item.kind == "connect":
+                arrived[item.channel].add(number)
+                if len(arrived[item.channel]) < item.members:
                     break
             else:
                 queue = self.queue_of.setdefault(item.stream, len(self.queue_of) % len(self.queues))
@@ -56,7 +63,7 @@ def held_up(logs: Sequence[Sequence[Item]], queues: int) -> list[str]:
     """Of a hang, in words, every message and collective that is begun and holds its stream; nothing if all is well."""
     ranks = _run(logs, queues)
     return [
-        f"rank {number}: {item.kind} {item.number} of {_name(item)} holds stream {stream}; "
+        f"rank {number}: {item.kind} {item.number} of {item.channel} holds stream {stream}; "
         + _missing(ranks, number, item)
         for number, rank in enumerate(ranks)
         for stream, item in rank.busy.items()
@@ -65,48 +72,70 @@ def held_up(logs: Sequence[Sequence[Item]], queues: int) -> list[str]:
 
 def _missing(ranks: Sequence[_Rank], own: int, item: Item) -> str:
     """Where the other end of a message waits, or the other ends of a collective."""
+
+    def matches(other: Item) -> bool:
+        same = item.channel, item.number, item.kind == "collective"
+        return other.kind in COMMUNICATES and same == (
+            other.channel,
+            other.number,
+            other.kind == "collective",
+        )
+
     where = []
     for number, rank in enumerate(ranks):
-        if number == own:
-            continue
-        for index, queue in enumerate(rank.queues):
-            if any(_matches(item, other) for other in queue):
-                head = queue[0]
-                where.append(f"rank {number}'s is in queue {index} behind a {head.kind} on {head.stream}")
-        if any(_matches(item, other) for other in rank.log[rank.position :]):
-            where.append(f"rank {number}'s host has not come to it")
+        if number != own:
+            for index, queue in enumerate(rank.queues):
+                if any(map(matches, queue)):
+                    ahead = f"{queue[0].kind} on {queue[0].stream}"
+                    where.append(f"rank {number}'s is in queue {index} behind a {ahead}")
+            if any(map(matches, rank.log[rank.position :])):
+                where.append(f"rank {number}'s host has not come to it")
     return " and ".join(where) or "there is no other end"
-
-
-def _matches(item: Item, other: Item) -> bool:
-    return other.kind in _COMMUNICATES and other.channel == item.channel and other.number == item.number
-
-
-def _name(item: Item) -> str:
-    return f"group {item.channel[0]}" if item.kind == "collective" else str(item.channel)
 
 
 def _run(logs: Sequence[Sequence[Item]], queues: int) -> list[_Rank]:
     """The ranks when nothing moves any more."""
     ranks = [_Rank(log, queues) for log in logs]
-    arrived: dict[tuple, list[tuple[_Rank, str]]] = {}  # of messages and collectives, the ends that are there
+    underway: dict[tuple, list[tuple[_Rank, str]]] = defaultdict(list)  # the ends that are there
+    arrived: dict[Hashable, set[int]] = defaultdict(set)  # hosts, at communicators that are being made
     moved = True
     while moved:
         moved = False
-        for rank in ranks:
-            moved |= rank.enqueue()
+        for number, rank in enumerate(ranks):
+            moved |= rank.enqueue(arrived, number)
             for queue in rank.queues:
                 while queue and rank.ready(queue[0]):
                     item = queue.popleft()
                     moved = True
                     if item.kind == "record":
                         rank.events.add(item.number)
-                    elif item.kind in _COMMUNICATES:
-                        ends = arrived.setdefault((item.channel, item.number), [])
+                    elif item.kind in COMMUNICATES:
+                        operation = item.kind == "collective", item.channel, item.number
+                        ends = underway[operation]
                         ends.append((rank, item.stream))
                         rank.busy[item.stream] = item
-                        if len(ends) == (item.channel[1] if item.kind == "collective" else 2):
-                            for other, stream in ends:
-                                other.busy.pop(stream)
-                            del arrived[item.channel, item.number]
+                        if len(ends) == item.members:
+                            for other, stream in underway.pop(operation):
+                                del other.busy[stream]
     return ranks
+
+
+def disagreements(logs: Sequence[Sequence[Item]]) -> list[str]:
+    """Operations of a communicator that are not the same on all of its members, in words: its order is all that NCCL
+    matches them by."""
+    said: dict[tuple, list[tuple[int, Hashable]]] = defaultdict(list)
+    members: dict[tuple, int] = {}
+    for rank, log in enumerate(logs):
+        for item in log:
+            if item.kind in COMMUNICATES:
+                operation = item.kind == "collective", item.channel, item.number
+                said[operation].append((rank, item.what))
+                members[operation] = item.members
+    found = []
+    for operation, own in said.items():
+        _, channel, number = operation
+        if len(own) != members[operation]:
+            found.append(f"operation {number} of {channel}: on ranks {[rank for rank, _ in own]} alone")
+        elif len({what for _, what in own}) > 1:
+            found.append(f"operation {number} of {channel}: {own}")
+    return found

@@ -117,7 +117,10 @@ def on_streams() -> Iterator[None]:
             for watcher in DEVICE.watchers:
                 watcher.access(f"nccl {name}", reads, writes, stream=stream)
             stream.tick(
-                "collective", number=counts[group.group_name], channel=(group.group_name, group.size())
+                "collective",
+                number=counts[group.group_name],
+                channel=f"group {group.group_name}",
+                members=group.size(),
             )
             with _disable_current_modes():
                 work = usual(group, *args, **kwargs)

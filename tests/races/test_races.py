@@ -104,10 +104,10 @@ def test_a_hang_names_what_holds_which_stream():
     (first, second) = held_up(logs, 1)
     assert first.startswith("rank 0: receive 1 of (0, 1) holds stream channel; rank 1's is in queue 0 behind")
     assert second.endswith("there is no other end")
-    collective = Item("collective", "compute", 1, ("tp", 2))
+    collective = Item("collective", "compute", 1, "tp", 2)
     assert left_over([[collective], [collective]], 1) == 0
     (alone,) = held_up([[collective], []], 1)
-    assert alone.startswith("rank 0: collective 1 of group tp holds stream compute")
+    assert alone.startswith("rank 0: collective 1 of tp holds stream compute")
 
 
 def result(variant, without=None, **values):
@@ -116,22 +116,26 @@ def result(variant, without=None, **values):
 
 def test_results_are_read_back_and_counted(tmp_path):
     file = tmp_path / "results.jsonl"
+    one, other = "1f1b-p2-mhc-none-dense", "dualpipev-p2-overlap-mhc-none-moe"
     given = [
-        result("a", hangs={8: ["rank 0: ..."]}),
-        result("b", findings={"x": 2}),
-        result("a", "site 1", findings={"y": 1}),
-        result("a", "site 2"),
-        result("b", "site 2", hangs={32: ["rank 1: ..."]}),
-        result("a", "site 3"),
+        result(one, hangs={8: ["rank 0: ..."]}),
+        result(other, findings={"x": 2}),
+        result(one, "site 1", findings={"y": 1}),
+        result(one, "site 2"),
+        result(other, "site 2", hangs={32: ["rank 1: ..."]}),
+        result(one, "site 3"),
     ]
-    for one in (result("b"), *given):
-        append(file, one)
+    for each in (result(other), *given):
+        append(file, each)
     back = read(file)
     assert sorted(map(repr, back)) == sorted(map(repr, given))
     found = totals(back)
     assert (found.variants, found.findings, found.hanging[8]) == (2, 1, 1)
     assert (found.missed, found.unmissed) == ({"site 1", "site 2"}, {"site 3"})
-    assert "| a | 1 | 2 | 10 | 0 | ends | ends | hangs | ends |" in table(back)
+    text = table(back)
+    assert f"| {one} | 1 | 2 | 10 | 0 | ends | ends | hangs | ends |" in text
+    assert "| 1f1b | 2 | no | 1 | 10 | 2 | 0 | 0 | 0 | 1 | 0 |" in text
+    assert "| dualpipev | 2 | yes | 1 | 10 | 2 | 1 | 0 | 0 | 0 | 0 |" in text
 
 
 def test_a_name_that_nothing_has_is_refused(capsys):

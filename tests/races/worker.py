@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from functools import partial
 from typing import Any
@@ -13,13 +13,12 @@ import torch
 from hcmegatron.config.schema import Config
 from hcmegatron.model.gpt import unwrap
 from hcmegatron.model.nodes import Lane, Node
-from hcmegatron.pipeline import cut, lanes, runner
+from hcmegatron.pipeline import runner
 from hcmegatron.pipeline.placement import most_held
 from hcmegatron.pipeline.schedule import build_schedule
 from hcmegatron.platform.distributed import megatron_groups
-from hcmegatron.recompute import tape
 from hcmegatron.recompute.attach import Recomputation
-from hcmegatron.training import data_parallel, model
+from hcmegatron.training import model
 from hcmegatron.training.optimizer import build_optimizer, set_learning_rate
 from hcmegatron.training.step import Stepper
 from schedules.actions import Kind
@@ -27,11 +26,12 @@ from schedules.plan import Message
 from schedules.runtime.in_process import InProcessWorld
 from schedules.runtime.torch_distributed import DistributedTransport
 from tests.emulated import nccl, streams
-from tests.emulated.races import OnDevice, checking, innermost
+from tests.emulated.races import OnDevice, checking
 from tests.emulated.streams import DEVICE, Item
 from tests.layouts.cases import VOCAB
 from tests.layouts.network import Batches
 from tests.races import collectives, kernels
+from tests.races.removal import removed
 from tests.races.report import Found
 from tests.races.sites import Site
 from tests.recompute.workers import digest
@@ -101,55 +101,6 @@ def handed_over(without: Site | None = None) -> Found:
 
 
 @contextmanager
-def removed(site: Site) -> Iterator[None]:
-    """Inside, the call does nothing; calls from elsewhere do what they always do."""
-    with ExitStack() as patches:
-        for owner, instead in _INSTEAD[site.call]:
-            usual = getattr(owner, site.call)
-
-            def called(
-                *args: Any, usual: Callable = usual, instead: Callable = instead, **kwargs: Any
-            ) -> Any:
-                frame = innermost()
-                return (instead if frame and site.holds(frame) else usual)(*args, **kwargs)
-
-            patches.enter_context(mock.patch.object(owner, site.call, called))
-        yield
-
-
-def _nothing(*_: Any, **__: Any) -> None:
-    return None
-
-
-def _completed(work: collectives.Work) -> bool:
-    work.arrive()
-    return True
-
-
-@contextmanager
-def _placed(own: lanes.Lanes, lane: Lane, chain: lanes.Chain, needs: object = ()) -> Iterator[None]:
-    """On the lane, with nothing waited for and nothing recorded."""
-    stream = own._streams.get(lane) or DEVICE.current[-1]
-    with streams.on(stream):
-        yield
-    chain.lane, chain.done = lane, stream.record_event()
-
-
-# What has each call, and what is left of it: the data of a message are there, but no stream has waited for it.
-_INSTEAD: dict[str, list[tuple[Any, Callable]]] = {
-    "wait_event": [(streams.Stream, _nothing)],
-    "wait_stream": [(streams.Stream, _nothing)],
-    "record_stream": [(torch.Tensor, _nothing)],
-    "is_completed": [(collectives.Work, _completed)],
-    "wait": [(collectives.Work, collectives.Work.arrive)],
-    "start_param_sync": [(data_parallel.DataParallel, _nothing)],
-    "_used_here": [(tape, _nothing)],
-    "join": [(cut.Pass, _nothing)],
-    "on": [(lanes.Lanes, _placed)],
-}
-
-
-@contextmanager
 def _stepper(config: Config, groups: Any, small_buckets: bool) -> Iterator[Stepper]:
     with ExitStack() as patches:
         if small_buckets:
@@ -195,18 +146,11 @@ def _transport(group: object, where: object, device: object, **options: object) 
 
 
 def essence(log: list[Item]) -> list[Item]:
-    """Of what a host enqueued, what can hold something up: of its kernels each stream's first, and no wait for what
-    was enqueued before."""
+    """Of what a host enqueued, what can hold something up: of its kernels each stream's first."""
     begun: set[str] = set()
-    recorded: set[int] = set()
     kept = []
     for item in log:
-        if item.kind == "record":
-            recorded.add(item.number)
-        if (item.kind == "kernel" and item.stream in begun) or (
-            item.kind in ("wait", "host") and item.number not in recorded
-        ):
-            continue
-        begun.add(item.stream)
-        kept.append(item)
+        if item.kind != "kernel" or item.stream not in begun:
+            begun.add(item.stream)
+            kept.append(item)
     return kept
