@@ -16,6 +16,7 @@ import weakref
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from types import CodeType, FrameType
 from typing import Any, NamedTuple
@@ -24,13 +25,12 @@ from unittest import mock
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from tests.emulated.streams import DEVICE, Clock, Item, Stream
 
 ROOT = Path(__file__).resolve().parents[2]
 PROJECT = ("hcmegatron", "schedules")  # whose lines a finding names
-ALLOCATE = ("aten.empty", "aten.new_empty")
+_ALLOCATE = ("aten.empty", "aten.new_empty")
 _NOT_ON_THE_DEVICE = ("prim.", "aten.is_", "aten.detach", "aten.lift")
 _DRIVER = Path("tests/races/worker.py")  # the outermost line, where it uses a tensor itself
 _ADAPTER = Path("hcmegatron/platform/cpu.py")  # comes between a call and torch
@@ -106,13 +106,12 @@ class Checker(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
-        name = str(func)
-        if name.startswith(_NOT_ON_THE_DEVICE):
+        about = _about(func)
+        if not about.on_device:
             return result
-        assert not name.startswith("c10d.") or "barrier" in name, f"{name} is on no stream"
-        reads, writes = _accesses(func, args, kwargs)
-        if name.startswith(_TO_THE_HOST):
-            self.access(name, reads, [])
+        reads, writes = about.accesses(args, kwargs)
+        if about.to_host:
+            self.access(about.name, reads, [])
             # The host waits, which may hang; streams get no order from it, for on a GPU some of these are on the host.
             DEVICE.log.append(Item("host", number=DEVICE.current[-1].record_event().number))
             return result
@@ -120,9 +119,8 @@ class Checker(TorchDispatchMode):
         fresh = [tensor for tensor in _tensors(result) if tensor.untyped_storage()._cdata not in known]
         for tensor in fresh:
             self._allocated(tensor)
-        if (writes or fresh) and not name.startswith(ALLOCATE):  # else a view
-            kept = [] if name.endswith(_OVERWRITES) else writes
-            self.access(name, reads + kept, writes + fresh)
+        if (writes or fresh) and not about.allocates:  # else a view
+            self.access(about.name, reads if about.overwrites else reads + writes, writes + fresh)
         return result
 
     def message(self, kind: str, tensors: Sequence[Tensor], stream: Stream) -> None:
@@ -212,19 +210,50 @@ class OnDevice(Tensor):
 
 
 def _tensors(values: Any) -> list[Tensor]:
-    return [value for value in tree_leaves(values) if isinstance(value, Tensor)]
+    if isinstance(values, Tensor):
+        return [values]
+    if isinstance(values, list | tuple):
+        return [tensor for value in values for tensor in _tensors(value)]
+    return []
 
 
-def _accesses(func: Any, args: tuple, kwargs: dict) -> tuple[list[Tensor], list[Tensor]]:
-    reads: list[Tensor] = []
-    writes: list[Tensor] = []
-    for index, argument in enumerate(func._schema.arguments):
-        value = args[index] if index < len(args) else kwargs.get(argument.name)
-        if value is None:
-            continue
-        written = argument.alias_info is not None and argument.alias_info.is_write
-        (writes if written else reads).extend(_tensors(value))
-    return reads, writes
+class _Operation(NamedTuple):
+    """What is known of one of torch's operations. arguments: position, name and whether it is written, of those that
+    are tensors."""
+
+    name: str
+    on_device: bool
+    to_host: bool
+    allocates: bool
+    overwrites: bool
+    arguments: tuple[tuple[int, str, bool], ...]
+
+    def accesses(self, args: tuple, kwargs: dict) -> tuple[list[Tensor], list[Tensor]]:
+        """Tensors that are read, and those that are written."""
+        found: tuple[list[Tensor], list[Tensor]] = [], []
+        for index, name, written in self.arguments:
+            value = args[index] if index < len(args) else kwargs.get(name)
+            if value is not None:
+                found[written].extend(_tensors(value))
+        return found
+
+
+@cache
+def _about(func: Any) -> _Operation:
+    name = str(func)
+    assert not name.startswith("c10d.") or "barrier" in name, f"{name} is on no stream"
+    return _Operation(
+        name,
+        on_device=not name.startswith(_NOT_ON_THE_DEVICE),
+        to_host=name.startswith(_TO_THE_HOST),
+        allocates=name.startswith(_ALLOCATE),
+        overwrites=name.endswith(_OVERWRITES),
+        arguments=tuple(
+            (index, argument.name, argument.alias_info is not None and argument.alias_info.is_write)
+            for index, argument in enumerate(func._schema.arguments)
+            if "Tensor" in str(argument.type)
+        ),
+    )
 
 
 _OWN, _OTHERS, _PASSED_OVER = "own", "others", "passed over"

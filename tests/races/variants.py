@@ -26,6 +26,7 @@ SMALL = {
     "training.micro_batch": 2,
     "training.dtype": "bf16",
     "training.threads": 1,
+    "connection.sinkhorn_iterations": 2,
     "kernels": "torch",
 }
 EXPERTS = {
@@ -107,7 +108,7 @@ def variant(
     changed |= {key.replace("__", "."): value for key, value in settings.items()}
     parts = (schedule, f"p{pipeline}", *(("overlap",) if overlap else ()), *words, kind, mode)
     name = "-".join((*parts, "moe" if experts else "dense"))
-    microbatches = max(2 * pipeline, 3 if schedule != "dualpipe" else 2)
+    microbatches = max(2 * pipeline, 3) if schedule in BOTH_WAYS else pipeline + 2
     return Variant(name, changed, pipeline * spread, microbatches, steps, small_buckets, evaluates, moved)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from unittest import mock
 
 import torch
+import torch._dynamo  # torch's optimizers import it when they are made: here once for all ranks
 
 from hcmegatron.config.schema import Config
 from hcmegatron.model.gpt import unwrap
