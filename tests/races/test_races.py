@@ -18,7 +18,7 @@ from tests.races.variants import variants
 from tests.ranks import run_ranks
 
 ranks = pytest.mark.ranks
-PLACE = re.compile(r"\[[^\[\]]* at (hcmegatron|schedules)/[\w/]+\.py:\d+[^\[\]]*\]")
+PLACE = re.compile(r"\[[^\[\]]* at (hcmegatron|schedules|tests/races)/[\w/]+\.py:\d+[^\[\]]*\]")
 SOME = (
     "dualpipev-p1-overlap-mhc-block-moe",
     "dualpipev-p1-overlap-dropout-dhc-full-moe",
@@ -92,6 +92,13 @@ def test_messages_over_streams_give_the_gradients_of_the_cpu():
             assert own.findings == {}
             assert len(gradients) > 10
             assert own.gradients == gradients, name
+
+
+@ranks
+def test_weight_gradients_are_left_on_computations_lane_alone():
+    """They are computed on the current stream, which waits for no other lane: elsewhere they would be a race."""
+    (said,) = run_ranks(1, f"{WORKER}:left_on_another_lane", preload=(WORKER,))
+    assert said == "weight gradients left on Lane.HIGH_PRIORITY"
 
 
 def test_a_hang_names_what_holds_which_stream():

@@ -259,13 +259,14 @@ def _kernels() -> Iterator[Variant]:
     """The Triton kernels, in its interpreter."""
     little = {
         "kernels": "triton",
-        "data__sequence_length": 8,
+        "data__sequence_length": 4,
         "training__micro_batch": 1,
+        "model__layers": 2,
         "training__dtype": "fp32",
         "words": ("triton",),
     }
     for mode in ("none", "block"):
-        yield variant("dualpipev", overlap=True, experts=True, mode=mode, **little | {"model__layers": 2})
-    short = little | {"words": ("triton", "short"), "model__layers": 4, "recompute__block_length": "1"}
+        yield variant("dualpipev", overlap=True, experts=True, mode=mode, **little)
+    short = little | {"words": ("triton", "short"), "recompute__block_length": "1"}
     yield variant("dualpipev", overlap=True, experts=True, mode="block", **short)
-    yield variant("1f1b", 2, mode="block", **little | {"model__layers": 2})
+    yield variant("1f1b", 2, mode="block", **little)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
@@ -12,9 +13,12 @@ import torch
 import torch._dynamo  # torch's optimizers import it when they are made: here once for all ranks
 
 from hcmegatron.config.schema import Config
+from hcmegatron.model.deferred import WeightGradients
 from hcmegatron.model.gpt import unwrap
 from hcmegatron.model.nodes import Lane, Node
 from hcmegatron.pipeline import runner
+from hcmegatron.pipeline.cut import Pass
+from hcmegatron.pipeline.lanes import Lanes
 from hcmegatron.pipeline.placement import most_held
 from hcmegatron.pipeline.schedule import build_schedule
 from hcmegatron.platform.distributed import megatron_groups
@@ -99,6 +103,22 @@ def handed_over(without: Site | None = None) -> Found:
             torch.ones(4)
         findings = dict(checker.findings)
     return Found(dict(checker.operations), findings, essence(DEVICE.log), [])
+
+
+def left_on_another_lane() -> str:
+    """What is said of weight gradients that a node of another lane than computation's leaves for later."""
+    store, passing = WeightGradients(), Pass(Lanes(torch.device("cpu")))
+
+    def backward(gradients: tuple) -> tuple:
+        store.open.add(torch.zeros(1), lambda _: None, torch.zeros(1))
+        return gradients
+
+    passing.layers = [[SimpleNamespace(lane=Lane.HIGH_PRIORITY, backward=backward)]]
+    try:
+        passing.backward(0, 1, store, "key")
+    except AssertionError as error:
+        return str(error)
+    return "nothing"
 
 
 @contextmanager
