@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any
 from unittest import mock
 
@@ -46,10 +46,10 @@ def _completed(work: Work) -> bool:
 
 
 @contextmanager
-def _placed(own: lanes.Lanes, lane: Lane, chain: lanes.Chain, needs: object = ()) -> Iterator[None]:
-    """On the lane, with nothing waited for and nothing recorded."""
+def _unordered(own: lanes.Lanes, lane: Lane, chain: lanes.Chain, needs: object = ()) -> Iterator[None]:
+    """On the lane, with nothing waited for and nothing recorded; where nothing would have been, not on the lane."""
     stream = own._streams.get(lane) or DEVICE.current[-1]
-    with streams.on(stream):
+    with nullcontext() if chain.lane is lane else streams.on(stream):
         yield
     chain.lane, chain.done = lane, stream.record_event()
 
@@ -63,5 +63,5 @@ _INSTEAD: dict[str, list[tuple[Any, Callable]]] = {
     "wait": [(Work, Work.arrive)],
     "_used_here": [(tape, _nothing)],
     "join": [(cut.Pass, _nothing)],
-    "on": [(lanes.Lanes, _placed)],
+    "on": [(lanes.Lanes, _unordered)],
 }

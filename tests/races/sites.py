@@ -23,6 +23,7 @@ CALLS = {
     "wait": "",
     "start_param_sync": "",
     "_used_here": "",
+    "_kept_by_dispatcher": "",
     "join": r"pass",  # Pass.join
     "on": r"lanes$",  # Lanes.on
 }
