@@ -143,7 +143,9 @@ class Pass:
                 self._gradients = piece.backward(self._gradients)
             if store is not None:
                 # `weights` computes what is left on the current stream, which waits for no other
-                assert piece.lane is Lane.COMPUTE or not left.tensors, f"weight gradients left on {piece.lane}"
+                assert piece.lane is Lane.COMPUTE or not left.tensors, (
+                    f"weight gradients left on {piece.lane}"
+                )
                 self._left.setdefault(key, []).append(left)
 
     def weights(self, key: object) -> None:
