@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from tests.races.sites import Inside, Site, sites
+
 IN_PROCESS = "in_process-p2"  # no configuration: a tensor handed over within a process (worker.handed_over)
 _OVERLAP = "dualpipev-p1-overlap-mhc-none-moe"
 _ACROSS = "dualpipev-p2-overlap-residual-none-moe"
@@ -65,6 +67,20 @@ EXEMPT: dict[str, str] = {
 }
 
 
+# Megatron's own, where gradients are reduced and parameters gathered beside computation: what they would be missed for
+# is seen here too.
+MEGATRONS = {
+    str(each): (each, "dualpipev-p1-overlap-dp2-mhc-none-moe")
+    for each in (Inside("finish_param_sync"), Inside("finish_grad_sync"))
+}
+
+
 def controls() -> list[tuple[str, str]]:
     """(variant, site) of each."""
-    return [(variant, site) for site, own in CONTROLS.items() for variant in own]
+    own = [(variant, site) for site, variants in CONTROLS.items() for variant in variants]
+    return own + [(variant, site) for site, (_, variant) in MEGATRONS.items()]
+
+
+def site(name: str) -> Site | Inside:
+    """By the name that a control has it under."""
+    return MEGATRONS[name][0] if name in MEGATRONS else sites()[name]

@@ -8,9 +8,8 @@ from importlib.metadata import version
 from platform import python_version
 
 from tests.emulated.queues import held_up, left_over
-from tests.races.controls import IN_PROCESS
+from tests.races.controls import IN_PROCESS, site
 from tests.races.report import QUEUES, Found, Result
-from tests.races.sites import sites
 from tests.races.variants import variants
 from tests.ranks import RanksFailed, run_ranks
 
@@ -49,12 +48,12 @@ def judged(name: str, without: str | None = None, timeout: float = 240) -> Resul
 
 def found(name: str, without: str | None = None, timeout: float = 240) -> list[Found]:
     """By rank. RanksFailed if a rank failed."""
-    site = sites()[without] if without else None
+    removed = site(without) if without else None
     if name == IN_PROCESS:
-        return run_ranks(1, f"{WORKER}:handed_over", site, timeout=timeout, preload=(WORKER,))
+        return run_ranks(1, f"{WORKER}:handed_over", removed, timeout=timeout, preload=(WORKER,))
     one = variants()[name]
     preload = (INTERPRETED, WORKER) if one.interpreted else (WORKER,)
-    arguments = one.config(), site, one.steps, one.small_buckets, one.evaluates, one.moved
+    arguments = one.config(), removed, one.steps, one.small_buckets, one.evaluates, one.moved
     return run_ranks(one.ranks, f"{WORKER}:found", *arguments, timeout=timeout, preload=preload)
 
 

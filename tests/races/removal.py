@@ -16,11 +16,11 @@ from tests.emulated import streams
 from tests.emulated.races import innermost
 from tests.emulated.streams import DEVICE
 from tests.races.collectives import Work
-from tests.races.sites import Site
+from tests.races.sites import Inside, Site
 
 
 @contextmanager
-def removed(site: Site) -> Iterator[None]:
+def removed(site: Site | Inside) -> Iterator[None]:
     """Inside, the call does nothing; calls from elsewhere do what they always do."""
     with ExitStack() as patches:
         for owner, instead in _INSTEAD[site.call]:
@@ -29,8 +29,7 @@ def removed(site: Site) -> Iterator[None]:
             def called(
                 *args: Any, usual: Callable = usual, instead: Callable = instead, **kwargs: Any
             ) -> Any:
-                frame = innermost()
-                return (instead if frame and site.holds(frame) else usual)(*args, **kwargs)
+                return (instead if site.holds(innermost()) else usual)(*args, **kwargs)
 
             patches.enter_context(mock.patch.object(owner, site.call, called))
         yield

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -165,7 +166,8 @@ def _controls(results: list[Result]) -> list[str]:
     for each in sorted(results, key=lambda each: each.without or ""):
         if each.without is not None:
             first = next(iter(each.findings), "") or next(iter(each.hangs.get(QUEUES[0], ())), "none")
-            rows.append([each.without, each.variant, len(each.findings), first])
+            innermost = re.sub(r" < [^\]]*", "", first)
+            rows.append([each.without, each.variant, len(each.findings), innermost])
     return _markdown(head, rows)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+import sys
 from collections import Counter
 from dataclasses import dataclass, field
 from functools import cache
@@ -47,10 +48,30 @@ class Site:
     def __str__(self) -> str:
         return f"{self.file} {self.function} {self.call}" + (f" {self.number}" if self.number > 1 else "")
 
-    def holds(self, frame: FrameType) -> bool:
+    def holds(self, frame: FrameType | None) -> bool:
         """Whether the frame is at the call."""
+        if frame is None:
+            return False
         first, last = self.lines
         return first <= frame.f_lineno <= last and frame.f_code.co_filename == str(ROOT / self.file)
+
+
+@dataclass(frozen=True)
+class Inside:
+    """A call of others' that comes from within one of their functions."""
+
+    function: str
+    call: str = "wait"
+
+    def __str__(self) -> str:
+        return f"megatron-core's {self.function} {self.call}"
+
+    def holds(self, frame: FrameType | None) -> bool:
+        """Whether the function is under way."""
+        frame = sys._getframe(1)
+        while frame is not None and frame.f_code.co_name != self.function:
+            frame = frame.f_back
+        return frame is not None
 
 
 @cache

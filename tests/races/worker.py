@@ -38,7 +38,7 @@ from tests.layouts.network import Batches
 from tests.races import collectives, kernels
 from tests.races.removal import removed
 from tests.races.report import Found
-from tests.races.sites import Site
+from tests.races.sites import Inside, Site
 from tests.recompute.workers import digest
 from tools.profile_overlap import all_to_all_of_one_rank
 
@@ -47,7 +47,7 @@ BUCKET = 2000  # parameters, where buckets are small
 
 def found(
     config: Config,
-    without: Site | None = None,
+    without: Site | Inside | None = None,
     steps: int = 1,
     small_buckets: bool = False,
     evaluates: bool = False,
@@ -86,7 +86,7 @@ def plain(config: Config, steps: int = 1) -> list[str]:
         return _digests(stepper)
 
 
-def handed_over(without: Site | None = None) -> Found:
+def handed_over(without: Site | Inside | None = None) -> Found:
     """A tensor from one rank to another over the transport within a process, each on a stream of its own."""
     streams.install()
     world, ranks = InProcessWorld(2), [streams.Stream(name=f"rank {rank}") for rank in range(2)]
