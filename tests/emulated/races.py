@@ -24,7 +24,7 @@ from unittest import mock
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from tests.emulated.streams import DEVICE, Clock, Item, Stream
 
@@ -101,6 +101,7 @@ class Checker(TorchDispatchMode):
         self.findings: Counter[str] = Counter()
         self.operations: Counter[str] = Counter()
         self._blocks: dict[int, _Block] = {}  # by storage
+        self._on_host: dict[int, weakref.ref] = {}
         self._freed: dict[str, list[_Block]] = {}  # by home, and not handed out again yet
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
@@ -111,6 +112,8 @@ class Checker(TorchDispatchMode):
             return result
         reads, writes = about.accesses(args, kwargs)
         if about.to_host:
+            if all(tensor.untyped_storage()._cdata in self._on_host for tensor in reads):
+                return result
             self.access(about.name, reads, [])
             # The host waits, which may hang; streams get no order from it, for on a GPU some of these are on the host.
             DEVICE.log.append(Item("host", number=DEVICE.current[-1].record_event().number))
@@ -129,6 +132,16 @@ class Checker(TorchDispatchMode):
         both = list(tensors), []
         self.access(f"nccl {kind}", *(both if kind == "send" else reversed(both)), stream=stream)
 
+    def to_host(self, tensor: Tensor) -> Tensor:
+        """A copy that is the host's, by the current stream, and is nobody's here from then on."""
+        self.access("copy to the host", [tensor], [])
+        with _disable_current_modes():
+            copy = tensor.detach().clone()
+        storage = copy.untyped_storage()
+        key = storage._cdata
+        self._on_host[key] = weakref.ref(storage, lambda _: self._on_host.pop(key, None))
+        return copy
+
     def record(self, tensor: Tensor, stream: Stream) -> None:
         """As Tensor.record_stream."""
         self._block(tensor).recorded.add(stream.name)
@@ -144,7 +157,7 @@ class Checker(TorchDispatchMode):
         self.operations[stream.name] += 1
         clock = stream.clock
         for tensor in reads:
-            if not tensor.numel():
+            if not tensor.numel() or tensor.untyped_storage()._cdata in self._on_host:
                 continue
             block, span = self._block(tensor), _span(tensor)
             for written in _overlapping(block.written, span):

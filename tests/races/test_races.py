@@ -23,7 +23,7 @@ SOME = (
     "dualpipev-p1-overlap-mhc-block-moe",
     "dualpipev-p1-overlap-dropout-dhc-full-moe",
     "dualpipev-p1-overlap-dp2-mhc-none-moe",
-    "zb_v-p2-ep2-mhc-none-moe",
+    "dualpipev-p1-overlap-ep2-mhc-none-moe",
 )
 ALIKE = ("dualpipev-p2-overlap-residual-none-moe", "dualpipe-p2-overlap-evaluation-mhc-none-moe")
 MISSED = (

@@ -26,6 +26,7 @@ from hcmegatron.recompute.attach import Recomputation
 from hcmegatron.training import model
 from hcmegatron.training.optimizer import build_optimizer, set_learning_rate
 from hcmegatron.training.step import Stepper
+from megatron.core.transformer.moe import token_dispatcher
 from schedules.actions import Kind
 from schedules.plan import Message
 from schedules.runtime.in_process import InProcessWorld
@@ -67,7 +68,12 @@ def found(
             _move(stepper)
         stepper.step(0)
         streams.reset()
-        with checking() as checker, kernels.watched(checker) if config.kernels == "triton" else nullcontext():
+        moves = mock.patch.object(token_dispatcher, "maybe_move_tensor_to_cpu", _to_host)
+        with (
+            moves,
+            checking() as checker,
+            kernels.watched(checker) if config.kernels == "triton" else nullcontext(),
+        ):
             with removed(without) if without else nullcontext():
                 for step in range(steps):
                     stepper.step(1 + step)
@@ -159,6 +165,17 @@ def _move(stepper: Stepper) -> None:
 
 def _digests(stepper: Stepper) -> list[str]:
     return [digest(parameter.main_grad) for chunk in stepper.chunks for parameter in chunk.parameters()]
+
+
+def _to_host(tensor: Any, as_numpy: bool = False, record_stream: bool = False) -> Any:
+    """As Megatron's of a tensor on a GPU: its dispatcher's counts go to the host on a stream of their own."""
+    if not torch.is_tensor(tensor):
+        return tensor
+    (checker,) = DEVICE.watchers
+    copy = checker.to_host(tensor)
+    if record_stream:
+        tensor.record_stream(DEVICE.current[-1])
+    return copy.numpy() if as_numpy else copy
 
 
 def _transport(group: object, where: object, device: object, **options: object) -> DistributedTransport:
