@@ -54,12 +54,15 @@ gpu:
 	$(PYTHON) -m tools.gpu_check $(GPU)
 endif
 
-# Random configurations for twenty minutes; what failed is repeated with --case (python -m tests.fuzz --help).
+# Random configurations for twenty minutes; what failed is repeated with --case (python -m tests.fuzz --help). Then
+# races between streams, over a table of variants and controls (python -m tests.races --help); a run that is repeated
+# goes on where the one before ended.
 SEEDS   ?= 0:200
 MINUTES ?= 20
 soak: $(READY)
 	SOAK=1 $(BIN)/python -m pytest -q tests/training/test_balancing.py
 	$(BIN)/python -m tests.fuzz --seeds $(SEEDS) --minutes $(MINUTES) --out bench_out/fuzz
+	$(BIN)/python -m tests.races --minutes $(MINUTES) --out bench_out/races
 
 clean:
 	rm -rf .venv build *.egg-info

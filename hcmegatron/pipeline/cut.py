@@ -142,6 +142,10 @@ class Pass:
             with self.lanes.on(piece.lane, self.chain, self._gradients), deferring as left:
                 self._gradients = piece.backward(self._gradients)
             if store is not None:
+                # `weights` computes what is left on the current stream, which waits for no other
+                assert piece.lane is Lane.COMPUTE or not left.tensors, (
+                    f"weight gradients left on {piece.lane}"
+                )
                 self._left.setdefault(key, []).append(left)
 
     def weights(self, key: object) -> None:

@@ -109,8 +109,7 @@ class Block:
             _used_here(tensor)
         with torch.enable_grad():
             for done in self.passes:
-                _used_here(done.output)
-                _used_here(done.bias)
+                _used_here(done.output)  # and not the bias, which is a parameter
                 streams, *projection = state
                 with _collecting(done):
                     x, coefficients = done.sublayer.enter(streams, *projection)

@@ -4,50 +4,62 @@ Order: every operation has a time on its stream. What it reads must have been wr
 written and read, at times that its stream has waited for. Lifetime, by the caching allocator's rule: memory that the
 host gives back goes to the stream that it was allocated on, which may use it again at once, however far other streams
 are with it, unless they were recorded (record_stream). Import it in ranks only.
+
+Autograd's rule for a GPU, that a node's backward runs on the stream of its forward, is not acted out: a backward runs
+on the current stream, which the lanes make the same.
 """
 
 from __future__ import annotations
 
 import sys
+import weakref
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from types import CodeType, FrameType
 from typing import Any, NamedTuple
 from unittest import mock
 
 import torch
 from torch import Tensor
-from torch.multiprocessing.reductions import StorageWeakRef
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
-from tests.emulated.streams import DEVICE, Clock, Stream
+from tests.emulated.streams import DEVICE, Clock, Item, Stream
 
-_NOT_ON_THE_DEVICE = (
-    "prim.",
-    "aten._local_scalar_dense",
-    "aten.is_",
-    "aten.detach",
-    "aten.lift",
-)
+ROOT = Path(__file__).resolve().parents[2]
+PROJECT = ("hcmegatron", "schedules")  # whose lines a finding names
+_ALLOCATE = ("aten.empty", "aten.new_empty")
+_NOT_ON_THE_DEVICE = ("prim.", "aten.is_", "aten.detach", "aten.lift")
+_DRIVER = Path("tests/races/worker.py")  # the outermost line, where it uses a tensor itself
+_ADAPTER = Path("hcmegatron/platform/cpu.py")  # comes between a call and torch
+_TO_THE_HOST = "aten._local_scalar_dense"  # item() and tolist()
 _OVERWRITES = ("copy_.default", "zero_.default", "fill_.Scalar")
-_FRAMES = 4
-_SWEEP = 8  # operations between two looks at what is still there, which are slow
+_PLACES = 3  # of an access, from the innermost outwards
+
+Line = tuple[CodeType, int]
 
 
 class Use(NamedTuple):
-    """An access by an operation, at a time of a stream, and from where in the program it came."""
+    """An access by an operation, at a time of a stream, and from where in the program it came.
+
+    place: lines of the project, innermost first, each with the innermost line of another's code that it called.
+    """
 
     operation: str
     stream: str
     time: int
-    place: str
+    place: tuple[tuple[Line, Line | None], ...]
 
     def before(self, clock: Clock) -> bool:
         return clock.get(self.stream, 0) >= self.time
 
     def __str__(self) -> str:
-        return f"{self.operation} on {self.stream} at {self.place}"
+        lines = [
+            _words(own) + (f" (in {_words(others)})" if others else "") for own, others in self.place
+        ] or ["no line of the project"]
+        return f"{self.operation} on {self.stream} at {' < '.join(lines)}"
 
 
 Span = tuple[int, int]  # bytes of a storage, from and to
@@ -56,8 +68,9 @@ Span = tuple[int, int]  # bytes of a storage, from and to
 class _Block:
     """Memory of one storage, of which parts may be used independently, such as the gradients in a buffer."""
 
-    def __init__(self, storage: torch.UntypedStorage, home: Stream) -> None:
-        self.storage, self.home = StorageWeakRef(storage), home
+    def __init__(self, home: Stream) -> None:
+        self.home = home
+        self.death: weakref.ref | None = None
         self.written: dict[Span, Use] = {}
         self.reads: dict[Span, dict[str, Use]] = {}  # since then, the last of each stream
         self.uses: dict[str, Use] = {}  # of any part, the last of each stream
@@ -87,39 +100,47 @@ class Checker(TorchDispatchMode):
         super().__init__()
         self.findings: Counter[str] = Counter()
         self.operations: Counter[str] = Counter()
-        self._blocks: dict[int, _Block] = {}
-        self._freed: list[_Block] = []
+        self._blocks: dict[int, _Block] = {}  # by storage
+        self._on_host: dict[int, weakref.ref] = {}
+        self._freed: dict[str, list[_Block]] = {}  # by home, and not handed out again yet
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
-        name = str(func)
-        if name.startswith(_NOT_ON_THE_DEVICE):
+        about = _about(func)
+        if not about.on_device:
             return result
-        reads, writes = _accesses(func, args, kwargs)
-        if name.startswith("c10d."):
-            # outputs come before inputs, however the schema calls them
-            tensors = reads + writes
-            outputs = len(tensors) // 2 if "alltoall" in name or "allgather" in name else len(tensors)
-            if tensors:
-                self.access(name, tensors[outputs:] or tensors, tensors[:outputs])
+        reads, writes = about.accesses(args, kwargs)
+        if about.to_host:
+            if all(tensor.untyped_storage()._cdata in self._on_host for tensor in reads):
+                return result
+            self.access(about.name, reads, [])
+            # The host waits, which may hang; streams get no order from it, for on a GPU some of these are on the host.
+            DEVICE.log.append(Item("host", number=DEVICE.current[-1].record_event().number))
             return result
         known = {tensor.untyped_storage()._cdata for tensor in reads + writes}
         fresh = [tensor for tensor in _tensors(result) if tensor.untyped_storage()._cdata not in known]
-        if name.startswith(("aten.empty", "aten.new_empty")):
-            for tensor in fresh:
-                self._block(tensor)
-        elif writes or fresh:  # else a view
-            kept = [] if name.endswith(_OVERWRITES) else writes
-            self.access(name, reads + kept, writes + fresh)
+        for tensor in fresh:
+            self._allocated(tensor)
+        if (writes or fresh) and not about.allocates:  # else a view
+            self.access(about.name, reads if about.overwrites else reads + writes, writes + fresh)
         return result
 
     def message(self, kind: str, tensors: Sequence[Tensor], stream: Stream) -> None:
-        """A send reads, a receive writes; NCCL keeps the memory until it is done."""
+        """A send reads, a receive writes. The memory is not recorded: recent torch holds the tensors until the
+        message is waited for instead, which is for the groups to act out."""
         both = list(tensors), []
         self.access(f"nccl {kind}", *(both if kind == "send" else reversed(both)), stream=stream)
-        for tensor in tensors:
-            self.record(tensor, stream)
+
+    def to_host(self, tensor: Tensor) -> Tensor:
+        """A copy that is the host's, by the current stream, and is nobody's here from then on."""
+        self.access("copy to the host", [tensor], [])
+        with _disable_current_modes():
+            copy = tensor.detach().clone()
+        storage = copy.untyped_storage()
+        key = storage._cdata
+        self._on_host[key] = weakref.ref(storage, lambda _: self._on_host.pop(key, None))
+        return copy
 
     def record(self, tensor: Tensor, stream: Stream) -> None:
         """As Tensor.record_stream."""
@@ -130,25 +151,30 @@ class Checker(TorchDispatchMode):
     ) -> None:
         """An operation on a stream, the current one if none is given."""
         stream = stream or DEVICE.current[-1]
-        if self.operations.total() % _SWEEP == 0:
-            self._sweep()
+        if node := torch._C._current_autograd_node():
+            name = f"{name} of {node.name()}"
         use = Use(name, stream.name, stream.tick(), _place())
         self.operations[stream.name] += 1
+        clock = stream.clock
         for tensor in reads:
+            if not tensor.numel() or tensor.untyped_storage()._cdata in self._on_host:
+                continue
             block, span = self._block(tensor), _span(tensor)
             for written in _overlapping(block.written, span):
-                if not block.written[written].before(stream.clock):
+                if not block.written[written].before(clock):
                     words = f"read before it is written: [{use}] reads what [{block.written[written]}] writes"
                     self.findings[words] += 1
             block.reads.setdefault(span, {})[stream.name] = block.uses[stream.name] = use
         for tensor in writes:
+            if not tensor.numel():
+                continue
             block, span = self._block(tensor), _span(tensor)
             written, read = _overlapping(block.written, span), _overlapping(block.reads, span)
             earlier = [block.written[other] for other in written]
             for other in read:
                 earlier += block.reads[other].values()
             for other in earlier:
-                if not other.before(stream.clock):
+                if not other.before(clock):
                     self.findings[f"written before it is free: [{use}] over [{other}]"] += 1
             for spans, over in ((block.written, written), (block.reads, read)):
                 for other in over:
@@ -159,57 +185,134 @@ class Checker(TorchDispatchMode):
     def _block(self, tensor: Tensor) -> _Block:
         storage = tensor.untyped_storage()
         block = self._blocks.get(storage._cdata)
-        if block is None or block.storage.expired():
-            if block is not None:
-                self._freed.append(block)
-            block = self._blocks[storage._cdata] = _Block(storage, DEVICE.current[-1])
-            self._allocate(block.home)
+        if block is None:  # from before, when nobody looked: what lasts was made by computation
+            block = self._follow(storage, DEVICE.compute)
         return block
 
-    def _sweep(self) -> None:
-        """Notice what the host has given back."""
-        for key in [key for key, block in self._blocks.items() if block.storage.expired()]:
-            self._freed.append(self._blocks.pop(key))
-
-    def _allocate(self, home: Stream) -> None:
-        """A new block on a stream: any that the host has given back to it may be it."""
-        others = []
-        for block in self._freed:
-            if block.home is not home:
-                others.append(block)
-                continue
+    def _allocated(self, tensor: Tensor) -> None:
+        """On the current stream, to which any memory that the host has given back to it may go."""
+        home = DEVICE.current[-1]
+        for block in self._freed.pop(home.name, ()):
             for use in block.uses.values():
                 if use.stream not in (home.name, *block.recorded) and not use.before(home.clock):
                     last = next(reversed(block.written.values()), None)
-                    words = f"given away while in use by [{use}]: memory of {home.name}, written by [{last}]"
-                    self.findings[words] += 1
-        self._freed = others
+                    by = f"[{Use('the next allocation', home.name, 0, _place())}]"
+                    self.findings[
+                        f"given away while in use by [{use}]: memory of {home.name}, written by [{last}], to {by}"
+                    ] += 1
+        self._follow(tensor.untyped_storage(), home)
+
+    def _follow(self, storage: torch.UntypedStorage, home: Stream) -> _Block:
+        """Until the host lets go of it. A storage's Python object lives as long as the storage."""
+        key, block = storage._cdata, _Block(home)
+        self._blocks[key] = block
+
+        def died(_: Any) -> None:
+            if self._blocks.get(key) is block:
+                del self._blocks[key]
+            self._freed.setdefault(home.name, []).append(block)
+
+        block.death = weakref.ref(storage, died)
+        return block
+
+
+class OnDevice(Tensor):
+    """Which says that it is a GPU's."""
+
+    is_cuda = property(lambda _: True)
 
 
 def _tensors(values: Any) -> list[Tensor]:
-    return [value for value in tree_leaves(values) if isinstance(value, Tensor)]
+    if isinstance(values, Tensor):
+        return [values]
+    if isinstance(values, list | tuple):
+        return [tensor for value in values for tensor in _tensors(value)]
+    return []
 
 
-def _accesses(func: Any, args: tuple, kwargs: dict) -> tuple[list[Tensor], list[Tensor]]:
-    reads: list[Tensor] = []
-    writes: list[Tensor] = []
-    for index, argument in enumerate(func._schema.arguments):
-        value = args[index] if index < len(args) else kwargs.get(argument.name)
-        written = argument.alias_info is not None and argument.alias_info.is_write
-        (writes if written else reads).extend(_tensors(value))
-    return reads, writes
+class _Operation(NamedTuple):
+    """What is known of one of torch's operations. arguments: position, name and whether it is written, of those that
+    are tensors."""
+
+    name: str
+    on_device: bool
+    to_host: bool
+    allocates: bool
+    overwrites: bool
+    arguments: tuple[tuple[int, str, bool], ...]
+
+    def accesses(self, args: tuple, kwargs: dict) -> tuple[list[Tensor], list[Tensor]]:
+        """Tensors that are read, and those that are written."""
+        found: tuple[list[Tensor], list[Tensor]] = [], []
+        for index, name, written in self.arguments:
+            value = args[index] if index < len(args) else kwargs.get(name)
+            if value is not None:
+                found[written].extend(_tensors(value))
+        return found
 
 
-def _place() -> str:
-    """The innermost lines of the program, without torch's and this package's."""
-    found: list[str] = []
-    frame = sys._getframe(2)
-    while frame is not None and len(found) < _FRAMES:
-        name = frame.f_code.co_filename
-        if "/torch/" not in name and "/emulated/" not in name and "/contextlib" not in name:
-            found.append(f"{name.split('site-packages/')[-1]}:{frame.f_lineno}")
+@cache
+def _about(func: Any) -> _Operation:
+    name = str(func)
+    assert not name.startswith("c10d.") or "barrier" in name, f"{name} is on no stream"
+    return _Operation(
+        name,
+        on_device=not name.startswith(_NOT_ON_THE_DEVICE),
+        to_host=name.startswith(_TO_THE_HOST),
+        allocates=name.startswith(_ALLOCATE),
+        overwrites=name.endswith(_OVERWRITES),
+        arguments=tuple(
+            (index, argument.name, argument.alias_info is not None and argument.alias_info.is_write)
+            for index, argument in enumerate(func._schema.arguments)
+            if "Tensor" in str(argument.type)
+        ),
+    )
+
+
+_OWN, _OTHERS, _PASSED_OVER = "own", "others", "passed over"
+_whose: dict[CodeType, str] = {}
+
+
+def _place() -> tuple[tuple[Line, Line | None], ...]:
+    """The innermost lines of the project; torch's and the emulation's own are passed over."""
+    found: list[tuple[Line, Line | None]] = []
+    frame, called = sys._getframe(2), None
+    while frame is not None and len(found) < _PLACES:
+        code = frame.f_code
+        whose = _whose.get(code) or _whose.setdefault(code, _owner(code.co_filename))
+        if whose is _OWN:
+            found.append(((code, frame.f_lineno), called))
+            called = None
+        elif whose is _OTHERS and called is None:
+            called = code, frame.f_lineno
         frame = frame.f_back
-    return " < ".join(found)
+    return tuple(found)
+
+
+def innermost() -> FrameType | None:
+    """The innermost frame of the project."""
+    frame = sys._getframe(1)
+    while frame is not None:
+        code = frame.f_code
+        if (_whose.get(code) or _whose.setdefault(code, _owner(code.co_filename))) is _OWN:
+            return frame
+        frame = frame.f_back
+    return None
+
+
+def _owner(file: str) -> str:
+    path = Path(file)
+    if path.is_relative_to(ROOT):
+        own = path.relative_to(ROOT)
+        if own != _ADAPTER and (own.parts[0] in PROJECT or own == _DRIVER):
+            return _OWN
+    return _OTHERS if "/megatron/" in file else _PASSED_OVER
+
+
+def _words(line: Line) -> str:
+    code, number = line
+    file = code.co_filename.split("site-packages/")[-1].removeprefix(f"{ROOT}/")
+    return f"{file}:{number}"
 
 
 @contextmanager
@@ -219,9 +322,10 @@ def checking() -> Iterator[Checker]:
 
     checker = Checker()
 
-    def used_here(tensor: Tensor | None) -> None:  # what tape does with a tensor of CUDA's
-        if tensor is not None:
-            tensor.record_stream(DEVICE.current[-1])
+    usual = tape._used_here
+
+    def used_here(tensor: Tensor | None) -> None:
+        usual(None if tensor is None else tensor.detach().as_subclass(OnDevice))
 
     DEVICE.watchers.append(checker)
     with (

@@ -4,7 +4,7 @@ and what the host enqueued where. Import it in ranks only: it replaces names of 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -21,15 +21,19 @@ class Clock(dict):
 
 
 class Item(NamedTuple):
-    """What the host did: kernel, record, wait, send or receive on a stream; or host: it waited for an event.
+    """What the host did: kernel, record, wait, send, receive or collective on a stream; or host: it waited for an
+    event; or connect: it waited for the hosts of a communicator's other members.
 
-    number: of an event, or of a message within its channel.
+    number: of an event, or of a message, collective or connection within its channel. what: of a message or
+    collective, what all of its members have to agree on.
     """
 
     kind: str
     stream: str = ""
     number: int = -1
-    channel: tuple[int, int] | None = None
+    channel: Hashable = None
+    members: int = 2
+    what: Hashable = None
 
 
 class Device:

@@ -1,0 +1,86 @@
+"""For every place where the program orders streams or keeps memory, the variants in which its removal is found."""
+
+from __future__ import annotations
+
+from tests.races.sites import Inside, Site, sites
+
+IN_PROCESS = "in_process-p2"  # no configuration: a tensor handed over within a process (worker.handed_over)
+_OVERLAP = "dualpipev-p1-overlap-mhc-none-moe"
+_ACROSS = "dualpipev-p2-overlap-residual-none-moe"
+_REBUILT = "dualpipev-p1-overlap-mhc-block-moe"
+_FOLDED = "dualpipev-p1-overlap-triton-short-mhc-block-moe"
+
+CONTROLS: dict[str, tuple[str, ...]] = {
+    "hcmegatron/model/deferred.py _Linear.backward wait": ("1f1b-p2-sp2-dhc-none-dense",),
+    "hcmegatron/pipeline/cut.py Pass.forward on": (_OVERLAP,),
+    "hcmegatron/pipeline/cut.py Pass.join on": (_OVERLAP,),
+    "hcmegatron/pipeline/cut.py Pass.backward on": (_OVERLAP,),
+    "hcmegatron/pipeline/cut.py Pass.end_backward on": ("dualpipev-p1-overlap-moved-mhc-none-moe",),
+    "hcmegatron/pipeline/lanes.py Lanes.on wait_event": (_OVERLAP,),
+    "hcmegatron/pipeline/lanes.py Lanes.on wait_stream": (_OVERLAP,),
+    "hcmegatron/pipeline/lanes.py Lanes.on record_stream": (_OVERLAP,),
+    "hcmegatron/pipeline/overlap.py OverlappedStage.forward join": (_OVERLAP,),
+    "hcmegatron/pipeline/overlap.py OverlappedStage.forward_backward on": (_ACROSS,),
+    "hcmegatron/pipeline/overlap.py OverlappedStage.forward_backward join": (_OVERLAP,),
+    "hcmegatron/pipeline/overlap.py OverlappedStage._traverse join": (_OVERLAP,),
+    "hcmegatron/recompute/tape.py Handle.tensor _used_here": (_REBUILT,),
+    "hcmegatron/recompute/tape.py _used_here record_stream": (_REBUILT,),
+    "hcmegatron/recompute/tape.py Block.rebuild _used_here": (_FOLDED,),
+    "hcmegatron/recompute/tape.py Block.rebuild _used_here 2": (
+        "dualpipev-p1-overlap-by4-dropout-dhc-block-moe",
+    ),
+    "schedules/runtime/in_process.py _Receiving.wait wait_event": (IN_PROCESS,),
+    "schedules/runtime/in_process.py _Receiving.wait record_stream": (IN_PROCESS,),
+    "schedules/runtime/mail.py Mail._wait wait": ("1f1b-p2-sfc-none-dense", _ACROSS),
+}
+
+# What has such a name and orders nothing on a device, or nothing that this checker could miss.
+EXEMPT: dict[str, str] = {
+    "hcmegatron/model/layer.py ConnectionLayer._route _kept_by_dispatcher": (
+        "redundant while every forward is joined: the dispatcher keeps the tensors until the layer routes again, after "
+        "that; explicit, so that the merge does not hang on it"
+    ),
+    "hcmegatron/platform/local_launch.py _Launch._wait wait": "a process, not a stream",
+    "hcmegatron/training/model.py gather_parameters start_param_sync": (
+        "begins a gather that nobody has begun: without it weights are old, which is no race, and "
+        "tests/model/test_parameter_gather.py finds it"
+    ),
+    "hcmegatron/training/step.py Stepper._warm_start synchronize": "for a time to print",
+    "schedules/runtime/record.py Record.events synchronize": "for times to read",
+    "schedules/runtime/torch_distributed.py _channel_groups wait": (
+        "set-up: nobody reads the token, and the next line waits for the whole device"
+    ),
+    "schedules/runtime/torch_distributed.py _channel_groups synchronize": (
+        "set-up: the host waits for connections, before anything else is enqueued"
+    ),
+    "schedules/runtime/torch_distributed.py _NcclSend.wait is_completed": (
+        "keeps the host from running ahead, and computation from waiting behind a message: time and memory, not order"
+    ),
+    "schedules/runtime/torch_distributed.py _NcclSend.wait wait": (
+        "of what is completed: raises what went wrong, and holds up nothing"
+    ),
+    "schedules/runtime/torch_distributed.py _StampedSend.wait wait": "gloo, between CPUs",
+    "schedules/runtime/torch_distributed.py _StampedSend.wait wait 2": "gloo, between CPUs",
+    "schedules/runtime/torch_distributed.py _StampedReceive.wait wait": "gloo, between CPUs",
+    "schedules/runtime/torch_distributed.py _StampedReceive.wait wait 2": "gloo, between CPUs",
+    "schedules/runtime/watchdog.py Watchdog._watch wait": "a thread, not a stream",
+}
+
+
+# Megatron's own, where gradients are reduced and parameters gathered beside computation: what they would be missed for
+# is seen here too.
+MEGATRONS = {
+    str(each): (each, "dualpipev-p1-overlap-dp2-mhc-none-moe")
+    for each in (Inside("finish_param_sync"), Inside("finish_grad_sync"))
+}
+
+
+def controls() -> list[tuple[str, str]]:
+    """(variant, site) of each."""
+    own = [(variant, site) for site, variants in CONTROLS.items() for variant in variants]
+    return own + [(variant, site) for site, (_, variant) in MEGATRONS.items()]
+
+
+def site(name: str) -> Site | Inside:
+    """By the name that a control has it under."""
+    return MEGATRONS[name][0] if name in MEGATRONS else sites()[name]
