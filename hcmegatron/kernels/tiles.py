@@ -126,8 +126,9 @@ def rule(key: Key) -> Tile:
             return Tile(32, min(max(wide, 16), 64), warps=8, V=vector)
         case "write_fold":
             return Tile(16, min(max(wide, 16), 32), stages=1, V=vector)
+        # The same here; left to itself the compiler spills for more programs than there are (64 registers).
         case "read_forward" if n <= 4:
-            return Tile(32, min(max(wide, 16), 128), warps=8, stages=3, V=vector)
+            return Tile(32, min(max(wide, 16), 128), warps=8, stages=3, V=vector, registers=96)
         case "read_forward":
             return Tile(16, min(max(wide, 16), 64), stages=3, V=vector)
         # After a fold there is no phi to share: more programs, of which five to nine fit.
