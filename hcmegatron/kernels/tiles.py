@@ -121,10 +121,14 @@ def rule(key: Key) -> Tile:
         # more than L2 gives in the time that the memory takes; at 32 half of it, which fits, and 256 programs for
         # 8192 tokens find 264 places on an H100.
         case "write_fold" if n <= 4:
-            if key.capability >= 100:  # where the wider tile spills
+            if (
+                key.capability >= 100
+            ):  # where the wider tile spills, as dropout's random numbers make it elsewhere
                 return Tile(32, min(max(wide, 16), 32), V=vector)
             return Tile(32, min(max(wide, 16), 64), warps=8, V=vector)
-        case "write_fold":
+        case "write_fold_dropout" if n <= 4:
+            return Tile(32, min(max(wide, 16), 32), V=vector)
+        case "write_fold" | "write_fold_dropout":
             return Tile(16, min(max(wide, 16), 32), stages=1, V=vector)
         # The same here; left to itself the compiler spills for more programs than there are (64 registers).
         case "read_forward" if n <= 4:

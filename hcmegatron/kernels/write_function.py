@@ -36,7 +36,7 @@ class WriteFunction(Function):
         proj = square = None
         if fold is not None:
             proj, square = post.new_empty(T, fold.shape[1]), post.new_empty(T)
-            size = tile("write_fold", H)
+            size = tile("write_fold_dropout" if dropout else "write_fold", H)
             if T:
                 triton_write.write_fold[(triton.cdiv(T, size.BT),)](
                     H,
