@@ -1,47 +1,62 @@
-"""Compile every Triton kernel for a set of shapes without a GPU and print what it needs.
+"""Compile every Triton kernel for a set of shapes without a GPU and print what it needs and what it moves.
 
-python -m tools.compile_kernels [--sm 80 90 100] [--n 4] [--hidden 2560 4096 7168] [--dtype bf16]
-                                [--variant mhc fc dropout] [--streams]
+python -m tools.compile_kernels [--sm 80 90 100] [--n 4] [--hidden 2560 4096 7168] [--dtype bf16] [--tokens 8192]
+                                [--variant mhc fc dropout] [--streams] [--measured bench_out/kernels.csv]
+
+Columns: `stack` bytes a thread in local memory, which are spills; `per sm` programs that a multiprocessor holds at a
+time; `waves` how often the device (A100, H100, B200: 108, 132, 148 multiprocessors) is filled for all programs, the
+last time in part; `ideal MB` the fewest bytes of the streams, x and y (tools.kernel_traffic), `moved MB` those that the
+launch moves and `L2 MB` what its programs read again. The share of copy speed is a measurement: printed from a table of
+tools.bench_kernels, never from an estimate.
 """
 
 from __future__ import annotations
 
 import argparse
+import csv
 import json
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from hcmegatron.kernels import offline, triton_path
 from hcmegatron.kernels.options import ReadOptions
-from hcmegatron.kernels.tiles import tile
+from hcmegatron.kernels.tiles import SIZES, planned_for
+from tools.kernel_traffic import traffic
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+GOALS = {"read": 85, "write": 85, "read backward": 75, "write backward": 75}  # per cent of copy speed
 COLUMNS = {  # heading, key and width
-    "kernel": ("name", 28),
-    "variant": ("variant", 16),
-    "sm": ("sm", 4),
-    "n": ("n", 2),
-    "C": ("C", 5),
-    "tile": ("tile", 20),
-    "registers": ("registers", 10),
-    "stack": ("stack", 6),
-    "shared": ("shared", 7),
-    "loads": ("loads", 6),
-    "16-byte": ("wide_loads", 8),
-    "of streams": ("stream_loads", 11),
-    "matrix": ("tensor_core", 7),
+    "kernel": ("name", 27),
+    "variant": ("variant", 12),
+    "sm": ("sm", 3),
+    "n": ("n", 1),
+    "C": ("C", 4),
+    "tile": ("tile", 18),
+    "registers": ("registers", 9),
+    "stack": ("stack", 5),
+    "shared": ("shared", 6),
+    "per sm": ("per_sm", 6),
+    "programs": ("programs", 8),
+    "waves": ("waves", 5),
+    "ideal MB": ("ideal", 8),
+    "moved MB": ("moved", 8),
+    "L2 MB": ("l2", 6),
+    "loads": ("loads", 5),
+    "16-byte": ("wide_loads", 7),
+    "of streams": ("stream_loads", 10),
+    "matrix": ("tensor_core", 6),
 }
 
 
-def sub_layer(n: int, C: int, dtype: torch.dtype, T: int = 4096, **options: Any) -> list[offline.Launch]:
+def sub_layer(n: int, C: int, dtype: torch.dtype, T: int, **options: Any) -> list[offline.Launch]:
     """The launches of one mHC sub-layer: forward, the fold and the read after it, and backward."""
     o = ReadOptions(n, **options)
-    K = o.columns
-    H = torch.empty(T, n, C, dtype=dtype).requires_grad_()
-    phi = torch.empty(n * C, K).requires_grad_()
-    scale, bias = torch.empty(K).requires_grad_(), torch.empty(K).requires_grad_()
+    sizes = [size for size in o.sizes if size]
+    H, phi = _leaf(T, n, C, dtype=dtype), _leaf(n * C, o.columns)
+    scale, bias = [_leaf(1) for _ in sizes], [_leaf(size) for size in sizes]
 
     def run() -> None:
         x, _, post, res, streams = triton_path.read(H, phi, scale, bias, o)
@@ -52,10 +67,10 @@ def sub_layer(n: int, C: int, dtype: torch.dtype, T: int = 4096, **options: Any)
     return offline.launches_of(run)
 
 
-def dropped_out(n: int, C: int, dtype: torch.dtype, T: int = 4096) -> list[offline.Launch]:
+def dropped_out(n: int, C: int, dtype: torch.dtype, T: int) -> list[offline.Launch]:
     """The launches of a write with bias and dropout and of its backward, and of the fold with them."""
     held = _write_inputs(n, 1, C, dtype, T)
-    phi = torch.empty(n * C, ReadOptions(n).columns)
+    phi = _leaf(n * C, ReadOptions(n).columns)
 
     def run() -> None:
         triton_path.write(*held, dropout=0.1).backward(held[0].detach())
@@ -64,36 +79,72 @@ def dropped_out(n: int, C: int, dtype: torch.dtype, T: int = 4096) -> list[offli
     return offline.launches_of(run)
 
 
-def frac(n: int, C: int, dtype: torch.dtype, T: int = 4096) -> list[offline.Launch]:
+def frac(n: int, C: int, dtype: torch.dtype, T: int) -> list[offline.Launch]:
     """The launches of FC's write, n fractions of C / n channels, with bias, and of its backward."""
     held = _write_inputs(n, n, C // n, dtype, T)
     return offline.launches_of(lambda: triton_path.write(*held).backward(held[0].detach()))
 
 
 def _write_inputs(n: int, rows: int, C: int, dtype: torch.dtype, T: int) -> list[torch.Tensor]:
-    H, y, bias = (torch.empty(s, dtype=dtype) for s in ((T, n, C), (T, rows, C), (rows, C)))
-    return [t.requires_grad_() for t in (H, y, torch.empty(T, n), torch.empty(T, n, n), bias)]
+    H, y, bias = (_leaf(*s, dtype=dtype) for s in ((T, n, C), (T, rows, C), (rows, C)))
+    return [H, y, _leaf(T, n), _leaf(T, n, n), bias]
+
+
+def _leaf(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    """On torch's meta device, where nothing is held and programs are planned for an H100."""
+    return torch.empty(*shape, dtype=dtype, device="meta").requires_grad_()
 
 
 LAUNCHES = {"mhc": sub_layer, "fc": frac, "dropout": dropped_out}
 
 
+def launches(variant: str, sm: int, n: int, C: int, dtype: torch.dtype, T: int) -> list[offline.Launch]:
+    """As they would be on a device of sm_`sm`."""
+    with planned_for(sm):
+        return LAUNCHES[variant](n, C, dtype, T)
+
+
 def row(launch: offline.Launch, sm: int, n: int, C: int, dtype: torch.dtype, streams: bool) -> dict[str, Any]:
     """One line of the table. `vectors`: 16-byte loads a thread makes for its part of one tile of one stream."""
     given = launch.arguments
-    threads = 32 * launch.options["num_warps"]
+    warps = launch.options["num_warps"]
     has = {"fc": given.get("R", 1) > 1, "bias": given.get("HAS_BIAS"), "dropout": given.get("DROPOUT")}
     has["folded"] = given.get("FOLDED")
+    report, bytes_of = offline.report(launch, sm), traffic(launch)
+    per_sm = offline.programs_per_sm(report, warps, sm)
+    tile = [f"{given['BT']}x{given['BC']}", f"w{warps}", f"s{launch.options['num_stages']}"]
     return {
         "sm": sm,
         "n": n,
         "C": C,
-        "tile": _words(launch, n, given["C"], dtype),
+        "tile": " ".join([*tile, *(f"{key}{given[key]}" for key in ("V", "G") if given.get(key, 1) > 1)]),
         "variant": " ".join(word for word, there in has.items() if there),
-        "vectors": given["BT"] * given["BC"] * dtype.itemsize // (16 * threads),
+        "vectors": given["BT"] * given["BC"] * dtype.itemsize // (16 * 32 * warps),
+        "per_sm": per_sm,
+        "programs": launch.programs,
+        "waves": round(launch.programs / (per_sm * SIZES[sm].processors), 2) if per_sm else "none fits",
+        "ideal": round(bytes_of.ideal / 1e6, 1),
+        "moved": round(bytes_of.moved / 1e6, 1),
+        "l2": round(bytes_of.l2 / 1e6),
         "stream_loads": offline.stream_loads(launch, sm) if streams else "",
-        **asdict(offline.report(launch, sm)),
+        **asdict(report),
     }
+
+
+def copy_shares(file: Path | None, n: int, C: int, tokens: int) -> dict[str, str]:
+    """Per cent of copy speed of each operation as tools.bench_kernels measured it, or that nobody did."""
+    shares = dict.fromkeys(GOALS, "not measured")
+    if file is not None:
+        with file.open() as lines:
+            for r in csv.DictReader(lines):
+                shape = (int(r["n"]), int(r["C"]), int(r["tokens"]))
+                if (
+                    r["candidate"] == "hcmegatron triton"
+                    and shape == (n, C, tokens)
+                    and r["operation"] in GOALS
+                ):
+                    shares[r["operation"]] = f"{float(r['percent_of_copy']):.0f}%"
+    return shares
 
 
 def main() -> None:
@@ -101,14 +152,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--sm", type=int, nargs="+", default=[90])
+    parser.add_argument("--sm", type=int, nargs="+", default=[90], choices=tuple(offline.SHARED))
     parser.add_argument("--n", type=int, nargs="+", default=[4])
     parser.add_argument("--hidden", type=int, nargs="+", default=[2560])
+    parser.add_argument("--tokens", type=int, default=8192)
     parser.add_argument("--dtype", choices=DTYPES, default="bf16")
     parser.add_argument("--variant", choices=LAUNCHES, nargs="+", default=list(LAUNCHES))
     parser.add_argument(
         "--streams", action="store_true", help="count 16-byte loads of the streams alone too: compiles twice"
     )
+    parser.add_argument("--measured", type=Path, help="kernels.csv of tools.bench_kernels")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
     dtype = DTYPES[args.dtype]
@@ -118,7 +171,7 @@ def main() -> None:
         for n in args.n
         for C in args.hidden
         for variant in args.variant
-        for launch in LAUNCHES[variant](n, C, dtype)
+        for launch in launches(variant, sm, n, C, dtype, args.tokens)
     ]
     if args.json:
         print(json.dumps(rows))
@@ -126,11 +179,12 @@ def main() -> None:
     print(" ".join(f"{head:>{width}}" for head, (_, width) in COLUMNS.items()))
     for r in rows:
         print(" ".join(f"{r[key]!s:>{width}}" for key, width in COLUMNS.values()))
-
-
-def _words(launch: offline.Launch, n: int, C: int, dtype: torch.dtype) -> str:
-    t = tile(launch.kernel.fn.__name__, n, C, dtype.itemsize)
-    return f"{t.BT}x{t.BC} w{t.warps} s{t.stages} V{t.V} G{t.G}"
+    print(f"\nshare of copy speed, {args.tokens} tokens:")
+    for n in args.n:
+        for C in args.hidden:
+            shares = copy_shares(args.measured, n, C, args.tokens)
+            said = ", ".join(f"{what} {share} (goal {GOALS[what]}%)" for what, share in shares.items())
+            print(f"n={n} C={C}: {said}")
 
 
 if __name__ == "__main__":

@@ -124,13 +124,10 @@ class Manifold(Connection):
             coefficients = self.coefficients(H)
             return aggregate(H, coefficients[0]), coefficients
         dtype = compute_dtype(H)
-        alphas = [getattr(self, f"alpha_{name}") for name in self.predicted]
-        biases = [getattr(self, f"b_{name}").flatten() for name in self.predicted]
-        scale = torch.cat([a.expand(len(b)) for a, b in zip(alphas, biases, strict=True)]).to(dtype)
+        alphas = [getattr(self, f"alpha_{name}").to(dtype) for name in self.predicted]
+        biases = [getattr(self, f"b_{name}").flatten().to(dtype) for name in self.predicted]
         folded = () if projection is None else (projection,)
-        flat = self.kernels.read(
-            H.flatten(0, 1), self.phi.to(dtype), scale, torch.cat(biases).to(dtype), self.options, *folded
-        )
+        flat = self.kernels.read(H.flatten(0, 1), self.phi.to(dtype), alphas, biases, self.options, *folded)
         x, *rest = (t.unflatten(0, H.shape[:2]) for t in flat)
         return x, tuple(rest)
 

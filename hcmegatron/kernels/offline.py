@@ -7,6 +7,7 @@ launched. Not available where TRITON_INTERPRET is set, because the kernels are t
 from __future__ import annotations
 
 import inspect
+import math
 import re
 import subprocess
 import tempfile
@@ -22,7 +23,7 @@ from triton.compiler import ASTSource, CompiledKernel
 from triton.runtime.jit import JITFunction
 
 _TYPES = {torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.float32: "*fp32", torch.int64: "*i64"}
-_LAUNCH_OPTIONS = ("num_warps", "num_stages")
+_LAUNCH_OPTIONS = ("num_warps", "num_stages", "maxnreg")
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,17 @@ class Launch:
     kernel: JITFunction
     arguments: dict[str, Any]
     options: dict[str, int]
+    grid: tuple[int, ...]
+
+    @property
+    def name(self) -> str:
+        """Of the kernel."""
+        return self.kernel.fn.__name__
+
+    @property
+    def programs(self) -> int:
+        """In the grid."""
+        return math.prod(self.grid)
 
 
 @dataclass(frozen=True)
@@ -47,6 +59,24 @@ class Report:
     tensor_core: int  # matrix instructions in the machine code
 
 
+REGISTERS, WARPS, PROGRAMS = 65536, 64, 32  # of a multiprocessor, the same for sm_80, sm_90 and sm_100
+SHARED = {
+    80: 164 * 1024,
+    90: 228 * 1024,
+    100: 228 * 1024,
+}  # bytes of a multiprocessor, 1024 a program not its own
+
+
+def programs_per_sm(report: Report, warps: int, capability: int) -> int:
+    """How many programs a multiprocessor holds at a time: CUDA's occupancy, from what one needs.
+
+    Registers are given out to warps, from a quarter of the file each, in units of 8 a thread.
+    """
+    by_registers = REGISTERS // 4 // (-(-report.registers // 8) * 8 * 32) * 4 // warps
+    by_shared = SHARED[capability] // (report.shared + 1024)
+    return min(by_registers, by_shared, WARPS // warps, PROGRAMS)
+
+
 @contextmanager
 def record() -> Iterator[list[Launch]]:
     """Within it, launches are appended to the list and nothing runs."""
@@ -55,7 +85,7 @@ def record() -> Iterator[list[Launch]]:
     def catch(self: JITFunction, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> None:
         options = {k: kwargs.pop(k) for k in _LAUNCH_OPTIONS if k in kwargs}
         bound = inspect.signature(self.fn).bind(*args, **kwargs)
-        launches.append(Launch(self, dict(bound.arguments), options))
+        launches.append(Launch(self, dict(bound.arguments), options, tuple(grid)))
 
     run, JITFunction.run = JITFunction.run, catch
     try:
@@ -92,7 +122,7 @@ def report(launch: Launch, capability: int) -> Report:
     usage, loads, machine_code = _read(compiled)
     number = {key: int(value) for key, value in re.findall(r"(REG|STACK|SHARED|LOCAL):(\d+)", usage)}
     return Report(
-        name=launch.kernel.fn.__name__,
+        name=launch.name,
         registers=number["REG"],
         stack=number["STACK"] + number.get("LOCAL", 0),
         shared=compiled.metadata.shared,

@@ -1,12 +1,21 @@
 """Block sizes of the Triton kernels, per kernel and shape. No measuring here: a launch only looks up.
 
-Choices are by rule, from registers per thread and 16-byte loads; `tune` (hcmegatron.kernels.tuning) may
-replace them with measured ones, before training starts.
+Choices are by rule, from what the kernels were compiled to (`python -m tools.compile_kernels`) and what a Hopper
+multiprocessor holds: 64 Ki registers, 227 KiB of shared memory, 64 warps. To keep the memory of an H100 busy (3 TB/s at
+about 0.8 us) each of its 132 multiprocessors needs some 18 KiB of loads under way. None of them was measured on a GPU;
+`tune` (hcmegatron.kernels.tuning) replaces them with measured ones, before training starts.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import functools
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
 
 
 def power_of_two(x: int) -> int:
@@ -16,8 +25,9 @@ def power_of_two(x: int) -> int:
 
 @dataclass(frozen=True)
 class Tile:
-    """BT tokens by BC channels a program; V neighbours a thread adds (write_backward); G streams a
-    program."""
+    """BT tokens by BC channels a program; V neighbours a thread adds at once; G streams a program; per_sm programs
+    that a Hopper multiprocessor holds at a time (read_backward_streams: its tokens are split accordingly); at most
+    `registers` a thread, the compiler's own choice where None."""
 
     BT: int
     BC: int
@@ -25,6 +35,14 @@ class Tile:
     stages: int = 2
     V: int = 1
     G: int = 1
+    per_sm: int = 1
+    registers: int | None = None
+
+    @property
+    def launch(self) -> dict[str, int]:
+        """The arguments that every kernel takes."""
+        given = {"BT": self.BT, "BC": self.BC, "num_warps": self.warps, "num_stages": self.stages}
+        return given if self.registers is None else {**given, "maxnreg": self.registers}
 
 
 def columns(n: int) -> int:
@@ -32,31 +50,155 @@ def columns(n: int) -> int:
     return max(16, power_of_two(n * n + 2 * n))
 
 
-def rule(kernel: str, n: int, C: int, element_size: int) -> Tile:
-    """The tile of `kernel` for n streams of C channels of element_size bytes."""
+def precision(H: Tensor) -> str:
+    """Of the products with phi: 16-bit streams are exact in TF32."""
+    return "ieee" if H.dtype == torch.float32 else "tf32"
+
+
+def evenly(C: int, widest: int) -> int:
+    """The widest power of two, up to `widest`, that wastes less than a tenth of its lanes at the end of C channels."""
+    BC = min(power_of_two(C), widest)
+    while BC > 128 and -C % BC > 0.1 * C:
+        BC //= 2
+    return BC
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """sm_`capability` with so many multiprocessors."""
+
+    capability: int = 90
+    processors: int = 132  # of an H100
+
+
+SIZES = {80: Hardware(80, 108), 90: Hardware(), 100: Hardware(100, 148)}  # A100, H100, B200
+_planned = ContextVar("planned", default=SIZES[90])
+
+
+@contextmanager
+def planned_for(capability: int) -> Iterator[None]:
+    """Within it, launches on torch's meta device, where nothing runs, are those for sm_`capability`."""
+    token = _planned.set(SIZES[capability])
+    try:
+        yield
+    finally:
+        _planned.reset(token)
+
+
+def hardware(device: torch.device) -> Hardware:
+    """The GPU; on meta what is planned for; for the interpreter one that holds little, so that tokens are split."""
+    if device.type == "cuda":
+        return _gpu(device)
+    return _planned.get() if device.type == "meta" else Hardware(processors=1)
+
+
+@functools.cache
+def _gpu(device: torch.device) -> Hardware:
+    major, minor = torch.cuda.get_device_capability(device)
+    return Hardware(10 * major + minor, torch.cuda.get_device_properties(device).multi_processor_count)
+
+
+def _rows(C: int, V: int) -> Tile:
+    """Whole rows of channels, V neighbours a thread: up to four warps side by side, as many as C fills."""
+    BC = max(evenly(C, 128 * V), V)
+    return Tile(1, BC, BC // (32 * V)) if BC >= 32 * V else Tile(128 * V // BC, BC)
+
+
+def rule(key: Key) -> Tile:
+    """The tile for a kernel and shape."""
+    n, C = key.n, key.C
     wide = power_of_two(C)
-    vector = 16 // element_size  # channels of a 16-byte load
-    match kernel:
+    vector = 16 // key.element_size  # channels of a 16-byte load
+    match key.kernel:
+        # One token a program: its coefficients are the same for all threads (two tokens: 121 registers in the
+        # backward, four programs of four warps, instead of 72 and seven).
         case "write_forward":  # n + 1 vectors a thread
-            BC = min(wide, 128 * vector)
-            return Tile(max(1, 128 * vector // BC), BC)
+            return _rows(C, vector)
         case "write_backward":  # 2 n vectors and n^2 + n sums a thread
             V = vector if n <= 4 else min(vector, 4)
-            BC = max(min(wide, 128 * V), V)
-            return Tile(max(1, 128 * V // BC), BC, V=V)
-        case "write_fold":
-            return Tile(16, min(max(wide, 16), 64 if n <= 4 else 32), stages=2 if n <= 4 else 1)
+            return replace(_rows(C, V), V=V)
+        # Every program reads the whole of phi, out of L2: at 16 tokens that is three times the bytes of the streams,
+        # more than L2 gives in the time that the memory takes; at 32 half of it, which fits, and 256 programs for
+        # 8192 tokens find 264 places on an H100.
+        case "write_fold" if n <= 4:
+            if (
+                key.capability >= 100
+            ):  # where the wider tile spills, as dropout's random numbers make it elsewhere
+                return Tile(32, min(max(wide, 16), 32), V=vector)
+            return Tile(32, min(max(wide, 16), 64), warps=8, V=vector)
+        case "write_fold_dropout" if n <= 4:
+            return Tile(32, min(max(wide, 16), 32), V=vector)
+        case "write_fold" | "write_fold_dropout":
+            return Tile(16, min(max(wide, 16), 32), stages=1, V=vector)
+        # The same here; left to itself the compiler spills for more programs than there are (64 registers).
+        case "read_forward" if n <= 4:
+            return Tile(32, min(max(wide, 16), 128), warps=8, stages=3, V=vector, registers=96)
         case "read_forward":
-            return Tile(16, min(max(wide, 16), 128 if n <= 4 else 64), stages=3)
+            return Tile(16, min(max(wide, 16), 64), stages=3, V=vector)
+        # After a fold there is no phi to share: more programs, of which five to nine fit.
+        case "read_folded":
+            return Tile(16, min(max(wide, 16), 128 if n <= 4 else 64), stages=1)
+        # 96 registers, so that all 512 programs for 8192 tokens are there at once (128 channels: 167, three).
         case "read_backward_coefficients":
-            return Tile(16, min(max(wide, 16), 128 if n <= 4 else 64), stages=2)
+            return Tile(16, min(max(wide, 16), 64), stages=1)
+        # phi and its gradient stay in registers, 64 each for four streams of 64 channels; with at most 168 three
+        # programs fit, whose loads under way are 54 KiB.
+        case "read_backward_streams" if n <= 4:
+            tile = Tile(16, min(max(wide, 16), 64), G=n, per_sm=2)
+            return replace(tile, per_sm=3, registers=168) if key.capability == 90 else tile
         case "read_backward_streams":
-            G = n if n <= 4 else 1
-            return Tile(16, min(max(wide, 16), 64 if n <= 4 else 32), G=G)
-    raise AssertionError(f"no kernel {kernel}")
+            return Tile(16, min(max(wide, 16), 32), per_sm=2)
+        case "read_backward_sums":
+            return Tile(64, 1024)
+    raise AssertionError(f"no kernel {key.kernel}")
 
 
-Key = tuple[str, int, int, int]  # kernel, n, C, element size
+MOST_SPLITS = 64
+SATURATED = 0.8  # of the programs that a device holds keep its memory busy: an assumption, not measured
+PROLOGUE = 2  # blocks of tokens in whose time a program has loaded phi and filled its pipeline: likewise
+
+
+@functools.cache
+def split_tokens(T: int, n: int, C: int, element_size: int, tile: Tile, processors: int) -> int:
+    """Tokens that a program of read_backward_streams walks, a multiple of its BT.
+
+    Programs own channels, so T has to be split for there to be enough of them, and every split leaves a part of phi's
+    gradient that is written and read once more. Chosen is the least of: waves of programs, the last one as full as it
+    is, by the blocks of tokens of one program, and the parts on top. A function of its arguments alone, so that
+    results repeat bit for bit on the same kind of device; with other multiprocessors the parts are others, and their
+    sum is rounded differently.
+    """
+    blocks = -(-T // tile.BT)
+    owners = -(-C // tile.BC) * (n // tile.G)
+    places = processors * tile.per_sm
+    moved = (
+        3 * n + n // tile.G
+    )  # elements of a token and channel: H, its gradients in and out, dx for each group
+    part = (
+        2 * n * (n * n + 2 * n) * 4 / (moved * element_size * T)
+    )  # of a split, in units of the streams' own bytes
+
+    def cost(per: int) -> float:
+        splits = -(-blocks // per)
+        whole, rest = divmod(owners * splits, places)
+        waves = whole + (max(rest / places, SATURATED) if rest else 0)
+        return waves * (per + PROLOGUE) * places / (blocks * owners) + splits * part
+
+    sizes = {-(-blocks // splits) for splits in range(1, min(blocks, MOST_SPLITS) + 1)}
+    return min(sorted(sizes, reverse=True), key=cost) * tile.BT
+
+
+@dataclass(frozen=True)
+class Key:
+    """What a tile is chosen for: a kernel, n streams of C channels of element_size bytes, and sm_`capability`."""
+
+    kernel: str
+    n: int
+    C: int
+    element_size: int
+    capability: int = 90
+
+
 _measured: dict[
     Key, Tile
 ] = {}  # found by tuning on this device; a cache of facts, the same for every user of it
@@ -67,6 +209,7 @@ def keep(key: Key, tile: Tile) -> None:
     _measured[key] = tile
 
 
-def tile(kernel: str, n: int, C: int, element_size: int) -> Tile:
-    """The measured tile where there is one, the rule's otherwise."""
-    return _measured.get((kernel, n, C, element_size)) or rule(kernel, n, C, element_size)
+def tile(kernel: str, H: Tensor) -> Tile:
+    """For streams H [T,n,C]: the measured tile where there is one, the rule's otherwise."""
+    key = Key(kernel, H.shape[1], H.shape[2], H.element_size(), hardware(H.device).capability)
+    return _measured.get(key) or rule(key)

@@ -9,6 +9,8 @@ and rounded once.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torch.autograd import Function
@@ -149,14 +151,24 @@ class _Write(Function):
 
 
 def read(
-    H: Tensor, phi: Tensor, scale: Tensor, bias: Tensor, options: ReadOptions
+    H: Tensor,
+    phi: Tensor,
+    scale: Tensor | Sequence[Tensor],
+    bias: Tensor | Sequence[Tensor],
+    options: ReadOptions,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """mHC's read. H [T,n,C] of any float dtype; phi [nC,K], scale [K], bias [K] fp32 (fp64 with fp64
     streams).
 
+    Scale and bias may also come as their parts for pre, post and res, of those that phi predicts, in this order:
+    biases [n], [n] and [n*n]; scales alike, or all [1], one number for all columns of a part (the alphas).
+
     Returns x [T,C] in H's dtype; pre [T,n], post [T,n], res [T,n,n] in phi's; and H again, for the write to
     use.
     """
+    if not isinstance(bias, Tensor):
+        scale = torch.cat([s.expand(len(b)) for s, b in zip(scale, bias, strict=True)])
+        bias = torch.cat(list(bias))
     return _Read.apply(H.contiguous(), phi, scale, bias, options)
 
 

@@ -19,29 +19,33 @@ import triton
 
 from hcmegatron.kernels import tiles, triton_path
 from hcmegatron.kernels.options import ReadOptions
-from hcmegatron.kernels.tiles import Tile
+from hcmegatron.kernels.tiles import Key, Tile
 
 TUNED = {  # kernel: the operation that is timed for it
     "write_forward": "write",
     "write_backward": "write backward",
     "write_fold": "fold",
     "read_forward": "read",
+    "read_folded": "folded read",
     "read_backward_coefficients": "read backward",
     "read_backward_streams": "read backward",
 }
 
 
-def around(kernel: str, n: int, C: int, element_size: int) -> Iterator[Tile]:
-    """The rule's tile, then variations: warps, stages, half and double the channels or the tokens."""
-    first = tiles.rule(kernel, n, C, element_size)
-    variations = [first, *(replace(first, warps=w) for w in (2, 8) if w != first.warps)]
+def around(key: Key) -> Iterator[Tile]:
+    """The rule's tile, then variations: warps, stages, half and double the channels or the tokens, and how many
+    programs tokens are split for."""
+    kernel, first = key.kernel, tiles.rule(key)
+    variations = [first, *(replace(first, warps=w, registers=None) for w in (2, 4, 8) if w != first.warps)]
+    if kernel == "read_backward_streams":
+        variations += [replace(first, per_sm=p) for p in (1, 2, 3, 4) if p != first.per_sm]
     variations += [replace(first, stages=s) for s in (1, 2, 3, 4) if s != first.stages]
     if kernel.startswith("write_") and kernel != "write_fold":
         variations += [replace(first, BT=2 * first.BT), replace(first, BT=2 * first.BT, warps=8)]
     else:
         variations += [replace(first, BC=BC) for BC in (first.BC // 2, 2 * first.BC) if 16 <= BC <= 256]
         variations += [replace(first, BT=2 * first.BT), replace(first, BT=2 * first.BT, warps=8)]
-    yield from variations
+    yield from dict.fromkeys(variations)
 
 
 def tune(
@@ -61,11 +65,12 @@ def tune(
     """
     measure = time or triton.testing.do_bench
     calls = _operations(n, C, dtype, tokens, device)
-    best: dict[str, Tile] = {}
+    capability = tiles.hardware(torch.device(device)).capability
+    best: dict[Key, Tile] = {}
     for kernel, operation in TUNED.items():
-        key = (kernel, n, C, dtype.itemsize)
+        key = Key(kernel, n, C, dtype.itemsize, capability)
         results: list[tuple[float, int, Tile]] = []
-        for order, candidate in enumerate(around(kernel, n, C, dtype.itemsize)):
+        for order, candidate in enumerate(around(key)):
             tiles.keep(key, candidate)
             try:
                 results.append((measure(calls[operation]), order, candidate))
@@ -73,35 +78,38 @@ def tune(
                 continue
         if not results:
             raise RuntimeError(f"no tile of {kernel} runs for n={n}, C={C}, {dtype} on this device")
-        best[kernel] = min(results)[2]
-        tiles.keep(key, best[kernel])
-    _save(file or _file(device), n, C, dtype.itemsize, best)
-    return best
+        best[key] = min(results)[2]
+        tiles.keep(key, best[key])
+    _save(file or _file(device), best)
+    return {key.kernel: tile for key, tile in best.items()}
 
 
 def restore(device: str = "cuda", file: Path | None = None) -> int:
     """Take over the tiles that were tuned for this device earlier; returns how many."""
     path = file or _file(device)
-    kept = json.loads(path.read_text()) if path.exists() else []
-    for entry in kept:
-        tiles.keep((entry["kernel"], entry["n"], entry["C"], entry["element_size"]), Tile(**entry["tile"]))
+    kept = _read(path)
+    for key, tile in kept.items():
+        tiles.keep(key, tile)
     return len(kept)
 
 
 def _file(device: str) -> Path:
-    """One file per kind of device and Triton version: tiles of another would still be right, but not the
-    fastest."""
+    """One file per kind of device, Triton version and form of the table: tiles of another device or version would
+    still be right, but not the fastest."""
     name = torch.cuda.get_device_name(device) if device.startswith("cuda") else device
     return (
-        Path(triton.knobs.cache.dir) / f"hcmegatron-tiles-{name.replace(' ', '-')}-{triton.__version__}.json"
+        Path(triton.knobs.cache.dir) / f"hcmegatron-tiles2-{name.replace(' ', '-')}-{triton.__version__}.json"
     )
 
 
-def _save(path: Path, n: int, C: int, element_size: int, best: dict[str, Tile]) -> None:
+def _read(path: Path) -> dict[Key, Tile]:
+    """The table in a file: entries {kernel, n, C, element_size, capability, tile}; empty where there is none."""
     entries = json.loads(path.read_text()) if path.exists() else []
-    shape = {"n": n, "C": C, "element_size": element_size}
-    entries = [e for e in entries if {k: e[k] for k in shape} != shape]
-    entries += [{"kernel": kernel, **shape, "tile": asdict(tile)} for kernel, tile in best.items()]
+    return {Key(**{k: v for k, v in e.items() if k != "tile"}): Tile(**e["tile"]) for e in entries}
+
+
+def _save(path: Path, best: dict[Key, Tile]) -> None:
+    entries = [{**asdict(key), "tile": asdict(tile)} for key, tile in {**_read(path), **best}.items()]
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_suffix(f".{os.getpid()}")  # several ranks may tune at once: replace whole files
     draft.write_text(json.dumps(entries, indent=1))
@@ -126,8 +134,11 @@ def _operations(n: int, C: int, dtype: torch.dtype, T: int, device: str) -> dict
     def grad(outputs: list[Any], leaves: list[Any], given: list[Any]) -> Any:
         return torch.autograd.grad(outputs, leaves, given, retain_graph=True)
 
+    _, projection = triton_path.write_and_project(*held, phi)
+    detached = [t.detach() for t in read_leaves]
     return {
-        "read": lambda: triton_path.read(*(t.detach() for t in read_leaves), options),
+        "read": lambda: triton_path.read(*detached, options),
+        "folded read": lambda: triton_path.read(*detached, options, projection),
         "write": lambda: triton_path.write(*held),
         "fold": lambda: triton_path.write_and_project(*held, phi),
         "write backward": lambda: grad([out], write_leaves, [dH]),

@@ -59,9 +59,14 @@ def test_repeats_bit_for_bit(kernels):
 
 
 def test_token_counts_share_one_compilation(kernels):
-    from hcmegatron.kernels import triton_read, triton_write
+    from hcmegatron.kernels import triton_read_backward, triton_read_forward, triton_write
 
-    compiled = (triton_read.read_forward, triton_read.read_backward_streams, triton_write.write_backward)
+    compiled = (
+        triton_read_forward.read_forward,
+        triton_read_backward.read_backward_streams,
+        triton_read_backward.read_backward_sums,
+        triton_write.write_backward,
+    )
     sub_layer(kernels, on_gpu(OPTIONS, T=64, C=128, dtype=torch.bfloat16), OPTIONS)
     before = [sum(len(c[0]) for c in k.device_caches.values()) for k in compiled]
     for T in (1, 17, 100, 4096):

@@ -353,7 +353,8 @@ def test_keeps_what_the_torch_path_keeps():
     H, phi, s, b = inputs(OPTIONS, T=16, C=32, dtype=torch.float32)
     kept = {}
     with torch.autograd.graph.saved_tensors_hooks(
-        lambda t: kept.setdefault(t.untyped_storage().data_ptr(), t.numel()) and t, lambda t: t
+        lambda t: kept.setdefault(t.untyped_storage().data_ptr(), t.untyped_storage().nbytes() // 4) and t,
+        lambda t: t,
     ):
         triton_path.read(H, phi, s, b, OPTIONS)
     assert sum(kept.values()) == H.numel() + phi.numel() + s.numel() + b.numel() + 16 * (24 + 2 + 4)

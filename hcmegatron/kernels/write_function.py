@@ -1,0 +1,102 @@
+"""Every connection's write on Triton: launches and autograd."""
+
+from __future__ import annotations
+
+import torch
+import triton
+from torch import Tensor
+from torch.autograd import Function
+from torch.autograd.function import FunctionCtx, once_differentiable
+
+from hcmegatron.kernels import triton_write
+from hcmegatron.kernels.tiles import columns, precision, tile
+
+
+class WriteFunction(Function):
+    """(H, y, post, res, bias) -> H', and the next read's projection where `fold` gives its phi."""
+
+    @staticmethod
+    def forward(
+        ctx: FunctionCtx,
+        H: Tensor,
+        y: Tensor,
+        post: Tensor,
+        res: Tensor,
+        bias: Tensor | None,
+        dropout: float,
+        fold: Tensor | None,
+    ) -> tuple[Tensor, ...]:
+        T, n, C = H.shape
+        out = torch.empty_like(H)
+        # Drawn on the device, without waiting, from the generator that dropout would use. A run has more masks than
+        # there are numbers of 31 bits.
+        seed = torch.randint(2**63 - 1, (1,), device=H.device) if dropout else post
+        given = bias if bias is not None else y
+        flags = {"N": n, "R": y.shape[1], "C": C, "HAS_BIAS": bias is not None, "DROPOUT": dropout > 0}
+        proj = square = None
+        if fold is not None:
+            proj, square = post.new_empty(T, fold.shape[1]), post.new_empty(T)
+            size = tile("write_fold_dropout" if dropout else "write_fold", H)
+            if T:
+                triton_write.write_fold[(triton.cdiv(T, size.BT),)](
+                    H,
+                    y,
+                    given,
+                    seed,
+                    post,
+                    res,
+                    out,
+                    fold,
+                    proj,
+                    square,
+                    T,
+                    dropout,
+                    K=fold.shape[1],
+                    KP=columns(n),
+                    V=size.V,
+                    PRECISION=precision(H),
+                    **flags,
+                    **size.launch,
+                )
+            ctx.mark_non_differentiable(proj, square)
+        elif T:
+            size = tile("write_forward", H)
+            triton_write.write_forward[(triton.cdiv(T, size.BT), triton.cdiv(C, size.BC))](
+                H, y, given, seed, post, res, out, T, dropout, **flags, **size.launch
+            )
+        ctx.save_for_backward(H, y, given, seed, post, res)
+        ctx.flags, ctx.dropout = flags, dropout
+        ctx.set_materialize_grads(False)  # the projection has none, and no zeros are to be made for it
+        return out, proj, square
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: FunctionCtx, dout: Tensor, *_: None) -> tuple[Tensor | None, ...]:
+        H, y, bias, seed, post, res = ctx.saved_tensors
+        T = len(H)
+        dH, dpost, dres = (torch.empty_like(t) for t in (H, post, res))
+        with_bias = ctx.flags["HAS_BIAS"]
+        # the bias has the sum of what y has rounded
+        dy = torch.empty_like(y, dtype=torch.float32 if with_bias else y.dtype)
+        if T:
+            size = tile("write_backward", H)
+            triton_write.write_backward[(triton.cdiv(T, size.BT),)](
+                dout.contiguous(),
+                H,
+                y,
+                bias,
+                seed,
+                post,
+                res,
+                dH,
+                dy,
+                dpost,
+                dres,
+                T,
+                ctx.dropout,
+                V=size.V,
+                **ctx.flags,
+                **size.launch,
+            )
+        dbias = dy.sum(0).to(bias.dtype) if with_bias else None
+        return dH, dy.to(y.dtype), dpost, dres, dbias, None, None
