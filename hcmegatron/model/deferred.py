@@ -32,6 +32,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from hcmegatron.config.errors import ConfigError
+from hcmegatron.model import te_wgrad
 from megatron.core.tensor_parallel import ColumnParallelLinear, RowParallelLinear
 from megatron.core.transformer.moe.router import Router
 
@@ -49,7 +50,11 @@ class LeftWork:
     def add(self, weight: Tensor, gradient: WeightGradient, *needs: Tensor) -> None:
         """Leave `gradient` of the leaf `weight` for later; `needs` are the tensors that it holds."""
         assert weight.is_leaf, "a weight gradient can only be left for a leaf"
-        self._closures.append(partial(_add_later, weight, gradient))
+        self.leave(partial(_add_later, weight, gradient), *needs)
+
+    def leave(self, work: Callable[[], None], *needs: Tensor) -> None:
+        """Leave `work` for later, which computes and accumulates gradients; `needs` are the tensors that it holds."""
+        self._closures.append(work)
         self.tensors += needs
 
     def run(self) -> None:
@@ -125,19 +130,19 @@ def separate_weight_gradients(chunk: nn.Module, complete: bool = True) -> Weight
     The connections' projections stay in I: W would have to keep the n-wide stream for a few columns of work.
 
     Args:
-        complete: the schedule has I and W. Otherwise layers of Transformer Engine, which keep weight gradients to
-            themselves, are left as they are.
+        complete: the schedule has I and W. Otherwise layers of Transformer Engine that cannot separate theirs are left
+            as they are.
 
     Raises:
         ConfigError: complete, and the chunk has such layers.
     """
     store = WeightGradients()
     for module in chunk.modules():
-        if any(base.__module__.startswith("transformer_engine") for base in type(module).__mro__):
-            if complete:
+        if te_wgrad.of_engine(module):
+            if (reason := te_wgrad.separate(module, store)) and complete:
                 raise ConfigError(
-                    "a schedule that splits backward cannot separate Transformer Engine's "
-                    f"{type(module).__name__}; use implementation: local"
+                    "a schedule that splits backward cannot separate the weight gradients of Transformer Engine's "
+                    f"{type(module).__name__}: {reason}; use implementation: local"
                 )
         elif isinstance(module, ColumnParallelLinear | RowParallelLinear):
             module._forward_impl = partial(_linear, store)

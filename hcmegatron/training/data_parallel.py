@@ -17,14 +17,17 @@ class DataParallel(DistributedDataParallel):
     reduction overlaps with backward, and elsewhere has nothing to add.
 
     A weight gets `gradient_added`, for a matmul that has added to `main_grad` itself to report. Not one that the
-    embedding shares: Megatron adds whatever it is then shown.
+    embedding shares: Megatron adds whatever it is then shown. Where a weight is `reported` that way alone
+    (model/te_wgrad.py), what autograd has for it is a placeholder.
     """
 
     def _make_backward_post_hook(self, param: nn.Parameter) -> Callable[..., None]:
         usual = super()._make_backward_post_hook(param)
 
         def hook(*unused: object) -> None:
-            if param.grad is not None or not getattr(param, "separable", False):
+            if getattr(param, "reported", False):
+                param.grad = None
+            elif param.grad is not None or not getattr(param, "separable", False):
                 usual(*unused)
 
         def added() -> None:
