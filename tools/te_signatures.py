@@ -41,7 +41,14 @@ NAMES: dict[str, tuple[str, ...]] = {
         "pop",
         "assert_empty",
     ),
-    "pytorch.distributed.CudaRNGStatesTracker": ("__init__", "reset", "get_states", "set_states", "add", "fork"),
+    "pytorch.distributed.CudaRNGStatesTracker": (
+        "__init__",
+        "reset",
+        "get_states",
+        "set_states",
+        "add",
+        "fork",
+    ),
     "pytorch.distributed.checkpoint": ("",),
     "pytorch.permutation.moe_permute": ("",),
     "pytorch.permutation.moe_permute_with_probs": ("",),
@@ -52,6 +59,8 @@ NAMES: dict[str, tuple[str, ...]] = {
     "pytorch.attention.rope.apply_rotary_pos_emb": ("",),
     "pytorch.cross_entropy.parallel_cross_entropy": ("",),
     "pytorch.cpp_extensions.general_gemm": ("",),
+    "pytorch.module.base.get_workspace": ("",),
+    "pytorch.module.base.get_dummy_wgrad": ("",),
     "pytorch.cpu_offload.get_cpu_offload_context": ("",),
     "pytorch.router.fused_topk_with_score_function": ("",),
     "pytorch.router.fused_compute_score_for_moe_aux_loss": ("",),
@@ -102,9 +111,9 @@ class Source:
             if isinstance(node, ast.ClassDef | ast.FunctionDef) and node.name == name:
                 return module, node
         for node in _statements(tree.body):
-            if isinstance(node, ast.Assign) and isinstance(node.value, ast.Name):
-                if any(isinstance(target, ast.Name) and target.id == name for target in node.targets):
-                    return self.find(module, node.value.id, depth + 1)
+            targets = node.targets if isinstance(node, ast.Assign) else []
+            if any(ast.unparse(target) == name for target in targets) and isinstance(node.value, ast.Name):
+                return self.find(module, node.value.id, depth + 1)
             if isinstance(node, ast.ImportFrom):
                 for alias in node.names:
                     if (alias.asname or alias.name) in (name, "*"):
@@ -191,8 +200,12 @@ def main() -> None:
     for path in options.source:
         source = Source(path)
         recorded[source.version] = signatures(source)
-        missing = [name for name in NAMES if not any(key.startswith(name) for key in recorded[source.version])]
-        print(f"{source.version}: {len(recorded[source.version])} signatures; absent: {', '.join(missing) or '-'}")
+        missing = [
+            name for name in NAMES if not any(key.startswith(name) for key in recorded[source.version])
+        ]
+        print(
+            f"{source.version}: {len(recorded[source.version])} signatures; absent: {', '.join(missing) or '-'}"
+        )
     ordered = {version: recorded[version] for version in sorted(recorded, key=_number)}
     options.out.write_text(json.dumps(ordered, indent=1) + "\n")
 

@@ -10,7 +10,7 @@ import math
 from hcmegatron.config.errors import ConfigError
 from hcmegatron.config.idle import ineffective
 from hcmegatron.config.ranges import LARGEST, TRITON_STREAMS, check_value
-from hcmegatron.config.schema import SPLIT_BACKWARD, Config, Parallel, distributed_optimizer
+from hcmegatron.config.schema import Config, Parallel, distributed_optimizer
 from hcmegatron.config.types import defaults, flatten
 
 
@@ -271,12 +271,6 @@ def _parallel(config: Config, shown: Shown) -> None:
         f"{shown('parallel.overlap')} with {shown('moe.dispatcher')}, which gathers all micro-batches' tokens into "
         "the same buffer of Megatron's: those of the forward and the backward would mix",
         "use moe.dispatcher=alltoall",
-    )
-    _need(
-        config.implementation != "te" or p.schedule not in SPLIT_BACKWARD,
-        f"{shown('implementation')} with {shown('parallel.schedule')}, which leaves weight gradients for later: "
-        "Transformer Engine keeps them to itself",
-        "use implementation=local, or parallel.schedule=1f1b or interleaved",
     )
     chunks = _chunks(p)
     stages = p.pipeline * chunks

@@ -33,6 +33,7 @@ from torch import Tensor, nn
 
 from hcmegatron.config.errors import ConfigError
 from hcmegatron.model import te_wgrad
+from hcmegatron.model.accumulate import add_product
 from megatron.core.tensor_parallel import ColumnParallelLinear, RowParallelLinear
 from megatron.core.transformer.moe.router import Router
 
@@ -291,15 +292,3 @@ def _weight_gradient(
         return left.matmul(right).to(weight_dtype)
     add_product(into, left, right)
     return None
-
-
-def add_product(into: Tensor, left: Tensor, right: Tensor) -> None:
-    """into [m, n] += left [m, k] @ right [k, n], in the precision of `into`, which may be higher than theirs."""
-    if right.dtype == into.dtype:
-        into.addmm_(left, right)
-    elif into.is_cuda and into.dtype is torch.float32:
-        into += torch.mm(
-            left, right, out_dtype=torch.float32
-        )  # 16-bit operands, sums as the matrix units have them
-    else:
-        into.addmm_(left.to(into.dtype), right.to(into.dtype))

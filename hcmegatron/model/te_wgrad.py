@@ -60,7 +60,9 @@ def separate(module: nn.Module, store: WeightGradients) -> str:
         return ""
     if getattr(module, "wgrad_store", None) is None or engine.__name__ not in _ONCE:
         return f"it computes them with the input's gradient (needs {', '.join(_ONCE)} of version {_FIRST} or later)"
-    if any(getattr(module, name, False) for name in ("ub_bulk_wgrad", "ub_bulk_dgrad", "ub_overlap_rs_dgrad")):
+    if any(
+        getattr(module, name, False) for name in ("ub_bulk_wgrad", "ub_bulk_dgrad", "ub_overlap_rs_dgrad")
+    ):
         return "it overlaps them with tensor-parallel communication"
     sums = [getattr(weight, "main_grad", None) for weight in weights]
     if any(s is None or s.dtype.itemsize < w.dtype.itemsize for s, w in zip(sums, weights, strict=True)):
@@ -125,4 +127,6 @@ class _Store:
 def _tensors(nested: Any) -> list[Tensor]:
     if isinstance(nested, Tensor):
         return [nested]
-    return [tensor for part in nested for tensor in _tensors(part)] if isinstance(nested, list | tuple) else []
+    return (
+        [tensor for part in nested for tensor in _tensors(part)] if isinstance(nested, list | tuple) else []
+    )

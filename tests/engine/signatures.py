@@ -31,12 +31,15 @@ def signature(version: str, name: str) -> inspect.Signature:
     positional = [*given.posonlyargs, *given.args]
     defaults = [inspect.Parameter.empty] * (len(positional) - len(given.defaults)) + given.defaults
     kinds = inspect.Parameter
-    found = [kinds(a.arg, kinds.POSITIONAL_OR_KEYWORD, default=_value(d)) for a, d in zip(positional, defaults)]
+    found = [
+        kinds(a.arg, kinds.POSITIONAL_OR_KEYWORD, default=_value(d))
+        for a, d in zip(positional, defaults, strict=True)
+    ]
     if given.vararg:
         found.append(kinds(given.vararg.arg, kinds.VAR_POSITIONAL))
     found += [
         kinds(a.arg, kinds.KEYWORD_ONLY, default=_value(kinds.empty if d is None else d))
-        for a, d in zip(given.kwonlyargs, given.kw_defaults)
+        for a, d in zip(given.kwonlyargs, given.kw_defaults, strict=True)
     ]
     if given.kwarg:
         found.append(kinds(given.kwarg.arg, kinds.VAR_KEYWORD))

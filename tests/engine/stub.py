@@ -241,7 +241,9 @@ class _Linear(torch.autograd.Function):
 
 class Linear(TransformerEngineBaseModule):
     @recorded("pytorch.Linear.__init__")
-    def __init__(self, in_features, out_features, tp_group, tp_size, parallel_mode, sequence_parallel, **options):
+    def __init__(
+        self, in_features, out_features, tp_group, tp_size, parallel_mode, sequence_parallel, **options
+    ):
         super().__init__(tp_group, tp_size, parallel_mode, sequence_parallel, options)
         self.in_features = in_features // (self.tp_size if parallel_mode == "row" else 1)
         self.out_features = out_features // (self.tp_size if parallel_mode == "column" else 1)
@@ -319,9 +321,9 @@ class _GroupedLinear(torch.autograd.Function):
         ctx.splits, ctx.biased, ctx.fused = splits, bool(biases), module.fuse_wgrad_accumulation
         ctx.main_grads = (lambda: [w.main_grad for w in weights]) if ctx.fused else (lambda: [None] * count)
         ctx.store, ctx.accumulate = module.wgrad_store, not is_first_microbatch
-        parts = [x.matmul(w.t()) for x, w in zip(inp.split(splits), weights)]
+        parts = [x.matmul(w.t()) for x, w in zip(inp.split(splits), weights, strict=True)]
         if biases:
-            parts = [part + bias for part, bias in zip(parts, biases)]
+            parts = [part + bias for part, bias in zip(parts, biases, strict=True)]
         return torch.cat(parts)
 
     @staticmethod
@@ -329,15 +331,19 @@ class _GroupedLinear(torch.autograd.Function):
         inp, *weights = ctx.saved_tensors
         main_grads = ctx.main_grads()
         if ctx.fused:
-            for weight, main_grad in zip(weights, main_grads):
+            for weight, main_grad in zip(weights, main_grads, strict=True):
                 weight.main_grad = main_grad
         grads = grad_output.contiguous().split(ctx.splits)
-        dgrad = torch.cat([dy.matmul(w) for dy, w in zip(grads, weights)]) if ctx.needs_input_grad[0] else None
+        dgrad = (
+            torch.cat([dy.matmul(w) for dy, w in zip(grads, weights, strict=True)])
+            if ctx.needs_input_grad[0]
+            else None
+        )
         # uninitialised memory there, which autograd is handed before it is filled where the computation is delayed
         wgrads = main_grads if ctx.fused else [torch.full_like(w, float("nan")) for w in weights]
 
         def grouped_gemm_wgrad(inputs, outputs, into):
-            for x, dy, out in zip(inputs, outputs, into):
+            for x, dy, out in zip(inputs, outputs, into, strict=True):
                 _weight_gemm(x, dy, out, ctx.fused and ctx.accumulate)
             return into, [dy.sum(0) for dy in outputs] if ctx.biased else [None] * len(into), None
 
@@ -347,14 +353,22 @@ class _GroupedLinear(torch.autograd.Function):
             ctx.store.put([inputs, grads, wgrads], grouped_gemm_wgrad)
         else:
             _, bgrads, _ = grouped_gemm_wgrad(inputs, grads, wgrads)
-        shown = [_shown(w, m, g, ctx.fused) for w, m, g in zip(weights, main_grads, wgrads)]
+        shown = [_shown(w, m, g, ctx.fused) for w, m, g in zip(weights, main_grads, wgrads, strict=True)]
         return dgrad, None, None, None, *shown, *(bgrads if ctx.biased else ())
 
 
 class GroupedLinear(TransformerEngineBaseModule):
     @recorded("pytorch.GroupedLinear.__init__")
     def __init__(
-        self, num_gemms, in_features, out_features, tp_group, tp_size, parallel_mode, sequence_parallel, **options
+        self,
+        num_gemms,
+        in_features,
+        out_features,
+        tp_group,
+        tp_size,
+        parallel_mode,
+        sequence_parallel,
+        **options,
     ):
         super().__init__(tp_group, tp_size, parallel_mode, sequence_parallel, options)
         self.num_gemms = num_gemms
@@ -426,7 +440,7 @@ class DotProductAttention(nn.Module):
 
 
 @recorded("pytorch.cpp_extensions.general_gemm")
-def general_gemm(A, B, layout, out_dtype, out, bias, **_):  # noqa: N803  (theirs)
+def general_gemm(A, B, layout, out_dtype, out, bias, **_):
     a, b = A.to(out_dtype or A.dtype), B.to(out_dtype or B.dtype)
     product = b.matmul({"TN": a.t(), "NN": a}[layout]) if layout != "NT" else b.t().matmul(a)
     if bias is not None:
@@ -480,7 +494,11 @@ _module(
     "pytorch.module.base",
     get_dummy_wgrad=get_dummy_wgrad,
     TransformerEngineBaseModule=TransformerEngineBaseModule,
-    **({"get_workspace": lambda: None} if "workspace" in RECORDED[VERSION]["pytorch.cpp_extensions.general_gemm"] else {}),
+    **(
+        {"get_workspace": lambda: None}
+        if "workspace" in RECORDED[VERSION]["pytorch.cpp_extensions.general_gemm"]
+        else {}
+    ),
 )
 _module("pytorch.module._common", WeightGradStore=WeightGradStore)
 for _class, _file in (
@@ -500,7 +518,9 @@ _module(
     activation_recompute_forward=None,
     is_fp8_activation_recompute_enabled=lambda: False,
 )
-_module("pytorch.ops", Sequential=type("Sequential", (), {}), FusibleOperation=type("FusibleOperation", (), {}))
+_module(
+    "pytorch.ops", Sequential=type("Sequential", (), {}), FusibleOperation=type("FusibleOperation", (), {})
+)
 _module("pytorch.cpp_extensions", general_gemm=general_gemm)
 for _name in RECORDED[VERSION]:
     _place, _, _function = _name.rpartition(".")
