@@ -11,6 +11,7 @@ from hcmegatron.config.schema import Config
 from hcmegatron.data.corpus import find
 from hcmegatron.data.dataset import Batches, Text, Validation
 from hcmegatron.data.tokenizer import ByteTokenizer
+from hcmegatron.model import accumulate
 from hcmegatron.model.gpt import padded_vocab, unwrap
 from hcmegatron.model.specs import passed_over
 from hcmegatron.model.transformer_config import DTYPES
@@ -99,7 +100,7 @@ def train(config: Config, ranks: RankInfo, name: str = "run") -> int:
                 corpus.split(),
             )
             recorder.say(memory)
-            recorder.say(*kernels_chosen(chunks))
+            recorder.say(*kernels_chosen(chunks), *accumulate.described(config, chunks))
             if device().type == "cuda":
                 recorder.say(
                     cuda_environment.described(os.environ), *cuda_streams.warnings(config, os.environ)

@@ -14,6 +14,8 @@ import torch.nn.functional as F
 from hcmegatron.config.schema import Config
 from hcmegatron.model import accumulate
 from hcmegatron.platform import optional
+from tests.layouts.cases import small
+from tests.ranks import run_ranks
 
 PROBES = (optional.nvidia_apex, optional.fused_weight_gradients, optional.fused_norms)
 
@@ -162,3 +164,23 @@ def test_norms(apex, kind, monkeypatch):
     assert torch.equal(norm(x), here)
     name = f"fused_{'layer' if kind == 'layernorm' else 'rms'}_norm_affine"
     assert apex == ([] if kind.endswith("plain") else [name])
+
+
+@pytest.mark.ranks
+@pytest.mark.parametrize("mode", ["none", "block"])
+def test_megatrons_own_linears_fuse(mode):
+    """And report their gradients to the overlapped reduction, also where recomputation's hooks leave autograd nothing
+    to show for a weight."""
+    config = small(
+        "dense", "shc", schedule="megatron_1f1b", overlap_grad_reduce=True, distributed_optimizer=True
+    )
+    config.recompute.mode, config.recompute.block_length = mode, "2"
+    ranks = run_ranks(
+        2, "tests.engine.apex_workers:both", config, preload=("tests.engine.apex_workers",), timeout=120
+    )
+    for (usual, none), (fused, some) in ranks:
+        assert none == 0 and some > 0
+        assert fused.loss == usual.loss and fused.norm == pytest.approx(usual.norm, rel=1e-5)
+        for (*place, expected), (*there, got) in zip(usual.gradients, fused.gradients, strict=True):
+            assert place == there
+            assert abs(got - expected).max() <= 1e-5 * usual.norm, place
