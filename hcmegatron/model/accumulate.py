@@ -49,23 +49,22 @@ def megatron_fuses(config: Config) -> bool:
 
 
 def described(config: Config, chunks: list[nn.Module]) -> list[str]:
-    """How weight gradients are summed over micro-batches, in one line a kind of layer."""
-    engine = any(of_engine(module) is not None for chunk in chunks for module in chunk.modules())
-    own = not config.parallel.schedule.startswith("megatron_")
-    apex = "NVIDIA apex's fused kernel, in fp32"
+    """How weight gradients are added over micro-batches, in words: one line for Transformer Engine's layers, if there
+    are any, and one for other linears."""
+    half, own = config.training.dtype == "bf16", not config.parallel.schedule.startswith("megatron_")
+    rounded = ", rounded to bf16 before" if half and not own and not megatron_fuses(config) else ""
     lines = []
-    if engine:
-        how = (
-            "in fp32, by Transformer Engine" if own or megatron_fuses(config) else "in fp32, after a rounding"
+    if any(of_engine(module) for chunk in chunks for module in chunk.modules()):
+        lines.append(
+            f"weight gradients of Transformer Engine's layers: added in fp32 by its matmuls{rounded}"
         )
-        lines.append(f"weight gradients of Transformer Engine's layers are added {how}")
-    if config.training.dtype != "bf16":
+    if not half:
         how = f"torch, in {config.training.dtype}"
-    elif megatron_fuses(config) or (own and torch.cuda.is_available() and fused_weight_gradients()):
-        how = apex
-    elif own:
-        how = "torch, a product in fp32 that is then added" if torch.cuda.is_available() else "torch, in fp32"
+    elif not own:
+        how = "NVIDIA apex, in fp32" if megatron_fuses(config) else f"Megatron-Core, in fp32{rounded}"
+    elif torch.cuda.is_available():
+        how = "NVIDIA apex, in fp32" if fused_weight_gradients() else "torch, in fp32, after the matmul"
     else:
-        how = "Megatron-Core, rounded to bf16 and then added in fp32"
-    lines.append(f"weight gradients of {'other' if engine else 'all'} linears are added by {how}")
+        how = "torch, in fp32"
+    lines.append(f"weight gradients of {'other' if lines else 'all'} linears: added by {how}")
     return lines

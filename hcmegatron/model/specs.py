@@ -50,7 +50,7 @@ def backend(config: Config) -> LocalSpecProvider:
         if reason := _unsplit(config):
             raise ConfigError(
                 f"implementation: te with parallel.schedule: {config.parallel.schedule}, which leaves weight gradients "
-                f"for later: {reason}; use implementation: local"
+                f"for later; {reason}: update it, or use implementation: local"
             )
     if config.implementation == "local" or not HAVE_TE or passed_over(config):
         return LocalBackend()
@@ -66,7 +66,7 @@ def passed_over(config: Config) -> list[str]:
         return []
     return [
         "implementation = auto takes Megatron's local layers, although Transformer Engine is installed: "
-        f"parallel.schedule = {config.parallel.schedule} leaves weight gradients for later, and {reason}"
+        f"parallel.schedule = {config.parallel.schedule} leaves weight gradients for later; {reason}"
     ]
 
 

@@ -42,7 +42,9 @@ def kept_back() -> str:
         for name in ("Linear", "GroupedLinear")
         if "delay_wgrad_compute" not in inspect.signature(getattr(pytorch, name)).parameters
     ]
-    return f"its {' and '.join(lacking)} cannot, which needs version {_FIRST}" if lacking else ""
+    return (
+        f"Transformer Engine's {' and '.join(lacking)} can do so from version {_FIRST} on" if lacking else ""
+    )
 
 
 def separate(module: nn.Module, store: WeightGradients) -> str:
