@@ -93,6 +93,15 @@ def test_gradients_are_those_of_local_layers(cases):
 
 
 @pytest.mark.ranks
+def test_the_reduction_waits_for_w():
+    """Where it overlaps with backward, it begins with the gradients that W has added, and not at I."""
+    for found in run_ranks(2, "tests.engine.workers:reduced", **RUN):
+        local, engine = found["local"], found["auto"]
+        assert local.keys() == engine.keys()
+        assert [name for name, value in local.items() if not value.equal(engine[name])] == []
+
+
+@pytest.mark.ranks
 def test_one_layer_of_each_kind():
     """I computes no weight gradient and reports none, W in any order adds and reports each once; what an I left is
     counted; a norm inside the layer has its gradient from I on."""

@@ -6,14 +6,17 @@ import copy
 import inspect
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
+from types import ModuleType
 
 from tests.engine.stub import VERSION  # isort: skip  (before Megatron-Core)
 
 import torch
 import torch.distributed as dist
 import transformer_engine.pytorch as te
+from torch import Tensor
 
 from hcmegatron.config.errors import ConfigError
 from hcmegatron.config.schema import Config
@@ -23,14 +26,14 @@ from hcmegatron.model.te_wgrad import of_engine
 from hcmegatron.pipeline.placement import most_held
 from hcmegatron.pipeline.schedule import build_schedule
 from hcmegatron.platform.distributed import seed_regions
-from hcmegatron.recompute.attach import Recomputation
+from hcmegatron.recompute.attach import Recomputation, keep_blocks
 from hcmegatron.training.model import wrap
 from hcmegatron.training.optimizer import build_optimizer
 from hcmegatron.training.step import Stepper
 from tests.engine.signatures import RECORDED
 from tests.layouts.cases import small
 from tests.layouts.network import Batches, chunks_of, gradients, whole_gradients
-from tests.model.deferred_ranks import Matmuls
+from tests.model.deferred_ranks import Matmuls, backward
 from tests.model.workers import groups_of
 
 
@@ -94,8 +97,10 @@ def stub_signatures() -> tuple[str, dict[str, str]]:
     for name in RECORDED[VERSION]:
         place: object = sys.modules["transformer_engine"]
         for part in name.split("."):
-            place = getattr(place, part, None)
-        if callable(place) and not isinstance(place, type(object.__init__)):
+            place = vars(place).get(part) if isinstance(place, ModuleType) else getattr(place, part, None)
+            if place in (None, object.__init__):
+                break
+        else:
             found[name] = str(inspect.signature(place))
     return VERSION, found
 
@@ -123,7 +128,7 @@ def _layer(name: str, layer: torch.nn.Module, inputs: list, splits: list) -> dic
         parameter.gradient_added = partial(reported.append, key)
     store = separate_weight_gradients(layer)
 
-    def backward(module: torch.nn.Module, i: int, **how: bool) -> None:
+    def through(module: torch.nn.Module, i: int, **how: bool) -> None:
         x = inputs[i].clone().requires_grad_()
         out = module(x, *(splits[i] if name == "GroupedLinear" else ()), **how)
         out.square().sum().backward()
@@ -149,7 +154,7 @@ def _layer(name: str, layer: torch.nn.Module, inputs: list, splits: list) -> dic
     for entry in reversed(entries):
         entry.run()
     for i in (1, 0):
-        backward(usual, i)
+        through(usual, i)
     seen["reported in W"] = reported
     expected = {key: p.grad for key, p in usual.named_parameters()}
     got = {key: p.main_grad if key in weights else p.grad for key, p in layer.named_parameters()}
@@ -190,3 +195,30 @@ def _refusal(function: Callable, *arguments: object) -> str:
     except ConfigError as error:
         return str(error)
     raise AssertionError(f"{function} took what it cannot do")
+
+
+def reduced() -> dict[str, dict[str, Tensor]]:
+    """Gradients of two data-parallel ranks, whose reduction begins as the last micro-batch is reported: in the second
+    step, for Megatron learns in the first which there are. Blocks of sub-layers are rebuilt."""
+    torch.set_num_threads(1)
+    config = small("dense", "shc", schedule="zb_h1", overlap_grad_reduce=True)
+    found = {}
+    with groups_of(config) as groups:
+        batches = Batches(config, groups.dp.rank(), groups.dp.size())
+        for config.implementation in ("local", "auto"):
+            (model,) = chunks_of(config, groups)
+            chunk = wrap(model, config, groups)
+            keep_blocks(model.decoder, 2)
+            store = separate_weight_gradients(model)
+            for _ in range(2):
+                chunk.zero_grad_buffer()
+                for kind, i in ("I0", "I1", "W0", "W1"):
+                    with nullcontext() if i == "1" else chunk.no_sync():
+                        if kind == "W":
+                            store.pop_and_run()
+                        else:
+                            with store.deferring():
+                                backward(chunk, batches(0, int(i)))
+                chunk.finish_grad_sync()
+            found[config.implementation] = {n: p.main_grad.clone() for n, p in model.named_parameters()}
+    return found

@@ -130,7 +130,7 @@ def test_the_run_says_how_weight_gradients_are_added(apex, schedule, monkeypatch
     assert line == "weight gradients of all linears: added by NVIDIA apex, in fp32"
     assert accumulate.megatron_fuses(config) == (schedule == "megatron_1f1b")
     config.training.dtype = "fp32"
-    assert accumulate.described(config, []) == ["weight gradients of all linears are added by torch, in fp32"]
+    assert accumulate.described(config, []) == ["weight gradients of all linears: added by torch, in fp32"]
     assert not accumulate.megatron_fuses(config)
 
 
