@@ -49,7 +49,8 @@ class WeightGradStore:
         assert self.context.empty()
 
 
-def get_dummy_wgrad(shape: list, dtype: torch.dtype, zero: bool = False) -> Tensor:
+@recorded("pytorch.module.base.get_dummy_wgrad")
+def get_dummy_wgrad(shape, dtype, zero):
     # NaN where the real one is uninitialised: whoever reads it is found out
     return torch.full(shape, 0.0 if zero else float("nan"), dtype=dtype)
 
