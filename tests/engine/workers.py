@@ -199,16 +199,18 @@ def _refusal(function: Callable, *arguments: object) -> str:
 
 def reduced() -> dict[str, dict[str, Tensor]]:
     """Gradients of two data-parallel ranks, whose reduction begins as the last micro-batch is reported: in the second
-    step, for Megatron learns in the first which there are. Blocks of sub-layers are rebuilt."""
+    step, for Megatron learns in the first which there are."""
     torch.set_num_threads(1)
     config = small("dense", "shc", schedule="zb_h1", overlap_grad_reduce=True)
     found = {}
     with groups_of(config) as groups:
         batches = Batches(config, groups.dp.rank(), groups.dp.size())
-        for config.implementation in ("local", "auto"):
+        for how in ("local", "engine", "engine, rebuilt"):
+            config.implementation = "local" if how == "local" else "auto"
             (model,) = chunks_of(config, groups)
             chunk = wrap(model, config, groups)
-            keep_blocks(model.decoder, 2)
+            if how == "engine, rebuilt":
+                keep_blocks(model.decoder, 2)
             store = separate_weight_gradients(model)
             for _ in range(2):
                 chunk.zero_grad_buffer()
@@ -220,5 +222,5 @@ def reduced() -> dict[str, dict[str, Tensor]]:
                             with store.deferring():
                                 backward(chunk, batches(0, int(i)))
                 chunk.finish_grad_sync()
-            found[config.implementation] = {n: p.main_grad.clone() for n, p in model.named_parameters()}
+            found[how] = {n: p.main_grad.clone() for n, p in model.named_parameters()}
     return found
