@@ -96,9 +96,10 @@ def test_gradients_are_those_of_local_layers(cases):
 def test_the_reduction_waits_for_w():
     """Where it overlaps with backward, it begins with the gradients that W has added, and not at I."""
     for found in run_ranks(2, "tests.engine.workers:reduced", **RUN):
-        local = found.pop("local")
-        assert len(found) == 2
-        for how, engine in found.items():
+        local, early = found.pop("local")
+        assert early == 0 and len(found) == 2
+        for how, (engine, early) in found.items():
+            assert early == 0, how
             assert local.keys() == engine.keys()
             assert [name for name, value in local.items() if not value.equal(engine[name])] == [], how
 

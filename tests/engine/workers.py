@@ -197,9 +197,9 @@ def _refusal(function: Callable, *arguments: object) -> str:
     raise AssertionError(f"{function} took what it cannot do")
 
 
-def reduced() -> dict[str, dict[str, Tensor]]:
+def reduced() -> dict[str, tuple[dict[str, Tensor], int]]:
     """Gradients of two data-parallel ranks, whose reduction begins as the last micro-batch is reported: in the second
-    step, for Megatron learns in the first which there are."""
+    step, for Megatron learns in the first which there are. And how many separable ones were reported in an I."""
     torch.set_num_threads(1)
     config = small("dense", "shc", schedule="zb_h1", overlap_grad_reduce=True)
     found = {}
@@ -212,6 +212,10 @@ def reduced() -> dict[str, dict[str, Tensor]]:
             if how == "engine, rebuilt":
                 keep_blocks(model.decoder, 2)
             store = separate_weight_gradients(model)
+            ready: list[Tensor] = []
+            for group in {id(group): group for group in chunk.param_to_bucket_group.values()}.values():
+                group.register_grad_ready = partial(_noted, ready, group.register_grad_ready)
+            early = 0
             for _ in range(2):
                 chunk.zero_grad_buffer()
                 for kind, i in ("I0", "I1", "W0", "W1"):
@@ -219,8 +223,15 @@ def reduced() -> dict[str, dict[str, Tensor]]:
                         if kind == "W":
                             store.pop_and_run()
                         else:
+                            ready.clear()
                             with store.deferring():
                                 backward(chunk, batches(0, int(i)))
+                            early += sum(getattr(parameter, "separable", False) for parameter in ready)
                 chunk.finish_grad_sync()
-            found[how] = {n: p.main_grad.clone() for n, p in model.named_parameters()}
+            found[how] = {n: p.main_grad.clone() for n, p in model.named_parameters()}, early
     return found
+
+
+def _noted(ready: list[Tensor], usual: Callable, parameter: Tensor, *others: object) -> None:
+    ready.append(parameter)
+    usual(parameter, *others)
