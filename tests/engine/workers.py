@@ -137,9 +137,7 @@ def _layer(name: str, layer: torch.nn.Module, inputs: list, splits: list) -> dic
     for i in range(2):
         with store.deferring() as entry, matmuls:
             # as Megatron's wrapper calls it
-            backward(
-                layer, i, is_first_microbatch=None if layer.disable_parameter_transpose_cache else i == 0
-            )
+            through(layer, i, is_first_microbatch=None if layer.disable_parameter_transpose_cache else i == 0)
         entries.append(entry)
     held = store.bytes()
     weights = [key for key, p in layer.named_parameters() if getattr(p, "reported", False)]
