@@ -192,12 +192,10 @@ def _add_config(verbs: argparse._SubParsersAction) -> argparse.ArgumentParser:
 
 
 def _config(options: argparse.Namespace, overrides: list[str]) -> int:
-    from hcmegatron.platform.optional import require_installed
+    from hcmegatron.platform.optional import not_installed
 
     config, sources = read(options.file, overrides)
-    warnings = check(config, sources)
-    require_installed(config)
-    _warn(warnings)
+    _warn([*check(config, sources), *not_installed(config)])
     print(dump(config), end="")
     return 0
 

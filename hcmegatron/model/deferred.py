@@ -32,6 +32,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from hcmegatron.config.errors import ConfigError
+from hcmegatron.model import te_wgrad
+from hcmegatron.model.accumulate import add_product
 from megatron.core.tensor_parallel import ColumnParallelLinear, RowParallelLinear
 from megatron.core.transformer.moe.router import Router
 
@@ -49,7 +51,11 @@ class LeftWork:
     def add(self, weight: Tensor, gradient: WeightGradient, *needs: Tensor) -> None:
         """Leave `gradient` of the leaf `weight` for later; `needs` are the tensors that it holds."""
         assert weight.is_leaf, "a weight gradient can only be left for a leaf"
-        self._closures.append(partial(_add_later, weight, gradient))
+        self.leave(partial(_add_later, weight, gradient), *needs)
+
+    def leave(self, work: Callable[[], None], *needs: Tensor) -> None:
+        """Leave `work` for later, which computes and accumulates gradients; `needs` are the tensors that it holds."""
+        self._closures.append(work)
         self.tensors += needs
 
     def run(self) -> None:
@@ -125,19 +131,19 @@ def separate_weight_gradients(chunk: nn.Module, complete: bool = True) -> Weight
     The connections' projections stay in I: W would have to keep the n-wide stream for a few columns of work.
 
     Args:
-        complete: the schedule has I and W. Otherwise layers of Transformer Engine, which keep weight gradients to
-            themselves, are left as they are.
+        complete: the schedule has I and W. Otherwise layers of Transformer Engine that cannot separate theirs are left
+            as they are.
 
     Raises:
         ConfigError: complete, and the chunk has such layers.
     """
     store = WeightGradients()
     for module in chunk.modules():
-        if any(base.__module__.startswith("transformer_engine") for base in type(module).__mro__):
-            if complete:
+        if te_wgrad.of_engine(module):
+            if (reason := te_wgrad.separate(module, store)) and complete:
                 raise ConfigError(
-                    "a schedule that splits backward cannot separate Transformer Engine's "
-                    f"{type(module).__name__}; use implementation: local"
+                    "a schedule that splits backward cannot separate the weight gradients of Transformer Engine's "
+                    f"{type(module).__name__}: {reason}; use implementation: local"
                 )
         elif isinstance(module, ColumnParallelLinear | RowParallelLinear):
             module._forward_impl = partial(_linear, store)
@@ -286,15 +292,3 @@ def _weight_gradient(
         return left.matmul(right).to(weight_dtype)
     add_product(into, left, right)
     return None
-
-
-def add_product(into: Tensor, left: Tensor, right: Tensor) -> None:
-    """into [m, n] += left [m, k] @ right [k, n], in the precision of `into`, which may be higher than theirs."""
-    if right.dtype == into.dtype:
-        into.addmm_(left, right)
-    elif into.is_cuda and into.dtype is torch.float32:
-        into += torch.mm(
-            left, right, out_dtype=torch.float32
-        )  # 16-bit operands, sums as the matrix units have them
-    else:
-        into.addmm_(left.to(into.dtype), right.to(into.dtype))

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from hcmegatron.config.schema import Config
 from hcmegatron.connections.connection import Connection
+from hcmegatron.model import te_wgrad
 from hcmegatron.model.block import ConnectionBlock
 from hcmegatron.model.dropout import Dropout
 from hcmegatron.model.experts import GroupedLinear
@@ -144,7 +145,15 @@ def mark_weights(model: nn.Module, groups: ProcessGroupCollection) -> None:
     different tokens, their gradients would not be summed.
     """
     experts_apart = groups.ep.size() > 1 or groups.expt_dp.size() != groups.dp.size()
-    for module in model.modules():
+    for name, module in model.named_modules():
+        if (
+            te_wgrad.of_engine(module)
+            and getattr(module, "parallel_mode", "") is None
+            and ".experts." not in name
+        ):
+            # Whole on every rank, which 0.16.1 does not say: its gradient would count once for each in the norm.
+            module.weight.tensor_model_parallel = False
+            continue
         if isinstance(module, ColumnParallelLinear | VocabParallelEmbedding) and module.weight is not None:
             axis = 0
         elif isinstance(module, RowParallelLinear):

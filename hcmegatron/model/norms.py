@@ -1,4 +1,5 @@
-"""Norms of the local implementation: with or without parameters, and correct under sequence parallelism."""
+"""Norms of the local implementation: with or without parameters, and correct under sequence parallelism. NVIDIA apex's
+fused kernels compute them where it is installed."""
 
 from __future__ import annotations
 
@@ -10,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hcmegatron.platform.megatron import make_sharded_tensors_for_checkpoint
+from hcmegatron.platform.optional import fused_norms
 from megatron.core.transformer.transformer_config import TransformerConfig
 
 
@@ -40,9 +42,20 @@ class Norm(nn.Module):
                 self.bias.sequence_parallel = config.sequence_parallel
 
     def forward(self, x: Tensor) -> Tensor:
+        apex = fused_norms() if _fits(x, self.weight) else None
+        if apex is not None and self.centred:
+            return apex.fused_layer_norm_affine(x, self.weight, self.bias, self.shape, self.eps)
+        if apex is not None:
+            return apex.fused_rms_norm_affine(x, self.weight, self.shape, self.eps)
         if self.centred:
             return F.layer_norm(x, self.shape, self.weight, self.bias, self.eps)
         return F.rms_norm(x, self.shape, self.weight, self.eps)
+
+
+def _fits(x: Tensor, weight: Tensor | None) -> bool:
+    """Whether apex's norms can take it: one precision, of at most 32 bits, on CUDA. Their gradients are autograd's,
+    in the input's backward, whoever splits it."""
+    return weight is not None and x.is_cuda and x.dtype == weight.dtype and x.dtype is not torch.float64
 
 
 class RMSNormAcrossHeads(nn.Module):

@@ -8,6 +8,7 @@ from hcmegatron.config.errors import ConfigError
 from hcmegatron.config.schema import SPLIT_BACKWARD, Config
 from hcmegatron.connections import facts
 from hcmegatron.connections.build import build_connection
+from hcmegatron.model import te_wgrad
 from hcmegatron.model.attention import Attention, CoreAttention
 from hcmegatron.model.experts import GroupedExperts
 from hcmegatron.model.latent_attention import LatentAttention, NormedLatents
@@ -39,12 +40,19 @@ def backend(config: Config) -> LocalSpecProvider:
     """The provider of linears, attention and experts that `implementation` asks for.
 
     Raises:
-        ConfigError: implementation is te and Transformer Engine is not installed.
+        ConfigError: implementation is te, and Transformer Engine is not installed or cannot split a backward that the
+            schedule splits.
     """
-    if config.implementation == "te" and not HAVE_TE:
-        raise ConfigError(
-            "implementation: te asks for Transformer Engine, which is not installed; use implementation: local"
-        )
+    if config.implementation == "te":
+        if not HAVE_TE:
+            raise ConfigError(
+                "implementation: te asks for Transformer Engine, which is not installed; use implementation: local"
+            )
+        if reason := _unsplit(config):
+            raise ConfigError(
+                f"implementation: te with parallel.schedule: {config.parallel.schedule}, which leaves weight gradients "
+                f"for later; {reason}: update it, or use implementation: local"
+            )
     if config.implementation == "local" or not HAVE_TE or passed_over(config):
         return LocalBackend()
     from megatron.core.extensions.transformer_engine_spec_provider import TESpecProvider
@@ -55,12 +63,17 @@ def backend(config: Config) -> LocalSpecProvider:
 def passed_over(config: Config) -> list[str]:
     """Why `implementation: auto` leaves out a Transformer Engine that is installed, in words; nothing where it does
     not."""
-    if not HAVE_TE or config.implementation != "auto" or config.parallel.schedule not in SPLIT_BACKWARD:
+    if not HAVE_TE or config.implementation != "auto" or not (reason := _unsplit(config)):
         return []
     return [
-        "implementation = auto takes Megatron's local layers, although Transformer Engine is installed: it keeps "
-        f"weight gradients to itself, which parallel.schedule = {config.parallel.schedule} leaves for later"
+        "implementation = auto takes Megatron's local layers, although Transformer Engine is installed: "
+        f"parallel.schedule = {config.parallel.schedule} leaves weight gradients for later; {reason}"
     ]
+
+
+def _unsplit(config: Config) -> str:
+    """Why Transformer Engine cannot split backward as the schedule does; empty where it can or need not."""
+    return te_wgrad.kept_back() if config.parallel.schedule in SPLIT_BACKWARD else ""
 
 
 def norm(config: Config) -> ModuleSpec:

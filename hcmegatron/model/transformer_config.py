@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from hcmegatron.config.schema import Config
+from hcmegatron.model.accumulate import megatron_fuses
 from hcmegatron.platform.megatron import AUXILIARY_LOSS_OF_ONE_RANK
 from megatron.core.transformer.transformer_config import MLATransformerConfig, TransformerConfig
 
@@ -59,7 +60,7 @@ def transformer_config(config: Config) -> TransformerConfig:
         sequence_parallel=parallel.sequence,
         expert_model_parallel_size=parallel.expert,
         expert_tensor_parallel_size=parallel.expert_tensor,
-        gradient_accumulation_fusion=False,
+        gradient_accumulation_fusion=megatron_fuses(config),
         bias_activation_fusion=False,
         bias_dropout_fusion=False,
         masked_softmax_fusion=False,

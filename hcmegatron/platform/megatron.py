@@ -14,7 +14,7 @@ from collections.abc import Callable
 
 import torch
 
-from hcmegatron.platform import cpu, cuda_environment
+from hcmegatron.platform import cpu, cuda_environment, optional
 from hcmegatron.platform.versions import megatron_core
 
 cuda_environment.prepare(os.environ)
@@ -60,12 +60,8 @@ VERSION = megatron_core()
 # 0.16.1 weighs an auxiliary loss by the tokens of one sequence-parallel rank, 0.19.2 by those of all.
 AUXILIARY_LOSS_OF_ONE_RANK = VERSION.startswith("0.16.")
 
-try:
-    import transformer_engine  # noqa: F401
-
-    HAVE_TE = True
-except ImportError:
-    HAVE_TE = False
+HAVE_TE: bool = optional.transformer_engine().usable
+if not HAVE_TE:
     # 0.16.1 sets HAVE_TE here because its own wrapper module imports without Transformer Engine.
     multi_latent_attention.HAVE_TE = False
     # 0.16.1 defines this only with Transformer Engine, and the router's linear looks it up.

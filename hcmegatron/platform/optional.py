@@ -9,13 +9,16 @@ from __future__ import annotations
 import importlib
 import importlib.metadata
 import importlib.util
+import warnings
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from types import ModuleType
 
 from hcmegatron.config.errors import ConfigError
 from hcmegatron.config.idle import ineffective
 from hcmegatron.config.schema import Config
+from hcmegatron.config.types import flatten
 
 
 @dataclass(frozen=True)
@@ -33,21 +36,35 @@ def packages() -> list[Package]:
     return [transformer_engine(), nvidia_apex(), triton()]
 
 
-def require_installed(config: Config) -> None:
-    """Raises ConfigError where a setting asks by name for a package that is not there. Imports none of them."""
+def not_installed(config: Config) -> list[str]:
+    """Settings that ask by name for a package that is not here, in words. Imports none of them.
+
+    A configuration may well be written where nothing is trained: only training has to refuse it."""
     asked = (
-        ("kernels", "triton", "triton", "Triton", "auto or torch"),
-        ("implementation", "te", "transformer_engine", "Transformer Engine", "auto or local"),
+        ("kernels", config.kernels == "triton", "triton", "Triton", "auto or torch"),
+        (
+            "implementation",
+            config.implementation == "te",
+            "transformer_engine",
+            "Transformer Engine",
+            "auto or local",
+        ),
+        ("run.wandb", config.run.wandb != "off", "wandb", "Weights & Biases (hcmegatron[wandb])", "off"),
     )
-    if config.run.wandb != "off" and importlib.util.find_spec("wandb") is None:
-        raise ConfigError(
-            f"run.wandb = {config.run.wandb}: Weights & Biases is not installed; install hcmegatron[wandb], or use "
-            "run.wandb=off"
-        )
     idle = ineffective(config)
-    for key, value, module, name, instead in asked:
-        if getattr(config, key) == value and key not in idle and importlib.util.find_spec(module) is None:
-            raise ConfigError(f"{key} = {value}: {name} is not installed; install it, or use {key}={instead}")
+    values = flatten(config)
+    return [
+        f"{key} = {values[key]}: {name} is not installed here; install it where the training runs, or use "
+        f"{key}={instead}"
+        for key, wanted, module, name, instead in asked
+        if wanted and key not in idle and importlib.util.find_spec(module) is None
+    ]
+
+
+def require_installed(config: Config) -> None:
+    """Raises ConfigError where a setting asks by name for a package that is not there."""
+    if lacking := not_installed(config):
+        raise ConfigError(lacking[0])
 
 
 @cache
@@ -74,7 +91,8 @@ def nvidia_apex() -> Package:
         return Package(name, False, "not installed; torch's optimizers and norms are used")
     folders = [Path(folder) for folder in spec.submodule_search_locations or []]
     if all(any((folder / part).is_dir() for folder in folders) for part in ("optimizers", "normalization")):
-        return Package(name, True, _version("apex"))
+        built = [what for what, module in _EXTENSIONS.items() if importlib.util.find_spec(module) is not None]
+        return Package(name, True, f"{_version('apex')}, with fused {' and '.join(built) or 'nothing'}")
     where = folders[0] if folders else spec.origin
     return Package(
         name,
@@ -83,6 +101,39 @@ def nvidia_apex() -> Package:
         "remove it with: pip uninstall apex",
         alarming=True,
     )
+
+
+# What apex is built with, each if asked for, by what this project uses of it.
+_EXTENSIONS = {"weight gradients": "fused_weight_gradient_mlp_cuda", "norms": "fused_layer_norm_cuda"}
+
+
+@cache
+def fused_weight_gradients() -> ModuleType | None:
+    """apex's extension that adds a product to a gradient buffer: wgrad_gemm_accum_fp32(input [tokens, in],
+    output gradient [tokens, out], into [out, in]). None where it was not built or does not import."""
+    return _extension(_EXTENSIONS["weight gradients"])
+
+
+@cache
+def fused_norms() -> ModuleType | None:
+    """apex's functional norms: fused_rms_norm_affine(input, weight, normalized_shape, eps), fused_layer_norm_affine
+    (input, weight, bias, normalized_shape, eps). None where its extension was not built or does not import."""
+    if not nvidia_apex().usable or _extension(_EXTENSIONS["norms"]) is None:
+        return None
+    return _extension("apex.normalization.fused_layer_norm")
+
+
+def _extension(name: str) -> ModuleType | None:
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError:
+        return None
+    except Exception as error:  # whatever a build for another torch raises
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        warnings.warn(
+            f"{name} is installed but does not import ({reason}); torch is used instead", stacklevel=3
+        )
+        return None
 
 
 @cache

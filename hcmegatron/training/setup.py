@@ -15,6 +15,7 @@ from hcmegatron.config.schema import Config
 from hcmegatron.data.corpus import Corpus
 from hcmegatron.data.dataset import Batches, Text, Validation
 from hcmegatron.data.tokenizer import build_tokenizer
+from hcmegatron.model import accumulate
 from hcmegatron.model.gpt import padded_vocab, unwrap
 from hcmegatron.model.specs import passed_over
 from hcmegatron.pipeline import cuda_streams
@@ -120,6 +121,7 @@ def assembled(
             corpus.split(),
             memory,
             *kernels_chosen(chunks),
+            *accumulate.described(config, chunks),
             *_of_the_gpu(config),
             *resume.words(config, path, start),
             *checkpoints.tidied,

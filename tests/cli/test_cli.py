@@ -65,6 +65,16 @@ def test_config_prints_what_loads_as_the_same(tmp_path, capsys):
     assert "warning: optimizer.warmup_steps" in printed.err
 
 
+@pytest.mark.parametrize("setting", ["implementation=te", "kernels=triton"])
+def test_config_warns_of_what_is_not_installed_here(setting, tmp_path, capsys, monkeypatch):
+    for package in ("transformer_engine", "triton"):
+        monkeypatch.setattr("importlib.util.find_spec", without(package))
+    assert cli.main(["config", f"--{setting}", "--parallel.pipeline=2", "--parallel.schedule=zb_h1"]) == 0
+    printed = capsys.readouterr()
+    assert f"{setting.replace('=', ': ')}\n" in printed.out
+    assert f"warning: {setting.replace('=', ' = ')}" in printed.err and "not installed here" in printed.err
+
+
 def test_config_alone_prints_the_defaults(tmp_path, capsys):
     assert cli.main(["config"]) == 0
     (tmp_path / "again.yaml").write_text(capsys.readouterr().out)
@@ -114,8 +124,8 @@ def test_help_and_version(capsys):
             ["kernels = triton", "connection.n = 9", "8"],
         ),
         (
-            ["config", "{}", "--implementation=te", "--parallel.schedule=1f1b"],
-            ["implementation = te", "Transformer Engine is not installed"],
+            ["train", "{}", "--implementation=te"],
+            ["implementation = te", "Transformer Engine is not installed here"],
         ),
         (
             ["schedule", "1f1b", "--ranks=2", "--microbatches=4", "--foo"],

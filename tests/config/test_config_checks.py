@@ -4,7 +4,6 @@ import pytest
 
 from hcmegatron.config import Config, ConfigError, check, check_batch, check_world, load, read
 from hcmegatron.config.ranges import RANGE_OF, TRITON_STREAMS
-from hcmegatron.config.schema import SPLIT_BACKWARD
 from hcmegatron.config.types import leaves
 
 
@@ -195,13 +194,6 @@ SEQUENCE = ["parallel.tensor=2", "parallel.sequence=true"]
         ),
         (["training.dtype=fp64", "optimizer.clip=0", *MOE], ["moe.grouped = true", "moe.grouped=false"]),
         (["training.dtype=fp64", "optimizer.clip=0", "implementation=te"], ["implementation=local"]),
-        *(
-            (
-                ["implementation=te", "parallel.pipeline=2", f"parallel.schedule={schedule}"],
-                ["implementation = te", f"parallel.schedule = {schedule}", "implementation=local", "1f1b"],
-            )
-            for schedule in SPLIT_BACKWARD
-        ),
         (
             ["training.dtype=fp64", "optimizer.clip=0", "parallel.distributed_optimizer=true"],
             ["parallel.distributed_optimizer=false"],

@@ -2,12 +2,9 @@
 
 from functools import partial
 
-import pytest
-
 from hcmegatron.platform.megatron import experts_of
 from megatron.core.transformer.mlp import MLPSubmodules
 from megatron.core.transformer.spec_utils import ModuleSpec
-from tests.ranks import run_ranks
 
 
 class Experts:
@@ -43,13 +40,3 @@ def test_experts_are_a_builder():
     built = experts_of(Later(), True)(8, None, pg_collection=None)
     assert isinstance(built, Experts) and built.submodules is PARTS
     assert experts_of(Later(), False).func is list
-
-
-@pytest.mark.ranks
-def test_experts_of_an_engine_train():
-    """Of the signature that the installed generation has, for the stub's provider is a subclass of Megatron's."""
-    (local, engine) = run_ranks(
-        1, "tests.pipeline.stub_engine:experts", preload=("tests.pipeline.stub_engine",), timeout=120
-    )[0]
-    assert engine.untouched > local.untouched == 0
-    assert local.bits == engine.bits

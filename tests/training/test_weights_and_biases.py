@@ -86,7 +86,8 @@ def test_a_package_that_is_not_there_is_named(monkeypatch):
     optional.require_installed(config)
     config.run.wandb = "offline"
     with pytest.raises(
-        ConfigError, match=r"run\.wandb = offline: .* not installed; install hcmegatron\[wandb\]"
+        ConfigError,
+        match=r"run\.wandb = offline: .*hcmegatron\[wandb\].* not installed here; install it .*run\.wandb=off",
     ):
         optional.require_installed(config)
 

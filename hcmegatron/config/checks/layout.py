@@ -106,12 +106,6 @@ def _schedule(config: Config, shown: Shown) -> None:
         "the same buffer of Megatron's: those of the forward and the backward would mix",
         "use moe.dispatcher=alltoall",
     )
-    need(
-        config.implementation != "te" or not schedule.splits,
-        f"{shown('implementation')} with {shown('parallel.schedule')}, which leaves weight gradients for later: "
-        "Transformer Engine keeps them to itself",
-        f"use implementation=local, or parallel.schedule={named(splits=False)}",
-    )
 
 
 def stages_a_rank(config: Config) -> int:
