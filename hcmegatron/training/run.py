@@ -19,7 +19,7 @@ from hcmegatron.pipeline.mirrors import copies_planned
 from hcmegatron.pipeline.placement import most_held
 from hcmegatron.pipeline.schedule import build_schedule, start_watchdog
 from hcmegatron.platform import cuda_environment
-from hcmegatron.platform.distributed import device, process_groups
+from hcmegatron.platform.distributed import process_groups
 from hcmegatron.platform.peak import peak_tflops
 from hcmegatron.platform.ranks import STARTED_HERE, RankInfo
 from hcmegatron.platform.standard_streams import tell
@@ -34,6 +34,7 @@ from hcmegatron.training.optimizer import build_optimizer, learning_rate, set_le
 from hcmegatron.training.recorder import Recorder
 from hcmegatron.training.run_directory import RunDirectory, choose, on_first_rank
 from hcmegatron.training.step import Stepper
+from schedules.runtime.gpu import GPU
 
 
 def train(config: Config, ranks: RankInfo, name: str = "run") -> int:
@@ -48,6 +49,9 @@ def train(config: Config, ranks: RankInfo, name: str = "run") -> int:
         NotSaved: the last checkpoint.
     """
     corpus = find(config.data)
+    if GPU.present() and ranks.rank == 0:
+        for warning in cuda_streams.warnings(config, os.environ):
+            tell(f"hcmegatron: {warning}")
     with process_groups(config, ranks, corpus.fingerprint) as groups:
         stop = StopFlag(launched=ranks.source == STARTED_HERE and ranks.world_size > 1)
         path: Path = on_first_rank(lambda: choose(config, name))
@@ -100,9 +104,10 @@ def train(config: Config, ranks: RankInfo, name: str = "run") -> int:
             )
             recorder.say(memory)
             recorder.say(*kernels_chosen(chunks))
-            if device().type == "cuda":
+            if GPU.present():
                 recorder.say(
-                    cuda_environment.described(os.environ), *cuda_streams.warnings(config, os.environ)
+                    cuda_environment.described(os.environ),
+                    *cuda_streams.receives(config, batches.micro_batches, groups.pp.rank()),
                 )
             recorder.say(f"MFU is of {peak:.3g} TFLOP/s a rank ({peak_name})")
             recorder.say(*resume.words(config, path, start), *checkpoints.tidied)
