@@ -15,7 +15,7 @@ def to_device(tensor: Tensor, device: torch.device) -> Tensor:
 
     From pinned memory, for a copy from any other holds up the host until the device gets to it.
     """
-    if GPU.holds(tensor) or device.type == "cpu":
+    if GPU.holds(tensor) or device in (tensor.device, torch.device("cpu")):
         return tensor.to(device)
     return tensor.pin_memory().to(device, non_blocking=True)
 

@@ -31,7 +31,7 @@ from tests.recompute.workers import digest
 @dataclass
 class Step:
     """Of the second step: the loss, digests of every gradient and of the weights after it; and, on the GPU, what the
-    host enqueued, where it waited, and operations on tensors of both memories."""
+    host enqueued, where it waited, operations on tensors of both memories, and when actions began and ended."""
 
     loss: float
     gradients: list[str]
@@ -39,6 +39,7 @@ class Step:
     log: list = field(default_factory=list)
     waits: dict = field(default_factory=dict)
     mixed: dict = field(default_factory=dict)
+    events: list = field(default_factory=list)
 
 
 def on_cpu(configs: list[Config]) -> list[Step]:
@@ -82,4 +83,5 @@ def _step(config: Config, groups: object) -> Step:
     step = Step(loss, [digest(p.main_grad) for p in parameters], [digest(p) for p in parameters], log)
     if watched:
         step.waits, step.mixed = dict(watched.waits), dict(watched.mixed)
+        step.events = [(event.start, event.end) for event in schedule.record.events()]
     return step
