@@ -152,12 +152,15 @@ class Communicator(dist.ProcessGroup):
         # what is sent to each differs from rank to rank, and who broadcasts has no output
         agreed = name, *(_sizes(inputs or outputs) if name in ("all_reduce", "broadcast", "reduce") else ())
         stream.tick("collective", number=made.collectives, channel=self.id, members=self.size(), what=agreed)
+        if made.work is not None:
+            made.work._arrive()  # gloo would work at both at once
         with _disable_current_modes():
             work = begin()
             if not asynchronous:
                 work.wait()
         made.last = stream.record_event()
-        return Work(made.last, work if asynchronous else None)
+        made.work = Work(made.last, work if asynchronous else None)
+        return made.work
 
     def allreduce(self, tensors: list[Tensor], opts: Any = None) -> Work:
         opts = opts or dist.AllreduceOptions()
@@ -290,6 +293,7 @@ class Communicator(dist.ProcessGroup):
 class _Made:
     stream: Stream
     last: Event | None = None
+    work: Work | None = None  # of the last collective
     collectives: int = 0
     messages: dict[tuple[int, int], int] = field(default_factory=dict)
 

@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 
@@ -22,7 +23,7 @@ from hcmegatron.training.step import Stepper
 from megatron.core import parallel_state
 from schedules.runtime.gpu import GPU
 from tests.emulated import gpu, streams
-from tests.emulated.host import watching
+from tests.emulated.host import Place, Watching, watching
 from tests.layouts.network import Batches, chunks_of
 from tests.model.workers import groups_of
 from tests.recompute.workers import digest
@@ -30,16 +31,18 @@ from tests.recompute.workers import digest
 
 @dataclass
 class Step:
-    """Of the second step: the loss, digests of every gradient and of the weights after it; and, on the GPU, what the
-    host enqueued, where it waited, operations on tensors of both memories, and when actions began and ended."""
+    """Of the second step: its loss and that of an evaluation after it, digests of every gradient and of the weights
+    then, when actions began and ended; and, on the GPU, what the host enqueued, where it waited before that step
+    (from the warm start on) and in it, and operations on tensors of both memories."""
 
-    loss: float
+    losses: list[float]
     gradients: list[str]
     weights: list[str]
+    events: list[tuple[float, float]]
     log: list = field(default_factory=list)
-    waits: dict = field(default_factory=dict)
+    before: dict[Place, int] = field(default_factory=dict)
+    waits: dict[Place, int] = field(default_factory=dict)
     mixed: dict = field(default_factory=dict)
-    events: list = field(default_factory=list)
 
 
 def on_cpu(configs: list[Config]) -> list[Step]:
@@ -73,15 +76,23 @@ def _step(config: Config, groups: object) -> Step:
     with watching() if GPU.present() else nullcontext() as watched:
         stepper.rehearse()
         stepper.step(0)
-        if watched:
-            watched.waits.clear()
+        before = _taken(watched)
         streams.reset()
         loss = stepper.step(config.training.global_batch).loss
-        log = list(streams.DEVICE.log)
+        log, waits = list(streams.DEVICE.log), _taken(watched)
+        events = [(event.start, event.end) for event in schedule.record.events()]
+        validation = stepper.evaluate(partial(batches, 2), 4)
     schedule.close()
     parameters = [parameter for chunk in chunks for parameter in chunk.parameters()]
-    step = Step(loss, [digest(p.main_grad) for p in parameters], [digest(p) for p in parameters], log)
-    if watched:
-        step.waits, step.mixed = dict(watched.waits), dict(watched.mixed)
-        step.events = [(event.start, event.end) for event in schedule.record.events()]
-    return step
+    gradients, weights = [digest(p.main_grad) for p in parameters], [digest(p) for p in parameters]
+    mixed = dict(watched.mixed) if watched else {}
+    return Step([loss, validation], gradients, weights, events, log, before, waits, mixed)
+
+
+def _taken(watched: Watching | None) -> dict[Place, int]:
+    """Where the host has waited since the last time."""
+    if watched is None:
+        return {}
+    found = dict(watched.waits)
+    watched.waits.clear()
+    return found

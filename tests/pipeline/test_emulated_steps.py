@@ -64,7 +64,7 @@ def test_loss_gradients_and_weights_are_the_cpus_bit_for_bit(steps):
     for config, emulated, plain in zip(steps.configs, steps.gpu, steps.cpu, strict=True):
         for own, other in zip(emulated, plain, strict=True):
             assert len(own.gradients) > 10 and own.log and not other.log
-            assert own.loss == other.loss, config.parallel
+            assert own.losses == other.losses, config.parallel
             assert own.gradients == other.gradients, config.parallel
             assert own.weights == other.weights, config.parallel
 
@@ -136,6 +136,16 @@ def test_outside_actions_every_wait_is_known(steps):
             assert messages == [sent]
             unknown = {place for place in outside if place.phase != "messages"} - UPDATE
             assert not unknown, (config.parallel, unknown)
+
+
+def test_what_happens_once_and_waits_happens_in_the_warm_start(steps):
+    """Communicators are made, and pinned memory is allocated, before a receive is posted that could hold them up."""
+    for config, emulated in zip(steps.configs, steps.gpu, strict=True):
+        for step in emulated:
+            once = {
+                p.where for p in step.before if p.what in ("a communicator's members", "a pinned allocation")
+            }
+            assert once == {"communicators.py:touch", "transfer.py:reserve"}, config.parallel
 
 
 def test_no_operation_takes_tensors_of_both_memories(steps):
