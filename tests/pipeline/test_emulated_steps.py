@@ -142,10 +142,9 @@ def test_what_happens_once_and_waits_happens_in_the_warm_start(steps):
     """Communicators are made, and pinned memory is allocated, before a receive is posted that could hold them up."""
     for config, emulated in zip(steps.configs, steps.gpu, strict=True):
         for step in emulated:
-            once = {
-                p.where for p in step.before if p.what in ("a communicator's members", "a pinned allocation")
-            }
-            assert once == {"communicators.py:touch", "transfer.py:reserve"}, config.parallel
+            once = [p for p in step.before if p.what in ("a communicator's members", "a pinned allocation")]
+            assert any(p.where == "communicators.py:touch" for p in once)
+            assert [p for p in once if p.phase != "elsewhere"] == [], config.parallel
 
 
 def test_no_operation_takes_tensors_of_both_memories(steps):
