@@ -5,6 +5,8 @@ The program under test is the one that runs on a GPU. Import it in ranks only.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -27,12 +29,25 @@ def install() -> None:
     communicators.register()
     host.install()
     torch.cuda.device_count, torch.cuda.current_device = lambda: 8, lambda: CUDA
+    for name in ("new_empty", "new_zeros", "new_ones", "new_full"):
+        setattr(Tensor, name, _beside(getattr(Tensor, name)))
     _install_dispatcher()
     torch.Generator = _generator
     GPU.present = lambda: True
     GPU.device = lambda: CUDA
     GPU.holds = lambda tensor: not host.HOST.has(tensor)
     GPU.backend = communicators.NAME
+
+
+def _beside(usual: Callable) -> Callable:
+    """A tensor's own factory, which the CPU adapter leaves as it is: where the tensor is, whatever CUDA device."""
+
+    def made(tensor: Tensor, *args: object, **kwargs: object) -> Tensor:
+        if kwargs.get("device") == CUDA:
+            del kwargs["device"]
+        return usual(tensor, *args, **kwargs)
+
+    return made
 
 
 def _install_dispatcher() -> None:
