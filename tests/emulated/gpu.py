@@ -28,6 +28,8 @@ def install() -> None:
     runner.Lanes = Lanes  # which sees the GPU by itself
     communicators.register()
     host.install()
+    # Megatron and torch themselves see no GPU: there are no kernels for one.
+    torch.cuda.is_available = lambda: False
     torch.cuda.device_count, torch.cuda.current_device = lambda: 8, lambda: CUDA
     for name in ("new_empty", "new_zeros", "new_ones", "new_full"):
         setattr(Tensor, name, _beside(getattr(Tensor, name)))

@@ -221,6 +221,8 @@ def install() -> None:
         PINNED.take(HOST.add(_fresh(tensor), pinned=True)) if _WATCHING else tensor
     )
     Tensor.tolist, Tensor.numpy = listed(Tensor.tolist), listed(Tensor.numpy)
+    state = torch.get_rng_state
+    torch.get_rng_state = lambda: HOST.add(state()) if _WATCHING else state()
     for name in FACTORIES:
         setattr(torch, name, _telling(getattr(torch, name)))
 
