@@ -7,6 +7,7 @@ from typing import Any
 
 from schedules.memory import channel_buffers, memory_over_time, peaks
 from schedules.plan import Schedule
+from schedules.receives import most_ahead, receive_leads
 from schedules.settings import Settings, candidates
 from schedules.simulate import simulate
 from schedules.timeline import Simulation
@@ -73,6 +74,10 @@ class Report:
             "bytes_over_time_per_rank": memory_over_time(simulation),
             "receives_worth_posting": {
                 f"{source}>{target}": count for (source, target), count in channel_buffers(simulation).items()
+            },
+            "receives_posted_ahead_on_gpus": {  # actions
+                f"{source}>{target}": lead
+                for (source, target), lead in most_ahead(receive_leads(simulation)).items()
             },
             "critical_path": [
                 {"rank": step.rank, "action": str(step.action), "end": step.end, "hop": step.hop}

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hcmegatron.model.deferred import Separable, WeightGradients, for_autograd, separable
-from hcmegatron.platform.transfer import to_device
+from hcmegatron.platform.transfer import beside
 from megatron.core.dist_checkpointing.mapping import (
     ReplicaId,
     ShardedObject,
@@ -50,7 +50,7 @@ class GroupedExperts(MegatronModule):
 
     def forward(self, tokens: Tensor, tokens_per_expert: Tensor, probs: Tensor) -> tuple[Tensor, None]:
         """Megatron's contract: tokens [T, C], tokens_per_expert [E], probs [T] -> ([T, C], no bias)."""
-        ends = to_device(tokens_per_expert.to(torch.int32), tokens.device).cumsum(0, dtype=torch.int32)
+        ends = beside(tokens_per_expert.to(torch.int32), tokens).cumsum(0, dtype=torch.int32)
         hidden = self.linear_fc1(tokens, ends)
         if self.config.gated_linear_unit:
             gate, value = hidden.chunk(2, dim=-1)

@@ -1,4 +1,4 @@
-"""How many CUDA streams the work of a rank is on, by configuration alone."""
+"""How many CUDA streams the work of a rank is on, and when its receives are posted, by configuration alone."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ from collections.abc import Mapping
 
 from hcmegatron.config.errors import ConfigError
 from hcmegatron.config.schema import Config
-from hcmegatron.pipeline.placement import is_megatrons, placement
+from hcmegatron.pipeline.placement import is_megatrons, placement, training_schedule
+from hcmegatron.planner.hops import BANDWIDTH, FLOPS, pipeline_costs
 from hcmegatron.platform.cuda_environment import dangers
+from schedules.runtime.program import compile_rank
 from schedules.runtime.torch_distributed import MOST_CHANNELS, channels_of
 
 _LANES = 2  # beside computation (lanes.py), where forward and backward overlap
@@ -35,8 +37,25 @@ def check_channels(config: Config) -> None:
 
 
 def warnings(config: Config, environment: Mapping[str, str]) -> list[str]:
-    """What of the environment endangers a run of our own schedules on GPUs, in words."""
+    """What of the environment endangers a run of our own schedules on GPUs, in words. Starts nothing, so that it can be
+    said before anything hangs."""
     return [] if is_megatrons(config) else dangers(environment, streams(config))
+
+
+def receives(config: Config, microbatches: int, rank: int) -> list[str]:
+    """How early pipeline rank `rank` posts receives on a GPU, in words; nothing where there are none of ours."""
+    if is_megatrons(config):
+        return []
+    costs = pipeline_costs(config, placement(config).model_stages)
+    leads = compile_rank(training_schedule(config, microbatches), rank, costs).leads.values()
+    if not leads:
+        return []
+    least, most = min(leads), max(leads)
+    ahead = f"{most} action{'s' if most > 1 else ''}" if least == most else f"{least} to {most} actions"
+    return [
+        f"receives are posted {ahead} ahead: a hop takes {costs.link.latency:.2g} of a stage's forward, by estimate "
+        f"({BANDWIDTH / 1e9:.0f} GB/s, {FLOPS / 1e12:.0f} TFLOP/s)"
+    ]
 
 
 def _most_channels(config: Config) -> int:

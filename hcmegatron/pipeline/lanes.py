@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from hcmegatron.model.nodes import Lane
+from schedules.runtime.gpu import GPU
 
 
 class Chain:
@@ -35,8 +36,8 @@ class Lanes:
         self._streams: dict[Lane, torch.cuda.Stream] = {}
         if device.type == "cuda":
             self._streams = {
-                Lane.COMMUNICATION: torch.cuda.Stream(device, priority=-1),
-                Lane.HIGH_PRIORITY: torch.cuda.Stream(device, priority=-1),
+                Lane.COMMUNICATION: GPU.stream(priority=-1),
+                Lane.HIGH_PRIORITY: GPU.stream(priority=-1),
             }
 
     @contextmanager
@@ -49,15 +50,15 @@ class Lanes:
         if not self._streams:
             yield
             return
-        stream = self._streams.get(lane) or torch.cuda.current_stream()
+        stream = self._streams.get(lane) or GPU.current_stream()
         if chain.lane is not lane:
             if chain.done is not None:
                 stream.wait_event(chain.done)
             elif lane in self._streams:
-                stream.wait_stream(torch.cuda.current_stream())
+                stream.wait_stream(GPU.current_stream())
             for tensor in needs:
                 if tensor is not None:
                     tensor.record_stream(stream)
-        with torch.cuda.stream(stream):
+        with GPU.on(stream):
             yield
         chain.lane, chain.done = lane, stream.record_event()

@@ -23,6 +23,7 @@ from hcmegatron.pipeline.placement import evaluation_schedule, placement, traini
 from hcmegatron.pipeline.stage import ChunkStage
 from hcmegatron.pipeline.tied import embedding_groups, sum_gradients, tied_weights
 from hcmegatron.pipeline.warm_start import Alone, copies, run_alone
+from hcmegatron.planner.hops import pipeline_costs
 from hcmegatron.platform.attention import leave_room
 from hcmegatron.platform.communicators import touch
 from hcmegatron.platform.distributed import device, timeout
@@ -30,6 +31,7 @@ from hcmegatron.platform.transfer import reserve
 from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.transformer.moe.moe_utils import MoEAuxLossAutoScaler
 from schedules.plan import Message
+from schedules.runtime.gpu import GPU
 from schedules.runtime.record import Record
 from schedules.runtime.runtime import Runtime
 from schedules.runtime.torch_distributed import DistributedTransport
@@ -62,7 +64,7 @@ class ScheduleRunner:
     ) -> None:
         self.config, self.chunks, self.groups, self.watchdog = config, chunks, groups, watchdog
         self.placement = placement(config)
-        if device().type == "cuda":
+        if GPU.present():
             check_channels(config)
         if config.parallel.overlap:
             leave_room()
@@ -199,6 +201,7 @@ class ScheduleRunner:
                 device=device(),
                 evaluate=forward_only,
                 watchdog=self.watchdog,
+                costs=pipeline_costs(self.config, self.placement.model_stages),
             )
         return self._runtimes[key]
 

@@ -18,15 +18,12 @@ from hcmegatron.platform.ranks import RankInfo
 from hcmegatron.platform.rendezvous import rendezvous
 from megatron.core import parallel_state, tensor_parallel
 from megatron.core.process_groups_config import ProcessGroupCollection
+from schedules.runtime.gpu import GPU
 
 
 def device() -> torch.device:
     """The one place that this project's own code takes its device from."""
-    return (
-        torch.device("cuda", torch.cuda.current_device())
-        if torch.cuda.is_available()
-        else torch.device("cpu")
-    )
+    return GPU.device() if GPU.present() else torch.device("cpu")
 
 
 def threads(config: Config, ranks: RankInfo) -> int:
@@ -73,14 +70,14 @@ def process_groups(
     Raises:
         ConfigError: ranks are missing or differ; see platform/rendezvous.py.
     """
-    if torch.cuda.is_available():
+    if GPU.present():
         torch.cuda.set_device(
             device_index(ranks.local_rank, ranks.local_world_size, torch.cuda.device_count())
         )
     else:
         torch.set_num_threads(threads(config, ranks))
     dist.init_process_group(
-        "nccl" if torch.cuda.is_available() else "gloo",
+        GPU.backend if GPU.present() else "gloo",
         store=rendezvous(ranks, facts(config, ranks.world_size, data), timeout(config)),
         rank=ranks.rank,
         world_size=ranks.world_size,
@@ -113,9 +110,7 @@ def megatron_groups(config: Config) -> Iterator[ProcessGroupCollection]:
         expert_tensor_parallel_size=parallel.expert_tensor,
         distributed_timeout_minutes=-(-parallel.timeout_s // 60),
         # all-to-alls that run beside computation; only NCCL has streams to give priority to
-        high_priority_stream_groups=["ep", "ep_tp"]
-        if parallel.overlap and torch.cuda.is_available()
-        else None,
+        high_priority_stream_groups=["ep", "ep_tp"] if parallel.overlap and GPU.present() else None,
     )
     try:
         seed_regions(config)

@@ -26,6 +26,7 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from hcmegatron.model.nodes import Keeping, State, SubLayer
 from hcmegatron.recompute.measure import Held, Meter
+from schedules.runtime.gpu import GPU
 
 
 class Handle:
@@ -48,8 +49,8 @@ class Handle:
 
 def _used_here(tensor: Tensor | None) -> None:
     """On CUDA nodes run on several streams: memory must not be given away before this one is done with the tensor."""
-    if tensor is not None and tensor.is_cuda:
-        tensor.record_stream(torch.cuda.current_stream(tensor.device))
+    if tensor is not None and GPU.holds(tensor):
+        tensor.record_stream(GPU.current_stream())
 
 
 def unpack(packed: Handle | Held | Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from hcmegatron.training.observer import End, Evaluation, Step, due
 from hcmegatron.training.optimizer import learning_rate, set_learning_rate
 from hcmegatron.training.registry import Factory, build_observers
 from hcmegatron.training.run_directory import choose
-from hcmegatron.training.setup import Run, assembled
+from hcmegatron.training.setup import Run, assembled, warn
 from hcmegatron.training.stopping import StopFlag
 
 
@@ -40,6 +40,7 @@ def train(
         Ended: after training.max_bad_steps non-finite steps in a row, or without the last checkpoint.
     """
     corpus = corpus or find(config.data)
+    warn(config, ranks)
     with process_groups(config, ranks, corpus.fingerprint) as groups:
         stop = StopFlag(launched=ranks.source == STARTED_HERE and ranks.world_size > 1)
         path: Path = on_first_rank(lambda: choose(config, name))

@@ -23,8 +23,8 @@ from hcmegatron.pipeline.mirrors import copies_planned
 from hcmegatron.pipeline.placement import most_held
 from hcmegatron.pipeline.schedule import build_schedule, start_watchdog
 from hcmegatron.platform import cuda_environment
-from hcmegatron.platform.distributed import device
 from hcmegatron.platform.ranks import STARTED_HERE, RankInfo
+from hcmegatron.platform.standard_streams import tell
 from hcmegatron.platform.together import Ended, kept_on_first_rank, on_first_rank
 from hcmegatron.recompute.attach import Recomputation
 from hcmegatron.training import checkpoint, resume
@@ -40,6 +40,7 @@ from hcmegatron.training.run_directory import RunDirectory
 from hcmegatron.training.step import Stepper
 from megatron.core.optimizer.optimizer import ChainedOptimizer
 from megatron.core.process_groups_config import ProcessGroupCollection
+from schedules.runtime.gpu import GPU
 
 
 @dataclass
@@ -122,7 +123,7 @@ def assembled(
             memory,
             *kernels_chosen(chunks),
             *accumulate.described(config, chunks),
-            *_of_the_gpu(config),
+            *_of_the_gpu(config, batches.micro_batches, groups.pp.rank()),
             *resume.words(config, path, start),
             *checkpoints.tidied,
             *passed_over(config),
@@ -154,10 +155,17 @@ def assembled(
             )
 
 
-def _of_the_gpu(config: Config) -> list[str]:
-    if device().type != "cuda":
+def warn(config: Config, ranks: RankInfo) -> None:
+    """Say what of the environment may hang the run on GPUs, before anything is started that could."""
+    if GPU.present() and ranks.rank == 0:
+        for warning in cuda_streams.warnings(config, os.environ):
+            tell(f"hcmegatron: {warning}")
+
+
+def _of_the_gpu(config: Config, microbatches: int, rank: int) -> list[str]:
+    if not GPU.present():
         return []
-    return [cuda_environment.described(os.environ), *cuda_streams.warnings(config, os.environ)]
+    return [cuda_environment.described(os.environ), *cuda_streams.receives(config, microbatches, rank)]
 
 
 @contextmanager

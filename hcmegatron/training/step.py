@@ -18,12 +18,12 @@ from hcmegatron.data.feed import Feed, MicroBatchTensors, filled_up, unused
 from hcmegatron.model.gpt import unwrap
 from hcmegatron.pipeline.placement import evaluated_micro_batches, first_micro_batches
 from hcmegatron.pipeline.runner import ScheduleRunner
-from hcmegatron.platform.distributed import device
 from hcmegatron.training import loss
 from megatron.core.optimizer.clip_grads import clip_grad_by_total_norm_fp32
 from megatron.core.optimizer.optimizer import ChainedOptimizer
 from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.transformer.moe.router import Router
+from schedules.runtime.gpu import GPU
 
 
 @dataclass(frozen=True)
@@ -125,8 +125,8 @@ class Stepper:
             seq_length=self.config.data.sequence_length,
             micro_batch_size=self.config.training.micro_batch,
         )
-        if device().type == "cuda":
-            torch.cuda.synchronize()
+        if GPU.present():
+            GPU.synchronize()
         seconds = time.perf_counter() - start
         return [
             f"warm start: every stage and communicator once, before the first message, in {seconds:.1f} s"

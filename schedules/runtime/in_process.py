@@ -15,6 +15,7 @@ from torch import Tensor
 
 from schedules.costs import Link
 from schedules.plan import Message
+from schedules.runtime.gpu import GPU
 from schedules.runtime.link import EmulatedLink, sleep_until
 from schedules.runtime.mail import PipelineError
 from schedules.runtime.record import Record
@@ -43,9 +44,9 @@ class InProcessWorld:
 
     def stream(self, rank: int) -> AbstractContextManager:
         """What the rank's thread runs under."""
-        if not torch.cuda.is_available():
+        if not GPU.present():
             return nullcontext()
-        return torch.cuda.stream(self._streams.setdefault(rank, torch.cuda.Stream()))
+        return GPU.on(self._streams.setdefault(rank, GPU.stream()))
 
     def abort(self, reason: str) -> None:
         """Every wait, now and later, raises Aborted with the reason."""
@@ -127,7 +128,7 @@ class _InProcessTransport(Transport):
 
     def send(self, message: Message, tensor: Tensor) -> Pending:
         arrival = self._link.arrival(message.target_rank, tensor.nbytes) if self._link else 0.0
-        computed = torch.cuda.current_stream().record_event() if tensor.is_cuda else None
+        computed = GPU.current_stream().record_event() if GPU.holds(tensor) else None
         self.world._post(message, _Letter(tensor, arrival, computed))
         return _Sent()
 
@@ -151,7 +152,7 @@ class _Receiving(NamedTuple):
         tensor, arrival, computed = self.world._collect(self.message)
         sleep_until(arrival)
         if computed is not None:
-            stream = torch.cuda.current_stream()
+            stream = GPU.current_stream()
             stream.wait_event(computed)
             tensor.record_stream(stream)
         self.buffer.copy_(tensor, non_blocking=True)

@@ -10,6 +10,7 @@ from typing import NamedTuple
 from schedules.actions import Action, Kind
 from schedules.costs import Costs
 from schedules.plan import Message, Schedule, input_of, lower_rank, output_of
+from schedules.receives import receive_leads
 from schedules.simulate import simulate
 
 Channel = tuple[int, int]
@@ -47,14 +48,16 @@ class Peaks(NamedTuple):
 class Program:
     """``receives`` has, for every channel into the rank, its messages in order; ``depths`` the number that may be
     under way, for channels into and out of the rank. ``posts``: the channels on which a receive is posted before
-    each op; None: as many as ``depths`` says at once, and one more whenever one has come. ``peaks`` is exact: it
-    depends on the order of the actions only."""
+    each op; None: as many as ``depths`` says at once, and one more whenever one has come. ``leads``: by channel into
+    the rank, how many actions ahead that is at most; empty where ``posts`` is None. ``peaks`` is exact: it depends on
+    the order of the actions only."""
 
     rank: int
     ops: tuple[Op, ...]
     receives: dict[Channel, tuple[Message, ...]]
     depths: dict[Channel, int]
     posts: tuple[tuple[Channel, ...], ...] | None
+    leads: dict[Channel, int]
     peaks: Peaks
 
 
@@ -91,10 +94,10 @@ def receive_depths(schedule: Schedule) -> dict[Channel, int]:
     }
 
 
-def compile_rank(schedule: Schedule, rank: int, late: bool = False) -> Program:
-    """The program of one rank of a validated schedule. ``late``: receives are posted one action ahead of the one
-    that needs them, for they cost while they wait. An action's messages are produced during the one before it or
-    earlier, so that a hop is hidden as it is by receives that are posted sooner."""
+def compile_rank(schedule: Schedule, rank: int, late: Costs | None = None) -> Program:
+    """The program of one rank of a validated schedule. ``late``: receives cost while they wait, and are posted only
+    as many actions ahead of the one that needs them as hides the hops with these costs, at least one (see
+    ``receives.receive_leads``), and never more than ``depths`` of a channel, or two."""
     placement = schedule.placement
     last = {(part.stage, part.microbatch): part for action in schedule.actions[rank] for part in action.parts}
     ops = []
@@ -119,18 +122,38 @@ def compile_rank(schedule: Schedule, rank: int, late: bool = False) -> Program:
     here = set(placement.stages_of(rank))
     depths = {channel: depth for channel, depth in receive_depths(schedule).items() if here & set(channel)}
     messages = {channel: tuple(own) for channel, own in received.items()}
-    posts = _one_ahead(ops) if late else None
-    return Program(rank, tuple(ops), messages, depths, posts, _peaks(ops, messages, depths, posts))
+    leads: dict[Channel, int] = {}
+    posts = None
+    if late is not None:
+        posts, leads = _posts(ops, receive_leads(simulate(schedule, late)), depths)
+    return Program(rank, tuple(ops), messages, depths, posts, leads, _peaks(ops, messages, depths, posts))
 
 
-def _one_ahead(ops: list[Op]) -> tuple[tuple[Channel, ...], ...]:
-    """Before each op those of the next one, before the first its own too."""
-    needed = [tuple(part.receive.channel for part in op.parts if part.receive is not None) for op in ops] + [
-        ()
-    ]
-    return tuple(
-        needed[index] + needed[index + 1] if index == 0 else needed[index + 1] for index in range(len(ops))
-    )
+def _posts(
+    ops: list[Op], advised: dict[tuple[int, int, int], int], depths: dict[Channel, int]
+) -> tuple[tuple[tuple[Channel, ...], ...], dict[Channel, int]]:
+    """Before each op, the channels on which a receive is posted, and by channel how many ops ahead at most. A message's
+    is posted as many ahead as is advised, but no sooner than all but ``depths`` - 1 of those before it on the channel
+    have come, and at least one ahead."""
+    needed: dict[Channel, list[tuple[int, int]]] = defaultdict(
+        list
+    )  # by which op, and the first that it may be before
+    for index, op in enumerate(ops):
+        for part in op.parts:
+            if part.receive is not None:
+                own, depth = needed[part.receive.channel], depths[part.receive.channel]
+                room = own[-depth][0] + 1 if len(own) >= depth else 0
+                lead = advised[*part.receive.channel, part.receive.microbatch]
+                own.append((index, max(0, min(max(index - lead, room), index - 1))))
+    posts: list[list[Channel]] = [[] for _ in ops]
+    leads: dict[Channel, int] = {}
+    for channel, own in needed.items():
+        before = len(ops)
+        for index, post in reversed(own):
+            before = min(before, post)  # no later than what comes after it on the channel
+            posts[before].append(channel)
+            leads[channel] = max(leads.get(channel, 1), index - before)
+    return tuple(map(tuple, posts)), leads
 
 
 def _of_part(messages: tuple[Message, ...], part: Action, end: str) -> Message | None:

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 
 from schedules.actions import Action, Kind
+from schedules.runtime.gpu import GPU
 from schedules.runtime.program import Peaks, Program
 
 Mark = float | torch.cuda.Event
@@ -27,12 +28,6 @@ class Event(NamedTuple):
     end: float
 
 
-def _cuda_mark() -> torch.cuda.Event:
-    event = torch.cuda.Event(enable_timing=True)
-    event.record()
-    return event
-
-
 class Record:
     """One step of one rank. Recording costs a few microseconds an action."""
 
@@ -46,7 +41,7 @@ class Record:
         self._cuda = device.type == "cuda"
         self._marks: list[tuple[int, Action, float, Mark, Mark]] = []
         # Without a function of their own, since Python's are dear between two actions (see BufferPool.take).
-        self.mark: Callable[[], Mark] = _cuda_mark if self._cuda else time.monotonic
+        self.mark: Callable[[], Mark] = GPU.mark if self._cuda else time.monotonic
         self.add = self._marks.append  # (position, part, waited, start, end), see Event
 
     def finish(self, waited: float, most_buffers: int) -> None:
@@ -76,7 +71,7 @@ class Record:
         """In order of their ends. On CUDA this waits for the device."""
         if not self._cuda:
             return [Event(*marks) for marks in self._marks]
-        torch.cuda.synchronize()
+        GPU.synchronize()
         first = self._marks[0][3]
         return [
             Event(position, part, waited, first.elapsed_time(start) * 1e-3, first.elapsed_time(end) * 1e-3)

@@ -1,8 +1,8 @@
 """Executes one rank's part of a validated schedule.
 
-Receives are posted ahead (by one action where they cost while they wait), results are sent as soon as they
-exist, and the rank waits only for the message that its next computation needs. An FB whose stages do not
-overlap by themselves runs F, sends its output, and only then waits for the gradient: the hop hides behind the
+Receives are posted ahead (where they cost while they wait, as late as still hides the hops), results are sent as
+soon as they exist, and the rank waits only for the message that its next computation needs. An FB whose stages do
+not overlap by themselves runs F, sends its output, and only then waits for the gradient: the hop hides behind the
 forward.
 """
 
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from schedules.actions import Kind
+from schedules.costs import Costs
 from schedules.plan import Message, Schedule
 from schedules.runtime.buffers import BufferPool
 from schedules.runtime.mail import Mail
@@ -36,7 +37,8 @@ class Runtime:
     the gradient of one; it may differ between micro-batches and steps, as long as both ends agree. All have
     the same ``dtype``, on ``device``. ``evaluate``: only the forwards of the schedule are run. ``lockstep``:
     an FB waits for both its messages before it starts and sends both results when it is over; there to be
-    compared with. ``watchdog`` is told the rank's position, and that a step has failed.
+    compared with. ``watchdog`` is told the rank's position, and that a step has failed. ``costs``: by which it is
+    worked out how late receives may be posted, where the transport's cost while they wait.
 
     ValueError for an invalid schedule (InvalidSchedule) or stages that are not the rank's.
     """
@@ -54,6 +56,7 @@ class Runtime:
         evaluate: bool = False,
         lockstep: bool = False,
         watchdog: Watchdog | None = None,
+        costs: Costs | None = None,
     ) -> None:
         validate(schedule)
         expected = schedule.placement.stages_of(rank)
@@ -63,7 +66,9 @@ class Runtime:
                 f"the table given has {sorted(stages)}"
             )
         executed = forward_only(schedule) if evaluate else schedule
-        self.program = compile_rank(executed, rank, late=transport.receives_occupy_device)
+        self.program = compile_rank(
+            executed, rank, (costs or Costs()) if transport.receives_occupy_device else None
+        )
         name = f"{schedule.name}, forward only" if evaluate else schedule.name
         self.position = Position(name, rank, self.program.ops)
         self._stages, self._transport, self._shape = dict(stages), transport, shape

@@ -19,12 +19,12 @@ from schedules.actions import Kind
 from schedules.costs import Link
 from schedules.placement import Placement
 from schedules.plan import Message
+from schedules.runtime.gpu import GPU
 from schedules.runtime.groups import everyones
 from schedules.runtime.link import EmulatedLink, sleep_until
 from schedules.runtime.transport import Pending, Transport
 
 MOST_CHANNELS = 32  # of a rank, on CUDA: torch's streams of the priority that channels have
-_CHANNEL_BLOCKS = 4
 _MICROBATCHES, _STAGES = 1 << 17, 1 << 12  # what a tag of 31 bits has room for
 
 
@@ -135,8 +135,8 @@ def _channel_groups(
             pair = dist.new_group(
                 sorted((pipeline[rank_of[source]], pipeline[rank_of[target]])),
                 timeout=timeout,
-                backend="nccl",
-                pg_options=_options(timeout),
+                backend=GPU.backend,
+                pg_options=GPU.channel_options(timeout),
                 group_desc=f"channel {source}>{target}",
             )
             if pipeline == members and (source, target) in mine:
@@ -145,22 +145,8 @@ def _channel_groups(
         token = torch.zeros(1, device=device)
         move = pair.send if rank_of[source] == group.rank() else pair.recv
         move([token], 1 - pair.rank(), 0).wait()
-    torch.cuda.synchronize(device)
+    GPU.synchronize()
     return own
-
-
-def _options(timeout: timedelta | None) -> dist.ProcessGroupNCCL.Options:
-    """A new object for every group: ``new_group`` writes into it.
-
-    A posted receive holds every block of its kernel, each nearly all registers of a multiprocessor, until its
-    message comes. NCCL would take 16 to 32 for a large message over NVLink. How few still carry a message in the
-    time that the schedule leaves it has not been measured on a device yet.
-    """
-    options = dist.ProcessGroupNCCL.Options(is_high_priority_stream=True)
-    options.config.max_ctas = _CHANNEL_BLOCKS
-    if timeout is not None:
-        options._timeout = timeout
-    return options
 
 
 class _NcclSend:

@@ -4,20 +4,24 @@ and what the host enqueued where. Import it in ranks only: it replaces names of 
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator
+import time
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
+
+POOL = 32  # streams that torch has of each priority, handed out in turn
 
 
 class Clock(dict):
     """A vector clock: by stream, how many operations of it are over."""
 
     def join(self, other: Clock) -> None:
-        for stream, time in other.items():
-            if time > self.get(stream, 0):
-                self[stream] = time
+        for stream, count in other.items():
+            if count > self.get(stream, 0):
+                self[stream] = count
 
 
 class Item(NamedTuple):
@@ -39,24 +43,44 @@ class Item(NamedTuple):
 class Device:
     """A process's GPU.
 
-    log: what the host did, in order. host: what it has waited for. watchers: are told of messages.
+    log: what the host did, in order. host: what it has waited for. watchers: are told of messages. on_wait: are told
+    what the host waits for, in words.
     """
 
     def __init__(self) -> None:
         self.watchers: list[Any] = []
+        self.on_wait: list[Callable[[str], None]] = []
         self.log: list[Item] = []
         self.host = Clock()
         self.events = 0
         self.sides = 0
+        self.streams: list[Stream] = []
+        self.handed_out: Counter[int] = Counter()  # by priority
         self.compute = Stream(name="compute", on=self)
         self.current = [self.compute]
+
+    def forget_streams(self) -> None:
+        """As another process begins."""
+        self.sides, self.streams = 0, [self.compute]
+        self.handed_out.clear()
+
+    def synchronize(self) -> None:
+        """The host waits for all streams."""
+        self.waits("the device")
+        for stream in dict.fromkeys(self.streams):
+            stream.record_event().host_waits()
+
+    def waits(self, what: str) -> None:
+        for told in self.on_wait:
+            told(what)
 
 
 class Event:
     """As torch.cuda.Event."""
 
-    def __init__(self, *_: Any, **__: Any) -> None:
-        self.clock, self.number = Clock(), -1
+    def __init__(self, enable_timing: bool = False, **_: Any) -> None:
+        self.clock, self.number, self.timed, self.stamp = Clock(), -1, enable_timing, 0.0
+        self.stream: str | None = None
 
     def record(self, stream: Stream | None = None) -> None:
         (stream or DEVICE.current[-1]).record_event(self)
@@ -65,6 +89,10 @@ class Event:
         (stream or DEVICE.current[-1]).wait_event(self)
 
     def synchronize(self) -> None:
+        DEVICE.waits("an event")
+        self.host_waits()
+
+    def host_waits(self) -> None:
         if self.number >= 0:
             DEVICE.log.append(Item("host", number=self.number))
         DEVICE.host.join(self.clock)
@@ -72,12 +100,23 @@ class Event:
     def query(self) -> bool:
         return True
 
-    def elapsed_time(self, _: Event) -> float:
-        return 0.0
+    def over(self) -> bool:
+        """Whether the host has waited for it, or for something after it."""
+        return self.stream is not None and DEVICE.host.get(self.stream, 0) >= self.clock[self.stream]
+
+    def elapsed_time(self, later: Event) -> float:
+        """Milliseconds, by when the host enqueued what comes before them."""
+        if not (self.timed and later.timed):
+            raise RuntimeError("both events must be created with 'enable_timing=True'")
+        if self.stream is None or later.stream is None:
+            raise RuntimeError("both events must be recorded before calculating elapsed time")
+        if not (self.over() and later.over()):
+            raise RuntimeError("both events must be completed before calculating elapsed time")
+        return 1e3 * (later.stamp - self.stamp)
 
 
 class Stream:
-    """As torch.cuda.Stream."""
+    """As torch.cuda.Stream: beyond the pool of its priority, one that was handed out before."""
 
     cuda_stream = 0
     device = torch.device("cpu")
@@ -86,9 +125,19 @@ class Stream:
         self, device: Any = None, priority: int = 0, *, name: str | None = None, on: Device | None = None
     ) -> None:
         owner = on or DEVICE
-        self.name, self.priority = name or f"side {owner.sides}", priority
+        self.priority = priority
+        if on is None:
+            turn = owner.handed_out[priority]
+            owner.handed_out[priority] += 1
+            if turn >= POOL:
+                pool = [stream for stream in owner.streams[1:] if stream.priority == priority]
+                earlier = pool[turn % POOL]
+                self.name, self.clock = earlier.name, earlier.clock
+                return
+        self.name = name or f"side {owner.sides}"
         owner.sides += name is None
         self.clock = Clock({self.name: 0})
+        owner.streams.append(self)
 
     def tick(self, item: str = "kernel", **more: Any) -> int:
         """One more operation on the stream; its time."""
@@ -101,6 +150,7 @@ class Stream:
         event = event or Event()
         DEVICE.events += 1
         event.number, event.clock = DEVICE.events, Clock(self.clock)
+        event.stream, event.stamp = self.name, time.perf_counter()
         DEVICE.log.append(Item("record", self.name, event.number))
         return event
 
@@ -113,7 +163,8 @@ class Stream:
         self.wait_event(other.record_event())
 
     def synchronize(self) -> None:
-        self.record_event().synchronize()
+        DEVICE.waits("a stream")
+        self.record_event().host_waits()
 
     def query(self) -> bool:
         return True
@@ -141,6 +192,7 @@ def install() -> None:
     cuda.Stream, cuda.Event, cuda.stream = Stream, Event, on
     cuda.current_stream = lambda *_: DEVICE.current[-1]
     cuda.default_stream = lambda *_: DEVICE.compute
+    cuda.synchronize = lambda *_: DEVICE.synchronize()
     runner.Lanes = lambda _: lanes.Lanes(torch.device("cuda"))
 
 

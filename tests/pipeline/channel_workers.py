@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from datetime import timedelta
 
 import torch
@@ -9,35 +10,49 @@ import torch.distributed as dist
 
 from hcmegatron.config.schema import Config
 from hcmegatron.pipeline.placement import placement
-from hcmegatron.platform.distributed import megatron_groups
+from hcmegatron.platform.distributed import megatron_groups, process_groups
+from hcmegatron.platform.ranks import discover
+from megatron.core import parallel_state
 from schedules.actions import Kind
 from schedules.placement import Placement
 from schedules.plan import Message
+from schedules.runtime.gpu import CHANNEL_BLOCKS, GPU
 from schedules.runtime.torch_distributed import DistributedTransport, channels
-from tests.emulated import nccl
+from tests.emulated import gpu
+from tests.emulated.communicators import Communicator
 
-CUDA = torch.device("cuda")  # which the CPU adapter answers for
 
-
-def channels_of(configs: list[Config], limit: float) -> list[list[int]]:
+def channels_of(configs: list[Config], limit: float) -> list[tuple[int, list]]:
     """Per configuration, how many groups this rank had made or joined before, and its channels: made twice,
-    each time with a message through every one, and ended."""
+    each time with a message through every one, and ended. Megatron's groups are the emulated NCCL's too."""
     torch.set_num_threads(1)
+    gpu.install()
     timeout = timedelta(seconds=limit)
     found = []
-    for config in configs:
-        where = placement(config)
-        with megatron_groups(config) as groups, nccl.installed() as given:
-            before = len(dist.distributed_c10d._world.pg_names)
-            for time in range(2):
-                transport = DistributedTransport(groups.pp, where, CUDA, timeout=timeout)
-                made = sorted(transport._channels)
-                _exchange(transport, where, groups.pp.rank(), 100 * groups.dp.rank() + time)
-                transport.close()
-                assert len(dist.distributed_c10d._world.pg_names) == before
-            assert all(options.is_high_priority_stream and options._timeout == timeout for options in given)
-            found.append((before, made))
+    with process_groups(configs[0], discover(os.environ)):
+        parallel_state.destroy_model_parallel()
+        for config in configs:
+            with megatron_groups(config) as groups:
+                assert isinstance(groups.pp, Communicator) and isinstance(groups.dp, Communicator)
+                found.append(_made(config, groups, timeout))
     return found
+
+
+def _made(config: Config, groups: object, timeout: timedelta) -> tuple[int, list]:
+    where = placement(config)
+    before, others = len(dist.distributed_c10d._world.pg_names), set(Communicator.every)
+    for time in range(2):
+        transport = DistributedTransport(groups.pp, where, GPU.device(), timeout=timeout)
+        made = sorted(transport._channels)
+        new = set(Communicator.every) - others
+        assert len(new) == len(made) == len({id(group.options) for group in new})
+        for group in new:
+            assert group.size() == 2 and group.options.config.max_ctas == CHANNEL_BLOCKS
+            assert group.options.is_high_priority_stream and group.options._timeout == timeout
+        _exchange(transport, where, groups.pp.rank(), 100 * groups.dp.rank() + time)
+        transport.close()
+        assert len(dist.distributed_c10d._world.pg_names) == before
+    return before, made
 
 
 def _exchange(transport: DistributedTransport, where: Placement, rank: int, mark: int) -> None:

@@ -1,4 +1,4 @@
-"""Both ends of every NCCL channel meet, whatever groups each rank has made before; gloo in NCCL's place."""
+"""Both ends of every NCCL channel meet, whatever groups each rank has made before, in the emulated NCCL's groups."""
 
 import pytest
 
@@ -8,7 +8,7 @@ from schedules.runtime.torch_distributed import channels
 from tests.ranks import run_ranks
 
 pytestmark = pytest.mark.ranks
-RUN = {"preload": ("tests.pipeline.channel_workers",), "timeout": 100}
+RUN = {"preload": ("tests.pipeline.channel_workers",), "timeout": 100, "process_group": False}
 SCHEDULES = ("1f1b", "interleaved", "dualpipev", "dualpipe")  # a placement each
 
 

@@ -1,14 +1,21 @@
 """What CUDA reads when it starts: set where unset, left where set, said, and warned of."""
 
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from hcmegatron.config.errors import ConfigError
+from hcmegatron.config.load import read
 from hcmegatron.config.schema import Config
-from hcmegatron.pipeline.cuda_streams import check_channels, streams, warnings
+from hcmegatron.pipeline.cuda_streams import check_channels, receives, streams, warnings
+from hcmegatron.planner.flops import training_flops_per_token
+from hcmegatron.planner.hops import pipeline_costs
 from hcmegatron.platform import cuda_environment
+
+ROOT = Path(__file__).parents[2]
 
 
 def test_what_is_unset_is_set_and_what_is_set_stays():
@@ -72,3 +79,27 @@ def test_more_channels_than_streams_are_refused():
     check_channels(config_for("interleaved", 4, 8))
     with pytest.raises(ConfigError, match=r"parallel.virtual = 9.*36 channels.*parallel.virtual = 8 or less"):
         check_channels(config_for("interleaved", 4, 9))
+
+
+def test_how_early_receives_are_posted_is_said_with_what_it_follows_from():
+    """The 27B model, by hand: 4096 tokens of 4 x 2560 numbers of 2 bytes in 1.7 ms at 50 GB/s."""
+    config, _ = read(
+        ROOT / "configs" / "mhc-27b.yaml", ["--parallel.pipeline=4", "--parallel.schedule=dualpipev"]
+    )
+    (said,) = receives(config, 16, 1)
+    assert said == (
+        "receives are posted 1 action ahead: a hop takes 0.15 of a stage's forward, by estimate (50 GB/s, 400 TFLOP/s)"
+    )
+    costs = pipeline_costs(config, 8)
+    tokens = config.training.micro_batch * config.data.sequence_length
+    forward = tokens * training_flops_per_token(config, 0) / 3 / 8 / 400e12
+    assert costs.link.latency * forward == pytest.approx(tokens * 4 * 2560 * 2 / 50e9)
+    small, _ = read(
+        ROOT / "configs" / "quickstart.yaml", ["--parallel.pipeline=4", "--parallel.schedule=dualpipev"]
+    )
+    ahead = re.match(r"receives are posted (\d) to (\d) actions ahead", receives(small, 16, 1)[0])
+    assert 1 <= int(ahead[1]) < int(ahead[2])
+    config.parallel.pipeline = 1
+    assert receives(config, 16, 0) == []
+    config.parallel.schedule = "megatron_1f1b"
+    assert receives(config, 16, 0) == []

@@ -87,7 +87,7 @@ class Overlapping(Stage):
 def enqueued(schedule: Schedule, rank: int, overlap: bool, late: bool) -> list[Item]:
     """By one step of the rank, after one step before it."""
     where = schedule.placement
-    DEVICE.sides = 0
+    DEVICE.forget_streams()
     build = partial(Overlapping, Lanes(CUDA)) if overlap else Stage
     stages = {
         stage: build(where.previous(stage) is None, where.next(stage) is None)

@@ -72,7 +72,7 @@ def test_every_channel_has_options_of_its_own_with_the_timeout(monkeypatch):
     monkeypatch.setattr(dist, "get_process_group_ranks", lambda group: [4, 5])
     monkeypatch.setattr(dist, "ProcessGroupNCCL", mock.Mock(Options=nccl.Options), raising=False)
     monkeypatch.setattr(torch, "zeros", lambda *size, device=None: zeros(*size))
-    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
     limit = timedelta(seconds=7)
     transport = DistributedTransport(Group(), v_shape(2), torch.device("cuda"), timeout=limit)
     own = dict(transport._channels)

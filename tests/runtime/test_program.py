@@ -1,11 +1,12 @@
 """What is worked out before the first step: receives ahead, buffers, handovers."""
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 
 import pytest
 
 from schedules import GENERATORS, Kind, generate
-from schedules.costs import Costs
+from schedules.costs import Costs, Link
+from schedules.receives import most_ahead, receive_leads
 from schedules.runtime.program import compile_rank, forward_only, receive_depths
 from schedules.simulate import simulate
 
@@ -130,25 +131,36 @@ def test_bounded_sends_cannot_deadlock(name, ranks, microbatches):
     assert not finishes(schedule, dict.fromkeys(depths, 0))
 
 
+@pytest.mark.parametrize("hop", [0.0, 0.25, 1.5, 40.0])
 @pytest.mark.parametrize(("name", "ranks", "microbatches"), [case for case in cases() if case[1:] <= (4, 12)])
-def test_late_receives_are_posted_one_action_ahead(name, ranks, microbatches):
-    schedule = generate(name, ranks, microbatches)
+def test_late_receives_are_posted_as_early_as_they_have_to_be(name, ranks, microbatches, hop):
+    """As many actions ahead as the simulator advises, one or more; no more than `depths` of a channel, or two."""
+    schedule, costs = generate(name, ranks, microbatches), Costs(link=Link(latency=hop))
     for executed in (schedule, forward_only(schedule)):
+        advised = most_ahead(receive_leads(simulate(executed, costs)))
         for rank in range(ranks):
-            early, late = (compile_rank(executed, rank, late) for late in (False, True))
-            assert early.posts is None and late.ops == early.ops
+            early, late = compile_rank(executed, rank), compile_rank(executed, rank, costs)
+            assert early.posts is None and not early.leads and late.ops == early.ops
             waiting = {channel: iter(messages) for channel, messages in late.receives.items()}
-            posted = {
-                next(waiting[channel]): index
-                for index, channels in enumerate(late.posts)
-                for channel in channels
+            ahead, outstanding, most = defaultdict(list), Counter(), Counter()
+            posted = {}
+            for index, op in enumerate(late.ops):
+                for channel in late.posts[index]:
+                    posted[next(waiting[channel])] = index
+                    outstanding[channel] += 1
+                    most[channel] = max(most[channel], outstanding[channel])
+                for part in op.parts:
+                    if part.receive is not None:
+                        ahead[part.receive.channel].append((posted[part.receive], index))
+                        outstanding[part.receive.channel] -= 1
+            assert not outstanding.total() and late.leads == {
+                channel: max(1, *(index - post for post, index in own)) for channel, own in ahead.items()
             }
-            needed = {
-                part.receive: index
-                for index, op in enumerate(late.ops)
-                for part in op.parts
-                if part.receive is not None
-            }
-            assert posted == {message: max(index - 1, 0) for message, index in needed.items()}
+            for channel, own in ahead.items():
+                assert most[channel] <= max(2, late.depths[channel])
+                assert late.leads[channel] <= advised[channel]
+                assert all(post <= max(index - 1, 0) for post, index in own)
+                if hop <= 1:  # less than the shortest action
+                    assert [post for post, _ in own] == [max(index - 1, 0) for _, index in own]
             assert late.peaks.live == early.peaks.live
-            assert late.peaks.buffers <= early.peaks.buffers + 2
+            assert late.peaks.buffers <= early.peaks.buffers + 2 * len(late.receives)

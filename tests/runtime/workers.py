@@ -88,7 +88,14 @@ def _fail() -> None:
     raise ArithmeticError("no more numbers")
 
 
-def disturb(how: str, culprit: int, limit: float, directory: Path, tcp_port: int | None) -> None:
+def disturb(
+    how: str,
+    culprit: int,
+    limit: float,
+    directory: Path,
+    tcp_port: int | None,
+    device: torch.device = CPU,
+) -> None:
     """A few steps, in the second of which rank ``culprit`` does not do its part; then a barrier, as a trainer
     has in its optimizer. Returns only if nothing ends the process."""
     group = dist.group.WORLD
@@ -101,8 +108,8 @@ def disturb(how: str, culprit: int, limit: float, directory: Path, tcp_port: int
     lengths = [3] * 12
     schedule = generate("dualpipev", group.size(), len(lengths))
     stages = stages_of(schedule, rank, lengths)
-    transport = DistributedTransport(group, schedule.placement, CPU)
-    own = runtime(schedule, rank, stages, transport, lengths, watchdog=watchdog)
+    transport = DistributedTransport(group, schedule.placement, device)
+    own = runtime(schedule, rank, stages, transport, lengths, watchdog=watchdog, device=device)
     own.step()
     time.sleep(3 * limit / 10)  # for positions to reach the store
     if rank == culprit and how == "cut":
