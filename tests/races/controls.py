@@ -46,7 +46,7 @@ EXEMPT: dict[str, str] = {
         "tests/model/test_parameter_gather.py finds it"
     ),
     "hcmegatron/training/step.py Stepper._warm_start synchronize": "for a time to print",
-    "schedules/runtime/gpu.py Gpu.synchronize synchronize": "what the others here call: each of them stands here itself",
+    "schedules/runtime/gpu.py Gpu.synchronize synchronize": "what others call, each of whom stands here itself",
     "schedules/runtime/record.py Record.events synchronize": "for times to read",
     "schedules/runtime/torch_distributed.py _channel_groups wait": (
         "set-up: nobody reads the token, and the next line waits for the whole device"
