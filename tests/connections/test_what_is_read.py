@@ -32,6 +32,7 @@ OTHER = {
     if name not in SEEN_ELSEWHERE
 }
 OTHER["n"], OTHER["pre_eps"] = 3, 1e-3  # divides the small network's 12 channels; shows in single outputs
+OTHER["sinkhorn_eps"] = "additive"  # a floor acts on no sum of ordinary logits
 
 
 def unread(conn):

@@ -57,7 +57,6 @@ def main(folder: Path) -> None:
             refused(["--connection.leek=1"], file),
             refused(["--parallel.schedule=last-furst"], file),
             refused(["--training.global_batch=3"], file),
-            refused(["--implementation=te"], file),
             refused(["--parallel.overlap=true"], file),
         ],
         "idle": ineffective(read(file, ["--connection.tanh=false", "--kernels=triton"])[0]),

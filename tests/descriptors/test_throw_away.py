@@ -38,7 +38,6 @@ def test_the_program_takes_them(tmp_path):
             "did you mean last_first?",
             "makes 3 micro-batches a rank, and parallel.schedule = last_first with parallel.pipeline = 2 takes "
             "multiples of 2: it likes pairs; use 2 or 4",
-            "implementation = te with parallel.schedule = last_first",
             "parallel.schedule = last_first has no pairs",
         ],
         strict=True,
