@@ -24,16 +24,23 @@ CASES = {
 }
 
 
+def unequal(gradients, others):
+    return [name for name, value in gradients.items() if not torch.equal(value, others[name])]
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_deferred_weight_gradients(case):
     world_size, *arguments = CASES[case]
     micro_batches = 1 if case == "dense-tied" else 3
     for rank in run_ranks(world_size, "tests.model.deferred_ranks:compare", *arguments, preload=MEGATRON):
+        assert unequal(rank["deferred"], rank["whole"]) == []
         # Megatron rounds gradients of 16-bit weights to 16 bits before it adds them (test_precision.py).
-        expected = rank["whole" if "bf16" in arguments else "usual"]
-        for how in ("whole", "deferred"):
-            different = [name for name, value in expected.items() if not torch.equal(value, rank[how][name])]
-            assert not different, how
+        rounded = unequal(rank["whole"], rank["usual"]) if "bf16" not in arguments else []
+        # Of an expert with one token the matmul is a single product, which some BLAS add without rounding it first.
+        assert [name for name in rounded if ".local_experts." not in name] == []
+        for name in rounded:
+            usual = rank["usual"][name]
+            assert (usual - rank["whole"][name]).abs().max() <= 2**-23 * usual.abs().max(), name
         for name, value in rank["usual"].items():
             assert (value - rank["whole"][name]).abs().max() <= 2**-7 * value.abs().max(), name
         assert any(value.count_nonzero() for value in rank["usual"].values())

@@ -203,7 +203,9 @@ def collect(chunks, gradient):
 
 
 def finish(losses, seen, chunks) -> Step:
-    total = sum((entry["loss"] for entry in losses), torch.zeros(2, dtype=torch.float64)) if losses else None
+    total = (
+        sum((entry["loss"][:2] for entry in losses), torch.zeros(2, dtype=torch.float64)) if losses else None
+    )
     return Step(
         None if total is None else float(total[0] / total[1]),
         {place: (grad, data.detach().double().numpy().copy()) for place, (grad, data) in seen.items()},

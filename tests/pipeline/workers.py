@@ -93,7 +93,7 @@ def lengths(configs: list[Config], lengths: list[int]) -> list[Outcome]:
                 seq_length=lengths,
                 micro_batch_size=config.training.micro_batch,
             )
-            sums = sum((entry["loss"] for entry in losses), torch.zeros(2))
+            sums = sum((entry["loss"][:2] for entry in losses), torch.zeros(2))
             dist.all_reduce(sums)
             outcomes.append(Outcome((sums[0] / sums[1]).item(), 1.0, gradients(chunks), [], {}))
     return outcomes
