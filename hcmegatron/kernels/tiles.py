@@ -136,8 +136,11 @@ def rule(key: Key) -> Tile:
         case "read_forward":
             return Tile(16, min(max(wide, 16), 64), stages=3, V=vector)
         # After a fold there is no phi to share: more programs, of which five to nine fit.
+        case "read_folded" if n <= 4:
+            return Tile(16, min(max(wide, 16), 128), stages=1)
+        # Left to itself the compiler spills here too, for a fifth program where four are one wave.
         case "read_folded":
-            return Tile(16, min(max(wide, 16), 128 if n <= 4 else 64), stages=1)
+            return Tile(16, min(max(wide, 16), 64), stages=1, registers=128)
         # 96 registers, so that all 512 programs for 8192 tokens are there at once (128 channels: 167, three).
         case "read_backward_coefficients":
             return Tile(16, min(max(wide, 16), 64), stages=1)

@@ -92,6 +92,8 @@ def test_every_width_on_hopper_and_the_streams_own_loads():
     narrow = compile_all("--sm", "90", "--hidden", "2560", "--variant", "mhc", "--streams")
     whole_sub_layer(narrow)
     for r in narrow:
+        if r["name"] == "read_backward_sums":  # of parts of gradients, no streams
+            continue
         assert r["wide_loads"] >= r["stream_loads"] >= stream_tiles(r) * r["vectors"], r
     wide = compile_all("--sm", "90", "--hidden", "4096", "7168", "--variant", "mhc")
     assert [r["C"] for r in wide] == [4096] * len(narrow) + [7168] * len(narrow)
