@@ -126,7 +126,7 @@ UPDATE = {
     ("update", "a copy to the device", "utils.py:local_multi_tensor_l2_norm"),
     ("update", "aten._local_scalar_dense", "utils.py:local_multi_tensor_l2_norm"),
     ("update", "aten._local_scalar_dense", "clip_grads.py:get_grad_norm_fp32"),
-    ("update", "aten._local_scalar_dense", "step.py:step"),
+    ("update", "aten._local_scalar_dense", "loss.py:mean"),
 }
 
 
