@@ -41,6 +41,7 @@ MODEL = """
 model: {layers: 30, hidden_size: 256, heads: 4, ffn_hidden_size: 704}
 data: {sequence_length: 256}
 training: {micro_batch: 1, global_batch: 1, threads: 1}
+parallel: {schedule: 1f1b}  # under Megatron's own, its linears may add to buffers that a bare chunk has not
 """
 MODES = {
     "none": [],

@@ -126,9 +126,9 @@ def fused_norms() -> ModuleType | None:
 def _extension(name: str) -> ModuleType | None:
     try:
         return importlib.import_module(name)
-    except ModuleNotFoundError:
-        return None
     except Exception as error:  # whatever a build for another torch raises
+        if isinstance(error, ModuleNotFoundError) and f"{name}.".startswith(f"{error.name}."):
+            return None  # it is not there, or what it would be in; and not something that it imports
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         warnings.warn(
             f"{name} is installed but does not import ({reason}); torch is used instead", stacklevel=3

@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 
 from hcmegatron.config.schema import Config
-from hcmegatron.connections import facts
 from hcmegatron.model import gpt
 from hcmegatron.platform.distributed import megatron_groups
 from hcmegatron.training import optimizer
@@ -70,8 +69,7 @@ def split_weights_unmarked():
 
 def decay_by_dimension():
     """Megatron's own rule for weight decay, which decays A_r and b_res and spares W_m."""
-    facts.weight_decay = lambda connection, name: True
-    optimizer.decays = lambda name, parameter, connection: parameter.dim() > 1
+    optimizer.decays = lambda parameter: parameter.dim() > 1
 
 
 def tied_embedding_not_summed():

@@ -4,7 +4,9 @@ A stub has the signatures of apex's published source (csrc/megatron/fused_weight
 apex/normalization/fused_layer_norm.py). It computes on the CPU, which takes CUDA's part here.
 """
 
+import importlib
 import sys
+import warnings
 from types import ModuleType, SimpleNamespace
 
 import pytest
@@ -139,6 +141,19 @@ def test_an_extension_that_does_not_import_is_told(apex, tmp_path):
     sys.modules.pop("fused_weight_gradient_mlp_cuda")
     with pytest.warns(UserWarning, match="fused_weight_gradient_mlp_cuda.*OSError: undefined symbol"):
         assert optional.fused_weight_gradients() is None
+
+
+def test_an_extension_that_lacks_what_it_imports_is_told(apex, tmp_path):
+    (tmp_path / "fused_weight_gradient_mlp_cuda.py").write_text("import no_such_module_of_apex")
+    sys.modules.pop("fused_weight_gradient_mlp_cuda")
+    with pytest.warns(UserWarning, match="fused_weight_gradient_mlp_cuda.*No module named 'no_such_module"):
+        assert optional.fused_weight_gradients() is None
+    (tmp_path / "fused_weight_gradient_mlp_cuda.py").unlink()
+    optional.fused_weight_gradients.cache_clear()
+    importlib.invalidate_caches()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert optional.fused_weight_gradients() is None  # simply not there
 
 
 def test_pyramids_apex_has_no_norms(apex, tmp_path):

@@ -31,6 +31,12 @@ def tell(work: Work) -> None:
     )
 
 
+def tell_late(work: Work) -> None:
+    """After more than the second that it has."""
+    time.sleep(1.5)
+    tell(work)
+
+
 def fine(work: Work) -> None:
     assert work.gpus == int(os.environ.get("GPUS_OF_TEST", "0")) and work.miniature == (work.gpus == 0)
     assert work.device == ("cuda" if work.gpus else "cpu")

@@ -160,6 +160,15 @@ def test_killed_and_resumed(small, tmp_path):
     assert words == {"fine": "passed", "wrong": "failed", "slow": "timed out", "babbles": "passed"}
 
 
+def test_a_machine_whose_first_import_is_slow_is_known_all_the_same(tmp_path, monkeypatch):
+    """On a GPU too, of which nobody knows before."""
+    monkeypatch.setenv("GPUS_OF_TEST", "1")
+    monkeypatch.setattr(run, "FACTS", Phase("machine", "", "", 1, "tests.tools.gpu_phases:tell_late"))
+    monkeypatch.setattr(run, "PATIENCE", 60)
+    facts = run.Check(Folder(tmp_path), False, {}).machine()
+    assert len(facts["gpus"]) == 1 and "unknown" not in facts
+
+
 def test_results_of_another_tree_are_not_mixed(small, tmp_path, monkeypatch, capsys):
     small("fine")
     out = str(tmp_path / "out")

@@ -2,14 +2,18 @@
 
 import traceback
 import warnings
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+from hcmegatron.model import accumulate
 from tests.pipeline import cuda_run
 from tests.ranks import ROOT
-from tools.gpu_check import correctness, overlap
+from tools import bench_recompute
+from tools.gpu_check import correctness, overlap, probes, speed
 from tools.gpu_check.correctness import first_difference
+from tools.gpu_check.worker import Work
 
 
 def event(name, stream, start, length, category="kernel"):
@@ -98,3 +102,32 @@ def test_cases_and_files_are_those_that_there_are():
     assert (ROOT / correctness.ELSEWHERE[0]).exists()
     text = (ROOT / "tests/pipeline/test_overlap_cuda.py").read_text()
     assert f"def {correctness.ELSEWHERE[1]}(" in text
+
+
+@pytest.mark.parametrize("over", [False, True])
+def test_a_call_has_waited_where_the_kernel_is_over(over, monkeypatch):
+    """However long it took: it may be slow by itself."""
+    event = SimpleNamespace(query=lambda: over)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    monkeypatch.setattr(torch.cuda, "Stream", lambda: SimpleNamespace(record_event=lambda: event))
+    monkeypatch.setattr(probes, "spin", lambda stream: None)
+    slow = 0.0 if over else 0.6 * probes.SPIN
+    seconds, waited = probes.beside_spinning(lambda: probes.time.sleep(slow), "cuda")
+    assert waited is over and seconds >= slow
+
+
+def test_a_pytest_that_cannot_run_its_tests_has_not_passed(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(correctness, "files", lambda: ["tests/no_such_test.py"])
+    work = Work(tmp_path / "rows", True, 0.0, arguments={"share": 0, "of": 1})
+    with pytest.raises(RuntimeError, match="pytest ended with status 4"):
+        correctness.some_tests(work)
+    assert "no_such_test.py" in capsys.readouterr().err
+
+
+def test_linears_of_a_bare_chunk_add_to_no_buffer(monkeypatch):
+    """NVIDIA apex on the machine or not: the memory phase's chunks have no wrapper, and so no buffers."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(accumulate, "fused_weight_gradients", lambda: object())
+    configs = bench_recompute.configurations(list(speed.STACK))
+    assert len(configs) == 4 and {config.training.dtype for config in configs.values()} == {"bf16"}
+    assert not any(accumulate.megatron_fuses(config) for config in configs.values())

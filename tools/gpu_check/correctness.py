@@ -47,11 +47,17 @@ def files() -> list[str]:
 
 
 def some_tests(work: Work) -> None:
-    """One process's share."""
+    """One process's share.
+
+    Raises:
+        RuntimeError: pytest could not run them.
+    """
     import pytest
 
     arguments = ["-q", "-m", "cuda", "-p", "no:cacheprovider", "-p", "no:randomly", "--rootdir", str(ROOT)]
-    pytest.main([*arguments, *(str(ROOT / name) for name in files())], plugins=[_Rows(work)])
+    status = pytest.main([*arguments, *(str(ROOT / name) for name in files())], plugins=[_Rows(work)])
+    if status not in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED, pytest.ExitCode.NO_TESTS_COLLECTED):
+        raise RuntimeError(f"pytest ended with status {int(status)}; what it said is above")
 
 
 class _Rows:

@@ -19,7 +19,9 @@ from tools.gpu_check.worker import Process
 FACTS = Phase(
     "machine", "What is this machine?", "what can be run", FACTS_SECONDS, "tools.gpu_check.machine:tell"
 )
-PATIENCE = 4  # times its seconds that a phase may take in miniature, on whatever CPU
+PATIENCE = (
+    4  # times its seconds that the look at the machine may take; in miniature, on whatever CPU, every phase
+)
 LEAST = 0.5  # of its seconds that a phase needs to be begun
 ON_CPU = {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -76,7 +78,7 @@ class Check:
 
     def machine(self) -> dict[str, Any]:
         """Its facts; the least that is known of it where it does not answer."""
-        self._wave([FACTS], PATIENCE * FACTS.seconds)
+        self._wave([FACTS], PATIENCE * FACTS.seconds, PATIENCE)  # a first import of torch may be slow
         outcome = self.outcomes.pop(FACTS.name)
         told = [row for row in self.folder.found(FACTS.name).rows if row["kind"] == "facts"]
         if told:
@@ -112,13 +114,13 @@ class Check:
                     self._ended(Outcome(phase.name, "not run", words))
                 else:
                     ready.append(phase)
-            self._wave(ready, ends - time.monotonic())
+            self._wave(ready, ends - time.monotonic(), PATIENCE if self.miniature else 1)
 
-    def _wave(self, phases: Sequence[Phase], left: float) -> None:
-        """All at once, each to its limit or what is left of the whole."""
+    def _wave(self, phases: Sequence[Phase], left: float, patience: float) -> None:
+        """All at once, each to `patience` times its limit or what is left of the whole."""
         running: list[_Running] = []
         for phase in phases:
-            self._begin(phase, min(phase.seconds * (PATIENCE if self.miniature else 1), left), running)
+            self._begin(phase, min(phase.seconds * patience, left), running)
         while running:
             for one in list(running):
                 if self._over(one):
