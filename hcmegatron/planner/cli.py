@@ -6,6 +6,7 @@ import argparse
 import difflib
 import json
 import math
+from contextlib import suppress
 from pathlib import Path
 
 from hcmegatron.config import ConfigError, check, read
@@ -101,12 +102,15 @@ def main(options: argparse.Namespace, overrides: list[str]) -> int:
 
 def write(path: Path, text: str) -> None:
     """A file, whole or not at all."""
+    if not path.name:
+        raise ConfigError(f"{path}: cannot be written: it is a directory; name a file")
     part = path.with_name(path.name + ".part")
     try:
         part.write_text(text, encoding="utf-8")
         part.replace(path)
     except OSError as error:
-        part.unlink(missing_ok=True)
+        with suppress(OSError):  # there may be none
+            part.unlink()
         raise ConfigError(f"{path}: cannot be written: {error.strerror}") from None
 
 

@@ -84,6 +84,8 @@ def test_json_has_every_figure_and_the_picture_is_one(tmp_path, capsys):
         (["--gpus", "256", "--pryce=2"], "did you mean --price?"),
         (["--gpus", "256", "--gpu", "nowhere.yaml"], "No such file"),
         (["--gpus", "256", "--json", "/nowhere/x.json"], "/nowhere/x.json: cannot be written"),
+        (["--gpus", "256", "--json="], ".: cannot be written: it is a directory"),
+        (["--gpus", "256", f"--json={FILE}/x.json"], "x.json: cannot be written: Not a directory"),
         (["--gpus", "4", "--search"], "GiB more than a GPU has"),
     ],
 )
