@@ -3,6 +3,7 @@
 import pytest
 
 from hcmegatron.planner import step_time as timing
+from hcmegatron.planner.layout import Group
 from hcmegatron.planner.operations import connection_traffic
 from hcmegatron.planner.plan import make_plan, overheads
 from hcmegatron.planner.step_memory import step_memory
@@ -74,6 +75,17 @@ def test_pairs_hide_all_to_alls():
         assert a["forward"] == pytest.approx(b["forward"])
 
 
+def test_tokens_are_gathered_among_those_who_split_an_expert():
+    """Two of them, whether or not attention is split too."""
+    loaded = config(parallel__expert=4, parallel__expert_tensor=2)
+    own = operations(loaded, 8, imbalance=1.0)
+    (dispatch,) = [op for op in own.of_layer(1).operations if op.name == "dispatch"]
+    one = 4096 * 2560 * 2  # bytes of a copy of the micro-batch's tokens
+    sent = loaded.moe.top_k * one
+    exchanged = own.rates.all_to_all(sent, Group(4, 4), loaded.moe.top_k)
+    assert dispatch.forward == pytest.approx(exchanged + own.rates.ring(2 * sent, Group(2, 2)))
+
+
 def test_dualpipe_sums_its_copies_and_the_v_has_none():
     assert timed(pipelined("dualpipe")).parts[0]["mirrors"] > 0
     assert timed(pipelined("dualpipev")).parts[0]["mirrors"] == 0
@@ -86,6 +98,16 @@ def test_reductions_overlap_where_asked():
     ).parts[0]
     for part in ("gradient reduction", "parameter gather"):
         assert overlapped[part] == pytest.approx(0.1 * plain[part], rel=0.01)
+
+
+def test_an_all_reduce_overlaps_as_a_whole():
+    whole = {"parallel__distributed_optimizer": False, "training__micro_batch": 4}
+    plain, overlapped = (
+        timed(pipelined("1f1b", parallel__overlap_grad_reduce=overlap, **whole)).parts[0]
+        for overlap in (False, True)
+    )
+    assert overlapped["gradient reduction"] == pytest.approx(0.1 * plain["gradient reduction"], rel=0.01)
+    assert plain["parameter gather"] == overlapped["parameter gather"] == 0
 
 
 def test_recomputation_takes_the_forward_again():
