@@ -81,6 +81,10 @@ def test_json_has_every_figure_and_the_picture_is_one(tmp_path, capsys):
         (["--gpus", "256", "--model.layers=-3"], "model.layers = -3 is out of range"),
         (["--gpus", "256", "--write", "x.yaml"], "--write without --search"),
         (["--gpus", "256", "--search", "--price", "2"], "--search takes neither"),
+        (
+            ["--gpus", "8", "--search", "--parallel.tensor=2"],
+            "--search chooses parallel.tensor; leave it out",
+        ),
         (["--gpus", "256", "--pryce=2"], "did you mean --price?"),
         (["--gpus", "256", "--gpu", "nowhere.yaml"], "No such file"),
         (["--gpus", "256", "--json", "/nowhere/x.json"], "/nowhere/x.json: cannot be written"),
