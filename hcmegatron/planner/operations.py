@@ -17,10 +17,14 @@ from hcmegatron.planner.rates import Rates
 from schedules.nodes import Role
 
 
+def fused(config: Config) -> bool:
+    """Whether the connections have Triton kernels on a GPU (hcmegatron.kernels.select)."""
+    return config.kernels != "torch" and config.connection.n <= TRITON_STREAMS
+
+
 def folds(config: Config) -> bool:
-    """Whether a sub-layer's write also makes the next one's projection (kernels on a GPU, mHC)."""
-    conn = config.connection
-    return conn.kind == "mhc" and config.kernels != "torch" and conn.n <= TRITON_STREAMS
+    """Whether a sub-layer's write also makes the next one's projection (mHC)."""
+    return config.connection.kind == "mhc" and fused(config)
 
 
 def connection_traffic(config: Config) -> tuple[float, float]:
@@ -36,7 +40,7 @@ def connection_traffic(config: Config) -> tuple[float, float]:
     once = folds(config) or conn.kind in ("shc", "sfc")
     forward = (w + 1 if once else 2 * w + 1) + (2 * w + 1)
     backward = (3 * w + 2) + (3 * w + 1 if conn.kind in ("shc", "sfc") else 4 * w + 2)
-    unfused = 1 if config.kernels != "torch" else 2
+    unfused = 1 if fused(config) else 2
     return unfused * forward, unfused * backward
 
 

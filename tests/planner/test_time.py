@@ -59,6 +59,8 @@ def test_connections_move_what_kernels_move():
     assert connection_traffic(folded) == (14, 32)
     assert connection_traffic(alone) == (18, 32)
     assert connection_traffic(config(connection__kind="residual")) == (3, 3)
+    # more streams than the kernels hold: plain torch, which moves twice as much
+    assert connection_traffic(config(connection__n=9)) == (2 * (19 + 19), 2 * (29 + 38))
     loaded = config(connection__kind="dhc", training__micro_batch=2, training__global_batch=512)
     own = operations(loaded, 256, kernels=1.0)
     (first, *_) = [op for op in own.of_layer(1).operations if op.family == "connections"]
