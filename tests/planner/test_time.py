@@ -5,7 +5,7 @@ import pytest
 from hcmegatron.planner import step_time as timing
 from hcmegatron.planner.layout import Group
 from hcmegatron.planner.operations import connection_traffic
-from hcmegatron.planner.plan import make_plan, overheads
+from hcmegatron.planner.plan import make_plan, overheads, plain
 from hcmegatron.planner.step_memory import step_memory
 from hcmegatron.planner.step_time import PARTS, lower_bound, step_time
 from tests.planner.cases import SCHEDULES, config, machine, operations, pipelined
@@ -145,6 +145,14 @@ def test_mhc_beside_the_paper_s_overhead():
     assert all_of_it < 0.067 < half and all_of_it < most < half and most < bare
     assert all_of_it > 0.04 and half < 0.15
     assert overheads(make_plan(pipelined("1f1b", connection__kind="residual"), machine("h100"), 256)) == []
+
+
+def test_the_residual_beside_a_connection_is_planned_as_it_would_be_alone():
+    """Its gradients and optimizer too, without the connections' parameters."""
+    plan = make_plan(pipelined("dualpipev"), machine("h100"), 256)
+    row = next(row for row in overheads(plan) if row.assuming == "kernels at 80% of copy speed")
+    assert row.seconds == plan.seconds
+    assert row.residual == make_plan(plain(plan.config), machine("h100"), 256).seconds
 
 
 def test_a_faster_machine_is_faster():
