@@ -19,7 +19,8 @@ from schedules.nodes import Role
 
 def fused(config: Config) -> bool:
     """Whether the connections have Triton kernels on a GPU (hcmegatron.kernels.select)."""
-    return config.kernels != "torch" and config.connection.n <= TRITON_STREAMS
+    has_kernels = facts.kind_of(config.connection).kernels
+    return has_kernels and config.kernels != "torch" and config.connection.n <= TRITON_STREAMS
 
 
 def folds(config: Config) -> bool:
@@ -68,11 +69,12 @@ def _recomputed(config: Config, operation: Operation) -> Operation:
 
 
 def _around(config: Config, rates: Rates, role: Role) -> list[Operation]:
-    """Connection and norm of one sub-layer."""
+    """Connection and norm of one sub-layer; a read that is normed is the norm's output already."""
     size, C, conn = sizes(config), config.model.hidden_size, config.connection
     element = C * size.itemsize * size.local
     forward, backward = connection_traffic(config)
     residual = conn.kind == "residual"
+    normed = element if not facts.kind_of(conn).normalises else 0.0
     share = rates.assumptions.elementwise if residual else rates.assumptions.kernels
     return [
         Operation(
@@ -89,9 +91,9 @@ def _around(config: Config, rates: Rates, role: Role) -> list[Operation]:
             "norm",
             role,
             module="connection",
-            forward=rates.memory(2 * element),
-            dgrad=rates.memory(3 * element),
-            kept=element,
+            forward=rates.memory(2 * normed),
+            dgrad=rates.memory(3 * normed),
+            kept=normed,
             left=element,
         ),
         # the write keeps the sub-layer's output; a residual's sum needs it no more

@@ -1,7 +1,10 @@
 """The time of a step: parts that sum to it, bounds below it, and what makes it longer."""
 
+from dataclasses import replace
+
 import pytest
 
+from hcmegatron.connections.kinds import KINDS
 from hcmegatron.planner import step_time as timing
 from hcmegatron.planner.layout import Group
 from hcmegatron.planner.operations import connection_traffic
@@ -66,6 +69,16 @@ def test_connections_move_what_kernels_move():
     (first, *_) = [op for op in own.of_layer(1).operations if op.family == "connections"]
     assert first.forward == pytest.approx(253e-6, rel=0.01)
     assert first.dgrad == pytest.approx(449e-6, rel=0.01)
+
+
+def test_a_kind_that_norms_its_read_or_has_no_kernels_is_planned_so(monkeypatch):
+    plain = operations(config(), 256).of_layer(1)
+    changed = replace(KINDS["mhc"], normalises=True, kernels=False)
+    monkeypatch.setitem(KINDS, "mhc", changed)
+    own = operations(config(), 256).of_layer(1)
+    assert plain.kept - own.kept == 2 * 4096 * 2560 * 2 and plain.left == own.left
+    assert all(op.forward == op.dgrad == 0 for op in own.operations if op.name == "norm")
+    assert connection_traffic(config()) == (2 * 18, 2 * 32)
 
 
 def test_pairs_hide_all_to_alls():
