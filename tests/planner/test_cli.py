@@ -47,7 +47,9 @@ def test_two_seconds_of_processor_and_no_torch():
 
 def test_json_has_every_figure_and_the_picture_is_one(tmp_path, capsys):
     figures, picture = tmp_path / "plan.json", tmp_path / "plan.svg"
+    (tmp_path / "r&d.yaml").write_text("extends: h100\n")  # a name that is no XML as it stands
     options = ["plan", FILE, "--gpus=256", f"--json={figures}", "--picture", str(picture), *LAYOUT]
+    options.append(f"--gpu={tmp_path}/r&d.yaml")
     assert main(options) == 0
     out = capsys.readouterr().out
     found = json.loads(figures.read_text())
