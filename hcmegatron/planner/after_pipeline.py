@@ -36,6 +36,8 @@ def after_the_pipeline(layout: Layout, operations: Operations) -> Counter[str]:
         gathered = sum(
             rates.ring(count * (weight if sharded else gradient), group) for count, group in groups
         )
+        if not sharded:  # one all-reduce
+            reduced, gathered = reduced + gathered, 0.0
         one = [
             operations.of_stage(layout.placement.model_stage(s)).phases
             for s in layout.placement.stages_of(rank)
@@ -46,8 +48,7 @@ def after_the_pipeline(layout: Layout, operations: Operations) -> Counter[str]:
         if parallel.overlap_param_gather:
             behind = sum(forward for forward, _, _ in one)
             gathered = max(LAST_BUCKET * gathered, gathered - behind)
-        own["gradient reduction"] = reduced + (0 if sharded else gathered)
-        own["parameter gather"] = gathered if sharded else 0.0
+        own["gradient reduction"], own["parameter gather"] = reduced, gathered
         if len(layout.placement.paths) > 1:
             mirror = parallel.pipeline - 1 - rank
             pair = Group(2, 2 if layout.same_node(rank, mirror) else 1)

@@ -30,7 +30,8 @@ def attention(layout: Layout, rates: Rates) -> list[Operation]:
                 linear(rates, "q up", "attention", size, T, heads * d_qk, mla.q_rank, "mla_up_proj")
             )
         latents = 2 * mla.kv_rank + mla.rope_dim + 2 * (mla.q_rank or 0)
-        inputs.append(Operation("latents", "attention", kept=latents * T * z, left=mla.kv_rank * T * z))
+        left = mla.kv_rank + (mla.q_rank or 0)
+        inputs.append(Operation("latents", "attention", kept=latents * T * z, left=left * T * z))
         # torch's fused attention wants one width: it gets and keeps padded values, and what comes out is padded too
         padded = is_local(config, rates.assumptions) and d_v < d_qk
         v, module, core_keeps = d_qk if padded else d_v, "mla_up_proj", 2 * heads * d_qk if padded else 0.0

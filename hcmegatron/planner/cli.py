@@ -6,6 +6,7 @@ import argparse
 import difflib
 import json
 import math
+from contextlib import suppress
 from pathlib import Path
 
 from hcmegatron.config import ConfigError, check, read
@@ -75,6 +76,8 @@ def main(options: argparse.Namespace, overrides: list[str]) -> int:
     if options.write and not options.search:
         raise ConfigError("--write without --search: it writes what the search has chosen")
     config, sources = read(options.file, overrides)
+    if options.search:
+        _refuse_chosen(sources)
     for warning in check(config, sources):
         tell(f"hcmegatron: warning: {warning}")
     described = machine(options.gpu)
@@ -101,12 +104,15 @@ def main(options: argparse.Namespace, overrides: list[str]) -> int:
 
 def write(path: Path, text: str) -> None:
     """A file, whole or not at all."""
+    if not path.name:
+        raise ConfigError(f"{path}: cannot be written: it is a directory; name a file")
     part = path.with_name(path.name + ".part")
     try:
         part.write_text(text, encoding="utf-8")
         part.replace(path)
     except OSError as error:
-        part.unlink(missing_ok=True)
+        with suppress(OSError):  # there may be none
+            part.unlink()
         raise ConfigError(f"{path}: cannot be written: {error.strerror}") from None
 
 
@@ -118,6 +124,15 @@ def _refuse_unknown(overrides: list[str]) -> None:
             near = difflib.get_close_matches(f"--{key}", OPTIONS, 1)
             hint = f"did you mean {near[0]}?" if near else f"options are {', '.join(OPTIONS)}"
             raise ConfigError(f"{text} is neither an option of plan nor a setting; {hint}")
+
+
+def _refuse_chosen(sources: dict[str, str]) -> None:
+    """What a search chooses and was asked for all the same, which it would not heed."""
+    from hcmegatron.planner.search import CHOSEN
+
+    for key, source in sources.items():
+        if key in CHOSEN and source.startswith("--"):
+            raise ConfigError(f"{source}: --search chooses {key}; leave it out, or plan without --search")
 
 
 def _whole(name: str, text: str) -> int:

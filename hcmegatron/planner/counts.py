@@ -30,9 +30,9 @@ def padded_vocabulary(config: Config) -> int:
     """Rows of embedding and head: the vocabulary as model.gpt pads it."""
     tokens = config.model.vocab_size
     if tokens is None:
-        from hcmegatron.data.tokenizer import ByteTokenizer
+        from hcmegatron.data.tokenizer import build_tokenizer
 
-        tokens = ByteTokenizer.vocab_size
+        tokens = build_tokenizer(config.data).vocab_size
     multiple = math.lcm(config.model.vocab_multiple, config.parallel.tensor)
     return -(-tokens // multiple) * multiple
 

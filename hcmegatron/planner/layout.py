@@ -116,6 +116,11 @@ class Layout:
         return self._consecutive(self.config.parallel.tensor)
 
     @property
+    def expert_tensor_group(self) -> Group:
+        """Among whom each expert is split."""
+        return self._consecutive(self.config.parallel.expert_tensor)
+
+    @property
     def expert_group(self) -> Group:
         """Among whom tokens are exchanged."""
         return self._consecutive(self.config.parallel.expert, self.config.parallel.expert_tensor)

@@ -15,7 +15,7 @@ from pathlib import Path
 import yaml
 
 from hcmegatron.config.errors import ConfigError
-from hcmegatron.config.types import Loader, convert
+from hcmegatron.config.types import Loader, convert, shown
 
 GIB = 2**30
 
@@ -98,12 +98,16 @@ def machine(name: str) -> Machine:
     """
     if name.endswith((".yaml", ".yml")):
         return load(Path(name))
+    return _known(name)
+
+
+def _known(name: str) -> Machine:
     found = MACHINES.get(name.lower().replace("-", "").replace("_", ""))
     if found is None:
         near = difflib.get_close_matches(name.lower(), MACHINES, 1, 0.4)
-        hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(MACHINES)}"
+        hint = f"did you mean {near[0]}?" if near else f"choose one of {', '.join(MACHINES)}"
         raise ConfigError(
-            f"--gpu {name}: unknown; {hint} Or describe your own in a YAML file: --gpu FILE.yaml"
+            f"--gpu {name}: unknown; {hint}, or describe your own in a YAML file: --gpu FILE.yaml"
         )
     return found
 
@@ -125,7 +129,8 @@ def load(path: Path) -> Machine:
     types = {field.name: {"str": str, "int": int}.get(str(field.type), float) for field in fields(Machine)}
     values: dict[str, float | str] = {}
     for key_node, node in root.value:
-        key, where = key_node.value, f"{path}:{key_node.start_mark.line + 1}"
+        key = key_node.value if isinstance(key_node, yaml.ScalarNode) else shown(key_node)
+        where = f"{path}:{key_node.start_mark.line + 1}"
         if key != "extends" and key not in types:
             near = difflib.get_close_matches(key, types, 1)
             hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(types)}"
@@ -135,9 +140,9 @@ def load(path: Path) -> Machine:
         try:
             values[key] = convert(node, types.get(key, str))
         except ConfigError as error:
-            raise ConfigError(f"{where}: {key} = {node.value} {error}") from None
+            raise ConfigError(f"{where}: {key} = {shown(node)} {error}") from None
     base = values.pop("extends", None)
-    known = asdict(machine(str(base))) if base else {"name": path.stem}
+    known = asdict(_known(str(base))) if base else {"name": path.stem}
     needed = [name for name in _REQUIRED if name not in {**known, **values}]
     if needed:
         raise ConfigError(f"{path}: lacks {', '.join(needed)}; give them, or extends: h100")

@@ -59,7 +59,7 @@ def experts(layout: Layout, rates: Rates) -> list[Operation]:
     if moe.dispatcher == "alltoall":
         exchange = rates.all_to_all(routed * assumed.imbalance * C * z, layout.expert_group, moe.top_k)
         if parallel.expert_tensor > 1:
-            exchange += rates.ring(rows * C * z, layout.tensor_group)
+            exchange += rates.ring(rows * C * z, layout.expert_tensor_group)
     else:
         group = layout.expert_group
         exchange = rates.ring(mine * C * z * group.size, group)

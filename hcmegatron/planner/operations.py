@@ -17,10 +17,15 @@ from hcmegatron.planner.rates import Rates
 from schedules.nodes import Role
 
 
+def fused(config: Config) -> bool:
+    """Whether the connections have Triton kernels on a GPU (hcmegatron.kernels.select)."""
+    has_kernels = facts.kind_of(config.connection).kernels
+    return has_kernels and config.kernels != "torch" and config.connection.n <= TRITON_STREAMS
+
+
 def folds(config: Config) -> bool:
-    """Whether a sub-layer's write also makes the next one's projection (kernels on a GPU, mHC)."""
-    conn = config.connection
-    return conn.kind == "mhc" and config.kernels != "torch" and conn.n <= TRITON_STREAMS
+    """Whether a sub-layer's write also makes the next one's projection (mHC)."""
+    return config.connection.kind == "mhc" and fused(config)
 
 
 def connection_traffic(config: Config) -> tuple[float, float]:
@@ -36,7 +41,7 @@ def connection_traffic(config: Config) -> tuple[float, float]:
     once = folds(config) or conn.kind in ("shc", "sfc")
     forward = (w + 1 if once else 2 * w + 1) + (2 * w + 1)
     backward = (3 * w + 2) + (3 * w + 1 if conn.kind in ("shc", "sfc") else 4 * w + 2)
-    unfused = 1 if config.kernels != "torch" else 2
+    unfused = 1 if fused(config) else 2
     return unfused * forward, unfused * backward
 
 
@@ -64,11 +69,12 @@ def _recomputed(config: Config, operation: Operation) -> Operation:
 
 
 def _around(config: Config, rates: Rates, role: Role) -> list[Operation]:
-    """Connection and norm of one sub-layer."""
+    """Connection and norm of one sub-layer; a read that is normed is the norm's output already."""
     size, C, conn = sizes(config), config.model.hidden_size, config.connection
     element = C * size.itemsize * size.local
     forward, backward = connection_traffic(config)
     residual = conn.kind == "residual"
+    normed = element if not facts.kind_of(conn).normalises else 0.0
     share = rates.assumptions.elementwise if residual else rates.assumptions.kernels
     return [
         Operation(
@@ -85,9 +91,9 @@ def _around(config: Config, rates: Rates, role: Role) -> list[Operation]:
             "norm",
             role,
             module="connection",
-            forward=rates.memory(2 * element),
-            dgrad=rates.memory(3 * element),
-            kept=element,
+            forward=rates.memory(2 * normed),
+            dgrad=rates.memory(3 * normed),
+            kept=normed,
             left=element,
         ),
         # the write keeps the sub-layer's output; a residual's sum needs it no more

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from xml.sax.saxutils import escape
+
 from hcmegatron.planner.machines import GIB
 from hcmegatron.planner.plan import Plan
 
@@ -28,7 +30,7 @@ def to_svg(plan: Plan) -> str:
         'font-family="Helvetica,Arial,sans-serif" font-size="11">',
         f'<rect width="{WIDTH:g}" height="{HEIGHT:g}" fill="#fff"/>',
         f'<text x="{LEFT:g}" y="20" font-size="14" font-weight="bold">GiB over a step by pipeline rank: '
-        f"{plan.config.parallel.schedule}, {plan.layout.gpus} x {plan.layout.machine.name}, most "
+        f"{plan.config.parallel.schedule}, {plan.layout.gpus} x {escape(plan.layout.machine.name)}, most "
         f"{plan.peak / GIB:.1f}</text>",
         f'<path d="M{LEFT:g} {room}H{WIDTH - RIGHT:g}" stroke="#b00020" stroke-dasharray="6 4" fill="none"/>',
         f'<text x="{WIDTH - RIGHT + 4:g}" y="{room}" fill="#b00020">{plan.layout.machine.memory_gib:g} GiB</text>',

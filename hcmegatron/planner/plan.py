@@ -190,7 +190,7 @@ def overheads(plan: Plan) -> list[Overhead]:
 
 
 def _seconds(config: Config, where: Layout, assumed: Assumptions) -> float:
-    again = replace(where, config=config)
+    again = replace(where, config=config, known={})  # of another connection: nothing that was found holds
     return step_time(again, Operations(again, Rates(where.machine, assumed, config.training.dtype))).total
 
 

@@ -46,19 +46,13 @@ class Rates:
     assumptions: Assumptions
     dtype: str
 
-    def matmul(
-        self, m: float, n: float, k: float, itemsize: int, groups: int = 1, output: float | None = None
-    ) -> float:
-        """[m, k] x [k, n], or `groups` of them with m rows in all.
-
-        Args:
-            output: bytes that an element of the result costs, for those that are accumulated; else itemsize.
-        """
+    def matmul(self, m: float, n: float, k: float, itemsize: int, groups: int = 1) -> float:
+        """[m, k] x [k, n], or `groups` of them with m rows in all."""
         if not m * n * k:
             return 0.0
         of_group = min(n, k, m / groups)
         rate = self.machine.matmul_tflops * 1e12 * NARROW[self.dtype] * matmul_share(of_group)
-        size = itemsize * (m * k + groups * k * n) + m * n * (itemsize if output is None else output)
+        size = itemsize * (m * k + groups * k * n + m * n)
         return self._kernel(max(2 * m * n * k / rate, size / (self.machine.copy_tbs * 1e12)))
 
     def weight_gradient(self, m: float, n: float, k: float, itemsize: int, groups: int = 1) -> float:

@@ -25,6 +25,25 @@ from hcmegatron.planner.step_time import lower_bound, step_time
 
 VIRTUAL = (2, 3, 4, 5, 6, 8)  # chunks of an interleaved schedule
 MICRO_BATCHES = (1, 2, 4, 8)
+# Settings of the best layout, whatever the configuration has there.
+CHOSEN = frozenset(
+    {
+        "parallel.pipeline",
+        "parallel.virtual",
+        "parallel.tensor",
+        "parallel.sequence",
+        "parallel.expert",
+        "parallel.expert_tensor",
+        "parallel.schedule",
+        "parallel.overlap",
+        "parallel.overlap_grad_reduce",
+        "parallel.overlap_param_gather",
+        "training.micro_batch",
+        "recompute.mode",
+        "recompute.modules",
+        "recompute.block_length",
+    }
+)
 Outcome = Literal["fits", "memory", "slower"]
 DIMENSIONS = ("schedule", "pipeline", "tensor", "expert", "micro-batch", "recomputation")
 

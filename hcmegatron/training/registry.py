@@ -73,15 +73,20 @@ def named_factory(name: str) -> Factory:
     """What `module:Class` names.
 
     Raises:
-        ConfigError: there is none.
+        ConfigError: there is none, or it is no Observer.
     """
     module, _, attribute = name.partition(":")
     try:
-        return getattr(importlib.import_module(module), attribute)
+        found = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError) as error:
         raise ConfigError(
             f"run.observers = {name}: {error}; write module:Class, where the module can be imported"
         ) from None
+    if not (isinstance(found, type) and issubclass(found, Observer)):
+        raise ConfigError(
+            f"run.observers = {name}: is no Observer; make it a class that inherits from Observer"
+        )
+    return found
 
 
 def _made(entry: Entry, run: Run) -> Observer | None:

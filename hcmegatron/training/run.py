@@ -15,7 +15,7 @@ from hcmegatron.platform.together import on_first_rank
 from hcmegatron.training import checkpoint, resume
 from hcmegatron.training.observer import End, Evaluation, Step, due
 from hcmegatron.training.optimizer import learning_rate, set_learning_rate
-from hcmegatron.training.registry import Factory, build_observers
+from hcmegatron.training.registry import Factory, build_observers, named_factory
 from hcmegatron.training.run_directory import choose
 from hcmegatron.training.setup import Run, assembled, warn
 from hcmegatron.training.stopping import StopFlag
@@ -36,9 +36,11 @@ def train(
         observers: more than the configuration asks for, each made of its run (observer.py).
 
     Raises:
-        ConfigError: a checkpoint or run directory that cannot be used.
+        ConfigError: a checkpoint, run directory or observer that cannot be used.
         Ended: after training.max_bad_steps non-finite steps in a row, or without the last checkpoint.
     """
+    for observer in config.run.observers:
+        named_factory(observer)  # a mistake is found before anything is started or written
     corpus = corpus or find(config.data)
     warn(config, ranks)
     with process_groups(config, ranks, corpus.fingerprint) as groups:

@@ -47,7 +47,9 @@ def test_two_seconds_of_processor_and_no_torch():
 
 def test_json_has_every_figure_and_the_picture_is_one(tmp_path, capsys):
     figures, picture = tmp_path / "plan.json", tmp_path / "plan.svg"
+    (tmp_path / "r&d.yaml").write_text("extends: h100\n")  # a name that is no XML as it stands
     options = ["plan", FILE, "--gpus=256", f"--json={figures}", "--picture", str(picture), *LAYOUT]
+    options.append(f"--gpu={tmp_path}/r&d.yaml")
     assert main(options) == 0
     out = capsys.readouterr().out
     found = json.loads(figures.read_text())
@@ -81,9 +83,15 @@ def test_json_has_every_figure_and_the_picture_is_one(tmp_path, capsys):
         (["--gpus", "256", "--model.layers=-3"], "model.layers = -3 is out of range"),
         (["--gpus", "256", "--write", "x.yaml"], "--write without --search"),
         (["--gpus", "256", "--search", "--price", "2"], "--search takes neither"),
+        (
+            ["--gpus", "8", "--search", "--parallel.tensor=2"],
+            "--search chooses parallel.tensor; leave it out",
+        ),
         (["--gpus", "256", "--pryce=2"], "did you mean --price?"),
         (["--gpus", "256", "--gpu", "nowhere.yaml"], "No such file"),
         (["--gpus", "256", "--json", "/nowhere/x.json"], "/nowhere/x.json: cannot be written"),
+        (["--gpus", "256", "--json="], ".: cannot be written: it is a directory"),
+        (["--gpus", "256", f"--json={FILE}/x.json"], "x.json: cannot be written: Not a directory"),
         (["--gpus", "4", "--search"], "GiB more than a GPU has"),
     ],
 )

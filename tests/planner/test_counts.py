@@ -1,8 +1,11 @@
 """Parameters and FLOPs by class: sums to the integer, shares of ranks, and published FLOPs."""
 
+from types import SimpleNamespace
+
 import pytest
 
 from hcmegatron.config import load
+from hcmegatron.data.tokenizer import TOKENIZERS
 from hcmegatron.planner import counts, published
 from hcmegatron.planner.after_pipeline import state_bytes
 from hcmegatron.planner.flops import training_flops_per_token
@@ -28,6 +31,12 @@ def test_classes_sum_to_the_model(name):
     assert counts.parameters(loaded, whole, active=True).total() == active_parameters(loaded, vocabulary)
     forward = counts.forward_flops(loaded, whole).total()
     assert 3 * forward == pytest.approx(training_flops_per_token(loaded, vocabulary), rel=1e-12)
+
+
+def test_the_vocabulary_is_the_tokenizer_s_where_none_is_given(monkeypatch):
+    monkeypatch.setitem(TOKENIZERS, "byte", lambda data: SimpleNamespace(vocab_size=1000))
+    loaded = config("olmo-1b", **{"model.vocab_size": None})
+    assert counts.padded_vocabulary(loaded) == 1024
 
 
 @pytest.mark.parametrize("schedule", ["1f1b", "dualpipev", "dualpipe"])

@@ -6,9 +6,10 @@ from dataclasses import replace
 import pytest
 
 from hcmegatron.config import check, check_world, load
+from hcmegatron.config.types import flatten
 from hcmegatron.planner.plan import make_plan
 from hcmegatron.planner.rates import Assumptions
-from hcmegatron.planner.search import DIMENSIONS, losers, search
+from hcmegatron.planner.search import CHOSEN, DIMENSIONS, losers, search
 from hcmegatron.planner.search_report import as_config, as_json
 from tests.planner.cases import config, machine
 
@@ -73,6 +74,13 @@ def test_the_chosen_configuration_is_what_train_takes_and_plans_the_same(large, 
     plan = make_plan(chosen, machine("h100"), 512)
     assert (plan.seconds, plan.peak) == (large.best[0].seconds, large.best[0].peak)
     assert chosen.parallel == large.best[0].layout.config.parallel
+
+
+def test_what_a_search_changes_is_known_as_chosen(large):
+    before = flatten(config())
+    for candidate in large.looked_at:
+        found = flatten(candidate.layout.config)
+        assert {key for key in found if found[key] != before[key]} <= CHOSEN
 
 
 def test_why_others_lose_names_what_grows(large):

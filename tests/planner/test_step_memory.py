@@ -110,6 +110,13 @@ def test_split_backward_leaves_what_weight_gradients_need():
     assert all(moment.held[left] == 0 for moment in memory[0].curve)
 
 
+def test_a_latent_of_queries_waits_for_its_weight_gradients():
+    """As the input of one matmul, and its gradient as the output's of another."""
+    full, low = (operations(pipelined("zb_h1", mla__q_rank=rank), 64) for rank in (None, 512))
+    left = [own.of_layer(1).left for own in (full, low)]
+    assert left[1] - left[0] == 2 * 512 * 4096 * 2
+
+
 def test_an_imbalance_fills_the_experts_rank():
     even, uneven = (operations(pipelined("1f1b"), 64, imbalance=x) for x in (1.0, 1.5))
     assert chunk(uneven.layout, uneven, 1).kept > chunk(even.layout, even, 1).kept

@@ -1,10 +1,14 @@
 """The time of a step: parts that sum to it, bounds below it, and what makes it longer."""
 
+from dataclasses import replace
+
 import pytest
 
+from hcmegatron.connections.kinds import KINDS
 from hcmegatron.planner import step_time as timing
+from hcmegatron.planner.layout import Group
 from hcmegatron.planner.operations import connection_traffic
-from hcmegatron.planner.plan import make_plan, overheads
+from hcmegatron.planner.plan import make_plan, overheads, plain
 from hcmegatron.planner.step_memory import step_memory
 from hcmegatron.planner.step_time import PARTS, lower_bound, step_time
 from tests.planner.cases import SCHEDULES, config, machine, operations, pipelined
@@ -58,11 +62,23 @@ def test_connections_move_what_kernels_move():
     assert connection_traffic(folded) == (14, 32)
     assert connection_traffic(alone) == (18, 32)
     assert connection_traffic(config(connection__kind="residual")) == (3, 3)
+    # more streams than the kernels hold: plain torch, which moves twice as much
+    assert connection_traffic(config(connection__n=9)) == (2 * (19 + 19), 2 * (29 + 38))
     loaded = config(connection__kind="dhc", training__micro_batch=2, training__global_batch=512)
     own = operations(loaded, 256, kernels=1.0)
     (first, *_) = [op for op in own.of_layer(1).operations if op.family == "connections"]
     assert first.forward == pytest.approx(253e-6, rel=0.01)
     assert first.dgrad == pytest.approx(449e-6, rel=0.01)
+
+
+def test_a_kind_that_norms_its_read_or_has_no_kernels_is_planned_so(monkeypatch):
+    plain = operations(config(), 256).of_layer(1)
+    changed = replace(KINDS["mhc"], normalises=True, kernels=False)
+    monkeypatch.setitem(KINDS, "mhc", changed)
+    own = operations(config(), 256).of_layer(1)
+    assert plain.kept - own.kept == 2 * 4096 * 2560 * 2 and plain.left == own.left
+    assert all(op.forward == op.dgrad == 0 for op in own.operations if op.name == "norm")
+    assert connection_traffic(config()) == (2 * 18, 2 * 32)
 
 
 def test_pairs_hide_all_to_alls():
@@ -72,6 +88,17 @@ def test_pairs_hide_all_to_alls():
     for a, b in zip(paired.parts, plain.parts, strict=True):
         assert 0 <= a["all-to-alls"] < b["all-to-alls"]
         assert a["forward"] == pytest.approx(b["forward"])
+
+
+def test_tokens_are_gathered_among_those_who_split_an_expert():
+    """Two of them, whether or not attention is split too."""
+    loaded = config(parallel__expert=4, parallel__expert_tensor=2)
+    own = operations(loaded, 8, imbalance=1.0)
+    (dispatch,) = [op for op in own.of_layer(1).operations if op.name == "dispatch"]
+    one = 4096 * 2560 * 2  # bytes of a copy of the micro-batch's tokens
+    sent = loaded.moe.top_k * one
+    exchanged = own.rates.all_to_all(sent, Group(4, 4), loaded.moe.top_k)
+    assert dispatch.forward == pytest.approx(exchanged + own.rates.ring(2 * sent, Group(2, 2)))
 
 
 def test_dualpipe_sums_its_copies_and_the_v_has_none():
@@ -86,6 +113,16 @@ def test_reductions_overlap_where_asked():
     ).parts[0]
     for part in ("gradient reduction", "parameter gather"):
         assert overlapped[part] == pytest.approx(0.1 * plain[part], rel=0.01)
+
+
+def test_an_all_reduce_overlaps_as_a_whole():
+    whole = {"parallel__distributed_optimizer": False, "training__micro_batch": 4}
+    plain, overlapped = (
+        timed(pipelined("1f1b", parallel__overlap_grad_reduce=overlap, **whole)).parts[0]
+        for overlap in (False, True)
+    )
+    assert overlapped["gradient reduction"] == pytest.approx(0.1 * plain["gradient reduction"], rel=0.01)
+    assert plain["parameter gather"] == overlapped["parameter gather"] == 0
 
 
 def test_recomputation_takes_the_forward_again():
@@ -121,6 +158,14 @@ def test_mhc_beside_the_paper_s_overhead():
     assert all_of_it < 0.067 < half and all_of_it < most < half and most < bare
     assert all_of_it > 0.04 and half < 0.15
     assert overheads(make_plan(pipelined("1f1b", connection__kind="residual"), machine("h100"), 256)) == []
+
+
+def test_the_residual_beside_a_connection_is_planned_as_it_would_be_alone():
+    """Its gradients and optimizer too, without the connections' parameters."""
+    plan = make_plan(pipelined("dualpipev"), machine("h100"), 256)
+    row = next(row for row in overheads(plan) if row.assuming == "kernels at 80% of copy speed")
+    assert row.seconds == plan.seconds
+    assert row.residual == make_plan(plain(plan.config), machine("h100"), 256).seconds
 
 
 def test_a_faster_machine_is_faster():

@@ -146,6 +146,15 @@ def test_an_observer_that_is_none_is_named(name):
     assert registry.named_factory("hcmegatron.training.observer:Observer") is Observer
 
 
+@pytest.mark.parametrize("name", ["math:sqrt", "hcmegatron.training.observer:Step"])
+def test_what_is_no_observer_is_refused_before_anything_is_written(name, monkeypatch):
+    config = Config()
+    config.run.observers = [name]
+    monkeypatch.setattr(run, "process_groups", lambda *_: pytest.fail("started"))
+    with pytest.raises(ConfigError, match=rf"run\.observers = {name}: is no Observer"):
+        run.train(config, None, corpus=SimpleNamespace(fingerprint="any"))
+
+
 def test_who_is_asked_for():
     config = Config()
     asked = {name for name, entry in registry.THEN.items() if entry.asked(config)}
