@@ -193,9 +193,11 @@ def signatures(source: Source) -> dict[str, str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("source", type=Path, nargs="+", help="wheel, source archive or folder")
+    parser.add_argument("source", type=Path, nargs="*", help="wheels, source archives or folders")
     parser.add_argument("--out", type=Path, default=OUT)
     options = parser.parse_args()
+    if not options.source:
+        parser.error("nothing to read: name a wheel, a source archive or a folder")
     recorded = json.loads(options.out.read_text()) if options.out.exists() else {}
     for path in options.source:
         source = Source(path)
