@@ -18,7 +18,7 @@ from hcmegatron.planner.rates import Assumptions
 from hcmegatron.planner.report import describe, gib
 from hcmegatron.planner.search import Found, losers, search
 
-Write = Callable[[Path, str], None]
+Write = Callable[[list[tuple[Path, str]]], None]
 
 
 def run(
@@ -39,10 +39,9 @@ def run(
     found = search(config, machine, gpus, assumptions)
     if not found.best:
         raise ConfigError(f"no layout of {file} on {gpus} x {machine.name}: {_nothing(found)}")
-    if config_file:
-        write(config_file, as_config(found, file))
-    if json_file:
-        write(json_file, json.dumps(as_json(found), indent=1) + "\n")
+    texts = [(config_file, as_config(found, file))] if config_file else []
+    texts += [(json_file, json.dumps(as_json(found), indent=1) + "\n")] if json_file else []
+    write(texts)
     console = Console(highlight=False, width=None if Console().is_terminal else 150)
     table = Table(
         box=box.SIMPLE_HEAD, title=f"{escape(str(file))} on {gpus} x {machine.name}", title_justify="left"

@@ -83,7 +83,9 @@ def test_json_has_every_figure_and_the_picture_is_one(tmp_path, capsys):
         (["--gpus", "256", "--search", "--price", "2"], "--search takes neither"),
         (["--gpus", "256", "--pryce=2"], "did you mean --price?"),
         (["--gpus", "256", "--gpu", "nowhere.yaml"], "No such file"),
-        (["--gpus", "256", "--json", "/nowhere/x.json"], "/nowhere/x.json: cannot be written"),
+        (["--gpus", "256", "--json", "/nowhere/x.json"], "/nowhere/x.json: there is no directory"),
+        (["--gpus", "256", "--json="], "is a directory"),
+        (["--gpus", "256", "--json=x", "--picture=x"], "x: named for more than one output"),
         (["--gpus", "4", "--search"], "GiB more than a GPU has"),
     ],
 )
