@@ -15,7 +15,7 @@ from rich.table import Table
 from hcmegatron.config import Config, ConfigError, dump
 from hcmegatron.planner.machines import Machine
 from hcmegatron.planner.rates import Assumptions
-from hcmegatron.planner.report import describe, gib
+from hcmegatron.planner.report import Output, describe, gib
 from hcmegatron.planner.search import Found, losers, search
 
 Write = Callable[[list[tuple[Path, str]]], None]
@@ -42,7 +42,7 @@ def run(
     texts = [(config_file, as_config(found, file))] if config_file else []
     texts += [(json_file, json.dumps(as_json(found), indent=1) + "\n")] if json_file else []
     write(texts)
-    console = Console(highlight=False, width=None if Console().is_terminal else 150)
+    console = Output(highlight=False, width=None if Console().is_terminal else 150)
     table = Table(
         box=box.SIMPLE_HEAD, title=f"{escape(str(file))} on {gpus} x {machine.name}", title_justify="left"
     )
@@ -76,7 +76,7 @@ def _nothing(found: Found) -> str:
     least = min(found.looked_at, key=lambda candidate: candidate.peak)
     over = least.peak - least.layout.machine.memory
     return (
-        f"the smallest ({describe(least.layout)}) still needs {gib(over)} GiB more than a GPU has; use more GPUs, a "
+        f"the smallest ({describe(least.layout)}) needs at least {gib(over)} GiB more than a GPU has; use more GPUs, a "
         "larger GPU or a smaller model"
     )
 

@@ -108,6 +108,12 @@ def test_a_search_prints_its_table_and_writes_the_best(tmp_path, capsys):
     assert f"step {best['step_s']:.3f} s" in capsys.readouterr().out
 
 
+def test_a_reader_that_has_seen_enough_is_no_error():
+    shell = f"set -o pipefail; {sys.executable} -m hcmegatron plan {FILE} --gpus 256 | head -c 1"
+    done = subprocess.run(["bash", "-c", shell], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_settings_and_options_keep_apart(capsys):
     options = ["plan", FILE, "--gpus", "8", "--kernel-speed=1", "--parallel.expert=8"]
     assert main([*options, "--kernels=torch"]) == 0

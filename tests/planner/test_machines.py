@@ -34,6 +34,9 @@ def test_one_s_own(tmp_path):
     "text, words",
     [
         (OWN, "lacks network_gbs"),
+        ("[1]: 3\n", "[1] is not a key"),
+        ("peak_tflops: {a: 3}\n", "peak_tflops = {a: ...} is not a number"),
+        ("extends: mine.yaml\n", "extends itself"),
         ("extends: h100\nmemory_gib: -3\n", "memory_gib = -3: a machine's figures are more than 0"),
         ("extends: h100\nmatmul_tflops: 2000\n", "more than peak_tflops = 989"),
         ("extends: h100\nlink_share: 1.5\n", "at most 1"),
