@@ -77,11 +77,16 @@ def named_factory(name: str) -> Factory:
     """
     module, _, attribute = name.partition(":")
     try:
-        return getattr(importlib.import_module(module), attribute)
+        found = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError) as error:
         raise ConfigError(
             f"run.observers = {name}: {error}; write module:Class, where the module can be imported"
         ) from None
+    if not (isinstance(found, type) and issubclass(found, Observer)):
+        raise ConfigError(
+            f"run.observers = {name}: is no Observer (training/observer.py); derive it from one"
+        )
+    return found
 
 
 def _made(entry: Entry, run: Run) -> Observer | None:

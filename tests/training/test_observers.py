@@ -134,7 +134,10 @@ def test_all_observers_end_although_one_raises():
             raise RuntimeError("broken")
 
     notes = []
-    with pytest.raises(RuntimeError, match="broken"), Observers([Noting(notes), Failing(), Noting(notes)]):
+    with (
+        pytest.raises(RuntimeError, match="broken"),
+        Observers([Noting(notes), Failing(None), Noting(notes)]),
+    ):
         raise ValueError("what came first")
     assert notes == ["end 0 ValueError"] * 2
 
@@ -144,6 +147,16 @@ def test_an_observer_that_is_none_is_named(name):
     with pytest.raises(ConfigError, match=rf"run\.observers = {name}: .*; write module:Class"):
         registry.named_factory(name)
     assert registry.named_factory("hcmegatron.training.observer:Observer") is Observer
+
+
+@pytest.mark.parametrize("name", ["os:path", "hcmegatron.training.observer:due", "builtins:int"])
+def test_an_observer_has_to_be_one(name):
+    with pytest.raises(ConfigError, match=rf"run\.observers = {name}: is no Observer"):
+        registry.named_factory(name)
+
+
+def test_an_observer_need_not_keep_its_run():
+    Observer(None).on_start()
 
 
 def test_who_is_asked_for():
