@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import shutil
 import sys
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
+from schedules import files
 from schedules.csv_form import from_csv, to_csv
 from schedules.draw import to_svg, to_text, to_trace
 from schedules.generators import GENERATORS, generate
@@ -113,7 +112,7 @@ def _run(args: argparse.Namespace) -> None:
     if args.json:
         found: Any = [entry.as_json() for entry in reports] if args.compare else main_report.as_json()
         texts["json"] = json.dumps(found, indent=1) + "\n"
-    _write([(getattr(args, name), text) for name, text in texts.items()])
+    files.write([(getattr(args, name), text) for name, text in texts.items()])
     columns = shutil.get_terminal_size((120, 24)).columns
     print(to_text(main_report.simulation, columns, colour=sys.stdout is not None and sys.stdout.isatty()))
     sized = any(settings.get(key) is not None for key in ("activation", "pending", "parameters", "hop_bytes"))
@@ -146,30 +145,6 @@ def _schedule(args: argparse.Namespace) -> Schedule:
             "the steady state repeats, so fewer micro-batches show the same"
         )
     return generate(args.name, args.ranks, args.microbatches)
-
-
-def _write(texts: list[tuple[Path, str]]) -> None:
-    """All files or none."""
-    written: list[tuple[Path, Path]] = []
-    for path, _ in texts:
-        if os.path.isdir(path):
-            raise ValueError(f"{path}: is a directory, not a file to write")
-        if not os.path.isdir(path.parent):
-            raise ValueError(f"{path}: there is no directory {path.parent}")
-        if [other for other, _ in texts].count(path) > 1:
-            raise ValueError(f"{path}: named for more than one output")
-    try:
-        for path, text in texts:
-            part = path.with_name(path.name + ".part")
-            written.append((part, path))
-            part.write_text(text, encoding="utf-8")
-        for part, path in written:
-            part.replace(path)
-    except OSError as error:
-        for part, _ in written:
-            with suppress(OSError):
-                part.unlink()
-        raise ValueError(f"{error.filename}: {error.strerror}") from None
 
 
 def _count(text: str) -> int:

@@ -9,6 +9,7 @@ from hcmegatron.connections import facts
 
 RECOMPUTED_MODULES = ("core_attn", "mla_up_proj", "mlp", "shared_experts")
 TRITON_STREAMS = 8  # the most that the Triton kernels hold (hcmegatron.kernels.select)
+DEEPEST = 10_000  # layers, and so pipeline stages: what is listed one by one stays short
 LARGEST = 1e30  # of any number: 3.4e38 is where fp32 ends
 BYTE_VOCABULARY = 257  # 256 bytes and the end of a document
 
@@ -16,16 +17,16 @@ BYTE_VOCABULARY = 257  # 256 bytes and the end of a document
 _RANGES = {
     "at least 1": (
         lambda v: v >= 1,
-        """model.layers model.hidden_size model.heads model.query_groups model.head_dim
+        """model.hidden_size model.heads model.query_groups model.head_dim
         model.ffn_hidden_size model.vocab_multiple mla.kv_rank mla.q_rank mla.rope_dim moe.top_k
-        moe.ffn_hidden_size parallel.pipeline
-        parallel.tensor parallel.expert parallel.expert_tensor parallel.timeout_s
+        moe.ffn_hidden_size parallel.tensor parallel.expert parallel.expert_tensor parallel.timeout_s
         data.sequence_length training.steps training.global_batch training.micro_batch
         training.eval_batches training.log_every training.max_bad_steps
         checkpoint.keep_last""",
     ),
     "from 1 to 1024, or null for an equal share of the cores": (lambda v: 1 <= v <= 1024, "training.threads"),
-    "at least 2, or null for plain stages": (lambda v: v >= 2, "parallel.virtual"),
+    f"from 1 to {DEEPEST}": (lambda v: 1 <= v <= DEEPEST, "model.layers parallel.pipeline"),
+    f"from 2 to {DEEPEST}, or null for plain stages": (lambda v: 2 <= v <= DEEPEST, "parallel.virtual"),
     f"at least {BYTE_VOCABULARY}, the byte tokenizer's": (
         lambda v: v >= BYTE_VOCABULARY,
         "model.vocab_size",

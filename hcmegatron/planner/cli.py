@@ -6,7 +6,6 @@ import argparse
 import difflib
 import json
 import math
-from contextlib import suppress
 from pathlib import Path
 
 from hcmegatron.config import ConfigError, check, read
@@ -15,6 +14,7 @@ from hcmegatron.planner.machines import MACHINES, machine
 from hcmegatron.planner.plan import lighter, make_plan, overheads
 from hcmegatron.planner.rates import Assumptions
 from hcmegatron.platform.standard_streams import tell
+from schedules import files
 
 OPTIONS = (
     "--gpus",
@@ -75,6 +75,10 @@ def main(options: argparse.Namespace, overrides: list[str]) -> int:
         )
     if options.write and not options.search:
         raise ConfigError("--write without --search: it writes what the search has chosen")
+    try:
+        files.check([path for path in (options.json, options.picture, options.write) if path])
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
     config, sources = read(options.file, overrides)
     if options.search:
         _refuse_chosen(sources)
@@ -92,28 +96,29 @@ def main(options: argparse.Namespace, overrides: list[str]) -> int:
         show,
     )  # and rich, for which a search's mistakes need not wait
 
+    texts = []
     if options.json:
-        write(options.json, json.dumps(as_json(plan, beside, changes, price), indent=1) + "\n")
+        figures = as_json(plan, beside, changes, price)
+        texts.append((options.json, json.dumps(figures, indent=1) + "\n"))
     if options.picture:
         from hcmegatron.planner.picture import to_svg
 
-        write(options.picture, to_svg(plan))
+        texts.append((options.picture, to_svg(plan)))
+    write(texts)
     show(plan, beside, changes, price)
     return 0
 
 
-def write(path: Path, text: str) -> None:
-    """A file, whole or not at all."""
-    if not path.name:
-        raise ConfigError(f"{path}: cannot be written: it is a directory; name a file")
-    part = path.with_name(path.name + ".part")
+def write(texts: list[tuple[Path, str]]) -> None:
+    """Files, all or none.
+
+    Raises:
+        ConfigError: one cannot be written.
+    """
     try:
-        part.write_text(text, encoding="utf-8")
-        part.replace(path)
-    except OSError as error:
-        with suppress(OSError):  # there may be none
-            part.unlink()
-        raise ConfigError(f"{path}: cannot be written: {error.strerror}") from None
+        files.write(texts)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
 
 
 def _refuse_unknown(overrides: list[str]) -> None:

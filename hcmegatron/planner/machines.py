@@ -18,6 +18,7 @@ from hcmegatron.config.errors import ConfigError
 from hcmegatron.config.types import Loader, convert, shown
 
 GIB = 2**30
+YAML = (".yaml", ".yml")
 
 
 @dataclass(frozen=True)
@@ -90,18 +91,14 @@ def matmul_share(smallest: float) -> float:
     return table[-1][1]
 
 
-def machine(name: str) -> Machine:
+def machine(name: str, below: tuple[Path, ...] = ()) -> Machine:
     """A machine by its name, or one described in a YAML file.
 
     Raises:
         ConfigError: unknown, with the nearest that is known; or a file that is none.
     """
-    if name.endswith((".yaml", ".yml")):
-        return load(Path(name))
-    return _known(name)
-
-
-def _known(name: str) -> Machine:
+    if name.endswith(YAML):
+        return load(Path(name), below)
     found = MACHINES.get(name.lower().replace("-", "").replace("_", ""))
     if found is None:
         near = difflib.get_close_matches(name.lower(), MACHINES, 1, 0.4)
@@ -112,25 +109,32 @@ def _known(name: str) -> Machine:
     return found
 
 
-def load(path: Path) -> Machine:
+def load(path: Path, below: tuple[Path, ...] = ()) -> Machine:
     """A machine as a YAML file describes it: Machine's fields; `extends: NAME` starts from a known one.
+
+    Args:
+        below: files that extend this one.
 
     Raises:
         ConfigError: the file, a key or a value cannot be used.
     """
+    if path.resolve() in below:
+        raise ConfigError(f"--gpu {path}: extends itself; break the circle")
     try:
         root = yaml.compose(path.read_text(encoding="utf-8"), Loader)
     except OSError as error:
         raise ConfigError(f"--gpu {path}: {error.strerror}; give a YAML file or a name") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise ConfigError(f"--gpu {path}: is not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(root, yaml.MappingNode):
         raise ConfigError(f"--gpu {path}: expected keys and values such as peak_tflops: 989")
     types = {field.name: {"str": str, "int": int}.get(str(field.type), float) for field in fields(Machine)}
     values: dict[str, float | str] = {}
     for key_node, node in root.value:
-        key = key_node.value if isinstance(key_node, yaml.ScalarNode) else shown(key_node)
         where = f"{path}:{key_node.start_mark.line + 1}"
+        if not isinstance(key_node, yaml.ScalarNode):
+            raise ConfigError(f"{where}: {shown(key_node)} is not a key; write key: value")
+        key = key_node.value
         if key != "extends" and key not in types:
             near = difflib.get_close_matches(key, types, 1)
             hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(types)}"
@@ -142,7 +146,9 @@ def load(path: Path) -> Machine:
         except ConfigError as error:
             raise ConfigError(f"{where}: {key} = {shown(node)} {error}") from None
     base = values.pop("extends", None)
-    known = asdict(_known(str(base))) if base else {"name": path.stem}
+    if base and str(base).endswith(YAML):
+        base = str(path.parent / str(base))  # as configurations have it
+    known = asdict(machine(str(base), (*below, path.resolve()))) if base else {"name": path.stem}
     needed = [name for name in _REQUIRED if name not in {**known, **values}]
     if needed:
         raise ConfigError(f"{path}: lacks {', '.join(needed)}; give them, or extends: h100")

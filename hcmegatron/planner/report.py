@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NoReturn
 
 from rich import box
 from rich.console import Console
@@ -19,6 +19,14 @@ PAPER_OVERHEAD = 0.067  # 2512.24880, section 4.3: step time at n = 4 on the 27B
 TIGHT = 0.05  # of a GPU's memory: a plan with less than that left is called tight
 
 
+class Output(Console):
+    """rich's console, which by itself exits with 1 where a reader, like head, has seen enough."""
+
+    def on_broken_pipe(self) -> NoReturn:
+        """As every other print does; hcmegatron.cli knows what that means."""
+        raise BrokenPipeError
+
+
 def gib(size: float) -> str:
     """Bytes in GiB, for a table."""
     return f"{size / GIB:,.2f}"
@@ -26,7 +34,7 @@ def gib(size: float) -> str:
 
 def show(plan: Plan, overheads: list[Overhead], lighter: list[Change], price: float | None) -> None:
     """Print the plan."""
-    console = Console(highlight=False, width=None if Console().is_terminal else 120)
+    console = Output(highlight=False, width=None if Console().is_terminal else 120)
     console.print(*headline(plan), sep="\n", soft_wrap=True, markup=False)
     console.print(_memory(plan))
     console.print(_time(plan))

@@ -15,10 +15,10 @@ from rich.table import Table
 from hcmegatron.config import Config, ConfigError, dump
 from hcmegatron.planner.machines import Machine
 from hcmegatron.planner.rates import Assumptions
-from hcmegatron.planner.report import describe, gib
+from hcmegatron.planner.report import Output, describe, gib
 from hcmegatron.planner.search import Found, losers, search
 
-Write = Callable[[Path, str], None]
+Write = Callable[[list[tuple[Path, str]]], None]
 
 
 def run(
@@ -39,11 +39,10 @@ def run(
     found = search(config, machine, gpus, assumptions)
     if not found.best:
         raise ConfigError(f"no layout of {file} on {gpus} x {machine.name}: {_nothing(found)}")
-    if config_file:
-        write(config_file, as_config(found, file))
-    if json_file:
-        write(json_file, json.dumps(as_json(found), indent=1) + "\n")
-    console = Console(highlight=False, width=None if Console().is_terminal else 150)
+    texts = [(config_file, as_config(found, file))] if config_file else []
+    texts += [(json_file, json.dumps(as_json(found), indent=1) + "\n")] if json_file else []
+    write(texts)
+    console = Output(highlight=False, width=None if Console().is_terminal else 150)
     table = Table(
         box=box.SIMPLE_HEAD, title=f"{escape(str(file))} on {gpus} x {machine.name}", title_justify="left"
     )
@@ -77,7 +76,7 @@ def _nothing(found: Found) -> str:
     least = min(found.looked_at, key=lambda candidate: candidate.peak)
     over = least.peak - least.layout.machine.memory
     return (
-        f"the smallest ({describe(least.layout)}) still needs {gib(over)} GiB more than a GPU has; use more GPUs, a "
+        f"the smallest ({describe(least.layout)}) needs at least {gib(over)} GiB more than a GPU has; use more GPUs, a "
         "larger GPU or a smaller model"
     )
 

@@ -95,6 +95,9 @@ class End:
 class Observer:
     """Watches a run. Made with its `Run` when model and files are there; every hook does nothing here."""
 
+    def __init__(self, run: Run) -> None:
+        """Most keep what they need of the run."""
+
     def on_start(self) -> None:
         """The first step is about to begin."""
 

@@ -38,7 +38,7 @@ def test_the_kernels_limit_is_theirs():
 def test_ranges_hold_for_configs_built_in_code_too():
     config = Config()
     config.model.layers = 0
-    with pytest.raises(ConfigError, match=r"model\.layers = 0 is out of range; it must be at least 1"):
+    with pytest.raises(ConfigError, match=r"model\.layers = 0 is out of range; it must be from 1"):
         check(config)
 
 
@@ -72,6 +72,12 @@ SEQUENCE = ["parallel.tensor=2", "parallel.sequence=true"]
         ),
         (["model.layers=5", "parallel.pipeline=2"], ["model.layers = 5", "parallel.pipeline = 2", "4 or 6"]),
         (["parallel.pipeline=2", "parallel.virtual=4", INTERLEAVED], ["8 pipeline stages", "x 4 of"]),
+        (["parallel.pipeline=2147483647"], ["parallel.pipeline = 2147483647 is out of range", "to 10000"]),
+        (["parallel.virtual=20000000", "parallel.pipeline=2", INTERLEAVED], ["parallel.virtual", "to 10000"]),
+        (
+            ["parallel.virtual=10000", "parallel.pipeline=10000", "model.layers=10000", INTERLEAVED],
+            ["100000000 pipeline stages"],
+        ),
         (
             ["model.layers=3", "parallel.pipeline=2", "parallel.schedule=dualpipev"],
             ["model.layers = 3", "4 pipeline stages", "use 4 layers or more"],

@@ -33,6 +33,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--minutes", type=float, default=20, help="begin nothing after that many; default 20")
     parser.add_argument("--out", type=Path, default=Path("bench_out/races"), help="default bench_out/races")
     options = parser.parse_args(arguments)
+    if not options.minutes >= 0:
+        parser.error(f"--minutes {options.minutes:g}: 0 or more")
     everything = _everything()
     wanted = [each for each in everything if each[1]] if options.controls else everything
     if options.only:
@@ -43,6 +45,10 @@ def main(arguments: list[str] | None = None) -> int:
         for variant, without in wanted:
             print(variant + (f" without {without}" if without else ""))
         return 0
+    try:
+        options.out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        parser.error(f"--out {options.out}: {error.strerror}")
     return _run(wanted, options)
 
 
@@ -52,7 +58,6 @@ def _everything() -> list[tuple[str, str | None]]:
 
 
 def _run(wanted: list[tuple[str, str | None]], options: argparse.Namespace) -> int:
-    options.out.mkdir(parents=True, exist_ok=True)
     file = options.out / "results.jsonl"
     there = set() if options.only else {result.key for result in read(file)}
     left = [key for key in wanted if key not in there]

@@ -80,7 +80,10 @@ def read(file: Path) -> list[Result]:
     """The results that are there, of each variant and control the last."""
     found: dict[tuple, Result] = {}
     for line in file.read_text().splitlines() if file.exists() else ():
-        values = json.loads(line)
+        try:
+            values = json.loads(line)
+        except ValueError:
+            continue  # half a line, of a run that was ended while it wrote
         values["hangs"] = {int(queues): words for queues, words in values["hangs"].items()}
         result = Result(**values)
         found[result.key] = result
@@ -88,7 +91,9 @@ def read(file: Path) -> list[Result]:
 
 
 def append(file: Path, result: Result) -> None:
-    with file.open("a") as lines:
+    with file.open("a+") as lines:
+        lines.seek(max(0, lines.tell() - 1))
+        lines.write("" if lines.read() in ("", "\n") else "\n")  # behind half a line
         lines.write(json.dumps(asdict(result)) + "\n")
 
 

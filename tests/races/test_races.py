@@ -148,6 +148,25 @@ def test_results_are_read_back_and_counted(tmp_path):
     assert "| dualpipev | 2 | yes | 1 | 10 | 2 | 1 | 0 | 0 | 0 | 0 |" in text
 
 
+def test_half_a_line_is_passed_over_and_not_added_to(tmp_path):
+    """Of a run that was killed while it wrote."""
+    file = tmp_path / "results.jsonl"
+    append(file, result("one"))
+    file.write_text(file.read_text() + '{"variant": "tw')
+    append(file, result("three"))
+    assert [each.variant for each in read(file)] == ["one", "three"]
+
+
+@pytest.mark.parametrize(
+    "options, words",
+    [(["--minutes", "nan"], "--minutes nan"), (["--out", "/dev/null/x"], "--out /dev/null/x")],
+)
+def test_options_that_cannot_be(options, words, capsys):
+    with pytest.raises(SystemExit):
+        main(["--minutes", "0", *options])
+    assert words in capsys.readouterr().err
+
+
 def test_a_name_that_nothing_has_is_refused(capsys):
     with pytest.raises(SystemExit):
         main(["--only", "no such variant", "--list"])

@@ -328,3 +328,10 @@ def test_everything_in_miniature(tmp_path):
         for line in lines:
             cell = line.rsplit("| ", 1)[1]
             assert cell.startswith(("not measured", "holds on the CPU")), line
+
+
+@pytest.mark.parametrize("minutes", ["0", "-1", "nan"])
+def test_a_limit_that_is_none_is_refused(minutes, capsys):
+    with pytest.raises(SystemExit):
+        program.main([f"--minutes={minutes}"])
+    assert f"--minutes {minutes}: has to be above 0" in capsys.readouterr().err

@@ -134,7 +134,10 @@ def test_all_observers_end_although_one_raises():
             raise RuntimeError("broken")
 
     notes = []
-    with pytest.raises(RuntimeError, match="broken"), Observers([Noting(notes), Failing(), Noting(notes)]):
+    with (
+        pytest.raises(RuntimeError, match="broken"),
+        Observers([Noting(notes), Failing(None), Noting(notes)]),
+    ):
         raise ValueError("what came first")
     assert notes == ["end 0 ValueError"] * 2
 
@@ -153,6 +156,16 @@ def test_what_is_no_observer_is_refused_before_anything_is_written(name, monkeyp
     monkeypatch.setattr(run, "process_groups", lambda *_: pytest.fail("started"))
     with pytest.raises(ConfigError, match=rf"run\.observers = {name}: is no Observer"):
         run.train(config, None, corpus=SimpleNamespace(fingerprint="any"))
+
+
+@pytest.mark.parametrize("name", ["os:path", "hcmegatron.training.observer:due", "builtins:int"])
+def test_an_observer_has_to_be_one(name):
+    with pytest.raises(ConfigError, match=rf"run\.observers = {name}: is no Observer"):
+        registry.named_factory(name)
+
+
+def test_an_observer_need_not_keep_its_run():
+    Observer(None).on_start()
 
 
 def test_who_is_asked_for():

@@ -95,7 +95,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             f"one GPU: {FACTS_SECONDS} s for the look at the machine, {most_seconds(of_one_gpu())} s for phases"
         )
         return 0
-    if asked.minutes is not None and asked.minutes <= 0:
+    if asked.minutes is not None and not asked.minutes > 0:
         made.error(f"--minutes {asked.minutes:g}: has to be above 0")
     began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="gpu-check-") as site:

@@ -110,8 +110,10 @@ def _schedule(config: Config, shown: Shown) -> None:
 
 def stages_a_rank(config: Config) -> int:
     """Pipeline stages on every rank, second copies (DualPipe) left out."""
-    p = config.parallel
-    return SCHEDULES[p.schedule].placement(p.pipeline, p.virtual).model_stages // p.pipeline
+    p, schedule = config.parallel, SCHEDULES[config.parallel.schedule]
+    if schedule.chosen and p.virtual:
+        return p.virtual  # without listing what may be millions of stages
+    return schedule.placement(p.pipeline).model_stages // p.pipeline
 
 
 def _stages(config: Config, shown: Shown) -> None:
