@@ -1,8 +1,9 @@
 """What a message between two pipeline stages takes beside the stages' computation, by estimate.
 
-Nothing is measured: a stage's forward is its FLOPs at the rate that large matrix products come to in training, a hop is
-the message's bytes on one network port. The ratio decides how early receives are posted on a GPU
-(schedules/receives.py), which changes by whole actions only.
+Nothing is measured: a stage's forward is its FLOPs at the rate that whole training steps come to on an H100 (less than
+its matrix products alone, which `hcmegatron plan` takes one by one), a hop is the message's bytes on the network of
+planner/machines.py. The ratio decides how early receives are posted on a GPU (schedules/receives.py), which changes by
+whole actions only.
 """
 
 from __future__ import annotations
@@ -10,11 +11,13 @@ from __future__ import annotations
 from hcmegatron.config.schema import Config
 from hcmegatron.connections import facts
 from hcmegatron.planner.flops import training_flops_per_token
+from hcmegatron.planner.machines import MACHINES
+from hcmegatron.planner.memory import ITEMSIZE
 from schedules.costs import Costs, Link, StageCosts
 
-FLOPS = 400e12  # a second, of an H100 in bf16: two fifths of its dense peak
-BANDWIDTH = 50e9  # bytes a second, of one port of 400 Gbit/s for each GPU
-_BYTES = {"bf16": 2, "fp32": 4, "fp64": 8}  # of a number in a message
+H100 = MACHINES["h100"]
+FLOPS = 0.4e12 * H100.peak_tflops  # a second: the best published steps reach 0.3 to 0.41 of the dense peak
+BANDWIDTH = 1e9 * H100.network_gbs * H100.link_share  # bytes a second
 
 
 def pipeline_costs(config: Config, stages: int) -> Costs:
@@ -26,7 +29,7 @@ def pipeline_costs(config: Config, stages: int) -> Costs:
     tokens = config.training.micro_batch * config.data.sequence_length
     forward = tokens * training_flops_per_token(config, 0) / 3 / stages / parallel.tensor / FLOPS
     width = config.model.hidden_size * facts.streams(config.connection)
-    size = tokens * width * _BYTES[config.training.dtype]
+    size = tokens * width * ITEMSIZE[config.training.dtype]
     if parallel.sequence:
         size /= parallel.tensor
     return Costs(stages=(StageCosts(),), link=Link(latency=size / BANDWIDTH / forward))

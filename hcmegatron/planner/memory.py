@@ -14,6 +14,8 @@ from hcmegatron.planner.layers import Matrix, attention, feed_forward, final_nor
 from hcmegatron.planner.parameters import layer_norm_parameters, norm_parameters
 from hcmegatron.planner.stages import Stage
 
+ITEMSIZE = {"bf16": 2, "fp32": 4, "fp64": 8}  # bytes of a number, by training.dtype
+
 
 def rank_parameters(config: Config, vocab_size: int, parts: Sequence[Stage]) -> int:
     """Parameters that one rank holds, as sharded by tensor and expert parallelism.
@@ -97,6 +99,4 @@ def stream_bytes(config: Config, parts: Sequence[Stage], live: int) -> int:
     if config.parallel.sequence:
         tokens //= config.parallel.tensor
     layers = sum(len(part.layers) for part in parts) / len(parts)
-    return round(
-        2 * layers * live * tokens * width * {"bf16": 2, "fp32": 4, "fp64": 8}[config.training.dtype]
-    )
+    return round(2 * layers * live * tokens * width * ITEMSIZE[config.training.dtype])

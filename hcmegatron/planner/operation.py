@@ -12,11 +12,11 @@ from typing import Literal
 
 from hcmegatron.config.schema import Config
 from hcmegatron.planner.layout import Layout
+from hcmegatron.planner.memory import ITEMSIZE
 from hcmegatron.planner.rates import Assumptions, Rates
 from schedules.nodes import Role
 
 Family = Literal["compute", "connections", "all-to-all", "tensor parallel"]
-ITEMSIZE = {"bf16": 2, "fp32": 4, "fp64": 8}
 
 
 @dataclass(frozen=True)
