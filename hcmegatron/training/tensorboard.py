@@ -26,9 +26,9 @@ class TensorBoard(Observer):
         first_step = run.position.step + 1
         self._try(lambda: SummaryWriter(str(self.directory), purge_step=first_step), keep=True)
         # Its thread that writes raises there and in the next call here, which reports it.
-        hook = threading.excepthook
+        usual = self._usual_hook = threading.excepthook
         threading.excepthook = lambda raised: (
-            None if type(raised.thread).__name__ == "_AsyncWriterThread" else hook(raised)
+            None if type(raised.thread).__name__ == "_AsyncWriterThread" else usual(raised)
         )
 
     def on_step(self, step: Step) -> None:
@@ -44,6 +44,7 @@ class TensorBoard(Observer):
         """Write what is left."""
         if self._writer:
             self._try(self._writer.close)
+        threading.excepthook = self._usual_hook
 
     def add(self, name: str, value: float, step: int) -> None:
         """One number of a step."""

@@ -2,6 +2,7 @@
 
 import json
 import os
+import threading
 import time
 from types import SimpleNamespace
 
@@ -104,7 +105,7 @@ def test_tensorboard_that_cannot_write_is_left_out(tmp_path):
 
 
 def test_a_tensorboard_that_fails_later_is_left_out(tmp_path, capfd):
-    reports = []
+    reports, usual = [], threading.excepthook
     events = TensorBoard(run_in(tmp_path, reports.append))
     written = events._writer.file_writer.event_writer._async_writer._writer._writer
     written.write = lambda data: (_ for _ in ()).throw(OSError(28, "No space left on device"))
@@ -116,6 +117,7 @@ def test_a_tensorboard_that_fails_later_is_left_out(tmp_path, capfd):
     events.on_end(None)
     assert len(reports) == 1 and "No space left on device" in reports[0]
     assert "Traceback" not in capfd.readouterr().err
+    assert threading.excepthook is usual
 
 
 def test_a_terminal_of_a_launcher_gets_plain_lines(tmp_path, monkeypatch, capfd):
