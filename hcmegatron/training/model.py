@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 from torch import Tensor, nn
@@ -55,6 +56,7 @@ def wrap(model: ConnectionGPT, config: Config, groups: ProcessGroupCollection) -
             overlap_grad_reduce=parallel.overlap_grad_reduce,
             overlap_param_gather=parallel.overlap_param_gather,
             use_distributed_optimizer=distributed_optimizer(config),
+            **_buckets(config),
         ),
         module,
         pg_collection=groups,
@@ -64,6 +66,12 @@ def wrap(model: ConnectionGPT, config: Config, groups: ProcessGroupCollection) -
     if parallel.overlap_grad_reduce:
         wrapped.config.no_sync_func = wrapped.no_sync
     return wrapped
+
+
+def _buckets(config: Config) -> dict[str, int]:
+    """Gradients that are reduced together. Megatron has several buckets on the first pipeline rank alone; where a
+    stage's copies on two ranks are summed buffer by buffer, each buffer is one on both, which places them alike."""
+    return {"bucket_size": sys.maxsize} if len(placement(config).paths) > 1 else {}
 
 
 def kernels_chosen(chunks: list[nn.Module]) -> list[str]:

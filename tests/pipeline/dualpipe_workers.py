@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from functools import partial
 
 import torch
 
@@ -11,13 +12,20 @@ from hcmegatron.config.schema import Config
 from hcmegatron.model.gpt import unwrap
 from hcmegatron.pipeline.placement import placement
 from hcmegatron.platform.ranks import discover
-from hcmegatron.training import checkpoint
+from hcmegatron.training import checkpoint, model
 from hcmegatron.training.run import train
 from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 
 
-def run(config: Config) -> dict[int, dict[str, str]]:
-    """Train; per model stage on this rank, digests of its parameters, buffers and optimizer state."""
+def run(config: Config, bucket_size: int | None = None) -> dict[int, dict[str, str]]:
+    """Train; per model stage on this rank, digests of its parameters, buffers and optimizer state.
+
+    Args:
+        bucket_size: parameters whose gradients are reduced together, which a large model has many times over.
+    """
+    model.DistributedDataParallelConfig = partial(
+        model.DistributedDataParallelConfig, bucket_size=bucket_size
+    )
     found: dict[int, dict[str, str]] = {}
     usual_save = checkpoint.Checkpoints.save
 
@@ -34,11 +42,11 @@ def run(config: Config) -> dict[int, dict[str, str]]:
     return found
 
 
-def digests(model: torch.nn.Module, optimizer) -> dict[str, str]:
+def digests(module: torch.nn.Module, optimizer) -> dict[str, str]:
     """Of every parameter and buffer, and of what the optimizer holds for it: its state, and under the distributed
     optimizer the weights that it updates."""
-    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-    for name, parameter in model.named_parameters():
+    tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+    for name, parameter in module.named_parameters():
         for one in optimizer.chained_optimizers:
             updated = parameter
             if isinstance(one, DistributedOptimizer):

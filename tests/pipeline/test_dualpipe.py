@@ -168,12 +168,14 @@ def test_copies_stay_equal_and_checkpoints_fit_other_schedules(text, tmp_path):
 
 @pytest.mark.ranks
 def test_bf16_copies_stay_equal_and_its_checkpoint_continues_under_dualpipev(text, tmp_path):
-    """On two data-parallel ranks, each of which holds half of the optimizer's state of either copy."""
+    """On two data-parallel ranks, each of which holds half of the optimizer's state of either copy, and with gradients
+    that Megatron would put in several buckets, on the first pipeline rank alone."""
     sections = {"moe": {"ffn_hidden_size": 16}}
     numbers = {"steps": 8, "dtype": "bf16"}
     config = run_config(text, tmp_path / "both", "dualpipe", training=numbers, **sections)
     config.checkpoint.save_every, config.training.global_batch = 4, 8
-    ranks = run_ranks(4, "tests.pipeline.dualpipe_workers:run", config, **WHOLE)
+    config.parallel.overlap_grad_reduce = config.parallel.overlap_param_gather = True
+    ranks = run_ranks(4, "tests.pipeline.dualpipe_workers:run", config, 4096, **WHOLE)
     for first, second in zip(
         ranks[:2], ranks[2:], strict=True
     ):  # the pipeline's two ranks, per data-parallel rank
