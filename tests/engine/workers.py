@@ -7,7 +7,6 @@ import inspect
 import sys
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass
 from functools import partial
 from types import ModuleType
 
@@ -30,23 +29,12 @@ from hcmegatron.recompute.attach import Recomputation, keep_blocks
 from hcmegatron.training.model import wrap
 from hcmegatron.training.optimizer import build_optimizer
 from hcmegatron.training.step import Stepper
+from tests.engine.found import Found
 from tests.engine.signatures import RECORDED
 from tests.layouts.cases import small
 from tests.layouts.network import Batches, chunks_of, gradients, whole_gradients
 from tests.model.deferred_ranks import Matmuls, backward
 from tests.model.workers import groups_of
-
-
-@dataclass
-class Found:
-    """A step on one rank: its sums of losses and tokens, and gradients by their place in the network."""
-
-    loss: list[float]
-    norm: float
-    gradients: dict[tuple, bytes]
-    engine: dict[str, int]  # Transformer Engine's modules, by class
-    local: int  # Megatron's linears, beside the head's
-    separable: int
 
 
 def steps(configs: list[Config]) -> list[Found]:
