@@ -1,4 +1,4 @@
-"""What ranks report. Apart from workers.py, for whoever reads a report imports its class, and with workers.py the stub."""
+"""What ranks report. Apart from workers.py: whoever reads a report imports its class, and with workers.py the stub."""
 
 from dataclasses import dataclass
 
