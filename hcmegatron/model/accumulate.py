@@ -10,6 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from hcmegatron.config.schedules import MEGATRONS
 from hcmegatron.config.schema import Config
 from hcmegatron.model.te_wgrad import of_engine
 from hcmegatron.platform.optional import fused_weight_gradients
@@ -41,7 +42,7 @@ def megatron_fuses(config: Config) -> bool:
     """Whether Megatron's own linears add their weight gradients with apex's kernel: under its own schedules, for ours
     give every linear a backward of its own, which uses it too."""
     return (
-        config.parallel.schedule.startswith("megatron_")
+        config.parallel.schedule in MEGATRONS
         and config.training.dtype == "bf16"
         and torch.cuda.is_available()
         and fused_weight_gradients() is not None
@@ -51,7 +52,7 @@ def megatron_fuses(config: Config) -> bool:
 def described(config: Config, chunks: list[nn.Module]) -> list[str]:
     """How weight gradients are added over micro-batches, in words: one line for Transformer Engine's layers, if there
     are any, and one for other linears."""
-    half, own = config.training.dtype == "bf16", not config.parallel.schedule.startswith("megatron_")
+    half, own = config.training.dtype == "bf16", config.parallel.schedule not in MEGATRONS
     rounded = ", rounded to bf16 before" if half and not own and not megatron_fuses(config) else ""
     lines = []
     if any(of_engine(module) for chunk in chunks for module in chunk.modules()):

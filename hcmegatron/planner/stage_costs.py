@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
+from hcmegatron.config.schedules import MEGATRONS
 from hcmegatron.config.schema import Recompute
 from hcmegatron.connections import facts
 from hcmegatron.planner.layers import has_experts
@@ -169,7 +170,7 @@ def costs(layout: Layout, operations: Operations) -> Costs:
         links=links,
         hop_bytes=size.local * config.model.hidden_size * size.itemsize,
         streams=facts.streams(config.connection),
-        early=assumed.hide and not config.parallel.schedule.startswith("megatron_"),
+        early=assumed.hide and config.parallel.schedule not in MEGATRONS,
         lead=0.0 if together and moe else 1.0,  # as pipeline.overlap lays pairs out
     )
 

@@ -164,8 +164,8 @@ def tiles(work: Work) -> None:
 
 
 def _values(key: Any) -> list[Any]:
-    """Of a tuple or a dataclass: the kernel's name is the first."""
-    return list(key) if isinstance(key, tuple) else list(vars(key).values())
+    """Of a tile's key: the kernel's name is the first."""
+    return list(vars(key).values())
 
 
 def layer(work: Work) -> None:
