@@ -27,14 +27,19 @@ import hcmegatron.platform.megatron  # noqa: F401  (installs the CPU adapter fir
 from hcmegatron.config import check
 from hcmegatron.config.load import load
 from hcmegatron.config.schema import Config
-from hcmegatron.model.gpt import unwrap
+from hcmegatron.connections.build import described
+from hcmegatron.model.gpt import build_chunk, stages, unwrap
+from hcmegatron.pipeline.placement import placement
+from hcmegatron.pipeline.tied import embedding_groups
 from hcmegatron.planner.flops import training_flops_per_token
 from hcmegatron.platform.distributed import device, process_groups
 from hcmegatron.platform.local_launch import free_port
 from hcmegatron.platform.ranks import RankInfo
 from hcmegatron.recompute.attach import Recomputation
 from hcmegatron.recompute.plan import mib
-from hcmegatron.training.model import build_model
+from hcmegatron.training.data_parallel import DataParallel
+from hcmegatron.training.model import wrap
+from megatron.core.process_groups_config import ProcessGroupCollection
 from tools.alternate import alternating, ratio
 
 VOCABULARY = 256
@@ -101,6 +106,19 @@ class Measured(NamedTuple):
     kept: int
 
 
+def network(config: Config, groups: ProcessGroupCollection) -> DataParallel:
+    """Wrapped as for training. Its weights are drawn on the device: values do not matter here, and a CPU takes half a
+    minute for those of 72 experts."""
+    where = placement(config)
+    (stage,) = stages(config.model.layers, where.model_stages)
+    chunk = build_chunk(config, stage, VOCABULARY, embedding_groups(groups, where)).to(device())
+    with torch.no_grad():
+        for weight in chunk.parameters():
+            if weight.dim() == 2 and described(weight) is None:
+                weight.normal_(0.0, config.model.init_std)
+    return wrap(chunk, config, groups)
+
+
 class Layer(NamedTuple):
     """All forms by name, and the residual's TFLOP/s."""
 
@@ -117,7 +135,7 @@ def measure(tokens: int, rounds: int) -> Layer:
 
         def made(name: str, kind: str, recompute: str) -> Callable[[], None]:
             config = configuration(kind, recompute, tokens)
-            (chunk,) = build_model(config, VOCABULARY, groups)
+            chunk = network(config, groups)
             recomputation = Recomputation(config, [unwrap(chunk)], live=1, deferred=0)
             recomputation.measured()  # times are without measuring
             ids = torch.randint(VOCABULARY, (1, tokens), device=device())

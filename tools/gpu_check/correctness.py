@@ -151,7 +151,7 @@ def train(work: Work) -> None:
         f"--training.steps={steps}",
     ]
     settings += ["--training.eval_every=0", "--training.eval_batches=1"]
-    settings += [f"--parallel.timeout_s={120 if work.miniature else 20}"]
+    settings += [f"--parallel.timeout_s={120 if work.miniature else 40}"]
     if work.miniature:
         settings += ["--training.global_batch=8", "--training.micro_batch=1", "--data.sequence_length=32"]
         settings += ["--training.threads=1"]

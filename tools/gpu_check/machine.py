@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import importlib.metadata
 import importlib.util
 import os
@@ -30,9 +31,7 @@ def facts(miniature: bool) -> dict[str, Any]:
     import torch
 
     count = 0 if miniature else torch.cuda.device_count()
-    nccl = None
-    if count:
-        nccl = list(torch.cuda.nccl.version())
+    nccl = _nccl() if count else None
     return {
         "miniature": not count,
         "date": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
@@ -55,6 +54,20 @@ def facts(miniature: bool) -> dict[str, Any]:
         "commit": _commit(),
         "environment": {name: os.environ.get(name) for name in VARIABLES},
     }
+
+
+def _nccl() -> list[int]:
+    """The version that is loaded, which LD_PRELOAD may have brought; torch names the one that it was built with."""
+    import torch
+
+    number = ctypes.c_int()
+    try:
+        status = ctypes.CDLL("libnccl.so.2").ncclGetVersion(ctypes.byref(number))
+    except OSError:  # linked into torch itself
+        status = 1
+    if status:
+        return list(torch.cuda.nccl.version())
+    return [number.value // 10000, number.value // 100 % 100, number.value % 100]
 
 
 def _gpu(index: int) -> dict[str, Any]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import collections
 import gzip
 import json
-import time
 import traceback
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -47,10 +46,8 @@ def host_syncs(work: Work) -> None:
     with small_case(work.miniature) as step:
         for _ in range(2 - work.miniature):
             step()
-        start = time.perf_counter()
         with waits(work.device) as places:
             step()
-        work.figure("a step of the small case", 1e3 * (time.perf_counter() - start), "ms")
     work.figure("waits of the host in a step", sum(places.values()), "times")
     for place, count in places.most_common(SHOWN):
         work.figure(f"waits at {place}", count, "times")

@@ -91,4 +91,8 @@ def losses(directory: Path) -> list[float]:
 
 def sharing(work: Work) -> dict[str, str]:
     """The environment in which ranks may share a GPU, where there are too few."""
-    return {} if work.miniature or work.gpus >= RANKS else {"NCCL_MULTI_RANK_GPU_ENABLE": "1"}
+    return (
+        {}
+        if work.miniature or work.gpus >= RANKS
+        else {"NCCL_MULTI_RANK_GPU_ENABLE": "1", "NCCL_DEBUG": "WARN"}
+    )
