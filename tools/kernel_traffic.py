@@ -31,8 +31,13 @@ def traffic(launch: Launch) -> Traffic:
     if name == "read_backward_sums":
         parts = 0 if launch.programs == 1 else a["splits"] + 1
         return Traffic(4 * (parts * a["W"] + 2 * a["K"] * a["programs"]), 0)
-    T, N, C = a["T"], a["N"], a["C"]
     e = a["H"].element_size()
+    if name == "project":
+        ideal = a["T"] * a["W"] * e
+        parts = launch.grid[1]
+        phi = launch.grid[0] * 4 * a["W"] * a["K"]  # read whole for every block of tokens
+        return Traffic(ideal + 4 * a["T"] * parts * (a["K"] + 1), ideal, phi)
+    T, N, C = a["T"], a["N"], a["C"]
     streams = T * C * e
     small = N * N + N  # post and res of a token
     match name:
@@ -47,10 +52,10 @@ def traffic(launch: Launch) -> Traffic:
             wide = a["R"] * T * C * (a["DY"].element_size() - e)
             return Traffic(ideal + wide + 8 * T * small, ideal)
         case "read_forward":
-            ideal = ((1 if a["FOLDED"] else 2) * N + 1) * streams
-            given = a["K"] + 1 if a["FOLDED"] else 0
-            moved = ideal + 4 * T * (given + a["K"] + 2 + N + small)
-            return Traffic(moved, ideal, 0 if a["FOLDED"] else _phi(launch))
+            ideal = (N + 1) * streams
+            given = a["PARTS"] * (a["K"] + 1)
+            again = -(-C // a["BC"]) * 4 * T * given  # every program of a block of tokens reads what is given
+            return Traffic(ideal + 4 * T * (given + a["K"] + 2 + N + small), ideal, again)
         case "read_backward_coefficients":
             ideal = (N + 1) * streams
             return Traffic(ideal + 4 * T * (2 * a["K"] + 3 + N + small), ideal)

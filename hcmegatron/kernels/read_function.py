@@ -10,11 +10,22 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import FunctionCtx, once_differentiable
 
-from hcmegatron.kernels import triton_read_backward, triton_read_forward
+from hcmegatron.kernels import triton_projection, triton_read_backward, triton_read_forward
 from hcmegatron.kernels.options import ReadOptions
-from hcmegatron.kernels.tiles import columns, hardware, power_of_two, precision, split_tokens, tile
+from hcmegatron.kernels.tiles import (
+    columns,
+    hardware,
+    power_of_two,
+    precision,
+    products,
+    split_channels,
+    split_tokens,
+    tile,
+)
 
-Projection = tuple[Tensor, Tensor]  # H phi [T,K] and the sum of H's squares [T], fp32
+Projection = tuple[
+    Tensor, Tensor
+]  # H phi [T,K] and the sum of H's squares [T], fp32; or parts of them, [parts, ...]
 
 
 def _shape(options: ReadOptions, scale: tuple[Tensor, ...]) -> dict[str, Any]:
@@ -53,6 +64,31 @@ def _by_part(options: ReadOptions, parts: tuple[Tensor, ...], absent: Tensor) ->
     return [next(given) if size else absent for size in options.sizes]
 
 
+def _project(H: Tensor, phi: Tensor, options: ReadOptions) -> Projection:
+    """Of the read's own streams [T,n,C]."""
+    T, n, C = H.shape
+    size = tile("project", H)
+    span = split_channels(T, n * C, size, hardware(H.device).processors)
+    parts = triton.cdiv(n * C, span)
+    proj, square = phi.new_empty(parts, T, options.columns), phi.new_empty(parts, T)
+    triton_projection.project[(triton.cdiv(T, size.BT), parts)](
+        H,
+        phi,
+        proj,
+        square,
+        T,
+        W=n * C,
+        K=options.columns,
+        KP=columns(n),
+        SPAN=span,
+        V=size.V,
+        STAGES=size.stages,
+        PRECISION=products(H),
+        **size.launch,
+    )
+    return proj, square
+
+
 class ReadFunction(Function):
     """(H, phi, scales, biases) -> (x, pre, post, res, H again): see torch_path.
 
@@ -76,13 +112,16 @@ class ReadFunction(Function):
             phi.new_empty(T, *shape) for shape in ((options.columns,), (), (), (n,), (n,), (n, n))
         )
         if T:
-            size = tile("read_forward" if projection is None else "read_folded", H)
-            triton_read_forward.read_forward[(triton.cdiv(T, size.BT),)](
+            proj, square = projection or _project(H, phi, options)
+            size = tile("read_forward", H)
+            chunks = triton.cdiv(C, size.BC)
+            triton_read_forward.read_forward[(triton.cdiv(T, size.BT) * (1 + chunks),)](
                 H,
                 phi,
                 *_by_part(options, scale, phi),
                 *_by_part(options, bias, phi),
-                *(projection or (t, inv_r)),
+                proj,
+                square,
                 x,
                 t,
                 inv_r,
@@ -93,10 +132,9 @@ class ReadFunction(Function):
                 T,
                 C=C,
                 KP=columns(n),
-                V=size.V,
+                PARTS=square.numel() // T,
                 FLOOR=options.floor,
                 PRE_EPS=options.pre_eps,
-                FOLDED=projection is not None,
                 PRECISION=precision(H),
                 **_shape(options, scale),
                 **_coefficients(options),

@@ -55,6 +55,14 @@ def precision(H: Tensor) -> str:
     return "ieee" if H.dtype == torch.float32 else "tf32"
 
 
+def products(H: Tensor) -> str:
+    """The same for products that have bf16 streams as they are, and phi in three bf16 numbers (triton_projection.py):
+    exact, and faster than TF32."""
+    if H.dtype != torch.bfloat16:
+        return precision(H)
+    return "split, widened" if H.device.type == "cpu" else "split"
+
+
 def evenly(C: int, widest: int) -> int:
     """The widest power of two, up to `widest`, that wastes less than a tenth of its lanes at the end of C channels."""
     BC = min(power_of_two(C), widest)
@@ -130,17 +138,15 @@ def rule(key: Key) -> Tile:
             return Tile(32, min(max(wide, 16), 32), V=vector)
         case "write_fold" | "write_fold_dropout":
             return Tile(16, min(max(wide, 16), 32), stages=1, V=vector)
-        # The same here; left to itself the compiler spills for more programs than there are (64 registers).
-        case "read_forward" if n <= 4:
-            return Tile(32, min(max(wide, 16), 128), warps=8, stages=3, V=vector, registers=96)
+        # 64 tokens fill Hopper's matrix instructions, and phi, out of L2, is no more than the streams (of 32 tokens the
+        # same loop took three times as long on an H100). fp32 has no matrix instructions, and more registers.
+        case "project" if key.element_size == 4:
+            return Tile(32, min(max(power_of_two(n * C), 16), 64), warps=8, V=vector)
+        case "project":
+            return Tile(64, min(max(power_of_two(n * C), 16), 128 if n <= 4 else 64), stages=3, V=vector)
+        # No loop: programs of few tokens and channels, many on a multiprocessor, hide what a load takes.
         case "read_forward":
-            return Tile(16, min(max(wide, 16), 64), stages=3, V=vector)
-        # After a fold there is no phi to share: more programs, of which five to nine fit.
-        case "read_folded" if n <= 4:
-            return Tile(16, min(max(wide, 16), 128), stages=1)
-        # Left to itself the compiler spills here too, for a fifth program where four are one wave.
-        case "read_folded":
-            return Tile(16, min(max(wide, 16), 64), stages=1, registers=128)
+            return Tile(16, min(max(wide, 16), 256 if n <= 4 else 128), warps=8, stages=1)
         # 96 registers, so that all 512 programs for 8192 tokens are there at once (128 channels: 167, three).
         case "read_backward_coefficients":
             return Tile(16, min(max(wide, 16), 64), stages=1)
@@ -154,6 +160,21 @@ def rule(key: Key) -> Tile:
         case "read_backward_sums":
             return Tile(64, 1024)
     raise AssertionError(f"no kernel {key.kernel}")
+
+
+MOST_PARTS = 8
+
+
+def split_channels(T: int, W: int, tile: Tile, processors: int) -> int:
+    """Elements of a token's W that a program of `project` walks, a multiple of its BC.
+
+    For few tokens a token is split, so that there are two programs for each multiprocessor (one and a half where that
+    takes fewer parts): what each leaves is small beside the streams. Results repeat as those of `split_tokens` do.
+    """
+    blocks, parts = -(-T // tile.BT), 1
+    while parts < MOST_PARTS and 2 * parts * blocks <= 2 * processors:
+        parts *= 2
+    return -(-W // (parts * tile.BC)) * tile.BC
 
 
 MOST_SPLITS = 64

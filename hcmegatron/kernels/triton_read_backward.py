@@ -266,7 +266,7 @@ def read_backward_sums(
         columns = tl.arange(0, KP)
         dbias = tl.zeros([BT, KP], tl.float32)
         dscale = tl.zeros([BT, KP], tl.float32)
-        for start in range(0, programs, BT):
+        for start in tl.range(0, programs, BT, loop_unroll_factor=4):
             rows = start + tl.arange(0, BT)
             mask = (rows < programs)[:, None] & (columns < K)[None, :]
             at = SUMS + rows[:, None] * (2 * K) + columns[None, :]
@@ -290,6 +290,6 @@ def read_backward_sums(
     else:
         at = (program - 1) * BC + tl.arange(0, BC)
         total = tl.zeros([BC], tl.float32)
-        for split in range(splits):
+        for split in tl.range(0, splits, loop_unroll_factor=8):  # loads of several under way
             total += tl.load(DPHI_PARTS + tl.cast(split, tl.int64) * W + at, mask=at < W, other=0.0)
         tl.store(DPHI + at, total, mask=at < W)

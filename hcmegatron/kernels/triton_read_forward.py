@@ -1,8 +1,5 @@
-"""Triton: mHC's read, forward (2512.24880, Eq. 14-19).
-
-One kernel: a program owns BT tokens, projects their streams on tensor cores while it sums their squares, makes the
-coefficients (Sinkhorn in registers) and walks the streams a second time to aggregate x. After a fold the projection is
-already there and only the aggregation is left. Elements of C moved per token with n = 4: 5 after a fold, 9 without.
+"""Triton: mHC's read, forward (2512.24880, Eq. 14-19), from the projection on (triton_projection.py, or a fold):
+coefficients, Sinkhorn in registers, and the aggregation of x. Elements of C moved per token with n = 4: 5.
 """
 
 from __future__ import annotations
@@ -45,7 +42,7 @@ def _to_one(size):
 
 
 @triton.jit
-def _project(
+def _scaled_projection(
     H,
     PHI,
     base,
@@ -56,24 +53,20 @@ def _project(
     KP: tl.constexpr,
     BT: tl.constexpr,
     BC: tl.constexpr,
-    V: tl.constexpr,
-    SHIFTED: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """(Hv phi [BT,KP], sums of squares [BT]) of BT tokens of W elements, multiplied by `shift` if SHIFTED."""
+    """(Hv phi [BT,KP], sums of squares [BT]) of BT tokens of W elements, multiplied by `shift`."""
     columns = tl.arange(0, KP)
     projected = tl.zeros([BT, KP], tl.float32)
-    squares = tl.zeros([BT, BC // V], tl.float32)  # V neighbours, which one thread holds, are added at once
+    squares = tl.zeros([BT, BC], tl.float32)
     for start in range(0, W, BC):
         at = start + tl.arange(0, BC)
         h = tl.load(H + base + at[None, :], mask=inside[:, None] & (at < W)[None, :], other=0.0)
-        h = h.to(tl.float32)
-        if SHIFTED:
-            h *= shift[:, None]
+        h = h.to(tl.float32) * shift[:, None]
         weights = (at < W)[:, None] & (columns < K)[None, :]
         phi = tl.load(PHI + at[:, None] * K + columns[None, :], mask=weights, other=0.0)
         projected = tl.dot(h, phi, projected, input_precision=PRECISION)
-        squares += tl.sum(tl.reshape(h * h, [BT, BC // V, V]), axis=2)
+        squares += h * h
     return projected, tl.sum(squares, axis=1)
 
 
@@ -89,46 +82,66 @@ def _largest(H, base, inside, W: tl.constexpr, BT: tl.constexpr, BC: tl.constexp
 
 
 @triton.jit
-def _aggregate(
+def _projection(
     H,
-    X,
-    TT,
-    SCALE,
-    BIAS,
-    PRE,
+    PHI,
+    PROJ,
+    SQUARE,
     rows,
     inside,
-    N: tl.constexpr,
-    C: tl.constexpr,
+    T,
+    W: tl.constexpr,
     K: tl.constexpr,
-    NP: tl.constexpr,
+    KP: tl.constexpr,
+    PARTS: tl.constexpr,
+    RMS_EPS: tl.constexpr,
+    EPS: tl.constexpr,
+    FLOOR: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BT: tl.constexpr,
+    NARROW: tl.constexpr,
+):
+    """((Hv phi) / r [BT,KP], 1 / r [BT], shift [BT]) of BT tokens, out of the parts of PROJ and SQUARE."""
+    columns = tl.arange(0, KP)
+    mask = inside[:, None] & (columns < K)[None, :]
+    projected = tl.zeros([BT, KP], tl.float32)
+    square = tl.zeros([BT], tl.float32)
+    for part in tl.static_range(PARTS):
+        own = rows.to(tl.int64) + tl.cast(T, tl.int64) * part
+        projected += tl.load(PROJ + own[:, None] * K + columns[None, :], mask=mask, other=0.0)
+        square += tl.load(SQUARE + own, mask=inside, other=0.0)
+    shift = tl.full([BT], 1.0, tl.float32)
+    scaled = inside & (_is_ordinary(square, W) == 0)
+    if tl.max(scaled.to(tl.int32), axis=0) > 0:
+        # rare: narrow tiles, so that registers and shared memory are those of the usual way
+        base = rows.to(tl.int64)[:, None] * W
+        size = tl.maximum(_largest(H, base, inside, W, BT, NARROW), FLOOR)
+        shift = tl.where(scaled, _to_one(size), 1.0)
+        again, squares = _scaled_projection(H, PHI, base, inside, shift, W, K, KP, BT, NARROW, PRECISION)
+        projected = tl.where(scaled[:, None], again, projected)
+        square = tl.where(scaled, squares, square)
+    inv_r = _inverse_rms(square, shift, W, RMS_EPS, EPS)
+    return projected * inv_r[:, None], inv_r, shift
+
+
+@triton.jit
+def _pre(
+    t,
+    SCALE,
+    BIAS,
+    i: tl.constexpr,
+    N: tl.constexpr,
+    KP: tl.constexpr,
     SCALE_STRIDE: tl.constexpr,
     USE_PRE: tl.constexpr,
     PRE_EPS: tl.constexpr,
     BT: tl.constexpr,
-    BC: tl.constexpr,
 ):
-    """PRE of BT tokens, and with it their X."""
-    lane = tl.arange(0, NP)[None, :]
-    made = tl.full([BT, NP], 1.0 / N, tl.float32)
-    if USE_PRE:
-        value, logits, scale = coefficients.vector(TT, SCALE, BIAS, rows, inside, 0, N, K, NP, SCALE_STRIDE)
-        made = tl.sigmoid(logits) + PRE_EPS
-    tl.store(PRE + rows[:, None] * N + lane, made, mask=inside[:, None] & (lane < N))
-    tl.debug_barrier()  # PRE is read back, one stream at a time
-    pre = ()
-    for i in tl.static_range(N):
-        pre = pre + (tl.load(PRE + rows * N + i, mask=inside, other=0.0)[:, None],)
-    token = tl.arange(0, BT)[:, None]
-    first = tl.program_id(0).to(tl.int64) * BT
-    for start in range(0, C, BC):
-        cols = start + tl.arange(0, BC)[None, :]
-        mask = inside[:, None] & (cols < C)
-        x = tl.zeros([BT, BC], tl.float32)
-        for i in tl.static_range(N):
-            at = H + (first * (N * C) + i * C) + (token * (N * C) + cols)
-            x += pre[i] * tl.load(at, mask=mask, other=0.0).to(tl.float32)
-        tl.store(X + first * C + (token * C + cols), x.to(X.dtype.element_ty), mask=mask)
+    """Entry i of pre [BT], out of t = (Hv phi) / r [BT,KP]."""
+    if not USE_PRE:
+        return tl.full([BT], 1.0 / N, tl.float32)
+    own = tl.sum(tl.where(tl.arange(0, KP)[None, :] == i, t, 0.0), axis=1)
+    return tl.sigmoid(own * tl.load(SCALE + i * SCALE_STRIDE) + tl.load(BIAS + i)) + PRE_EPS
 
 
 @triton.jit
@@ -192,6 +205,7 @@ def read_forward(
     K: tl.constexpr,
     KP: tl.constexpr,
     NP: tl.constexpr,
+    PARTS: tl.constexpr,
     SCALE_STRIDE: tl.constexpr,
     USE_PRE: tl.constexpr,
     USE_POST: tl.constexpr,
@@ -204,88 +218,108 @@ def read_forward(
     PRE_EPS: tl.constexpr,
     TRANSPOSE_IN: tl.constexpr,
     TRANSPOSE_OUT: tl.constexpr,
-    FOLDED: tl.constexpr,
     PRECISION: tl.constexpr,
     BT: tl.constexpr,
     BC: tl.constexpr,
-    V: tl.constexpr,
 ):
-    """Grid (ceil(T / BT),). Writes X [T,C], TT [T,K] = (Hv phi) / r, PRE [T,N], POST [T,N], RES [T,N,N], and
-    SHIFT [T], the power of two by which a token was multiplied (1 unless its squares would leave fp32's
-    range), with INV_R [T] = 1 / r of the token so multiplied."""
-    rows = tl.program_id(0) * BT + tl.arange(0, BT)
-    inside = rows < T
-    base = rows.to(tl.int64)[:, None] * (N * C)
-    columns = tl.arange(0, KP)
-    kmask = inside[:, None] & (columns < K)[None, :]
-    shift = tl.full([BT], 1.0, tl.float32)
-    if FOLDED:
-        projected = tl.load(PROJ + rows[:, None] * K + columns[None, :], mask=kmask, other=0.0)
-        square = tl.load(SQUARE + rows, mask=inside, other=0.0)
-    else:
-        projected, square = _project(H, PHI, base, inside, shift, N * C, K, KP, BT, BC, V, False, PRECISION)
-    scaled = inside & (_is_ordinary(square, N * C) == 0)
-    if tl.max(scaled.to(tl.int32), axis=0) > 0:
-        # rare: narrow tiles, so that registers and shared memory are those of the usual way
-        NARROW: tl.constexpr = 32 if BC > 32 else BC
-        size = tl.maximum(_largest(H, base, inside, N * C, BT, NARROW), FLOOR)
-        shift = tl.where(scaled, _to_one(size), 1.0)
-        again, squares = _project(H, PHI, base, inside, shift, N * C, K, KP, BT, NARROW, V, True, PRECISION)
-        projected = tl.where(scaled[:, None], again, projected)
-        square = tl.where(scaled, squares, square)
-    inv_r = _inverse_rms(square, shift, N * C, RMS_EPS, EPS)
-    tl.store(SHIFT + rows, shift, mask=inside)
-    tl.store(INV_R + rows, inv_r, mask=inside)
-    tl.store(TT + rows[:, None] * K + columns[None, :], projected * inv_r[:, None], mask=kmask)
-    tl.debug_barrier()  # TT is read back in the shapes of pre, post and res
+    """Grid (ceil(T / BT) (1 + ceil(C / BC)),). Of BT tokens the first program makes the coefficients, a chain of some
+    hundred dependent steps that moves no memory, while the others aggregate BC channels each.
 
-    first = coefficients.res_comes_first(tl.program_id(0))
-    for turn in range(2):
-        if turn == first:
-            _aggregate(
-                H,
-                X,
-                TT,
-                SCALE_PRE,
-                BIAS_PRE,
-                PRE,
-                rows,
-                inside,
-                N,
-                C,
-                K,
-                NP,
-                SCALE_STRIDE,
-                USE_PRE,
-                PRE_EPS,
-                BT,
-                BC,
-            )
-        else:
-            _mixture(
-                TT,
-                SCALE_RES,
-                BIAS_RES,
-                RES,
-                rows,
-                inside,
-                N * USE_PRE + N * USE_POST,
-                N,
-                K,
-                NP,
-                SCALE_STRIDE,
-                USE_RES,
-                ITERATIONS,
-                SINKHORN_EPS,
-                TRANSPOSE_IN,
-                TRANSPOSE_OUT,
-                BT,
-            )
-    lane = tl.arange(0, NP)[None, :]
-    post = tl.full([BT, NP], 1.0, tl.float32)
-    if USE_POST:
-        value, logits, scale = coefficients.vector(
-            TT, SCALE_POST, BIAS_POST, rows, inside, N * USE_PRE, N, K, NP, SCALE_STRIDE
+    Writes X [T,C], TT [T,K] = (Hv phi) / r, PRE [T,N], POST [T,N], RES [T,N,N], and SHIFT [T], the power of two by
+    which a token was multiplied (1 unless its squares would leave fp32's range), with INV_R [T] = 1 / r of the token so
+    multiplied.
+    """
+    CHUNKS: tl.constexpr = (C + BC - 1) // BC
+    NARROW: tl.constexpr = 32 if BC > 32 else BC
+    block = tl.program_id(0) // (1 + CHUNKS)
+    chunk = tl.program_id(0) % (1 + CHUNKS) - 1
+    token = tl.arange(0, BT)
+    rows = block * BT + token
+    inside = rows < T
+    if chunk >= 0:
+        cols = chunk * BC + tl.arange(0, BC)[None, :]
+        mask = inside[:, None] & (cols < C)
+        first = block.to(tl.int64) * BT
+        h = ()  # on their way while pre is made
+        for i in tl.static_range(N):
+            at = H + (first * (N * C) + i * C) + (token[:, None] * (N * C) + cols)
+            h = h + (tl.load(at, mask=mask, other=0.0),)
+        x = tl.zeros([BT, BC], tl.float32)
+        own, _, _ = _projection(
+            H,
+            PHI,
+            PROJ,
+            SQUARE,
+            rows,
+            inside,
+            T,
+            N * C,
+            K,
+            KP,
+            PARTS,
+            RMS_EPS,
+            EPS,
+            FLOOR,
+            PRECISION,
+            BT,
+            NARROW,
         )
-        post = 2.0 * tl.sigmoid(logits)
-    tl.store(POST + rows[:, None] * N + lane, post, mask=inside[:, None] & (lane < N))
+        for i in tl.static_range(N):
+            share = _pre(own, SCALE_PRE, BIAS_PRE, i, N, KP, SCALE_STRIDE, USE_PRE, PRE_EPS, BT)
+            x += share[:, None] * h[i].to(tl.float32)
+        tl.store(X + first * C + (token[:, None] * C + cols), x.to(X.dtype.element_ty), mask=mask)
+    else:
+        t, inv_r, shift = _projection(
+            H,
+            PHI,
+            PROJ,
+            SQUARE,
+            rows,
+            inside,
+            T,
+            N * C,
+            K,
+            KP,
+            PARTS,
+            RMS_EPS,
+            EPS,
+            FLOOR,
+            PRECISION,
+            BT,
+            NARROW,
+        )
+        columns = tl.arange(0, KP)
+        tl.store(SHIFT + rows, shift, mask=inside)
+        tl.store(INV_R + rows, inv_r, mask=inside)
+        tl.store(TT + rows[:, None] * K + columns[None, :], t, mask=inside[:, None] & (columns < K)[None, :])
+        for i in tl.static_range(N):
+            pre = _pre(t, SCALE_PRE, BIAS_PRE, i, N, KP, SCALE_STRIDE, USE_PRE, PRE_EPS, BT)
+            tl.store(PRE + rows * N + i, pre, mask=inside)
+        tl.debug_barrier()  # TT is read back in the shapes of post and res
+        lane = tl.arange(0, NP)[None, :]
+        post = tl.full([BT, NP], 1.0, tl.float32)
+        if USE_POST:
+            value, logits, scale = coefficients.vector(
+                TT, SCALE_POST, BIAS_POST, rows, inside, N * USE_PRE, N, K, NP, SCALE_STRIDE
+            )
+            post = 2.0 * tl.sigmoid(logits)
+        tl.store(POST + rows[:, None] * N + lane, post, mask=inside[:, None] & (lane < N))
+        _mixture(
+            TT,
+            SCALE_RES,
+            BIAS_RES,
+            RES,
+            rows,
+            inside,
+            N * USE_PRE + N * USE_POST,
+            N,
+            K,
+            NP,
+            SCALE_STRIDE,
+            USE_RES,
+            ITERATIONS,
+            SINKHORN_EPS,
+            TRANSPOSE_IN,
+            TRANSPOSE_OUT,
+            BT,
+        )

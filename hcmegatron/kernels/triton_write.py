@@ -12,6 +12,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from hcmegatron.kernels.triton_projection import times_phi
+
 
 @triton.jit
 def _keep(SEED, P, offsets):
@@ -147,7 +149,7 @@ def write_fold(
             square += tl.sum(tl.reshape(out * out, [BT, BC // V, V]), axis=2)
             weights = (cols < C)[:, None] & (columns < K)[None, :]
             phi = tl.load(PHI + (o * C + cols)[:, None] * K + columns[None, :], mask=weights, other=0.0)
-            projected = tl.dot(out, phi, projected, input_precision=PRECISION)
+            projected = times_phi(out.to(rounded.dtype), phi, projected, PRECISION)
     tl.store(
         PROJ + rows[:, None] * K + columns[None, :], projected, mask=inside[:, None] & (columns < K)[None, :]
     )

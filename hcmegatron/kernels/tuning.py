@@ -25,8 +25,8 @@ TUNED = {  # kernel: the operation that is timed for it
     "write_forward": "write",
     "write_backward": "write backward",
     "write_fold": "fold",
-    "read_forward": "read",
-    "read_folded": "folded read",
+    "project": "read",
+    "read_forward": "folded read",
     "read_backward_coefficients": "read backward",
     "read_backward_streams": "read backward",
 }

@@ -49,6 +49,28 @@ def group_of(blocks: int | None, work: Work) -> dist.ProcessGroup:
     return group
 
 
+def name_of(blocks: int | None) -> str:
+    """Of a communicator, in tables."""
+    return "NCCL's own blocks" if blocks is None else f"max_ctas {blocks}"
+
+
+def weighed(blocks: int | None, work: Work, rank: int) -> dist.ProcessGroup:
+    """`group_of`, with the device memory that it takes written down."""
+    if work.miniature:
+        return group_of(blocks, work)
+    dist.barrier()
+    torch.cuda.synchronize()
+    before = torch.cuda.mem_get_info()[0]
+    group = group_of(blocks, work)
+    dist.barrier()
+    taken = (before - torch.cuda.mem_get_info()[0]) / 2
+    if rank == 1:
+        shared = torch.cuda.device_count() < RANKS
+        both = 1 if shared else 2  # on a GPU of its own a rank sees only what it has taken itself
+        work.figure(f"a communicator of two ranks, {name_of(blocks)}", both * taken / 2**20, "MiB a rank")
+    return group
+
+
 def one_way(group: dist.ProcessGroup, tensor: Tensor) -> None:
     """From rank 0 to rank 1, done on both."""
     rank = dist.get_rank()
@@ -64,14 +86,14 @@ def done(tensor: Tensor) -> None:
 def exchange(work: Work) -> None:
     """One rank's part. Rank 0 sends; what a posted receive does is seen on rank 1, which writes that down."""
     with process_group(work) as rank:
-        groups = {blocks: group_of(blocks, work) for blocks in BLOCKS}
+        groups = {blocks: weighed(blocks, work, rank) for blocks in BLOCKS}
         waits = first_launch(work, rank, groups[4])
         if rank == 1:
             work.figure("a kernel's first launch behind a posted receive", waits)
         for blocks, group in groups.items():
             occupied(work, rank, group, blocks)
-        for blocks, group in {**groups, None: group_of(None, work)}.items():
-            speed(work, rank, group, "NCCL's own blocks" if blocks is None else f"max_ctas {blocks}")
+        for blocks, group in {**groups, None: weighed(None, work, rank)}.items():
+            speed(work, rank, group, name_of(blocks))
 
 
 def first_launch(work: Work, rank: int, group: dist.ProcessGroup) -> str:

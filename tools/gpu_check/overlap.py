@@ -21,9 +21,18 @@ SHOWN = 25  # lines of code that wait
 MARK = "spin_kernel"  # torch.cuda._sleep's, which tells a lane's stream in a trace
 
 
+# Of the trace: kernels that take longer than the host takes to launch them, or there would be nothing to overlap.
+LARGE = {"hidden_size": 2560, "heads": 20, "ffn_hidden_size": 6912}
+LARGE_EXPERTS, LARGE_TOKENS = 1536, 4096
+
+
 @contextmanager
-def small_case(miniature: bool) -> Iterator[Any]:
-    """tools.profile_overlap's step, with all-to-alls, nodes named."""
+def small_case(miniature: bool, large: bool = False) -> Iterator[Any]:
+    """tools.profile_overlap's step, with all-to-alls, nodes named.
+
+    Args:
+        large: of the 27B model's width, on a GPU.
+    """
     from hcmegatron.platform.distributed import process_groups
     from hcmegatron.platform.ranks import RankInfo, free_port
     from tools import profile_overlap
@@ -32,6 +41,11 @@ def small_case(miniature: bool) -> Iterator[Any]:
     config.training.threads = 1
     if miniature:
         config.data.sequence_length = 16
+    elif large:
+        for name, value in LARGE.items():
+            setattr(config.model, name, value)
+        config.moe.ffn_hidden_size, config.data.sequence_length = LARGE_EXPERTS, LARGE_TOKENS
+        config.training.micro_batch, config.training.global_batch = 1, config.training.global_batch // 2
     alone = RankInfo(0, 1, 0, 1, "127.0.0.1", free_port(), "check")
     with (
         process_groups(config, alone) as groups,
@@ -103,7 +117,7 @@ def trace(work: Work) -> None:
     from torch.profiler import ProfilerActivity, profile
 
     activities = [ProfilerActivity.CPU] + ([] if work.miniature else [ProfilerActivity.CUDA])
-    with made_streams(work.device) as streams, small_case(work.miniature) as step:
+    with made_streams(work.device) as streams, small_case(work.miniature, large=True) as step:
         step()
         with profile(activities=activities) as recorded:
             for _, stream in streams:

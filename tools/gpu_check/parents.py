@@ -45,6 +45,8 @@ def queues(work: Work) -> None:
 def receives(work: Work) -> None:
     """Two ranks that exchange messages."""
     env = {LOADING: "LAZY", QUEUES: "32", **sharing(work)}
+    for name in ("NCCL_MAX_CTAS", "NCCL_BUFFSIZE"):  # what they cost is one of the questions
+        env.pop(name, None)
     work.children(*ranks(RANKS, f"{HERE}.messages:exchange", free_port(), env))
 
 
@@ -90,9 +92,9 @@ def losses(directory: Path) -> list[float]:
 
 
 def sharing(work: Work) -> dict[str, str]:
-    """The environment in which ranks may share a GPU, where there are too few."""
-    return (
-        {}
-        if work.miniature or work.gpus >= RANKS
-        else {"NCCL_MULTI_RANK_GPU_ENABLE": "1", "NCCL_DEBUG": "WARN"}
-    )
+    """The environment in which ranks share a GPU, where there are too few: allowed to, and with small communicators,
+    of which a rank has some twenty (those of six ranks with NCCL's own buffers filled 80 GB)."""
+    if work.miniature or work.gpus >= RANKS:
+        return {}
+    small = {"NCCL_MAX_CTAS": "4", "NCCL_BUFFSIZE": str(1 << 20)}
+    return {"NCCL_MULTI_RANK_GPU_ENABLE": "1", "NCCL_DEBUG": "WARN", **small}
