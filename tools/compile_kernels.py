@@ -109,7 +109,6 @@ def row(launch: offline.Launch, sm: int, n: int, C: int, dtype: torch.dtype, str
     given = launch.arguments
     warps = launch.options["num_warps"]
     has = {"fc": given.get("R", 1) > 1, "bias": given.get("HAS_BIAS"), "dropout": given.get("DROPOUT")}
-    has["folded"] = given.get("PARTS") == 1 and launch.name == "read_forward"
     report, bytes_of = offline.report(launch, sm), traffic(launch)
     per_sm = offline.programs_per_sm(report, warps, sm)
     tile = [f"{given['BT']}x{given['BC']}", f"w{warps}", f"s{launch.options['num_stages']}"]

@@ -1,9 +1,9 @@
 """Block sizes of the Triton kernels, per kernel and shape. No measuring here: a launch only looks up.
 
 Choices are by rule, from what the kernels were compiled to (`python -m tools.compile_kernels`) and what a Hopper
-multiprocessor holds: 64 Ki registers, 227 KiB of shared memory, 64 warps. To keep the memory of an H100 busy (3 TB/s at
-about 0.8 us) each of its 132 multiprocessors needs some 18 KiB of loads under way. None of them was measured on a GPU;
-`tune` (hcmegatron.kernels.tuning) replaces them with measured ones, before training starts.
+multiprocessor holds: 64 Ki registers, 227 KiB of shared memory, 64 warps; and, for sm_90, from what an H100 took for
+four bf16 streams of 2560 channels and 8192 tokens (docs/gpu-h100.md; the microseconds below). Those of other devices
+were not measured; `tune` (hcmegatron.kernels.tuning) replaces them with measured ones, before training starts.
 """
 
 from __future__ import annotations
@@ -125,13 +125,12 @@ def rule(key: Key) -> Tile:
         case "write_backward":  # 2 n vectors and n^2 + n sums a thread
             V = vector if n <= 4 else min(vector, 4)
             return replace(_rows(C, V), V=V)
-        # Every program reads the whole of phi, out of L2: at 16 tokens that is three times the bytes of the streams,
-        # more than L2 gives in the time that the memory takes; at 32 half of it, which fits, and 256 programs for
-        # 8192 tokens find 264 places on an H100.
+        # Every program reads the whole of phi, out of L2. On an H100, where two warps with 16 tokens took 221 us, 32
+        # tokens took 256 with four warps and 367 with eight.
+        case "write_fold" if n <= 4 and key.capability == 90:
+            return Tile(16, min(max(wide, 16), 64), warps=2, V=vector)
         case "write_fold" if n <= 4:
-            if (
-                key.capability >= 100
-            ):  # where the wider tile spills, as dropout's random numbers make it elsewhere
+            if key.capability >= 100:  # where the wider tile spills, as dropout's random numbers make it elsewhere
                 return Tile(32, min(max(wide, 16), 32), V=vector)
             return Tile(32, min(max(wide, 16), 64), warps=8, V=vector)
         case "write_fold_dropout" if n <= 4:
@@ -144,17 +143,18 @@ def rule(key: Key) -> Tile:
             return Tile(32, min(max(power_of_two(n * C), 16), 64), warps=8, V=vector)
         case "project":
             return Tile(64, min(max(power_of_two(n * C), 16), 128 if n <= 4 else 64), stages=3, V=vector)
-        # No loop: programs of few tokens and channels, many on a multiprocessor, hide what a load takes.
+        # No loop: small programs, many on a multiprocessor, hide what a load takes. On an H100 92 us; eight warps, or
+        # 128 channels, took 98 to 118.
         case "read_forward":
-            return Tile(16, min(max(wide, 16), 256 if n <= 4 else 128), warps=8, stages=1)
-        # 96 registers, so that all 512 programs for 8192 tokens are there at once (128 channels: 167, three).
+            return Tile(16, min(max(wide, 16), 256 if n <= 4 else 128), stages=1)
+        # On an H100 a read's backward took 12 us less with 128 channels, though 512 programs are then more than a wave.
         case "read_backward_coefficients":
-            return Tile(16, min(max(wide, 16), 64), stages=1)
-        # phi and its gradient stay in registers, 64 each for four streams of 64 channels; with at most 168 three
-        # programs fit, whose loads under way are 54 KiB.
+            return Tile(16, min(max(wide, 16), 128 if n <= 4 else 64), stages=1)
+        # phi and its gradient stay in registers, 64 each for four streams of 64 channels. On an H100 a read's backward
+        # took 336 us with three stages and two programs, 369 with two stages and three.
         case "read_backward_streams" if n <= 4:
-            tile = Tile(16, min(max(wide, 16), 64), G=n, per_sm=2)
-            return replace(tile, per_sm=3, registers=168) if key.capability == 90 else tile
+            stages = 3 if key.capability == 90 else 2
+            return Tile(16, min(max(wide, 16), 64), stages=stages, G=n, per_sm=2)
         case "read_backward_streams":
             return Tile(16, min(max(wide, 16), 32), per_sm=2)
         case "read_backward_sums":

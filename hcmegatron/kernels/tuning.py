@@ -98,7 +98,7 @@ def _file(device: str) -> Path:
     still be right, but not the fastest."""
     name = torch.cuda.get_device_name(device) if device.startswith("cuda") else device
     return (
-        Path(triton.knobs.cache.dir) / f"hcmegatron-tiles2-{name.replace(' ', '-')}-{triton.__version__}.json"
+        Path(triton.knobs.cache.dir) / f"hcmegatron-tiles3-{name.replace(' ', '-')}-{triton.__version__}.json"
     )
 
 

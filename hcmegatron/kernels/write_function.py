@@ -9,7 +9,7 @@ from torch.autograd import Function
 from torch.autograd.function import FunctionCtx, once_differentiable
 
 from hcmegatron.kernels import triton_write
-from hcmegatron.kernels.tiles import columns, products, tile
+from hcmegatron.kernels.tiles import columns, precision, tile
 
 
 class WriteFunction(Function):
@@ -54,7 +54,7 @@ class WriteFunction(Function):
                     K=fold.shape[1],
                     KP=columns(n),
                     V=size.V,
-                    PRECISION=products(H),
+                    PRECISION=precision(H),
                     **flags,
                     **size.launch,
                 )

@@ -22,6 +22,7 @@ def compile_all(*arguments):
 
 
 KERNELS = {
+    "project",
     "read_forward",
     "write_forward",
     "write_backward",
@@ -30,20 +31,22 @@ KERNELS = {
     "read_backward_streams",
     "read_backward_sums",
 }
-MATRIX = {"read_forward", "write_fold", "read_backward_streams"}  # they multiply by phi
+MATRIX = {"project", "read_forward", "write_fold", "read_backward_streams"}  # they multiply by phi
+# Bytes a thread that rare tokens take (see read_forward): no tile without them was as fast on an H100.
+SPILLED = {"read_forward": 8}
 
 
 def fits(r):
     """Within the device's limits, nothing spilled, and as many programs on a multiprocessor as splits count on."""
     assert r["shared"] <= LIMIT[r["sm"]] * 1024 and r["registers"] <= 255, r
-    assert r["stack"] == 0, r
+    assert r["stack"] <= SPILLED.get(r["name"], 0), r
     assert r["per_sm"] >= rule(Key(r["name"], r["n"], r["C"], 2, r["sm"])).per_sm, r
 
 
 def one_wave(r):
     """8192 tokens on an H100: where a program takes its time, all are there at once and four fifths of the places are
     taken."""
-    if r["name"] in ("read_forward", "read_backward_coefficients", "write_fold", "read_backward_streams"):
+    if r["name"] in ("project", "write_fold", "read_backward_streams"):
         assert r["waves"] <= 1 and r["programs"] >= 132, r
     if r["name"] in ("write_fold", "read_backward_streams"):
         assert r["waves"] >= 0.8, r
@@ -53,8 +56,8 @@ def stream_tiles(r):
     """Tiles of streams, of y and of x that a program loads at a time, each element once a pass, with n streams."""
     n, parts = r["n"], r["n"] if "fc" in r["variant"] else 1
     return {
-        # the projection's pass loads one stream after the other, in one piece of code; then all for x
-        "read_forward": n if "folded" in r["variant"] else 1 + n,
+        "project": 1,  # one stream after the other, in one piece of code
+        "read_forward": n,
         "write_forward": n + parts,
         "write_fold": n + parts,
         "write_backward": 2 * n + parts,
@@ -66,7 +69,7 @@ def stream_tiles(r):
 def whole_sub_layer(reports):
     """Every kernel of mHC is there and as it should be."""
     assert {r["name"] for r in reports} == KERNELS
-    assert [r["name"] for r in reports if r["variant"] == "folded"] == ["read_forward"]
+    assert [r["name"] for r in reports].count("read_forward") == 2  # the second after a fold
     for r in reports:
         fits(r)
         if r["sm"] == 90:
