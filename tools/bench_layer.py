@@ -124,7 +124,7 @@ def measure(tokens: int, rounds: int) -> Layer:
             positions = torch.arange(tokens, device=device()).unsqueeze(0)
 
             def forward() -> Tensor:
-                return chunk(ids, positions, None, labels=ids).sum()
+                return chunk(ids, positions, None, labels=ids, execution=recomputation.execution).sum()
 
             def step() -> None:
                 chunk.zero_grad_buffer()

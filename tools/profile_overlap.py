@@ -90,10 +90,10 @@ def named() -> Iterator[None]:
 def prepared(config: Config, groups: Any) -> Callable[[], None]:
     """What runs one step, without the optimizer."""
     chunks = build_model(config, VOCABULARY, groups)
-    Recomputation(
-        config, [unwrap(chunk) for chunk in chunks], *most_held(config, MICRO_BATCHES, 0)
-    ).measured()
-    schedule = build_schedule(config, chunks, groups)
+    held = most_held(config, MICRO_BATCHES, 0)
+    recomputation = Recomputation(config, [unwrap(chunk) for chunk in chunks], *held)
+    recomputation.measured()  # times are without measuring
+    schedule = build_schedule(config, chunks, groups, recomputation.execution)
     size, length = config.training.micro_batch, config.data.sequence_length
     text = torch.randint(
         VOCABULARY, (size, length + 1), generator=torch.Generator().manual_seed(1), dtype=torch.long

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
 
@@ -12,8 +11,9 @@ from torch import Tensor, nn
 from hcmegatron.config.schema import Config
 from hcmegatron.connections import facts
 from hcmegatron.connections.build import build_contract, expand
+from hcmegatron.model.execution import Execution
 from hcmegatron.model.layer import AroundSubLayer
-from hcmegatron.model.nodes import Keeping, MicroBatch, State
+from hcmegatron.model.nodes import Keeping, MicroBatch
 from hcmegatron.model.specs import layer_spec, norm
 from hcmegatron.platform.megatron import replace_prefix_for_sharding, sharded_state_dict_default
 from megatron.core.process_groups_config import ProcessGroupCollection
@@ -31,11 +31,6 @@ class ConnectionBlock(MegatronModule):
     Args:
         layers: 0-based numbers, in the whole network, of the layers of this chunk.
         pre_process, post_process: whether the embedding enters and the final norm leaves here.
-
-    Attributes:
-        keeping: makes what decides which tensors a micro-batch keeps for backward; recomputation sets it.
-        traverse: takes a micro-batch's streams through the layers; the pipeline sets it where it overlaps them with
-            another micro-batch's backward.
     """
 
     def __init__(
@@ -54,8 +49,6 @@ class ConnectionBlock(MegatronModule):
         # FC and residual are C wide between sub-layers; the connection itself views C as fractions.
         self.streams = facts.streams(config.connection)
         self.input_tensor: Tensor | None = None
-        self.keeping: Callable[[], Keeping] = Keeping
-        self.traverse: Callable[[Tensor, MicroBatch], Tensor] = self.in_order
         self.layers = nn.ModuleList(
             build_module(layer_spec(config, layer), config=megatron_config, pg_collection=pg_collection)
             for layer in layers
@@ -98,34 +91,27 @@ class ConnectionBlock(MegatronModule):
         """The sub-layers of this chunk, in order."""
         return [sublayer for layer in self.layers for sublayer in layer.sublayers]
 
-    def micro_batch(
-        self, attention_mask: Tensor | None, rotary: Tensor | None, first_sample: int | None = None
-    ) -> MicroBatch:
-        """A micro-batch about to pass through this chunk's layers."""
-        keeping = self.keeping() if torch.is_grad_enabled() else Keeping()
-        return MicroBatch(attention_mask, rotary, keeping, first_sample)
-
     def forward(
         self,
         hidden_states: Tensor | None,
         attention_mask: Tensor | None,
         rotary_pos_emb: Tensor | None = None,
         first_sample: int | None = None,
+        execution: Execution | None = None,
         **unused: Any,
     ) -> Tensor:
-        """The chunk's plain forward, called by GPTModel. first_sample: see MicroBatch."""
+        """The chunk's forward, called by GPTModel.
+
+        Args:
+            first_sample: see MicroBatch.
+            execution: how the layers' nodes are run; None: plainly.
+        """
         given = [name for name, value in unused.items() if value is not None]
         assert not given, f"ConnectionBlock does not take {given}"
-        micro_batch = self.micro_batch(attention_mask, rotary_pos_emb, first_sample)
-        return self.leave(self.traverse(self.enter(hidden_states), micro_batch))
-
-    def in_order(self, streams: Tensor, micro_batch: MicroBatch) -> Tensor:
-        """Layer after layer: [s, b, n, C] -> [s, b, n, C]."""
-        state: State = (streams,)
-        for layer in self.layers:
-            state = layer(state, micro_batch)
-        (streams,) = state
-        return streams
+        execution = execution or Execution()
+        keeping = execution.keeping(len(self.sublayers)) if torch.is_grad_enabled() else Keeping()
+        micro_batch = MicroBatch(attention_mask, rotary_pos_emb, keeping, first_sample)
+        return self.leave(execution.run(self.layers, self.enter(hidden_states), micro_batch))
 
     def sharded_state_dict(
         self, prefix: str = "", sharded_offsets: tuple = (), metadata: dict | None = None

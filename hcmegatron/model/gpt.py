@@ -13,6 +13,7 @@ from hcmegatron.connections.connection import Connection
 from hcmegatron.model import te_wgrad
 from hcmegatron.model.block import ConnectionBlock
 from hcmegatron.model.dropout import Dropout
+from hcmegatron.model.execution import Execution
 from hcmegatron.model.experts import GroupedLinear
 from hcmegatron.model.transformer_config import transformer_config
 from hcmegatron.planner.stages import Stage, stages  # noqa: F401 (whoever builds a chunk asks here for its stage)
@@ -72,16 +73,24 @@ class ConnectionGPT(GPTModel):
                 # Under sequence parallelism each rank sees its part of the tokens, so gradients are summed.
                 parameter.sequence_parallel = megatron_config.sequence_parallel
 
-    def forward(self, *inputs: Any, first_sample: int | None = None, **others: Any) -> Tensor:
+    def forward(
+        self,
+        *inputs: Any,
+        first_sample: int | None = None,
+        execution: Execution | None = None,
+        **others: Any,
+    ) -> Tensor:
         """As Megatron's.
 
         Args:
             first_sample: number of the micro-batch's first sequence, counted through the whole training run. Masks of
                 dropout are a function of it; nothing else needs it.
+            execution: how the layers' nodes are run; None: plainly.
         """
         if self.pre_process:
             self.entry_dropout.begin(first_sample, self.training)
-        return super().forward(*inputs, extra_block_kwargs={"first_sample": first_sample}, **others)
+        block = {"first_sample": first_sample, "execution": execution}
+        return super().forward(*inputs, extra_block_kwargs=block, **others)
 
     def compute_language_model_loss(self, labels: Tensor, logits: Tensor) -> Tensor:
         """As Megatron's, over the vocabulary alone: entries that pad it have no probability.

@@ -5,7 +5,7 @@ Dimensions: s sequence, b micro-batch size, n streams, C hidden size. Streams H 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -190,9 +190,9 @@ class ConnectionLayer(MegatronModule, BaseTransformerLayer):
             else (attention, Node("mlp", Lane.COMPUTE, self._mlp))
         )
 
-    def forward(self, state: State, micro_batch: MicroBatch) -> State:
-        """All nodes in order."""
-        for node in self.nodes:
+    def forward(self, state: State, micro_batch: MicroBatch, nodes: Sequence[Node]) -> State:
+        """These nodes in order: the layer's own, or what an execution makes of them (execution.py)."""
+        for node in nodes:
             state = node.forward(state, micro_batch)
         return state
 

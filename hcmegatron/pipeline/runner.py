@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from hcmegatron.config.schema import SPLIT_BACKWARD, Config
 from hcmegatron.connections import facts
+from hcmegatron.model.execution import Execution
 from hcmegatron.model.gpt import ConnectionGPT
 from hcmegatron.model.transformer_config import DTYPES
 from hcmegatron.pipeline.cuda_streams import check_channels
@@ -48,6 +49,7 @@ class ScheduleRunner:
     Args:
         chunks: wrapped, in ascending order of their stage ids.
         models: the chunks inside their wrappers.
+        execution: how the chunks' nodes are run; None: plainly. Overlapping comes on top.
 
     Attributes:
         record: what the last step executed, and when.
@@ -59,6 +61,7 @@ class ScheduleRunner:
         chunks: list[nn.Module],
         models: list[ConnectionGPT],
         groups: ProcessGroupCollection,
+        execution: Execution | None = None,
         transport: Transport | None = None,
         watchdog: Watchdog | None = None,
     ) -> None:
@@ -75,7 +78,7 @@ class ScheduleRunner:
             else partial(ChunkStage, splits=splits)
         )
         self.stages: dict[int, ChunkStage] = {
-            stage: build(chunk, model)
+            stage: build(chunk, model, execution or Execution())
             for stage, chunk, model in zip(
                 self.placement.stages_of(groups.pp.rank()), chunks, models, strict=True
             )

@@ -9,6 +9,7 @@ import torch.distributed as dist
 from torch import nn
 
 from hcmegatron.config.schema import Config
+from hcmegatron.model.execution import Execution
 from hcmegatron.model.gpt import unwrap
 from hcmegatron.pipeline.megatron_schedule import megatron_schedule
 from hcmegatron.pipeline.placement import is_megatrons
@@ -33,13 +34,16 @@ def build_schedule(
     config: Config,
     chunks: list[nn.Module],
     groups: ProcessGroupCollection,
+    execution: Execution | None = None,
     watchdog: Watchdog | None = None,
 ) -> Callable:
     """What runs the micro-batches of a step through this rank's wrapped chunks. Collective.
 
     Args:
+        execution: how the chunks' nodes are run, as recomputation asks (Recomputation.execution); None: plainly.
         watchdog: is told where our schedules are; Megatron's say nothing.
     """
     if is_megatrons(config):
-        return megatron_schedule(config)
-    return ScheduleRunner(config, chunks, [unwrap(chunk) for chunk in chunks], groups, watchdog=watchdog)
+        return megatron_schedule(config, execution or Execution())
+    models = [unwrap(chunk) for chunk in chunks]
+    return ScheduleRunner(config, chunks, models, groups, execution, watchdog=watchdog)

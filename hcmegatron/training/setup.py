@@ -109,7 +109,7 @@ def assembled(
     gather_parameters(chunks)  # measuring a sub-layer for the plan has set their gathering off
     optimizer = build_optimizer(config, chunks, groups)
     with _watchdog(config, path) as watchdog:
-        schedule = build_schedule(config, chunks, groups, watchdog)
+        schedule = build_schedule(config, chunks, groups, recomputation.execution, watchdog)
         stepper = Stepper(config, chunks, optimizer, schedule, batches, groups)
         checkpoints = checkpoint.Checkpoints(path, config, corpus.fingerprint, chunks, optimizer)
         if start:

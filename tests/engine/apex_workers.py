@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from functools import partial
 from types import ModuleType
 
 import torch
@@ -36,6 +35,10 @@ def both(config: Config) -> list[tuple[Outcome, int]]:
         transformer_config.megatron_fuses = lambda config, fused=fused: fused
         calls.clear()
         with groups_of(config) as groups:
-            rebuilt = partial(Recomputation, config, live=1, deferred=0)
-            found.append((one_step(config, groups, fault=rebuilt), len(calls)))
+            outcome = one_step(
+                config,
+                groups,
+                recomputed=lambda chunks: Recomputation(config, chunks, live=1, deferred=0).execution,
+            )
+            found.append((outcome, len(calls)))
     return found

@@ -69,9 +69,9 @@ def _step(config: Config, groups: object) -> Step:
     chunks = [wrap(chunk, config, groups) for chunk in chunks_of(config, groups)]
     batches = Batches(config, groups.dp.rank(), groups.dp.size())
     held = most_held(config, batches.micro_batches, groups.pp.rank())
-    Recomputation(config, [unwrap(chunk) for chunk in chunks], *held)
+    execution = Recomputation(config, [unwrap(chunk) for chunk in chunks], *held).execution
     optimizer = build_optimizer(config, chunks, groups)
-    schedule = build_schedule(config, chunks, groups)
+    schedule = build_schedule(config, chunks, groups, execution)
     stepper = Stepper(config, chunks, optimizer, schedule, batches, groups)
     with watching() if GPU.present() else nullcontext() as watched:
         stepper.rehearse()

@@ -46,12 +46,12 @@ def step(config: Config, count: int) -> Step:
         wrapped = build_model(config, VOCAB, groups)
         chunks = [unwrap(chunk) for chunk in wrapped]
         rank = groups.pp.rank()
-        Recomputation(config, chunks, *most_held(config, count, rank))
+        execution = Recomputation(config, chunks, *most_held(config, count, rank)).execution
         for chunk in chunks:
             randomise_connections(chunk)
         for chunk in wrapped:
             chunk.zero_grad_buffer()
-        runner = build_schedule(config, wrapped, groups)
+        runner = build_schedule(config, wrapped, groups, execution)
         called = log_calls(runner.stages)
         own = batches(count * groups.dp.size(), config.training.micro_batch)[
             groups.dp.rank() :: groups.dp.size()

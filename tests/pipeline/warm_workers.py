@@ -42,9 +42,9 @@ def runs(configs: list[Config], warm: bool = True) -> list[Start]:
             chunks = [wrap(chunk, config, groups) for chunk in chunks_of(config, groups)]
             batches = Batches(config, groups.dp.rank(), groups.dp.size())
             held = most_held(config, batches.micro_batches, groups.pp.rank())
-            Recomputation(config, [unwrap(chunk) for chunk in chunks], *held)
+            execution = Recomputation(config, [unwrap(chunk) for chunk in chunks], *held).execution
             optimizer = build_optimizer(config, chunks, groups)
-            schedule = build_schedule(config, chunks, groups)
+            schedule = build_schedule(config, chunks, groups, execution)
             stepper = Stepper(config, chunks, optimizer, schedule, batches, groups)
             with loading() as mode:
                 with nullcontext() if warm else mock.patch.object(Stepper, "_warm_start", lambda _: []):

@@ -139,11 +139,12 @@ def _stepper(config: Config, groups: Any, small_buckets: bool) -> Iterator[Stepp
         batches = Batches(config, groups.dp.rank(), groups.dp.size())
         models = [unwrap(chunk) for chunk in chunks]
         held = most_held(config, batches.micro_batches, groups.pp.rank())
-        Recomputation(config, models, *held).measured()
+        recomputation = Recomputation(config, models, *held)
+        recomputation.measured()
         model.gather_parameters(chunks)  # as the trainer does: measuring has set their gathering off
         optimizer = build_optimizer(config, chunks, groups)
         set_learning_rate(optimizer, 0.01, 0.0)
-        schedule = build_schedule(config, chunks, groups)
+        schedule = build_schedule(config, chunks, groups, recomputation.execution)
         yield Stepper(config, chunks, optimizer, schedule, batches, groups)
 
 

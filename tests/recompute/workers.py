@@ -54,7 +54,7 @@ def step(config: Config, count: int) -> Step:
         calls = count_calls(chunks)
         for chunk in wrapped:
             chunk.zero_grad_buffer()
-        losses = build_schedule(config, wrapped, groups)(
+        losses = build_schedule(config, wrapped, groups, recomputation.execution)(
             forward_step_func=megatron_loss_step,
             data_iterator=[iter(batches(count, config.training.micro_batch)) for _ in wrapped],
             model=wrapped,
@@ -74,7 +74,8 @@ def step(config: Config, count: int) -> Step:
                 for name, tensor in (*chunk.named_parameters(), *chunk.named_buffers())
             }
         total = sum(float(entry["loss"][0]) for entry in losses) if losses else None
-        plan, meter = recomputation.plan, recomputation.meter if recomputation.plan else None
+        plan = recomputation.plan
+        meter = recomputation.execution.meter if plan else None
         return Step(
             total,
             bits,
