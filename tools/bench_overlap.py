@@ -39,7 +39,7 @@ from hcmegatron.model.execution import Execution
 from hcmegatron.model.nodes import Lane, MicroBatch, Node
 from hcmegatron.pipeline.overlap import OverlappedStage, Pairing
 from schedules import generate, nodes
-from schedules.costs import Costs, Link
+from schedules.costs import Costs, Link, stage_costs
 from schedules.placement import Placement
 from schedules.runtime import DistributedTransport, Runtime
 from schedules.runtime.link import EmulatedLink, sleep_until
@@ -86,7 +86,7 @@ class Setting:
     def costs(self) -> Costs:
         """For the simulator."""
         layers = [self.layer] * self.layers
-        stage = nodes.stage_costs(layers, trail=self.pairing.trail)
+        stage = stage_costs(layers, trail=self.pairing.trail)
         if self.mode == "serial":
             forward = sum(node.forward for layer in layers for node in layer)
             backward = sum(node.dgrad + node.wgrad for layer in layers for node in layer)

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
-from hcmegatron.model.deferred import WeightGradients, separate_weight_gradients
+from hcmegatron.model.deferred import separate_weight_gradients
 from hcmegatron.model.execution import Execution, running
 from hcmegatron.model.gpt import ConnectionGPT
+from hcmegatron.model.weight_gradients import WeightGradients
 from hcmegatron.platform.distributed import device
 
 

@@ -8,9 +8,9 @@ from unittest import mock
 import torch
 
 from hcmegatron.config.schema import Config
-from hcmegatron.model.deferred import LeftWork
 from hcmegatron.model.gpt import unwrap
 from hcmegatron.model.nodes import Node
+from hcmegatron.model.weight_gradients import LeftWork
 from hcmegatron.pipeline.cut import Piece
 from hcmegatron.pipeline.overlap import OverlappedStage
 from hcmegatron.pipeline.placement import first_micro_batches, most_held

@@ -13,9 +13,9 @@ import torch
 import torch._dynamo  # torch's optimizers import it when they are made: here once for all ranks
 
 from hcmegatron.config.schema import Config
-from hcmegatron.model.deferred import WeightGradients
 from hcmegatron.model.gpt import unwrap
 from hcmegatron.model.nodes import Lane, Node
+from hcmegatron.model.weight_gradients import WeightGradients
 from hcmegatron.pipeline import runner
 from hcmegatron.pipeline.cut import Pass
 from hcmegatron.pipeline.lanes import Lanes
