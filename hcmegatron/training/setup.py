@@ -20,8 +20,9 @@ from hcmegatron.model.gpt import padded_vocab, unwrap
 from hcmegatron.model.specs import passed_over
 from hcmegatron.pipeline import cuda_streams
 from hcmegatron.pipeline.mirrors import copies_planned
-from hcmegatron.pipeline.placement import most_held
+from hcmegatron.pipeline.placement import most_held, placement
 from hcmegatron.pipeline.schedule import build_schedule, start_watchdog
+from hcmegatron.planner.hops import pipeline_costs
 from hcmegatron.platform import cuda_environment
 from hcmegatron.platform.ranks import STARTED_HERE, RankInfo
 from hcmegatron.platform.standard_streams import tell
@@ -104,7 +105,7 @@ def assembled(
     # made when all that can be refused has been
     directory = RunDirectory(path, config)
     chunks = build_model(config, tokens, groups)
-    held = most_held(config, batches.micro_batches, groups.pp.rank())
+    held = most_held(config.parallel, batches.micro_batches, groups.pp.rank())
     recomputation = Recomputation(config, [unwrap(chunk) for chunk in chunks], *held)
     gather_parameters(chunks)  # measuring a sub-layer for the plan has set their gathering off
     optimizer = build_optimizer(config, chunks, groups)
@@ -127,7 +128,7 @@ def assembled(
             *resume.words(config, path, start),
             *checkpoints.tidied,
             *passed_over(config),
-            *copies_planned(config, chunks),
+            *copies_planned(config.parallel, chunks),
             *recomputation.planned(),
         ]
         opened = kept_on_first_rank(
@@ -158,20 +159,22 @@ def assembled(
 def warn(config: Config, ranks: RankInfo) -> None:
     """Say what of the environment may hang the run on GPUs, before anything is started that could."""
     if GPU.present() and ranks.rank == 0:
-        for warning in cuda_streams.warnings(config, os.environ):
+        for warning in cuda_streams.warnings(config.parallel, os.environ):
             tell(f"hcmegatron: {warning}")
 
 
 def _of_the_gpu(config: Config, microbatches: int, rank: int) -> list[str]:
     if not GPU.present():
         return []
-    return [cuda_environment.described(os.environ), *cuda_streams.receives(config, microbatches, rank)]
+    costs = pipeline_costs(config, placement(config.parallel).model_stages)
+    posted = cuda_streams.receives(config.parallel, costs, microbatches, rank)
+    return [cuda_environment.described(os.environ), *posted]
 
 
 @contextmanager
 def _watchdog(config: Config, path: Path) -> Iterator[object]:
     """The watchdog, closed on all ranks together where all of them leave: rank 0 holds what they share."""
-    watchdog = start_watchdog(config, path)
+    watchdog = start_watchdog(config.parallel.timeout_s, path)
     ended: Ended | None = None
     try:
         yield watchdog

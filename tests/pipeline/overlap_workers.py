@@ -46,7 +46,7 @@ def step(config: Config, count: int) -> Step:
         wrapped = build_model(config, VOCAB, groups)
         chunks = [unwrap(chunk) for chunk in wrapped]
         rank = groups.pp.rank()
-        execution = Recomputation(config, chunks, *most_held(config, count, rank)).execution
+        execution = Recomputation(config, chunks, *most_held(config.parallel, count, rank)).execution
         for chunk in chunks:
             randomise_connections(chunk)
         for chunk in wrapped:
@@ -58,7 +58,7 @@ def step(config: Config, count: int) -> Step:
         ]
         losses = runner(
             forward_step_func=megatron_loss_step,
-            data_iterator=[iter(own[first:]) for first in first_micro_batches(config, rank, count)],
+            data_iterator=[iter(own[first:]) for first in first_micro_batches(config.parallel, rank, count)],
             model=wrapped,
             num_microbatches=count,
             seq_length=S,

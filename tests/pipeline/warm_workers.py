@@ -41,7 +41,7 @@ def runs(configs: list[Config], warm: bool = True) -> list[Start]:
         with groups_of(config) as groups:
             chunks = [wrap(chunk, config, groups) for chunk in chunks_of(config, groups)]
             batches = Batches(config, groups.dp.rank(), groups.dp.size())
-            held = most_held(config, batches.micro_batches, groups.pp.rank())
+            held = most_held(config.parallel, batches.micro_batches, groups.pp.rank())
             execution = Recomputation(config, [unwrap(chunk) for chunk in chunks], *held).execution
             optimizer = build_optimizer(config, chunks, groups)
             schedule = build_schedule(config, chunks, groups, execution)

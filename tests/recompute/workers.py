@@ -46,7 +46,7 @@ def step(config: Config, count: int) -> Step:
     with megatron_groups(config) as groups:
         wrapped = build_model(config, VOCAB, groups)
         chunks = [unwrap(chunk) for chunk in wrapped]
-        recomputation = Recomputation(config, chunks, *most_held(config, count, groups.pp.rank()))
+        recomputation = Recomputation(config, chunks, *most_held(config.parallel, count, groups.pp.rank()))
         for chunk in chunks:
             randomise_connections(chunk)
         optimizer = build_optimizer(config, wrapped, groups)
