@@ -91,8 +91,9 @@ def assembled(
     """
     text = Text(corpus, build_tokenizer(config.data))
     data_rank = groups.dp.rank(), groups.dp.size()
-    batches = Batches(text, config, *data_rank)
-    validation = Validation(text, config, *data_rank) if len(text.heldout) else None
+    sections = config.data, config.training
+    batches = Batches(text, *sections, *data_rank)
+    validation = Validation(text, *sections, *data_rank) if len(text.heldout) else None
 
     tokens = text.tokenizer.vocab_size
     if (config.model.vocab_size or tokens) < tokens:
