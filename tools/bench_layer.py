@@ -26,7 +26,7 @@ from torch.profiler import ProfilerActivity, profile
 import hcmegatron.platform.megatron  # noqa: F401  (installs the CPU adapter first)
 from hcmegatron.config import check
 from hcmegatron.config.load import load
-from hcmegatron.config.schema import Config
+from hcmegatron.config.schema import Config, micro_batch_tokens
 from hcmegatron.model.gpt import unwrap
 from hcmegatron.planner.flops import training_flops_per_token
 from hcmegatron.platform.distributed import device, process_groups
@@ -118,7 +118,9 @@ def measure(tokens: int, rounds: int) -> Layer:
         def made(name: str, kind: str, recompute: str) -> Callable[[], None]:
             config = configuration(kind, recompute, tokens)
             (chunk,) = build_model(config, VOCABULARY, groups)
-            recomputation = Recomputation(config, [unwrap(chunk)], live=1, deferred=0)
+            recomputation = Recomputation(
+                config.recompute, [unwrap(chunk)], micro_batch_tokens(config), live=1, deferred=0
+            )
             recomputation.measured()  # times are without measuring
             ids = torch.randint(VOCABULARY, (1, tokens), device=device())
             positions = torch.arange(tokens, device=device()).unsqueeze(0)

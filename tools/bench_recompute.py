@@ -22,6 +22,7 @@ import torch
 
 import hcmegatron.platform.megatron  # noqa: F401  (installs the CPU adapter first)
 from hcmegatron.config import Config, ConfigError, check, load
+from hcmegatron.config.schema import micro_batch_tokens
 from hcmegatron.model.execution import Execution, Layer
 from hcmegatron.model.gpt import ConnectionGPT
 from hcmegatron.model.nodes import Node, State
@@ -134,7 +135,9 @@ def measure(configs: dict[str, Config], rounds: int) -> Measured:
         positions = torch.arange(config.data.sequence_length, device=device()).expand_as(tokens)
         for name, config in configs.items():
             (chunk,) = initialised_chunks(config, VOCAB, groups)
-            recomputation = Recomputation(config, [chunk], live=1, deferred=0)
+            recomputation = Recomputation(
+                config.recompute, [chunk], micro_batch_tokens(config), live=1, deferred=0
+            )
             recomputation.measured()  # times are without measuring
 
             def forward(execution: Execution, chunk: ConnectionGPT = chunk) -> torch.Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from hcmegatron.config.schema import Config
+from hcmegatron.config.schema import Recompute
 from hcmegatron.model.block import ConnectionBlock
 from hcmegatron.model.execution import Execution
 from hcmegatron.model.gpt import ConnectionGPT
@@ -22,35 +22,38 @@ class Recomputation:
         execution: how the chunks are to run their nodes; the same one before and after measuring.
     """
 
-    def __init__(self, config: Config, chunks: list[ConnectionGPT], live: int, deferred: int) -> None:
-        """What `config.recompute` says for these chunks.
+    def __init__(
+        self, asked: Recompute, chunks: list[ConnectionGPT], tokens: int, live: int, deferred: int
+    ) -> None:
+        """What configuration asks for these chunks.
 
         Args:
             chunks: this rank's, unwrapped. Selective recomputation is built into them already.
+            tokens: of one micro-batch.
             live, deferred: micro-batches (times chunks) of this rank that wait for their backward at once, and
                 those that at the same time wait for their weight gradients.
 
         Raises:
             ValueError: a block length that does not fit the chunks.
         """
-        self.config = config
+        self.asked = asked
         self.plan: BlockPlan | None = None
-        self.execution = RecomputedLayers() if config.recompute.mode == "full" else Execution()
-        if config.recompute.mode == "block":
+        self.execution = RecomputedLayers() if asked.mode == "full" else Execution()
+        if asked.mode == "block":
             decoders = [chunk.decoder for chunk in chunks]
             longest = max(decoders, key=lambda decoder: len(decoder.sublayers))
             self.streams = longest.streams
-            sublayers, length = len(longest.sublayers), config.recompute.block_length
+            sublayers, length = len(longest.sublayers), asked.block_length
             if length.isdigit():  # that fits the longest stage of all ranks; shorter ones are one block
                 length = str(min(int(length), sublayers))
-            self.plan = plan(sublayers, length, _terms(config, longest), live, deferred)
+            self.plan = plan(sublayers, length, _terms(longest, tokens), live, deferred)
             self.execution = RecomputedBlocks(self.plan.length, Meter(*decoders))
 
     def planned(self) -> list[str]:
         """The plan in words, before training."""
         if self.plan is None:
             return []
-        return describe(self.plan, self.config.recompute.block_length, self.streams)
+        return describe(self.plan, self.asked.block_length, self.streams)
 
     def measured(self) -> list[str]:
         """What was held so far, in words, beside the plan. Measuring, which costs time, ends here."""
@@ -63,16 +66,15 @@ class Recomputation:
         return lines
 
 
-def _terms(config: Config, decoder: ConnectionBlock) -> Terms:
-    device = next(decoder.parameters()).device
-    tokens = config.training.micro_batch * config.data.sequence_length
-    if config.parallel.sequence:
-        tokens //= config.parallel.tensor
+def _terms(decoder: ConnectionBlock, tokens: int) -> Terms:
+    megatron_config = decoder.config
+    if megatron_config.sequence_parallel:
+        tokens //= megatron_config.tensor_model_parallel_size
     return measure_terms(
         decoder.sublayers[0],
         decoder.streams,
-        config.model.hidden_size,
+        megatron_config.hidden_size,
         tokens,
-        decoder.config.params_dtype,
-        device,
+        megatron_config.params_dtype,
+        next(decoder.parameters()).device,
     )

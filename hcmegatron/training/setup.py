@@ -11,7 +11,7 @@ from pathlib import Path
 import torch.distributed as dist
 
 from hcmegatron.config.errors import ConfigError
-from hcmegatron.config.schema import Config
+from hcmegatron.config.schema import Config, micro_batch_tokens
 from hcmegatron.data.corpus import Corpus
 from hcmegatron.data.dataset import Batches, Text, Validation
 from hcmegatron.data.tokenizer import build_tokenizer
@@ -107,7 +107,9 @@ def assembled(
     directory = RunDirectory(path, config)
     chunks = build_model(config, tokens, groups)
     held = most_held(config.parallel, batches.micro_batches, groups.pp.rank())
-    recomputation = Recomputation(config, [unwrap(chunk) for chunk in chunks], *held)
+    recomputation = Recomputation(
+        config.recompute, [unwrap(chunk) for chunk in chunks], micro_batch_tokens(config), *held
+    )
     gather_parameters(chunks)  # measuring a sub-layer for the plan has set their gathering off
     optimizer = build_optimizer(config, chunks, groups)
     with _watchdog(config, path) as watchdog:

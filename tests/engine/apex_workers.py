@@ -20,7 +20,7 @@ _extension = ModuleType("fused_weight_gradient_mlp_cuda")
 _extension.wgrad_gemm_accum_fp32 = wgrad_gemm_accum_fp32
 sys.modules["fused_weight_gradient_mlp_cuda"] = _extension  # before Megatron-Core, which looks for it once
 
-from hcmegatron.config.schema import Config  # noqa: E402
+from hcmegatron.config.schema import Config, micro_batch_tokens  # noqa: E402
 from hcmegatron.model import transformer_config  # noqa: E402
 from hcmegatron.recompute.attach import Recomputation  # noqa: E402
 from tests.layouts.network import Outcome, one_step  # noqa: E402
@@ -38,7 +38,11 @@ def both(config: Config) -> list[tuple[Outcome, int]]:
             outcome = one_step(
                 config,
                 groups,
-                recomputed=lambda chunks: Recomputation(config, chunks, live=1, deferred=0).execution,
+                recomputed=lambda chunks: (
+                    Recomputation(
+                        config.recompute, chunks, micro_batch_tokens(config), live=1, deferred=0
+                    ).execution
+                ),
             )
             found.append((outcome, len(calls)))
     return found

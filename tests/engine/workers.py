@@ -18,7 +18,7 @@ import transformer_engine.pytorch as te
 from torch import Tensor
 
 from hcmegatron.config.errors import ConfigError
-from hcmegatron.config.schema import Config
+from hcmegatron.config.schema import Config, micro_batch_tokens
 from hcmegatron.model import specs
 from hcmegatron.model.deferred import separate_weight_gradients
 from hcmegatron.model.execution import Execution, running
@@ -54,7 +54,7 @@ def _step(config: Config, groups: object) -> Found:
     wrapped = [wrap(chunk, config, groups) for chunk in chunks]
     batches = Batches(config, groups.dp.rank(), groups.dp.size())
     held = most_held(config.parallel, batches.micro_batches, groups.pp.rank())
-    execution = Recomputation(config, chunks, *held).execution
+    execution = Recomputation(config.recompute, chunks, micro_batch_tokens(config), *held).execution
     optimizer = build_optimizer(config, wrapped, groups)
     schedule = build_schedule(config, wrapped, groups, execution)
     stepper = Stepper(config, wrapped, optimizer, schedule, batches, groups)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 from unittest.mock import patch
 
-from hcmegatron.config.schema import Config
+from hcmegatron.config.schema import Config, micro_batch_tokens
 from hcmegatron.model.gpt import unwrap
 from hcmegatron.pipeline.schedule import build_schedule
 from hcmegatron.platform.distributed import megatron_groups
@@ -54,7 +54,9 @@ def train(configs: list[Config], steps: int) -> list[tuple[int, list[float]]]:
                 execution = None
                 if config.recompute.mode != "none":
                     models = [unwrap(chunk) for chunk in chunks]
-                    execution = Recomputation(config, models, live=1, deferred=0).execution
+                    execution = Recomputation(
+                        config.recompute, models, micro_batch_tokens(config), live=1, deferred=0
+                    ).execution
                     model.gather_parameters(chunks)
                 optimizer = build_optimizer(config, chunks, groups)
                 set_learning_rate(optimizer, 0.05, 0.0)

@@ -7,7 +7,7 @@ from unittest import mock
 
 import torch
 
-from hcmegatron.config.schema import Config
+from hcmegatron.config.schema import Config, micro_batch_tokens
 from hcmegatron.model.gpt import unwrap
 from hcmegatron.model.nodes import Node
 from hcmegatron.model.weight_gradients import LeftWork
@@ -46,7 +46,9 @@ def step(config: Config, count: int) -> Step:
         wrapped = build_model(config, VOCAB, groups)
         chunks = [unwrap(chunk) for chunk in wrapped]
         rank = groups.pp.rank()
-        execution = Recomputation(config, chunks, *most_held(config.parallel, count, rank)).execution
+        execution = Recomputation(
+            config.recompute, chunks, micro_batch_tokens(config), *most_held(config.parallel, count, rank)
+        ).execution
         for chunk in chunks:
             randomise_connections(chunk)
         for chunk in wrapped:

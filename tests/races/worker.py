@@ -12,7 +12,7 @@ from unittest import mock
 import torch
 import torch._dynamo  # torch's optimizers import it when they are made: here once for all ranks
 
-from hcmegatron.config.schema import Config
+from hcmegatron.config.schema import Config, micro_batch_tokens
 from hcmegatron.model.gpt import unwrap
 from hcmegatron.model.nodes import Lane, Node
 from hcmegatron.model.weight_gradients import WeightGradients
@@ -139,7 +139,7 @@ def _stepper(config: Config, groups: Any, small_buckets: bool) -> Iterator[Stepp
         batches = Batches(config, groups.dp.rank(), groups.dp.size())
         models = [unwrap(chunk) for chunk in chunks]
         held = most_held(config.parallel, batches.micro_batches, groups.pp.rank())
-        recomputation = Recomputation(config, models, *held)
+        recomputation = Recomputation(config.recompute, models, micro_batch_tokens(config), *held)
         recomputation.measured()
         model.gather_parameters(chunks)  # as the trainer does: measuring has set their gathering off
         optimizer = build_optimizer(config, chunks, groups)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from hcmegatron.config.schema import Config
+from hcmegatron.config.schema import Config, micro_batch_tokens
 from hcmegatron.model.gpt import unwrap
 from hcmegatron.pipeline.placement import most_held
 from hcmegatron.pipeline.schedule import build_schedule
@@ -46,7 +46,12 @@ def step(config: Config, count: int) -> Step:
     with megatron_groups(config) as groups:
         wrapped = build_model(config, VOCAB, groups)
         chunks = [unwrap(chunk) for chunk in wrapped]
-        recomputation = Recomputation(config, chunks, *most_held(config.parallel, count, groups.pp.rank()))
+        recomputation = Recomputation(
+            config.recompute,
+            chunks,
+            micro_batch_tokens(config),
+            *most_held(config.parallel, count, groups.pp.rank()),
+        )
         for chunk in chunks:
             randomise_connections(chunk)
         optimizer = build_optimizer(config, wrapped, groups)
