@@ -2,25 +2,42 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from hcmegatron.config.schema import Config
+from hcmegatron.config.schema import Connection
 from hcmegatron.connections import facts
-from hcmegatron.connections.build import build_contract, expand
+from hcmegatron.connections.build import expand
 from hcmegatron.model.execution import Execution
 from hcmegatron.model.layer import AroundSubLayer
 from hcmegatron.model.nodes import Keeping, MicroBatch
-from hcmegatron.model.specs import layer_spec, norm
 from hcmegatron.platform.megatron import replace_prefix_for_sharding, sharded_state_dict_default
 from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.transformer.module import MegatronModule
-from megatron.core.transformer.spec_utils import build_module
+from megatron.core.transformer.spec_utils import ModuleSpec, build_module
 from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.utils import make_viewless_tensor
+
+
+@dataclass
+class BlockSubmodules:
+    """What a block is built of (specs.block_submodules).
+
+    Attributes:
+        connection: its kind and settings, for the ends of the stack.
+        layers: specs of this chunk's layers.
+        contract, final_norm: of the last chunk alone: makes C of n*C, and the norm before the head.
+    """
+
+    connection: Connection
+    layers: list[ModuleSpec]
+    contract: Callable[[], nn.Module]
+    final_norm: ModuleSpec
 
 
 class ConnectionBlock(MegatronModule):
@@ -29,41 +46,36 @@ class ConnectionBlock(MegatronModule):
     Between chunks the streams travel as [s, b, n*C] (C for FC), which is what Megatron's schedules see.
 
     Args:
-        layers: 0-based numbers, in the whole network, of the layers of this chunk.
         pre_process, post_process: whether the embedding enters and the final norm leaves here.
     """
 
     def __init__(
         self,
-        config: Config,
-        megatron_config: TransformerConfig,
-        layers: range,
+        config: TransformerConfig,
+        submodules: BlockSubmodules,
         pre_process: bool,
         post_process: bool,
         pg_collection: ProcessGroupCollection,
     ) -> None:
-        super().__init__(config=megatron_config)
+        super().__init__(config=config)
         self.pre_process, self.post_process = pre_process, post_process
-        self.connection = config.connection
+        self.connection = submodules.connection
         self.tp_group = pg_collection.tp
         # FC and residual are C wide between sub-layers; the connection itself views C as fractions.
-        self.streams = facts.streams(config.connection)
+        self.streams = facts.streams(submodules.connection)
         self.input_tensor: Tensor | None = None
         self.layers = nn.ModuleList(
-            build_module(layer_spec(config, layer), config=megatron_config, pg_collection=pg_collection)
-            for layer in layers
+            build_module(layer, config=config, pg_collection=pg_collection) for layer in submodules.layers
         )
         for sublayer, following in pairwise(self.sublayers):
             sublayer.following = following.connection
         if post_process:
-            self.contract = build_contract(
-                config.connection, megatron_config.hidden_size, norm_eps=config.model.norm_eps
-            )
+            self.contract = submodules.contract()
             self.final_layernorm = build_module(
-                norm(config),
-                config=megatron_config,
-                hidden_size=megatron_config.hidden_size,
-                eps=megatron_config.layernorm_epsilon,
+                submodules.final_norm,
+                config=config,
+                hidden_size=config.hidden_size,
+                eps=config.layernorm_epsilon,
             )
 
     def set_input_tensor(self, input_tensor: Tensor) -> None:

@@ -7,7 +7,7 @@ import warnings
 import torch
 import torch.nn.functional as F
 
-from hcmegatron.config.schema import Config
+from hcmegatron.config.schema import Config, MoE
 from hcmegatron.model.accumulate import megatron_fuses
 from hcmegatron.platform.megatron import AUXILIARY_LOSS_OF_ONE_RANK
 from megatron.core.transformer.transformer_config import MLATransformerConfig, TransformerConfig
@@ -15,10 +15,9 @@ from megatron.core.transformer.transformer_config import MLATransformerConfig, T
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp64": torch.float64}
 
 
-def moe_layers(config: Config) -> list[bool]:
+def moe_layers(moe: MoE, layers: int) -> list[bool]:
     """For every transformer layer, whether its second sub-layer is a mixture of experts."""
-    moe = config.moe
-    return [moe.experts > 0 and layer >= moe.first_dense for layer in range(config.model.layers)]
+    return [moe.experts > 0 and layer >= moe.first_dense for layer in range(layers)]
 
 
 def transformer_config(config: Config) -> TransformerConfig:
@@ -60,7 +59,7 @@ def transformer_config(config: Config) -> TransformerConfig:
         sequence_parallel=parallel.sequence,
         expert_model_parallel_size=parallel.expert,
         expert_tensor_parallel_size=parallel.expert_tensor,
-        gradient_accumulation_fusion=megatron_fuses(config),
+        gradient_accumulation_fusion=megatron_fuses(parallel.schedule, config.training.dtype),
         bias_activation_fusion=False,
         bias_dropout_fusion=False,
         masked_softmax_fusion=False,
@@ -72,7 +71,7 @@ def transformer_config(config: Config) -> TransformerConfig:
     if moe.experts:
         settings |= dict(
             num_moe_experts=moe.experts,
-            moe_layer_freq=[int(is_moe) for is_moe in moe_layers(config)],
+            moe_layer_freq=[int(is_moe) for is_moe in moe_layers(moe, model.layers)],
             moe_ffn_hidden_size=moe.ffn_hidden_size,
             moe_shared_expert_intermediate_size=moe.shared_experts * moe.ffn_hidden_size or None,
             moe_router_topk=moe.top_k,

@@ -101,7 +101,7 @@ def assembled(
             f"model.vocab_size = {config.model.vocab_size}, fewer than the {tokens} tokens of data.tokenizer = "
             f"{config.data.tokenizer}; raise it, or leave it null"
         )
-    vocab_size = padded_vocab(config, tokens)
+    vocab_size = padded_vocab(config.model, config.parallel.tensor, tokens)
     memory = on_first_rank(lambda: expected(config, vocab_size, ranks, batches.micro_batches))
     # made when all that can be refused has been
     directory = RunDirectory(path, config)
@@ -126,7 +126,7 @@ def assembled(
             corpus.split(),
             memory,
             *kernels_chosen(chunks),
-            *accumulate.described(config, chunks),
+            *accumulate.described(config.parallel.schedule, config.training.dtype, chunks),
             *_of_the_gpu(config, batches.micro_batches, groups.pp.rank()),
             *resume.words(config, path, start),
             *checkpoints.tidied,
