@@ -176,18 +176,19 @@ class ConnectionLayer(MegatronModule, BaseTransformerLayer):
         )
         self.sublayers = (self.around_attention, self.around_mlp)
 
+        self.nodes = self._nodes()
+
+    def _nodes(self) -> tuple[Node, ...]:
         attention = Node("attention", Lane.COMPUTE, self._attention)
-        self.nodes: tuple[Node, ...] = (
-            (
-                attention,
-                Node("route", Lane.COMPUTE, self._route),
-                Node("dispatch", Lane.COMMUNICATION, self._dispatch),
-                Node("experts", Lane.COMPUTE, self._experts),
-                Node("combine", Lane.COMMUNICATION, self._combine),
-                Node("merge", Lane.HIGH_PRIORITY, self._merge),
-            )
-            if self.is_moe
-            else (attention, Node("mlp", Lane.COMPUTE, self._mlp))
+        if not self.is_moe:
+            return attention, Node("mlp", Lane.COMPUTE, self._mlp)
+        return (
+            attention,
+            Node("route", Lane.COMPUTE, self._route),
+            Node("dispatch", Lane.COMMUNICATION, self._dispatch),
+            Node("experts", Lane.COMPUTE, self._experts),
+            Node("combine", Lane.COMMUNICATION, self._combine),
+            Node("merge", Lane.HIGH_PRIORITY, self._merge),
         )
 
     def forward(self, state: State, micro_batch: MicroBatch, nodes: Sequence[Node]) -> State:

@@ -71,7 +71,7 @@ class Run:
     checkpoints: checkpoint.Checkpoints
     start: Start | None
     position: Position
-    introduction: list[str]
+    introduction: list[str] = field(default_factory=list)
     observers: Observers = field(default_factory=lambda: Observers(()))
 
 
@@ -119,28 +119,13 @@ def assembled(
         if start:
             checkpoints.load(start)
         position = start.position if start else Position(0, 0)
-        introduction = [
-            f"run directory: {path}",
-            f"{config.connection.kind} on {ranks.world_size} ranks, "
-            f"{len(text.train):,} training tokens of {corpus.name}",
-            corpus.split(),
-            memory,
-            *kernels_chosen(chunks),
-            *accumulate.described(config.parallel.schedule, config.training.dtype, chunks),
-            *_of_the_gpu(config, batches.micro_batches, groups.pp.rank()),
-            *resume.words(config, path, start),
-            *checkpoints.tidied,
-            *passed_over(config),
-            *copies_planned(config.parallel, chunks),
-            *recomputation.planned(),
-        ]
         opened = kept_on_first_rank(
             lambda: Log(
                 directory.path, config.training.steps, position.step + 1, ranks.source == STARTED_HERE
             )
         )
         with opened or Log(None) as log:
-            yield Run(
+            run = Run(
                 config,
                 ranks,
                 directory.path,
@@ -155,8 +140,29 @@ def assembled(
                 checkpoints,
                 start,
                 position,
-                introduction,
             )
+            run.introduction = _introduction(run, corpus, memory, groups.pp.rank())
+            yield run
+
+
+def _introduction(run: Run, corpus: Corpus, memory: str, pipeline_rank: int) -> list[str]:
+    """What a run says of itself before its first step."""
+    config, chunks = run.config, run.chunks
+    return [
+        f"run directory: {run.directory}",
+        f"{config.connection.kind} on {run.ranks.world_size} ranks, "
+        f"{len(run.text.train):,} training tokens of {corpus.name}",
+        corpus.split(),
+        memory,
+        *kernels_chosen(chunks),
+        *accumulate.described(config.parallel.schedule, config.training.dtype, chunks),
+        *_of_the_gpu(config, run.stepper.batches.micro_batches, pipeline_rank),
+        *resume.words(config, run.directory, run.start),
+        *run.checkpoints.tidied,
+        *passed_over(config),
+        *copies_planned(config.parallel, chunks),
+        *run.recomputation.planned(),
+    ]
 
 
 def warn(config: Config, ranks: RankInfo) -> None:
