@@ -8,6 +8,7 @@ from functools import cache
 
 import pytest
 
+from tests.architecture.sources import modules
 from tests.ranks import ROOT
 
 TEXT = (ROOT / "docs" / "architecture.md").read_text()
@@ -66,6 +67,20 @@ def test_a_name_that_is_gone_is_found():
         "hcmegatron/model/gpt.py:ConnectionGPT.backward",
         "no/such.py:",
     ]
+
+
+def test_the_longest_functions_are_the_ones_named():
+    functions = sorted(
+        (
+            (1 + node.end_lineno - node.lineno, f"{name.replace('.', '/')}.py:{node.name}")
+            for name, tree in modules().items()
+            for node in ast.walk(tree)
+            if isinstance(node, ast.FunctionDef)
+        ),
+        reverse=True,
+    )
+    named = re.findall(r"^\| `([\w/.]+:\w+)` \| (\d+) \|", TEXT, re.MULTILINE)
+    assert [(int(lines), name) for name, lines in named] == functions[:3]
 
 
 def test_the_readme_leads_here():
