@@ -7,14 +7,11 @@ overlap: FB = F_f + B_b - min(saved_f, saved_b), where a stage saves F + B - FB.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import TYPE_CHECKING
 
+from schedules.nodes import Layer, Node, backward_slots, forward_slots, makespan, pair_slots
 from schedules.placement import Placement
-
-if TYPE_CHECKING:
-    from schedules.nodes import Node
 
 
 @dataclass(frozen=True)
@@ -68,6 +65,25 @@ class StageCosts:
 
 
 NUMBERS = tuple(entry.name for entry in fields(StageCosts) if entry.name != "layers")
+
+
+def stage_costs(layers: Sequence[Layer], trail: int = 0, **sizes: float) -> StageCosts:
+    """Costs of a stage made of these layers; ``sizes`` are StageCosts' bytes. FB is its F with its own B,
+    both starting together, with the weight gradients of ``trail`` layers last."""
+    weight = sum(node.wgrad for layer in layers for node in layer)
+    F, B = makespan(forward_slots(layers)), makespan(backward_slots(layers))
+    pair = pair_slots(layers, layers, trail=trail)
+    FB, sent = makespan(pair), max((slot.end for slot in pair if slot.phase != "W"), default=0.0)
+    return StageCosts(
+        F=F,
+        I=makespan(backward_slots(layers, weights=False)),
+        W=weight,
+        B=B,
+        FB=min(FB, F + B),
+        tail=min(max(0.0, min(FB, F + B) - sent), weight),
+        layers=tuple(tuple(layer) for layer in layers),
+        **sizes,
+    )
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,6 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-from schedules.costs import StageCosts
-
 Lane = Literal["compute", "high", "communication"]
 Role = Literal["attention", "dispatch", "experts", "combine"]
 Phase = Literal["F", "I", "W"]
@@ -199,22 +197,3 @@ def exposed_communication(slots: Sequence[Slot]) -> float:
         covered += max(0.0, end - max(start, until))
         until = max(until, end)
     return makespan(slots) - covered
-
-
-def stage_costs(layers: Sequence[Layer], trail: int = 0, **sizes: float) -> StageCosts:
-    """Costs of a stage made of these layers; ``sizes`` are StageCosts' bytes. FB is its F with its own B,
-    both starting together, with the weight gradients of ``trail`` layers last."""
-    weight = sum(node.wgrad for layer in layers for node in layer)
-    F, B = makespan(forward_slots(layers)), makespan(backward_slots(layers))
-    pair = pair_slots(layers, layers, trail=trail)
-    FB, sent = makespan(pair), max((slot.end for slot in pair if slot.phase != "W"), default=0.0)
-    return StageCosts(
-        F=F,
-        I=makespan(backward_slots(layers, weights=False)),
-        W=weight,
-        B=B,
-        FB=min(FB, F + B),
-        tail=min(max(0.0, min(FB, F + B) - sent), weight),
-        layers=tuple(tuple(layer) for layer in layers),
-        **sizes,
-    )

@@ -15,8 +15,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from schedules.costs import Costs, Link, StageCosts
-from schedules.nodes import Node, stage_costs
+from schedules.costs import Costs, Link, StageCosts, stage_costs
+from schedules.nodes import Node
 from schedules.plan import Schedule
 
 # Key: (field of StageCosts, meaning). Each takes a number or a list.

@@ -57,7 +57,7 @@ def step_of(kind: str, groups: Any, text: Text, eager: bool) -> Callable[[], Non
             f"--connection.kind={kind}",
         ],
     )
-    batches = Batches(text, config)
+    batches = Batches(text, config.data, config.training)
     (chunk,) = chunks = build_model(config, text.tokenizer.vocab_size, groups)
     if eager:
         for module in chunk.modules():

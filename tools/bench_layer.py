@@ -26,7 +26,7 @@ from torch.profiler import ProfilerActivity, profile
 import hcmegatron.platform.megatron  # noqa: F401  (installs the CPU adapter first)
 from hcmegatron.config import check
 from hcmegatron.config.load import load
-from hcmegatron.config.schema import Config
+from hcmegatron.config.schema import Config, micro_batch_tokens
 from hcmegatron.connections.build import described
 from hcmegatron.model.gpt import build_chunk, stages, unwrap
 from hcmegatron.pipeline.placement import placement
@@ -109,7 +109,7 @@ class Measured(NamedTuple):
 def network(config: Config, groups: ProcessGroupCollection) -> DataParallel:
     """Wrapped as for training. Its weights are drawn on the device: values do not matter here, and a CPU takes half a
     minute for those of 72 experts."""
-    where = placement(config)
+    where = placement(config.parallel)
     (stage,) = stages(config.model.layers, where.model_stages)
     chunk = build_chunk(config, stage, VOCABULARY, embedding_groups(groups, where)).to(device())
     with torch.no_grad():
@@ -136,13 +136,15 @@ def measure(tokens: int, rounds: int) -> Layer:
         def made(name: str, kind: str, recompute: str) -> Callable[[], None]:
             config = configuration(kind, recompute, tokens)
             chunk = network(config, groups)
-            recomputation = Recomputation(config, [unwrap(chunk)], live=1, deferred=0)
+            recomputation = Recomputation(
+                config.recompute, [unwrap(chunk)], micro_batch_tokens(config), live=1, deferred=0
+            )
             recomputation.measured()  # times are without measuring
             ids = torch.randint(VOCABULARY, (1, tokens), device=device())
             positions = torch.arange(tokens, device=device()).unsqueeze(0)
 
             def forward() -> Tensor:
-                return chunk(ids, positions, None, labels=ids).sum()
+                return chunk(ids, positions, None, labels=ids, execution=recomputation.execution).sum()
 
             def step() -> None:
                 chunk.zero_grad_buffer()

@@ -19,7 +19,7 @@ import argparse
 import os
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from types import SimpleNamespace
@@ -35,10 +35,11 @@ if __name__ == "__main__":
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 import hcmegatron.platform.megatron  # noqa: F401  (installs the CPU adapter before Megatron is imported)
+from hcmegatron.model.execution import Execution
 from hcmegatron.model.nodes import Lane, MicroBatch, Node
 from hcmegatron.pipeline.overlap import OverlappedStage, Pairing
 from schedules import generate, nodes
-from schedules.costs import Costs, Link
+from schedules.costs import Costs, Link, stage_costs
 from schedules.placement import Placement
 from schedules.runtime import DistributedTransport, Runtime
 from schedules.runtime.link import EmulatedLink, sleep_until
@@ -85,7 +86,7 @@ class Setting:
     def costs(self) -> Costs:
         """For the simulator."""
         layers = [self.layer] * self.layers
-        stage = nodes.stage_costs(layers, trail=self.pairing.trail)
+        stage = stage_costs(layers, trail=self.pairing.trail)
         if self.mode == "serial":
             forward = sum(node.forward for layer in layers for node in layer)
             backward = sum(node.dgrad + node.wgrad for layer in layers for node in layer)
@@ -185,7 +186,7 @@ class TimedChunk(nn.Module):
             SimpleNamespace(nodes=tuple(self._node(node, rank) for node in setting.layer))
             for _ in range(setting.layers)
         ]
-        self.decoder = SimpleNamespace(layers=layers, traverse=None)
+        self.decoder = SimpleNamespace(layers=layers)
         self.input: Tensor | None = None
 
     def _node(self, node: nodes.Node, rank: Rank) -> Node:
@@ -197,12 +198,12 @@ class TimedChunk(nn.Module):
     def set_input_tensor(self, tensor: Tensor | None) -> None:
         self.input = tensor
 
-    def forward(self) -> Tensor:
+    def forward(self, execution: Execution) -> Tensor:
         start = torch.zeros(SHAPE, requires_grad=True) if self.first else self.input
-        return self.decoder.traverse(start, MicroBatch())
+        return execution.run(self.decoder.layers, start, MicroBatch())
 
 
-def forward_step(batches: Any, chunk: TimedChunk) -> tuple[Tensor, Any]:
+def forward_step(batches: Any, chunk: Callable[[], Tensor]) -> tuple[Tensor, Any]:
     return chunk(), lambda output: (output.sum(), 1, {})
 
 
@@ -215,7 +216,7 @@ class Stage(OverlappedStage):
 
     def __init__(self, setting: Setting, rank: Rank, first: bool, last: bool) -> None:
         chunk = TimedChunk(setting, rank, first, last)
-        super().__init__(rank.lanes, chunk, chunk, lambda *_: setting.pairing)
+        super().__init__(rank.lanes, chunk, chunk, Execution(), lambda *_: setting.pairing)
         rank.store = self.weight_gradients
         self.setting, self.ends = setting, first + last
         self.exposed = self.communication = 0.0

@@ -245,10 +245,11 @@ def batch(tokens: int) -> MicroBatchTensors:
 
 def simulated(config: Config, costs: Costed) -> float:
     """Seconds of a step with these costs of its stages and a free link."""
-    stages = placement(config).model_stages
+    stages = placement(config.parallel).model_stages
     kinds = ({kind: statistics.median(costs[f"{kind}{s}"]) for kind in "FBIW"} for s in range(stages))
     return simulate(
-        training_schedule(config, config.training.global_batch), Costs(tuple(StageCosts(**k) for k in kinds))
+        training_schedule(config.parallel, config.training.global_batch),
+        Costs(tuple(StageCosts(**k) for k in kinds)),
     ).makespan
 
 

@@ -15,7 +15,6 @@ import statistics
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,12 +22,15 @@ import torch
 
 import hcmegatron.platform.megatron  # noqa: F401  (installs the CPU adapter first)
 from hcmegatron.config import Config, ConfigError, check, load
+from hcmegatron.config.schema import micro_batch_tokens
+from hcmegatron.model.execution import Execution, Layer
 from hcmegatron.model.gpt import ConnectionGPT
-from hcmegatron.model.nodes import State
+from hcmegatron.model.nodes import Node, State
 from hcmegatron.platform.distributed import device, process_groups
 from hcmegatron.platform.local_launch import free_port
 from hcmegatron.platform.ranks import RankInfo
-from hcmegatron.recompute.attach import Recomputation, keep_blocks
+from hcmegatron.recompute.attach import Recomputation
+from hcmegatron.recompute.execution import RecomputedBlocks
 from hcmegatron.recompute.measure import Meter, Watch
 from hcmegatron.recompute.plan import mib
 from hcmegatron.training.model import initialised_chunks
@@ -71,17 +73,30 @@ class Sampling(Watch):
         return state
 
 
-def held(chunk: ConnectionGPT, recomputation: Recomputation, forward: Callable[[], torch.Tensor]) -> Held:
+class Watched(Execution):
+    """Plain, watched by a meter; of recomputed layers each is one node as ever."""
+
+    def __init__(self, usual: Execution, meter: Meter) -> None:
+        self.usual, self.meter = usual, meter
+
+    def keeping(self, sublayers: int) -> Sampling:
+        return Sampling(self.meter)
+
+    def nodes(self, layer: Layer) -> tuple[Node, ...]:
+        return self.usual.nodes(layer)
+
+
+def held(
+    chunk: ConnectionGPT, recomputation: Recomputation, forward: Callable[[Execution], torch.Tensor]
+) -> Held:
     """What one micro-batch holds."""
-    meter, usual = Meter(chunk), chunk.decoder.keeping
+    meter = Meter(chunk)
     if recomputation.plan is None:
-        chunk.decoder.keeping = partial(Sampling, meter)
+        loss = forward(Watched(recomputation.execution, meter))
     else:
-        keep_blocks(chunk.decoder, recomputation.plan.length, meter)
-    loss = forward()
+        loss = forward(RecomputedBlocks(recomputation.plan.length, meter))
     around, inside = meter.bytes("around"), meter.bytes("inside")
     loss.backward()
-    chunk.decoder.keeping = usual
     return Held(around, max(around, meter.peak), around + inside, meter.everything)
 
 
@@ -120,14 +135,19 @@ def measure(configs: dict[str, Config], rounds: int) -> Measured:
         positions = torch.arange(config.data.sequence_length, device=device()).expand_as(tokens)
         for name, config in configs.items():
             (chunk,) = initialised_chunks(config, VOCAB, groups)
-            recomputation = Recomputation(config, [chunk], live=1, deferred=0)
+            recomputation = Recomputation(
+                config.recompute, [chunk], micro_batch_tokens(config), live=1, deferred=0
+            )
             recomputation.measured()  # times are without measuring
 
-            def forward(chunk: ConnectionGPT = chunk) -> torch.Tensor:
-                return chunk(tokens, positions, None, labels=tokens).sum()
+            def forward(execution: Execution, chunk: ConnectionGPT = chunk) -> torch.Tensor:
+                return chunk(tokens, positions, None, labels=tokens, execution=execution).sum()
 
-            def step(forward: Callable[[], torch.Tensor] = forward) -> None:
-                forward().backward()
+            def step(
+                forward: Callable[[Execution], torch.Tensor] = forward,
+                execution: Execution = recomputation.execution,
+            ) -> None:
+                forward(execution).backward()
                 if torch.cuda.is_available():
                     torch.cuda.synchronize()
 

@@ -25,7 +25,7 @@ from torch.profiler import ProfilerActivity, profile, record_function
 
 import hcmegatron.platform.megatron  # noqa: F401  (installs the CPU adapter first)
 from hcmegatron.config import check
-from hcmegatron.config.schema import Config
+from hcmegatron.config.schema import Config, micro_batch_tokens
 from hcmegatron.model.gpt import unwrap
 from hcmegatron.model.nodes import MicroBatch, Node, State
 from hcmegatron.pipeline import overlap
@@ -90,10 +90,12 @@ def named() -> Iterator[None]:
 def prepared(config: Config, groups: Any) -> Callable[[], None]:
     """What runs one step, without the optimizer."""
     chunks = build_model(config, VOCABULARY, groups)
-    Recomputation(
-        config, [unwrap(chunk) for chunk in chunks], *most_held(config, MICRO_BATCHES, 0)
-    ).measured()
-    schedule = build_schedule(config, chunks, groups)
+    held = most_held(config.parallel, MICRO_BATCHES, 0)
+    recomputation = Recomputation(
+        config.recompute, [unwrap(chunk) for chunk in chunks], micro_batch_tokens(config), *held
+    )
+    recomputation.measured()  # times are without measuring
+    schedule = build_schedule(config, chunks, groups, recomputation.execution)
     size, length = config.training.micro_batch, config.data.sequence_length
     text = torch.randint(
         VOCABULARY, (size, length + 1), generator=torch.Generator().manual_seed(1), dtype=torch.long

@@ -225,6 +225,11 @@ class Config:
     kernels: Literal["auto", "torch", "triton"] = "auto"  # of the connections
 
 
+def micro_batch_tokens(config: Config) -> int:
+    """Tokens of one micro-batch on one data-parallel rank."""
+    return config.training.micro_batch * config.data.sequence_length
+
+
 def distributed_optimizer(config: Config) -> bool:
     """Whether optimizer state is sharded over data-parallel ranks: parallel.distributed_optimizer, or what null is."""
     chosen = config.parallel.distributed_optimizer

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from hcmegatron.config.errors import ConfigError
-from hcmegatron.config.schema import Config
+from hcmegatron.config.schema import Data, Training
 from hcmegatron.data.corpus import Corpus, Document
 from hcmegatron.data.tokenizer import Tokenizer
 
@@ -35,10 +35,12 @@ class Text:
 class Batches:
     """Training batches of one data-parallel rank."""
 
-    def __init__(self, text: Text, config: Config, data_rank: int = 0, data_parallel: int = 1) -> None:
+    def __init__(
+        self, text: Text, data: Data, training: Training, data_rank: int = 0, data_parallel: int = 1
+    ) -> None:
         self.tokens, self.end = text.train, text.tokenizer.end_of_document
-        self.length, self.seed = config.data.sequence_length, config.data.seed
-        self.global_batch, self.micro_batch = config.training.global_batch, config.training.micro_batch
+        self.length, self.seed = data.sequence_length, data.seed
+        self.global_batch, self.micro_batch = training.global_batch, training.micro_batch
         self.data_rank, self.data_parallel = data_rank, data_parallel
         self.windows = _windows("training", self.tokens, self.length)  # sequences of one epoch
         self.micro_batches = self.global_batch // (self.micro_batch * data_parallel)
@@ -66,11 +68,13 @@ class Validation:
     number of bytes among the labels. The last micro-batch is filled up with windows whose loss mask is zero.
     """
 
-    def __init__(self, text: Text, config: Config, data_rank: int = 0, data_parallel: int = 1) -> None:
+    def __init__(
+        self, text: Text, data: Data, training: Training, data_rank: int = 0, data_parallel: int = 1
+    ) -> None:
         self.text, self.tokens, self.end = text, text.heldout, text.tokenizer.end_of_document
-        self.length, self.micro_batch = config.data.sequence_length, config.training.micro_batch
+        self.length, self.micro_batch = data.sequence_length, training.micro_batch
         there = _windows("held-out", self.tokens, self.length)
-        wanted = config.training.eval_batches * config.training.global_batch
+        wanted = training.eval_batches * training.global_batch
         count = min(there, wanted)
         self.windows = [index * there // count for index in range(count)]
         share = self.micro_batch * data_parallel

@@ -130,7 +130,9 @@ def rule(key: Key) -> Tile:
         case "write_fold" if n <= 4 and key.capability == 90:
             return Tile(16, min(max(wide, 16), 64), warps=2, V=vector)
         case "write_fold" if n <= 4:
-            if key.capability >= 100:  # where the wider tile spills, as dropout's random numbers make it elsewhere
+            if (
+                key.capability >= 100
+            ):  # where the wider tile spills, as dropout's random numbers make it elsewhere
                 return Tile(32, min(max(wide, 16), 32), V=vector)
             return Tile(32, min(max(wide, 16), 64), warps=8, V=vector)
         case "write_fold_dropout" if n <= 4:

@@ -20,7 +20,12 @@ def times_phi(h, phi, projected, PRECISION: tl.constexpr):
         middle = rest.to(tl.bfloat16)
         low = (rest - middle.to(tl.float32)).to(tl.bfloat16)
         if PRECISION == "split, widened":
-            h, high, middle, low = h.to(tl.float32), high.to(tl.float32), middle.to(tl.float32), low.to(tl.float32)
+            h, high, middle, low = (
+                h.to(tl.float32),
+                high.to(tl.float32),
+                middle.to(tl.float32),
+                low.to(tl.float32),
+            )
         projected = tl.dot(h, high, projected)
         projected = tl.dot(h, middle, projected)
         projected = tl.dot(h, low, projected)

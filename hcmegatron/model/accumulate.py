@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from hcmegatron.config.schedules import MEGATRONS
-from hcmegatron.config.schema import Config
 from hcmegatron.model.te_wgrad import of_engine
 from hcmegatron.platform.optional import fused_weight_gradients
 
@@ -38,31 +37,37 @@ def on_cuda(tensor: Tensor) -> bool:
     return tensor.is_cuda
 
 
-def megatron_fuses(config: Config) -> bool:
+def megatron_fuses(schedule: str, dtype: str) -> bool:
     """Whether Megatron's own linears add their weight gradients with apex's kernel: under its own schedules, for ours
-    give every linear a backward of its own, which uses it too."""
+    give every linear a backward of its own, which uses it too.
+
+    Args:
+        schedule, dtype: parallel.schedule, training.dtype.
+    """
     return (
-        config.parallel.schedule in MEGATRONS
-        and config.training.dtype == "bf16"
+        schedule in MEGATRONS
+        and dtype == "bf16"
         and torch.cuda.is_available()
         and fused_weight_gradients() is not None
     )
 
 
-def described(config: Config, chunks: list[nn.Module]) -> list[str]:
+def described(schedule: str, dtype: str, chunks: list[nn.Module]) -> list[str]:
     """How weight gradients are added over micro-batches, in words: one line for Transformer Engine's layers, if there
     are any, and one for other linears."""
-    half, own = config.training.dtype == "bf16", config.parallel.schedule not in MEGATRONS
-    rounded = ", rounded to bf16 before" if half and not own and not megatron_fuses(config) else ""
+    half, own = dtype == "bf16", schedule not in MEGATRONS
+    rounded = ", rounded to bf16 before" if half and not own and not megatron_fuses(schedule, dtype) else ""
     lines = []
     if any(of_engine(module) for chunk in chunks for module in chunk.modules()):
         lines.append(
             f"weight gradients of Transformer Engine's layers: added in fp32 by its matmuls{rounded}"
         )
     if not half:
-        how = f"torch, in {config.training.dtype}"
+        how = f"torch, in {dtype}"
     elif not own:
-        how = "NVIDIA apex, in fp32" if megatron_fuses(config) else f"Megatron-Core, in fp32{rounded}"
+        how = (
+            "NVIDIA apex, in fp32" if megatron_fuses(schedule, dtype) else f"Megatron-Core, in fp32{rounded}"
+        )
     elif torch.cuda.is_available():
         how = "NVIDIA apex, in fp32" if fused_weight_gradients() else "torch, in fp32, after the matmul"
     else:

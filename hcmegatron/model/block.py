@@ -3,24 +3,41 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from hcmegatron.config.schema import Config
+from hcmegatron.config.schema import Connection
 from hcmegatron.connections import facts
-from hcmegatron.connections.build import build_contract, expand
+from hcmegatron.connections.build import expand
+from hcmegatron.model.execution import Execution
 from hcmegatron.model.layer import AroundSubLayer
-from hcmegatron.model.nodes import Keeping, MicroBatch, State
-from hcmegatron.model.specs import layer_spec, norm
+from hcmegatron.model.nodes import Keeping, MicroBatch
 from hcmegatron.platform.megatron import replace_prefix_for_sharding, sharded_state_dict_default
 from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.transformer.module import MegatronModule
-from megatron.core.transformer.spec_utils import build_module
+from megatron.core.transformer.spec_utils import ModuleSpec, build_module
 from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.utils import make_viewless_tensor
+
+
+@dataclass
+class BlockSubmodules:
+    """What a block is built of (specs.block_submodules).
+
+    Attributes:
+        connection: its kind and settings, for the ends of the stack.
+        layers: specs of this chunk's layers.
+        contract, final_norm: of the last chunk alone: makes C of n*C, and the norm before the head.
+    """
+
+    connection: Connection
+    layers: list[ModuleSpec]
+    contract: Callable[[], nn.Module]
+    final_norm: ModuleSpec
 
 
 class ConnectionBlock(MegatronModule):
@@ -29,48 +46,36 @@ class ConnectionBlock(MegatronModule):
     Between chunks the streams travel as [s, b, n*C] (C for FC), which is what Megatron's schedules see.
 
     Args:
-        layers: 0-based numbers, in the whole network, of the layers of this chunk.
         pre_process, post_process: whether the embedding enters and the final norm leaves here.
-
-    Attributes:
-        keeping: makes what decides which tensors a micro-batch keeps for backward; recomputation sets it.
-        traverse: takes a micro-batch's streams through the layers; the pipeline sets it where it overlaps them with
-            another micro-batch's backward.
     """
 
     def __init__(
         self,
-        config: Config,
-        megatron_config: TransformerConfig,
-        layers: range,
+        config: TransformerConfig,
+        submodules: BlockSubmodules,
         pre_process: bool,
         post_process: bool,
         pg_collection: ProcessGroupCollection,
     ) -> None:
-        super().__init__(config=megatron_config)
+        super().__init__(config=config)
         self.pre_process, self.post_process = pre_process, post_process
-        self.connection = config.connection
+        self.connection = submodules.connection
         self.tp_group = pg_collection.tp
         # FC and residual are C wide between sub-layers; the connection itself views C as fractions.
-        self.streams = facts.streams(config.connection)
+        self.streams = facts.streams(submodules.connection)
         self.input_tensor: Tensor | None = None
-        self.keeping: Callable[[], Keeping] = Keeping
-        self.traverse: Callable[[Tensor, MicroBatch], Tensor] = self.in_order
         self.layers = nn.ModuleList(
-            build_module(layer_spec(config, layer), config=megatron_config, pg_collection=pg_collection)
-            for layer in layers
+            build_module(layer, config=config, pg_collection=pg_collection) for layer in submodules.layers
         )
         for sublayer, following in pairwise(self.sublayers):
             sublayer.following = following.connection
         if post_process:
-            self.contract = build_contract(
-                config.connection, megatron_config.hidden_size, norm_eps=config.model.norm_eps
-            )
+            self.contract = submodules.contract()
             self.final_layernorm = build_module(
-                norm(config),
-                config=megatron_config,
-                hidden_size=megatron_config.hidden_size,
-                eps=megatron_config.layernorm_epsilon,
+                submodules.final_norm,
+                config=config,
+                hidden_size=config.hidden_size,
+                eps=config.layernorm_epsilon,
             )
 
     def set_input_tensor(self, input_tensor: Tensor) -> None:
@@ -98,34 +103,27 @@ class ConnectionBlock(MegatronModule):
         """The sub-layers of this chunk, in order."""
         return [sublayer for layer in self.layers for sublayer in layer.sublayers]
 
-    def micro_batch(
-        self, attention_mask: Tensor | None, rotary: Tensor | None, first_sample: int | None = None
-    ) -> MicroBatch:
-        """A micro-batch about to pass through this chunk's layers."""
-        keeping = self.keeping() if torch.is_grad_enabled() else Keeping()
-        return MicroBatch(attention_mask, rotary, keeping, first_sample)
-
     def forward(
         self,
         hidden_states: Tensor | None,
         attention_mask: Tensor | None,
         rotary_pos_emb: Tensor | None = None,
         first_sample: int | None = None,
+        execution: Execution | None = None,
         **unused: Any,
     ) -> Tensor:
-        """The chunk's plain forward, called by GPTModel. first_sample: see MicroBatch."""
+        """The chunk's forward, called by GPTModel.
+
+        Args:
+            first_sample: see MicroBatch.
+            execution: how the layers' nodes are run; None: plainly.
+        """
         given = [name for name, value in unused.items() if value is not None]
         assert not given, f"ConnectionBlock does not take {given}"
-        micro_batch = self.micro_batch(attention_mask, rotary_pos_emb, first_sample)
-        return self.leave(self.traverse(self.enter(hidden_states), micro_batch))
-
-    def in_order(self, streams: Tensor, micro_batch: MicroBatch) -> Tensor:
-        """Layer after layer: [s, b, n, C] -> [s, b, n, C]."""
-        state: State = (streams,)
-        for layer in self.layers:
-            state = layer(state, micro_batch)
-        (streams,) = state
-        return streams
+        execution = execution or Execution()
+        keeping = execution.keeping(len(self.sublayers)) if torch.is_grad_enabled() else Keeping()
+        micro_batch = MicroBatch(attention_mask, rotary_pos_emb, keeping, first_sample)
+        return self.leave(execution.run(self.layers, self.enter(hidden_states), micro_batch))
 
     def sharded_state_dict(
         self, prefix: str = "", sharded_offsets: tuple = (), metadata: dict | None = None

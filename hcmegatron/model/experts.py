@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hcmegatron.model.deferred import Separable, WeightGradients, for_autograd, separable
+from hcmegatron.model.weight_gradients import Separable, WeightGradients, for_autograd, separable
 from hcmegatron.platform.transfer import beside
 from megatron.core.dist_checkpointing.mapping import (
     ReplicaId,

@@ -8,12 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hcmegatron.config.schema import Config
+from hcmegatron.config.schema import Config, Model
 from hcmegatron.connections.connection import Connection
 from hcmegatron.model import te_wgrad
-from hcmegatron.model.block import ConnectionBlock
+from hcmegatron.model.block import BlockSubmodules, ConnectionBlock
 from hcmegatron.model.dropout import Dropout
+from hcmegatron.model.execution import Execution
 from hcmegatron.model.experts import GroupedLinear
+from hcmegatron.model.specs import block_submodules
 from hcmegatron.model.transformer_config import transformer_config
 from hcmegatron.planner.stages import Stage, stages  # noqa: F401 (whoever builds a chunk asks here for its stage)
 from hcmegatron.platform.megatron import flatten_state_dict
@@ -27,61 +29,78 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 
 
 class ConnectionGPT(GPTModel):
-    """GPTModel whose decoder is a ConnectionBlock over the layers of one stage."""
+    """GPTModel whose decoder is a ConnectionBlock over the layers of one stage.
+
+    Args:
+        config: Megatron's.
+        submodules: of the block.
+        stage: whether the embedding and the head belong to this chunk.
+        tokens: of the tokenizer.
+        seed: of the masks of dropout.
+    """
 
     def __init__(
         self,
-        config: Config,
-        megatron_config: TransformerConfig,
+        config: TransformerConfig,
+        model: Model,
+        submodules: BlockSubmodules,
         stage: Stage,
         tokens: int,
+        sequence_length: int,
+        seed: int,
         pg_collection: ProcessGroupCollection,
         vp_stage: int | None = None,
     ) -> None:
         super().__init__(
-            config=megatron_config,
+            config=config,
             # GPTModel builds a block of Megatron's; it gets an empty one, which ours replaces below.
             transformer_layer_spec=TransformerBlockSubmodules(layer_specs=[], layer_norm=None),
-            vocab_size=padded_vocab(config, tokens),
-            max_sequence_length=config.data.sequence_length,
+            vocab_size=padded_vocab(model, config.tensor_model_parallel_size, tokens),
+            max_sequence_length=sequence_length,
             pre_process=stage.first,
             post_process=stage.last,
             parallel_output=True,
-            share_embeddings_and_output_weights=config.model.tie_embeddings,
+            share_embeddings_and_output_weights=model.tie_embeddings,
             position_embedding_type="rope",
-            rotary_base=config.model.rope_theta,
+            rotary_base=model.rope_theta,
             pg_collection=pg_collection,
             vp_stage=vp_stage,
         )
-        self.decoder = ConnectionBlock(
-            config, megatron_config, stage.layers, stage.first, stage.last, pg_collection
-        )
+        self.decoder = ConnectionBlock(config, submodules, stage.first, stage.last, pg_collection)
         self.entry_dropout = Dropout(
-            megatron_config.hidden_dropout,
+            config.hidden_dropout,
             "embedding",
-            config.training.seed,
-            pg_collection.tp.rank() if megatron_config.sequence_parallel else 0,
+            seed,
+            pg_collection.tp.rank() if config.sequence_parallel else 0,
         )
         self.copy = 0  # see mark_copy
-        self.vocabulary = vocabulary(config, tokens)
-        if config.model.tie_embeddings and not (stage.first and stage.last):
+        self.vocabulary = vocabulary(model, tokens)
+        if model.tie_embeddings and not (stage.first and stage.last):
             self._mark_tied_embedding()
         mark_weights(self, pg_collection)
         for connection in self.connections():
             for parameter in connection.parameters():
                 # Under sequence parallelism each rank sees its part of the tokens, so gradients are summed.
-                parameter.sequence_parallel = megatron_config.sequence_parallel
+                parameter.sequence_parallel = config.sequence_parallel
 
-    def forward(self, *inputs: Any, first_sample: int | None = None, **others: Any) -> Tensor:
+    def forward(
+        self,
+        *inputs: Any,
+        first_sample: int | None = None,
+        execution: Execution | None = None,
+        **others: Any,
+    ) -> Tensor:
         """As Megatron's.
 
         Args:
             first_sample: number of the micro-batch's first sequence, counted through the whole training run. Masks of
                 dropout are a function of it; nothing else needs it.
+            execution: how the layers' nodes are run; None: plainly.
         """
         if self.pre_process:
             self.entry_dropout.begin(first_sample, self.training)
-        return super().forward(*inputs, extra_block_kwargs={"first_sample": first_sample}, **others)
+        block = {"first_sample": first_sample, "execution": execution}
+        return super().forward(*inputs, extra_block_kwargs=block, **others)
 
     def compute_language_model_loss(self, labels: Tensor, logits: Tensor) -> Tensor:
         """As Megatron's, over the vocabulary alone: entries that pad it have no probability.
@@ -187,7 +206,17 @@ def build_chunk(
         # Two stages a rank, which is not Megatron's interleaving: it is told only so much as to see that neither is
         # the other's copy of the embedding.
         megatron_config.virtual_pipeline_model_parallel_size = 2
-    return ConnectionGPT(config, megatron_config, stage, tokens, pg_collection, vp_stage)
+    return ConnectionGPT(
+        megatron_config,
+        config.model,
+        block_submodules(config, stage.layers),
+        stage,
+        tokens,
+        config.data.sequence_length,
+        config.training.seed,
+        pg_collection,
+        vp_stage,
+    )
 
 
 def unwrap(chunk: nn.Module) -> ConnectionGPT:
@@ -197,15 +226,15 @@ def unwrap(chunk: nn.Module) -> ConnectionGPT:
     return chunk
 
 
-def padded_vocab(config: Config, tokens: int) -> int:
-    """The vocabulary rounded up to a common multiple of vocab_multiple and the tensor-parallel size.
+def padded_vocab(model: Model, tensor: int, tokens: int) -> int:
+    """The vocabulary rounded up to a common multiple of vocab_multiple and the tensor-parallel size `tensor`.
 
     Checkpoints hold the padding, so vocab_multiple is best a multiple of every tensor-parallel size in use.
     """
-    multiple = math.lcm(config.model.vocab_multiple, config.parallel.tensor)
-    return -(-vocabulary(config, tokens) // multiple) * multiple
+    multiple = math.lcm(model.vocab_multiple, tensor)
+    return -(-vocabulary(model, tokens) // multiple) * multiple
 
 
-def vocabulary(config: Config, tokens: int) -> int:
+def vocabulary(model: Model, tokens: int) -> int:
     """Entries that the softmax runs over: model.vocab_size, or the tokenizer's."""
-    return config.model.vocab_size or tokens
+    return model.vocab_size or tokens

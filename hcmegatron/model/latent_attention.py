@@ -8,7 +8,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from hcmegatron.model.deferred import Separable, linear
+from hcmegatron.model.deferred import linear
+from hcmegatron.model.weight_gradients import Separable
 from megatron.core.transformer.multi_latent_attention import MLASelfAttention, MLASelfAttentionSubmodules
 from megatron.core.transformer.transformer_config import MLATransformerConfig
 

@@ -5,7 +5,7 @@ Dimensions: s sequence, b micro-batch size, n streams, C hidden size. Streams H 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -176,23 +176,24 @@ class ConnectionLayer(MegatronModule, BaseTransformerLayer):
         )
         self.sublayers = (self.around_attention, self.around_mlp)
 
+        self.nodes = self._nodes()
+
+    def _nodes(self) -> tuple[Node, ...]:
         attention = Node("attention", Lane.COMPUTE, self._attention)
-        self.nodes: tuple[Node, ...] = (
-            (
-                attention,
-                Node("route", Lane.COMPUTE, self._route),
-                Node("dispatch", Lane.COMMUNICATION, self._dispatch),
-                Node("experts", Lane.COMPUTE, self._experts),
-                Node("combine", Lane.COMMUNICATION, self._combine),
-                Node("merge", Lane.HIGH_PRIORITY, self._merge),
-            )
-            if self.is_moe
-            else (attention, Node("mlp", Lane.COMPUTE, self._mlp))
+        if not self.is_moe:
+            return attention, Node("mlp", Lane.COMPUTE, self._mlp)
+        return (
+            attention,
+            Node("route", Lane.COMPUTE, self._route),
+            Node("dispatch", Lane.COMMUNICATION, self._dispatch),
+            Node("experts", Lane.COMPUTE, self._experts),
+            Node("combine", Lane.COMMUNICATION, self._combine),
+            Node("merge", Lane.HIGH_PRIORITY, self._merge),
         )
 
-    def forward(self, state: State, micro_batch: MicroBatch) -> State:
-        """All nodes in order."""
-        for node in self.nodes:
+    def forward(self, state: State, micro_batch: MicroBatch, nodes: Sequence[Node]) -> State:
+        """These nodes in order: the layer's own, or what an execution makes of them (execution.py)."""
+        for node in nodes:
             state = node.forward(state, micro_batch)
         return state
 

@@ -89,7 +89,7 @@ class MicroBatch:
 
     attention_mask: None for causal attention, else boolean [b, 1, s, s], True where a key is hidden.
     rotary: rotary angles [s, 1, 1, d] of GQA; None for MLA, which makes its own.
-    keeping: belongs to this pass alone; ConnectionBlock.micro_batch makes it.
+    keeping: belongs to this pass alone; the chunk's execution makes it (execution.py).
     first_sample: number of its first sequence, counted through the whole training run; masks of dropout are a
         function of it. None where nothing is dropped out.
     """

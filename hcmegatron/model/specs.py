@@ -5,11 +5,12 @@ from __future__ import annotations
 from functools import partial
 
 from hcmegatron.config.errors import ConfigError
-from hcmegatron.config.schema import SPLIT_BACKWARD, Config
+from hcmegatron.config.schema import SPLIT_BACKWARD, Config, Model
 from hcmegatron.connections import facts
-from hcmegatron.connections.build import build_connection
+from hcmegatron.connections.build import build_connection, build_contract
 from hcmegatron.model import te_wgrad
 from hcmegatron.model.attention import Attention, CoreAttention
+from hcmegatron.model.block import BlockSubmodules
 from hcmegatron.model.experts import GroupedExperts
 from hcmegatron.model.latent_attention import LatentAttention, NormedLatents
 from hcmegatron.model.layer import ConnectionLayer, LayerSubmodules
@@ -76,15 +77,28 @@ def _unsplit(config: Config) -> str:
     return te_wgrad.kept_back() if config.parallel.schedule in SPLIT_BACKWARD else ""
 
 
-def norm(config: Config) -> ModuleSpec:
+def norm(model: Model) -> ModuleSpec:
     """The model's norm, over whatever width it is built for."""
-    return ModuleSpec(module=Norm, params={"kind": config.model.norm})
+    return ModuleSpec(module=Norm, params={"kind": model.norm})
+
+
+def block_submodules(config: Config, layers: range) -> BlockSubmodules:
+    """The parts of a chunk with these layers, 0-based in the whole network."""
+    contract = partial(
+        build_contract, config.connection, config.model.hidden_size, norm_eps=config.model.norm_eps
+    )
+    return BlockSubmodules(
+        connection=config.connection,
+        layers=[layer_spec(config, layer) for layer in layers],
+        contract=contract,
+        final_norm=norm(config.model),
+    )
 
 
 def layer_spec(config: Config, layer: int) -> ModuleSpec:
     """Layer `layer` (0-based in the whole network) of the model."""
     provider = backend(config)
-    around = norm(config)
+    around = norm(config.model)
     # A connection whose read is normed leaves no norm to the layer.
     before = IdentityOp if facts.kind_of(config.connection).normalises else around
     position = {
@@ -98,7 +112,9 @@ def layer_spec(config: Config, layer: int) -> ModuleSpec:
             attention_connection=_connection(config, 2 * layer),
             self_attention=_attention(config, provider),
             mlp_connection=_connection(config, 2 * layer + 1),
-            mlp=_experts(config, provider) if moe_layers(config)[layer] else _dense(provider),
+            mlp=_experts(config, provider)
+            if moe_layers(config.moe, config.model.layers)[layer]
+            else _dense(provider),
             **position,
         ),
     )
@@ -121,7 +137,7 @@ def _attention(config: Config, provider: LocalSpecProvider) -> ModuleSpec:
     kind = AttnMaskType.arbitrary if config.model.document_mask else AttnMaskType.causal
     masked = {"attn_mask_type": kind}
     column, row = provider.column_parallel_linear(), provider.row_parallel_linear()
-    qk_norm = norm(config) if config.model.qk_norm else IdentityOp
+    qk_norm = norm(config.model) if config.model.qk_norm else IdentityOp
     if config.model.attention == "gqa":
         return ModuleSpec(
             module=Attention,
@@ -135,7 +151,7 @@ def _attention(config: Config, provider: LocalSpecProvider) -> ModuleSpec:
             ),
         )
     # MLA norms its latents (DeepSeek-V2, section 2.1), whatever qk_norm says of full-width queries and keys.
-    latent = norm(config)
+    latent = norm(config.model)
     local = isinstance(provider, LocalBackend)
     # Transformer Engine's: whole on every tensor-parallel rank, as in Megatron's own specs. Local: LatentAttention.
     down = column if local else provider.linear()

@@ -15,13 +15,12 @@ import importlib
 import inspect
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-if TYPE_CHECKING:
-    from hcmegatron.model.deferred import WeightGradients
+from hcmegatron.model.weight_gradients import WeightGradients
 
 # Layers that hand over once in a backward, all their weights together. (LayerNormMLP does twice.)
 _ONCE = ("Linear", "LayerNormLinear", "GroupedLinear")

@@ -7,7 +7,7 @@ import warnings
 import torch
 import torch.nn.functional as F
 
-from hcmegatron.config.schema import Config
+from hcmegatron.config.schema import MLA, Config, MoE
 from hcmegatron.model.accumulate import megatron_fuses
 from hcmegatron.platform.megatron import AUXILIARY_LOSS_OF_ONE_RANK
 from megatron.core.transformer.transformer_config import MLATransformerConfig, TransformerConfig
@@ -15,10 +15,9 @@ from megatron.core.transformer.transformer_config import MLATransformerConfig, T
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp64": torch.float64}
 
 
-def moe_layers(config: Config) -> list[bool]:
+def moe_layers(moe: MoE, layers: int) -> list[bool]:
     """For every transformer layer, whether its second sub-layer is a mixture of experts."""
-    moe = config.moe
-    return [moe.experts > 0 and layer >= moe.first_dense for layer in range(config.model.layers)]
+    return [moe.experts > 0 and layer >= moe.first_dense for layer in range(layers)]
 
 
 def transformer_config(config: Config) -> TransformerConfig:
@@ -28,7 +27,7 @@ def transformer_config(config: Config) -> TransformerConfig:
         MLATransformerConfig where attention is MLA, else TransformerConfig. `hidden_size` is C: the width of the
         stream between pipeline stages is set by the stage adapter (hcmegatron/pipeline).
     """
-    model, moe, parallel = config.model, config.moe, config.parallel
+    model, parallel = config.model, config.parallel
     dtype = DTYPES[config.training.dtype]
     head_dim = model.head_dim or model.hidden_size // model.heads
     settings: dict = dict(
@@ -60,7 +59,7 @@ def transformer_config(config: Config) -> TransformerConfig:
         sequence_parallel=parallel.sequence,
         expert_model_parallel_size=parallel.expert,
         expert_tensor_parallel_size=parallel.expert_tensor,
-        gradient_accumulation_fusion=megatron_fuses(config),
+        gradient_accumulation_fusion=megatron_fuses(parallel.schedule, config.training.dtype),
         bias_activation_fusion=False,
         bias_dropout_fusion=False,
         masked_softmax_fusion=False,
@@ -69,42 +68,50 @@ def transformer_config(config: Config) -> TransformerConfig:
         # Not the default: the loss is a mean over tokens of the global batch, whatever the micro-batches hold.
         calculate_per_token_loss=True,
     )
-    if moe.experts:
-        settings |= dict(
-            num_moe_experts=moe.experts,
-            moe_layer_freq=[int(is_moe) for is_moe in moe_layers(config)],
-            moe_ffn_hidden_size=moe.ffn_hidden_size,
-            moe_shared_expert_intermediate_size=moe.shared_experts * moe.ffn_hidden_size or None,
-            moe_router_topk=moe.top_k,
-            moe_router_score_function=moe.router,
-            moe_router_dtype="fp32",
-            moe_router_enable_expert_bias=moe.router == "sigmoid" and moe.expert_bias_rate > 0,
-            moe_router_bias_update_rate=moe.expert_bias_rate,
-            moe_router_topk_scaling_factor=moe.routed_scale if moe.routed_scale != 1.0 else None,
-            moe_router_pre_softmax=moe.router == "softmax",
-            moe_z_loss_coeff=moe.z_loss * _auxiliary_scale(config) or None,
-            moe_token_dispatcher_type=moe.dispatcher,
-            moe_permute_fusion=False,
-            **_auxiliary_losses(config),
-        )
+    if config.moe.experts:
+        settings |= _mixture(config)
     if config.recompute.modules:
         settings |= dict(recompute_granularity="selective", recompute_modules=list(config.recompute.modules))
     if model.attention == "mla":
-        mla = config.mla
-        settings |= dict(
-            multi_latent_attention=True,
-            q_lora_rank=mla.q_rank,
-            kv_lora_rank=mla.kv_rank,
-            qk_head_dim=head_dim,
-            qk_pos_emb_head_dim=mla.rope_dim,
-            v_head_dim=head_dim,
-            rope_type="rope",
-            rotary_base=model.rope_theta,
-        )
+        settings |= _latents(config.mla, head_dim, model.rope_theta)
     with warnings.catch_warnings():
         # Recomputing core_attn makes Megatron warn of Transformer Engine's fused attention, whatever runs.
         warnings.filterwarnings("ignore", message=".*core_attn.*")
         return (MLATransformerConfig if model.attention == "mla" else TransformerConfig)(**settings)
+
+
+def _mixture(config: Config) -> dict:
+    moe = config.moe
+    return dict(
+        num_moe_experts=moe.experts,
+        moe_layer_freq=[int(is_moe) for is_moe in moe_layers(moe, config.model.layers)],
+        moe_ffn_hidden_size=moe.ffn_hidden_size,
+        moe_shared_expert_intermediate_size=moe.shared_experts * moe.ffn_hidden_size or None,
+        moe_router_topk=moe.top_k,
+        moe_router_score_function=moe.router,
+        moe_router_dtype="fp32",
+        moe_router_enable_expert_bias=moe.router == "sigmoid" and moe.expert_bias_rate > 0,
+        moe_router_bias_update_rate=moe.expert_bias_rate,
+        moe_router_topk_scaling_factor=moe.routed_scale if moe.routed_scale != 1.0 else None,
+        moe_router_pre_softmax=moe.router == "softmax",
+        moe_z_loss_coeff=moe.z_loss * _auxiliary_scale(config) or None,
+        moe_token_dispatcher_type=moe.dispatcher,
+        moe_permute_fusion=False,
+        **_auxiliary_losses(config),
+    )
+
+
+def _latents(mla: MLA, head_dim: int, rope_theta: float) -> dict:
+    return dict(
+        multi_latent_attention=True,
+        q_lora_rank=mla.q_rank,
+        kv_lora_rank=mla.kv_rank,
+        qk_head_dim=head_dim,
+        qk_pos_emb_head_dim=mla.rope_dim,
+        v_head_dim=head_dim,
+        rope_type="rope",
+        rotary_base=rope_theta,
+    )
 
 
 def _auxiliary_scale(config: Config) -> int:

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from hcmegatron.config.errors import ConfigError
-from hcmegatron.config.schema import Config
+from hcmegatron.config.schema import Parallel
 from hcmegatron.pipeline.placement import is_megatrons, placement, training_schedule
-from hcmegatron.planner.hops import BANDWIDTH, FLOPS, pipeline_costs
+from hcmegatron.planner.hops import BANDWIDTH, FLOPS
 from hcmegatron.platform.cuda_environment import dangers
+from schedules.costs import Costs
 from schedules.runtime.program import compile_rank
 from schedules.runtime.torch_distributed import MOST_CHANNELS, channels_of
 
@@ -16,38 +17,41 @@ _LANES = 2  # beside computation (lanes.py), where forward and backward overlap
 _MEGATRONS = 4  # communicators whose work runs beside computation: tensor, expert and data parallel
 
 
-def streams(config: Config) -> int:
+def streams(parallel: Parallel) -> int:
     """Of the rank that has most: computation, lanes, a stream for every channel, Megatron's communicators."""
-    return 1 + (_LANES if config.parallel.overlap else 0) + _most_channels(config) + _MEGATRONS
+    return 1 + (_LANES if parallel.overlap else 0) + _most_channels(parallel) + _MEGATRONS
 
 
-def check_channels(config: Config) -> None:
+def check_channels(parallel: Parallel) -> None:
     """On CUDA only.
 
     Raises:
         ConfigError: a rank has more channels than torch has streams for.
     """
-    most = _most_channels(config)
+    most = _most_channels(parallel)
     if most > MOST_CHANNELS:
         raise ConfigError(
-            f"parallel.virtual = {config.parallel.virtual}: a rank would exchange messages over {most} channels, and "
+            f"parallel.virtual = {parallel.virtual}: a rank would exchange messages over {most} channels, and "
             f"torch has {MOST_CHANNELS} streams for them on a GPU; with two on one stream the pipeline could hang. Use "
-            f"parallel.virtual = {config.parallel.virtual * MOST_CHANNELS // most} or less"
+            f"parallel.virtual = {parallel.virtual * MOST_CHANNELS // most} or less"
         )
 
 
-def warnings(config: Config, environment: Mapping[str, str]) -> list[str]:
+def warnings(parallel: Parallel, environment: Mapping[str, str]) -> list[str]:
     """What of the environment endangers a run of our own schedules on GPUs, in words. Starts nothing, so that it can be
     said before anything hangs."""
-    return [] if is_megatrons(config) else dangers(environment, streams(config))
+    return [] if is_megatrons(parallel) else dangers(environment, streams(parallel))
 
 
-def receives(config: Config, microbatches: int, rank: int) -> list[str]:
-    """How early pipeline rank `rank` posts receives on a GPU, in words; nothing where there are none of ours."""
-    if is_megatrons(config):
+def receives(parallel: Parallel, costs: Costs, microbatches: int, rank: int) -> list[str]:
+    """How early pipeline rank `rank` posts receives on a GPU, in words; nothing where there are none of ours.
+
+    Args:
+        costs: planner.hops.pipeline_costs.
+    """
+    if is_megatrons(parallel):
         return []
-    costs = pipeline_costs(config, placement(config).model_stages)
-    leads = compile_rank(training_schedule(config, microbatches), rank, costs).leads.values()
+    leads = compile_rank(training_schedule(parallel, microbatches), rank, costs).leads.values()
     if not leads:
         return []
     least, most = min(leads), max(leads)
@@ -58,6 +62,6 @@ def receives(config: Config, microbatches: int, rank: int) -> list[str]:
     ]
 
 
-def _most_channels(config: Config) -> int:
-    where = placement(config)
+def _most_channels(parallel: Parallel) -> int:
+    where = placement(parallel)
     return max(len(channels_of(where, rank)) for rank in range(where.ranks))

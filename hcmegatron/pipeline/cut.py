@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
-from hcmegatron.model.deferred import LeftWork, WeightGradients
 from hcmegatron.model.nodes import Lane, MicroBatch, Node, State
+from hcmegatron.model.weight_gradients import LeftWork, WeightGradients
 from hcmegatron.pipeline.lanes import Chain, Lanes
 
 Gradients = Sequence[Tensor | None]

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
-from hcmegatron.config.schema import Config
-from hcmegatron.connections import facts
+from hcmegatron.config.schema import Parallel
+from hcmegatron.model.execution import Execution, running
 from megatron.core.pipeline_parallel import get_forward_backward_func
 
 
-def widen_messages(chunks: list[nn.Module], config: Config) -> None:
+def widen_messages(chunks: list[nn.Module], streams: int) -> None:
     """Give the outermost wrapper of every chunk a configuration whose hidden_size is n*C.
 
     Megatron's schedules size their receive buffers from `hidden_size` of the configuration that they find first,
@@ -21,10 +22,22 @@ def widen_messages(chunks: list[nn.Module], config: Config) -> None:
     """
     for chunk in chunks:
         wide = copy.copy(chunk.config)
-        wide.hidden_size *= facts.streams(config.connection)
+        wide.hidden_size *= streams
         chunk.config = wide
 
 
-def megatron_schedule(config: Config) -> Callable:
-    """1F1B, interleaved 1F1B, or no pipelining, as the layout asks; a forward_backward_func of Megatron's contract."""
-    return get_forward_backward_func(config.parallel.pipeline, config.parallel.virtual)
+def megatron_schedule(parallel: Parallel, execution: Execution) -> Callable:
+    """1F1B, interleaved 1F1B, or no pipelining, as the layout asks; a forward_backward_func of Megatron's contract.
+
+    Args:
+        execution: how the chunks' nodes are run.
+    """
+    theirs = get_forward_backward_func(parallel.pipeline, parallel.virtual)
+
+    def forward_backward(*, forward_step_func: Callable, **others: Any) -> list:
+        def step(batches: Iterator, chunk: nn.Module, *more: Any) -> tuple[Tensor, Callable]:
+            return forward_step_func(batches, running(chunk, execution), *more)
+
+        return theirs(forward_step_func=step, **others)
+
+    return forward_backward

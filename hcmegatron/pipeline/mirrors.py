@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from hcmegatron.config.schema import Config
+from hcmegatron.config.schema import Parallel
 from hcmegatron.model.gpt import unwrap
 from hcmegatron.pipeline.placement import placement
 from hcmegatron.platform.distributed import device
@@ -76,13 +76,13 @@ class Mirrors:
         ]
 
 
-def copies_planned(config: Config, chunks: list[nn.Module]) -> list[str]:
+def copies_planned(parallel: Parallel, chunks: list[nn.Module]) -> list[str]:
     """What two copies of the parameters cost this rank, in words; nothing where there is one."""
-    if len(placement(config).paths) == 1:
+    if len(placement(parallel).paths) == 1:
         return []
     held = sum(parameter.numel() for chunk in chunks for parameter in chunk.parameters())
     return [
-        f"{config.parallel.schedule} keeps two copies of every stage: {held:,} parameters on this rank, with their "
+        f"{parallel.schedule} keeps two copies of every stage: {held:,} parameters on this rank, with their "
         "gradients and optimizer state; dualpipev would keep half as many"
     ]
 

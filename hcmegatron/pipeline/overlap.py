@@ -7,15 +7,16 @@ on CPU they run one after another, in the same order.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from itertools import groupby
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from hcmegatron.model.execution import Execution, Layer
 from hcmegatron.model.gpt import ConnectionGPT
-from hcmegatron.model.nodes import Lane, MicroBatch, Node
+from hcmegatron.model.nodes import Keeping, Lane, MicroBatch, Node
 from hcmegatron.pipeline.cut import Pass
 from hcmegatron.pipeline.lanes import Lanes
 from hcmegatron.pipeline.stage import ChunkStage
@@ -71,20 +72,18 @@ class OverlappedStage(ChunkStage):
         lanes: Lanes,
         chunk: nn.Module,
         model: ConnectionGPT,
+        execution: Execution,
         pairing: Callable[..., Pairing] = pairing,
     ) -> None:
-        super().__init__(chunk, model)
+        super().__init__(chunk, model, execution)
         self.lanes, self.pairing = lanes, pairing
         self.executed: list[Turn] = []
         self._passes: dict[int, Pass] = {}
-        self._pass: Pass | None = None  # of the forward in progress
-        self._pace: _Pace | None = None  # what comes between its nodes
-        model.decoder.traverse = self._traverse
 
     @property
     def roles(self) -> list[dict[Role, int]]:
         """Of every layer of the chunk."""
-        return [roles(layer.nodes) for layer in self.model.decoder.layers]
+        return [roles(self.execution.nodes(layer)) for layer in self.model.decoder.layers]
 
     def begin(self, *args: object) -> None:
         super().begin(*args)
@@ -94,8 +93,9 @@ class OverlappedStage(ChunkStage):
         """F, its graph cut between nodes unless the step is forward only."""
         if self._forward_only:
             return super().forward(microbatch, input)
-        output = self._enqueue(microbatch, input)
-        self._passes[microbatch].join()
+        passing = self._passes[microbatch] = Pass(self.lanes)
+        output = self._forward(microbatch, input, self._overlapped(passing))
+        passing.join()
         return output
 
     def backward(self, microbatch: int, output_grad: Tensor | None) -> Tensor | None:
@@ -132,12 +132,9 @@ class OverlappedStage(ChunkStage):
         both = self.roles, backward_stage.roles
         turns = pair_turns(*both, *self.pairing(*both))
         back = _Backward(backward_stage, backward_microbatch, self.executed)
-        self._pace = _Pace(turns, back, wait_grad, send_input_grad)
-        try:
-            output = self._enqueue(microbatch, input)
-        finally:
-            pace, self._pace = self._pace, None
-        passing = self._passes[microbatch]
+        pace = _Pace(turns, back, wait_grad, send_input_grad)
+        passing = self._passes[microbatch] = Pass(self.lanes)
+        output = self._forward(microbatch, input, self._overlapped(passing, pace))
         with self.lanes.on(passing.chain.lane or Lane.COMPUTE, passing.chain):
             send_output(output)
         del output
@@ -145,30 +142,47 @@ class OverlappedStage(ChunkStage):
         backward_stage.weights_done()
         passing.join()
 
-    def _enqueue(self, microbatch: int, input: Tensor | None) -> Tensor | None:
-        """F up to its last node, whose lane the output is ready on."""
-        self._pass = self._passes[microbatch] = Pass(self.lanes)
-        try:
-            return super().forward(microbatch, input)
-        finally:
-            self._pass = None
+    def _overlapped(self, passing: Pass, pace: _Pace | None = None) -> Overlapped:
+        return Overlapped(self.execution, passing, pace, self.executed, self.model.post_process)
 
-    def _traverse(self, streams: Tensor, micro_batch: MicroBatch) -> Tensor:
-        """Takes the place of ConnectionBlock.in_order."""
-        passing, layers = self._pass, self.model.decoder.layers
-        if passing is None:
-            return self.model.decoder.in_order(streams, micro_batch)
+
+class Overlapped(Execution):
+    """Of one micro-batch's F: its graph cut between nodes, and another micro-batch's backward between them.
+
+    Args:
+        usual: what keeps, and what is run of a layer.
+        passing: where the pieces of the graph go.
+        pace: what comes between the nodes; None: nothing.
+        executed: gets F's turns.
+        head: the chunk's layers are followed by the head, which computes.
+    """
+
+    def __init__(
+        self, usual: Execution, passing: Pass, pace: _Pace | None, executed: list[Turn], head: bool
+    ) -> None:
+        self.usual, self.passing, self.pace = usual, passing, pace
+        self.executed, self.head = executed, head
+
+    def keeping(self, sublayers: int) -> Keeping:
+        return self.usual.keeping(sublayers)
+
+    def nodes(self, layer: Layer) -> tuple[Node, ...]:
+        return self.usual.nodes(layer)
+
+    def run(self, layers: Iterable[Layer], streams: Tensor, micro_batch: MicroBatch) -> Tensor:
+        """As every execution's; on return what was enqueued last is the last node, on its lane."""
+        passing, layers = self.passing, list(layers)
         passing.begin(streams, len(layers))
         for index, layer in enumerate(layers):
             role = None
-            for node in layer.nodes:
-                if self._pace and ROLE[node.name] != role:
+            for node in self.nodes(layer):
+                if self.pace and ROLE[node.name] != role:
                     role = ROLE[node.name]
-                    self._pace.until(index, role)
+                    self.pace.until(index, role)
                     self.executed.append(Turn(index, role, "F"))
                 passing.forward(index, node, micro_batch)
-        if self.model.post_process:
-            passing.join()  # the head computes
+        if self.head:
+            passing.join()
         return passing.end()
 
 

@@ -7,43 +7,42 @@ from typing import NamedTuple
 
 from hcmegatron.config.errors import ConfigError
 from hcmegatron.config.schedules import MEGATRONS, SCHEDULES
-from hcmegatron.config.schema import Config
+from hcmegatron.config.schema import Parallel
 from schedules.actions import Action, B, F, Kind
 from schedules.descriptor import Descriptor
 from schedules.placement import Placement
 from schedules.plan import Schedule
 
 
-def descriptor(config: Config) -> Descriptor:
+def descriptor(parallel: Parallel) -> Descriptor:
     """What there is to know of the schedule without generating it."""
-    return SCHEDULES[config.parallel.schedule]
+    return SCHEDULES[parallel.schedule]
 
 
-def is_megatrons(config: Config) -> bool:
+def is_megatrons(parallel: Parallel) -> bool:
     """Whether Megatron's own runtime executes the schedule."""
-    return config.parallel.schedule in MEGATRONS
+    return parallel.schedule in MEGATRONS
 
 
-def placement(config: Config) -> Placement:
+def placement(parallel: Parallel) -> Placement:
     """Stage ids on ranks. Layers are shared out over `model_stages` stages."""
-    return descriptor(config).placement(config.parallel.pipeline, config.parallel.virtual)
+    return descriptor(parallel).placement(parallel.pipeline, parallel.virtual)
 
 
-def first_micro_batches(config: Config, rank: int, microbatches: int) -> list[int]:
+def first_micro_batches(parallel: Parallel, rank: int, microbatches: int) -> list[int]:
     """Of so many micro-batches of a step, the first that each chunk of pipeline rank `rank` sees."""
-    where = placement(config)
+    where = placement(parallel)
     return [where.microbatches_of(stage, microbatches).start for stage in where.stages_of(rank)]
 
 
-def training_schedule(config: Config, microbatches: int) -> Schedule:
+def training_schedule(parallel: Parallel, microbatches: int) -> Schedule:
     """The schedule that `parallel.schedule` names, for so many micro-batches; of Megatron's own, ours of the same kind.
 
     Raises:
         ConfigError: it cannot take so few micro-batches, or so many ranks.
     """
-    parallel = config.parallel
     try:
-        return descriptor(config).schedule(parallel.pipeline, microbatches, parallel.virtual)
+        return descriptor(parallel).schedule(parallel.pipeline, microbatches, parallel.virtual)
     except ValueError as error:
         raise ConfigError(
             f"parallel.schedule = {parallel.schedule} with parallel.pipeline = {parallel.pipeline} and "
@@ -58,7 +57,7 @@ class Held(NamedTuple):
     deferred: int
 
 
-def most_held(config: Config, microbatches: int, rank: int) -> Held:
+def most_held(parallel: Parallel, microbatches: int, rank: int) -> Held:
     """What pipeline rank `rank` holds when most micro-batches wait for their backward.
 
     Megatron's own schedules are counted as ours of the same kind.
@@ -66,10 +65,10 @@ def most_held(config: Config, microbatches: int, rank: int) -> Held:
     Args:
         microbatches: of one data-parallel rank in a step.
     """
-    if config.parallel.pipeline == 1 and is_megatrons(config):
+    if parallel.pipeline == 1 and is_megatrons(parallel):
         return Held(1, 0)
     held = most = Held(0, 0)
-    for action in training_schedule(config, microbatches).actions[rank]:
+    for action in training_schedule(parallel, microbatches).actions[rank]:
         for part in action.parts:
             match part.kind:
                 case Kind.F:
@@ -84,13 +83,13 @@ def most_held(config: Config, microbatches: int, rank: int) -> Held:
     return most
 
 
-def evaluated_micro_batches(config: Config, microbatches: int) -> int:
+def evaluated_micro_batches(parallel: Parallel, microbatches: int) -> int:
     """The least number of micro-batches, `microbatches` or more, that the schedule can run forward.
 
     Two directions need as many in each, and Megatron's interleaved schedule groups of one per rank.
     """
-    in_turn = descriptor(config).microbatches_multiple(config.parallel.pipeline)
-    multiple = math.lcm(len(placement(config).paths), in_turn)
+    in_turn = descriptor(parallel).microbatches_multiple(parallel.pipeline)
+    multiple = math.lcm(len(placement(parallel).paths), in_turn)
     return -(-microbatches // multiple) * multiple
 
 

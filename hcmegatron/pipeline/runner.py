@@ -11,10 +11,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from hcmegatron.config.schema import SPLIT_BACKWARD, Config
-from hcmegatron.connections import facts
+from hcmegatron.config.schema import SPLIT_BACKWARD, Parallel
+from hcmegatron.model.execution import Execution
 from hcmegatron.model.gpt import ConnectionGPT
-from hcmegatron.model.transformer_config import DTYPES
 from hcmegatron.pipeline.cuda_streams import check_channels
 from hcmegatron.pipeline.lanes import Lanes
 from hcmegatron.pipeline.mirrors import Mirrors
@@ -23,13 +22,13 @@ from hcmegatron.pipeline.placement import evaluation_schedule, placement, traini
 from hcmegatron.pipeline.stage import ChunkStage
 from hcmegatron.pipeline.tied import embedding_groups, sum_gradients, tied_weights
 from hcmegatron.pipeline.warm_start import Alone, copies, run_alone
-from hcmegatron.planner.hops import pipeline_costs
 from hcmegatron.platform.attention import leave_room
 from hcmegatron.platform.communicators import touch
 from hcmegatron.platform.distributed import device, timeout
 from hcmegatron.platform.transfer import reserve
 from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.transformer.moe.moe_utils import MoEAuxLossAutoScaler
+from schedules.costs import Costs
 from schedules.plan import Message
 from schedules.runtime.gpu import GPU
 from schedules.runtime.record import Record
@@ -46,8 +45,10 @@ class ScheduleRunner:
     wherever the schedule puts the loss. Creating one is collective over the pipeline group.
 
     Args:
+        costs: how long hops take beside stages, which says how early receives are posted on a GPU.
         chunks: wrapped, in ascending order of their stage ids.
         models: the chunks inside their wrappers.
+        execution: how the chunks' nodes are run; None: plainly. Overlapping comes on top.
 
     Attributes:
         record: what the last step executed, and when.
@@ -55,39 +56,44 @@ class ScheduleRunner:
 
     def __init__(
         self,
-        config: Config,
+        parallel: Parallel,
+        costs: Costs,
         chunks: list[nn.Module],
         models: list[ConnectionGPT],
         groups: ProcessGroupCollection,
+        execution: Execution | None = None,
         transport: Transport | None = None,
         watchdog: Watchdog | None = None,
     ) -> None:
-        self.config, self.chunks, self.groups, self.watchdog = config, chunks, groups, watchdog
-        self.placement = placement(config)
+        self.parallel, self.costs, self.chunks, self.groups = parallel, costs, chunks, groups
+        self.watchdog = watchdog
+        self.network = models[0].config  # Megatron's, the same in all chunks
+        self.width = models[0].decoder.streams * self.network.hidden_size
+        self.placement = placement(parallel)
         if GPU.present():
-            check_channels(config)
-        if config.parallel.overlap:
+            check_channels(parallel)
+        if parallel.overlap:
             leave_room()
-        splits = config.parallel.schedule in SPLIT_BACKWARD
+        splits = parallel.schedule in SPLIT_BACKWARD
         build = (
             partial(OverlappedStage, Lanes(device()))
-            if config.parallel.overlap
+            if parallel.overlap
             else partial(ChunkStage, splits=splits)
         )
         self.stages: dict[int, ChunkStage] = {
-            stage: build(chunk, model)
+            stage: build(chunk, model, execution or Execution())
             for stage, chunk, model in zip(
                 self.placement.stages_of(groups.pp.rank()), chunks, models, strict=True
             )
         }
         self._own_transport = transport is None
         self.transport = transport or DistributedTransport(
-            groups.pp, self.placement, device(), timeout=timeout(config)
+            groups.pp, self.placement, device(), timeout=timeout(parallel)
         )
-        self.tied = tied_weights(models) if config.model.tie_embeddings else None
+        self.tied = tied_weights(models) if models[0].share_embeddings_and_output_weights else None
         self.finalise_groups = embedding_groups(groups, self.placement)
         mirrored = len(self.placement.paths) > 1
-        self.mirrors = Mirrors(chunks, self.placement, groups.pp, timeout(config)) if mirrored else None
+        self.mirrors = Mirrors(chunks, self.placement, groups.pp, timeout(parallel)) if mirrored else None
         # Sums over copies of a parameter in the pipeline come before the data-parallel reduction.
         self._summed_first = bool(self.tied or self.mirrors)
         self._runtimes: dict[tuple[int, bool], Runtime] = {}
@@ -152,7 +158,7 @@ class ScheduleRunner:
         touch(self.groups)
         reserve(copies(self.chunks, [next(own) for own in batches], num_microbatches))
         (shape,) = self._message_shapes([seq_length], 1, micro_batch_size)
-        dtype, generator = DTYPES[self.config.training.dtype], torch.Generator(device()).manual_seed(0)
+        dtype, generator = self.network.pipeline_dtype, torch.Generator(device()).manual_seed(0)
         message = partial(torch.randn, shape, dtype=dtype, device=device(), generator=generator)
         alone = Alone(self.stages, self.placement, message)
         self._scale_auxiliary_losses()
@@ -163,7 +169,7 @@ class ScheduleRunner:
                 stage.begin(forward_step_func, own, forward_only, 0, lambda: None)
 
         begin(forward_only=False)
-        actions = training_schedule(self.config, num_microbatches).actions[self.groups.pp.rank()]
+        actions = training_schedule(self.parallel, num_microbatches).actions[self.groups.pp.rank()]
         with self._no_sync():
             run_alone(actions, alone)
         for stage in self.stages.values():
@@ -189,7 +195,7 @@ class ScheduleRunner:
             schedule = (
                 evaluation_schedule(self.placement, microbatches)
                 if forward_only
-                else training_schedule(self.config, microbatches)
+                else training_schedule(self.parallel, microbatches)
             )
             self._runtimes[key] = Runtime(
                 schedule,
@@ -197,23 +203,22 @@ class ScheduleRunner:
                 self.stages,
                 self.transport,
                 shape=self._message_shape,
-                dtype=DTYPES[self.config.training.dtype],
+                dtype=self.network.pipeline_dtype,
                 device=device(),
                 evaluate=forward_only,
                 watchdog=self.watchdog,
-                costs=pipeline_costs(self.config, self.placement.model_stages),
+                costs=self.costs,
             )
         return self._runtimes[key]
 
     def _message_shapes(
         self, lengths: Sequence[int], microbatches: int, micro_batch_size: int
     ) -> list[tuple[int, ...]]:
-        parts = self.groups.tp.size() if self.config.parallel.sequence else 1
-        width = self.config.model.hidden_size * facts.streams(self.config.connection)
-        return [(length, micro_batch_size, width) for length in _split(lengths, microbatches, parts)]
+        parts = self.groups.tp.size() if self.parallel.sequence else 1
+        return [(length, micro_batch_size, self.width) for length in _split(lengths, microbatches, parts)]
 
     def _scale_auxiliary_losses(self) -> None:
-        if self.config.moe.experts:
+        if self.network.num_moe_experts:
             # losses are sums over tokens, and so are the auxiliary ones: no micro-batch scale
             MoEAuxLossAutoScaler.set_loss_scale(torch.ones(1, device=device()))
 
@@ -230,7 +235,7 @@ class ScheduleRunner:
 
     def _reduce_early(self, stage: ChunkStage) -> None:
         """A chunk's gradients are complete: their reduction may overlap with what other chunks still compute."""
-        if self.config.parallel.overlap_grad_reduce and not self._summed_first:
+        if self.parallel.overlap_grad_reduce and not self._summed_first:
             stage.chunk.start_grad_sync()
 
     def _finalise(self) -> None:
@@ -245,7 +250,7 @@ class ScheduleRunner:
         dist.all_reduce(tokens, group=self.groups.pp)
         megatron_config = self.chunks[0].config
         if megatron_config.finalize_model_grads_func is not None:
-            if self.config.parallel.overlap_grad_reduce and self._summed_first:
+            if self.parallel.overlap_grad_reduce and self._summed_first:
                 for chunk in self.chunks:
                     chunk.start_grad_sync()
             megatron_config.finalize_model_grads_func(self.chunks, tokens, pg_collection=self.finalise_groups)

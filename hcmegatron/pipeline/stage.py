@@ -9,8 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
-from hcmegatron.model.deferred import WeightGradients, separate_weight_gradients
+from hcmegatron.model.deferred import separate_weight_gradients
+from hcmegatron.model.execution import Execution, running
 from hcmegatron.model.gpt import ConnectionGPT
+from hcmegatron.model.weight_gradients import WeightGradients
 from hcmegatron.platform.distributed import device
 
 
@@ -20,11 +22,14 @@ class ChunkStage:
     Args:
         chunk: wrapped as for training; it is called through its wrappers.
         model: the chunk inside them.
+        execution: how the chunk's nodes are run.
         splits: the schedule has I and W.
     """
 
-    def __init__(self, chunk: nn.Module, model: ConnectionGPT, splits: bool = True) -> None:
-        self.chunk, self.model = chunk, model
+    def __init__(
+        self, chunk: nn.Module, model: ConnectionGPT, execution: Execution, splits: bool = True
+    ) -> None:
+        self.chunk, self.model, self.execution = chunk, model, execution
         self.weight_gradients: WeightGradients = separate_weight_gradients(model, complete=splits)
         self._graphs: dict[int, tuple[Tensor | None, GradientEdge]] = {}
 
@@ -52,11 +57,14 @@ class ChunkStage:
 
     def forward(self, microbatch: int, input: Tensor | None) -> Tensor | None:
         """F: [s, b, n*C] in and out; the last stage keeps its loss."""
+        return self._forward(microbatch, input, self.execution)
+
+    def _forward(self, microbatch: int, input: Tensor | None, execution: Execution) -> Tensor | None:
         leaf = None
         if input is not None:
             leaf = input.detach().requires_grad_(not self._forward_only)
             self.model.set_input_tensor(leaf)
-        output, loss_function = self._forward_step(self._batches, self.chunk)
+        output, loss_function = self._forward_step(self._batches, running(self.chunk, execution))
         self.model.set_input_tensor(None)
         if self.model.post_process:
             output, tokens, reduced = loss_function(output)

@@ -15,8 +15,8 @@ from hcmegatron.planner.layout import Layout
 from hcmegatron.planner.operation import Operation, sizes
 from hcmegatron.planner.operations import ends, layer_operations
 from hcmegatron.planner.rates import Assumptions, Rates
-from schedules.costs import Costs, Link, StageCosts
-from schedules.nodes import ROLES, Node, stage_costs
+from schedules.costs import Costs, Link, StageCosts, stage_costs
+from schedules.nodes import ROLES, Node
 
 
 @dataclass(frozen=True)

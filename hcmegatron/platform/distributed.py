@@ -12,7 +12,7 @@ import torch.distributed as dist
 
 import hcmegatron.platform.megatron  # noqa: F401  (installs the CPU adapter before Megatron is imported)
 from hcmegatron.config.errors import ConfigError
-from hcmegatron.config.schema import Config
+from hcmegatron.config.schema import Config, Parallel
 from hcmegatron.platform.agreement import facts
 from hcmegatron.platform.ranks import RankInfo
 from hcmegatron.platform.rendezvous import rendezvous
@@ -31,9 +31,9 @@ def threads(config: Config, ranks: RankInfo) -> int:
     return config.training.threads or max(1, len(os.sched_getaffinity(0)) // ranks.local_world_size)
 
 
-def timeout(config: Config) -> timedelta:
+def timeout(parallel: Parallel) -> timedelta:
     """parallel.timeout_s, which every group that this project makes gets."""
-    return timedelta(seconds=config.parallel.timeout_s)
+    return timedelta(seconds=parallel.timeout_s)
 
 
 def device_index(local_rank: int, local_world_size: int, visible: int) -> int:
@@ -78,10 +78,10 @@ def process_groups(
         torch.set_num_threads(threads(config, ranks))
     dist.init_process_group(
         GPU.backend if GPU.present() else "gloo",
-        store=rendezvous(ranks, facts(config, ranks.world_size, data), timeout(config)),
+        store=rendezvous(ranks, facts(config, ranks.world_size, data), timeout(config.parallel)),
         rank=ranks.rank,
         world_size=ranks.world_size,
-        timeout=timeout(config),
+        timeout=timeout(config.parallel),
     )
     try:
         with megatron_groups(config) as groups:

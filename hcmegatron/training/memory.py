@@ -17,7 +17,7 @@ from hcmegatron.platform.standard_streams import tell
 
 def parts(config: Config, pipeline_rank: int) -> list[Stage]:
     """The chunks of a pipeline rank."""
-    where = placement(config)
+    where = placement(config.parallel)
     layers = stages(config.model.layers, where.model_stages)
     return [layers[where.model_stage(stage)] for stage in where.stages_of(pipeline_rank)]
 
@@ -32,7 +32,7 @@ def expected(config: Config, vocab_size: int, ranks: RankInfo, micro_batches: in
     chunks = [parts(config, rank) for rank in range(parallel.pipeline)]
     held = [rank_parameters(config, vocab_size, own) for own in chunks]
     state = [state_bytes(config, vocab_size, own, ranks.world_size) for own in chunks]
-    live = [most_held(config, micro_batches, rank).live for rank in range(parallel.pipeline)]
+    live = [most_held(config.parallel, micro_batches, rank).live for rank in range(parallel.pipeline)]
     streams = [stream_bytes(config, own, live[rank]) for rank, own in enumerate(chunks)]
     if torch.cuda.is_available():
         need, more = max(state), max(map(sum, zip(state, streams, strict=True)))

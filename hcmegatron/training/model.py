@@ -31,7 +31,7 @@ def build_model(config: Config, tokens: int, groups: ProcessGroupCollection) -> 
 
 def initialised_chunks(config: Config, tokens: int, groups: ProcessGroupCollection) -> list[ConnectionGPT]:
     """The bare chunks of this pipeline rank."""
-    where = placement(config)
+    where = placement(config.parallel)
     layers = stages(config.model.layers, where.model_stages)
     groups = embedding_groups(groups, where)
     chunks = []
@@ -61,7 +61,7 @@ def wrap(model: ConnectionGPT, config: Config, groups: ProcessGroupCollection) -
         module,
         pg_collection=groups,
     )
-    widen_messages([wrapped], config)
+    widen_messages([wrapped], model.decoder.streams)
     wrapped.config.finalize_model_grads_func = finalize_model_grads
     if parallel.overlap_grad_reduce:
         wrapped.config.no_sync_func = wrapped.no_sync
@@ -71,7 +71,7 @@ def wrap(model: ConnectionGPT, config: Config, groups: ProcessGroupCollection) -
 def _buckets(config: Config) -> dict[str, int]:
     """Gradients that are reduced together. Megatron has several buckets on the first pipeline rank alone; where a
     stage's copies on two ranks are summed buffer by buffer, each buffer is one on both, which places them alike."""
-    return {"bucket_size": sys.maxsize} if len(placement(config).paths) > 1 else {}
+    return {"bucket_size": sys.maxsize} if len(placement(config.parallel).paths) > 1 else {}
 
 
 def kernels_chosen(chunks: list[nn.Module]) -> list[str]:

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch.distributed as dist
 
 from hcmegatron.config.errors import ConfigError
-from hcmegatron.config.schema import Config
+from hcmegatron.config.schema import Config, micro_batch_tokens
 from hcmegatron.data.corpus import Corpus
 from hcmegatron.data.dataset import Batches, Text, Validation
 from hcmegatron.data.tokenizer import build_tokenizer
@@ -20,8 +20,9 @@ from hcmegatron.model.gpt import padded_vocab, unwrap
 from hcmegatron.model.specs import passed_over
 from hcmegatron.pipeline import cuda_streams
 from hcmegatron.pipeline.mirrors import copies_planned
-from hcmegatron.pipeline.placement import most_held
+from hcmegatron.pipeline.placement import most_held, placement
 from hcmegatron.pipeline.schedule import build_schedule, start_watchdog
+from hcmegatron.planner.hops import pipeline_costs
 from hcmegatron.platform import cuda_environment
 from hcmegatron.platform.ranks import STARTED_HERE, RankInfo
 from hcmegatron.platform.standard_streams import tell
@@ -70,7 +71,7 @@ class Run:
     checkpoints: checkpoint.Checkpoints
     start: Start | None
     position: Position
-    introduction: list[str]
+    introduction: list[str] = field(default_factory=list)
     observers: Observers = field(default_factory=lambda: Observers(()))
 
 
@@ -90,8 +91,9 @@ def assembled(
     """
     text = Text(corpus, build_tokenizer(config.data))
     data_rank = groups.dp.rank(), groups.dp.size()
-    batches = Batches(text, config, *data_rank)
-    validation = Validation(text, config, *data_rank) if len(text.heldout) else None
+    sections = config.data, config.training
+    batches = Batches(text, *sections, *data_rank)
+    validation = Validation(text, *sections, *data_rank) if len(text.heldout) else None
 
     tokens = text.tokenizer.vocab_size
     if (config.model.vocab_size or tokens) < tokens:
@@ -99,44 +101,31 @@ def assembled(
             f"model.vocab_size = {config.model.vocab_size}, fewer than the {tokens} tokens of data.tokenizer = "
             f"{config.data.tokenizer}; raise it, or leave it null"
         )
-    vocab_size = padded_vocab(config, tokens)
+    vocab_size = padded_vocab(config.model, config.parallel.tensor, tokens)
     memory = on_first_rank(lambda: expected(config, vocab_size, ranks, batches.micro_batches))
     # made when all that can be refused has been
     directory = RunDirectory(path, config)
     chunks = build_model(config, tokens, groups)
-    held = most_held(config, batches.micro_batches, groups.pp.rank())
-    recomputation = Recomputation(config, [unwrap(chunk) for chunk in chunks], *held)
+    held = most_held(config.parallel, batches.micro_batches, groups.pp.rank())
+    recomputation = Recomputation(
+        config.recompute, [unwrap(chunk) for chunk in chunks], micro_batch_tokens(config), *held
+    )
     gather_parameters(chunks)  # measuring a sub-layer for the plan has set their gathering off
     optimizer = build_optimizer(config, chunks, groups)
     with _watchdog(config, path) as watchdog:
-        schedule = build_schedule(config, chunks, groups, watchdog)
+        schedule = build_schedule(config, chunks, groups, recomputation.execution, watchdog)
         stepper = Stepper(config, chunks, optimizer, schedule, batches, groups)
         checkpoints = checkpoint.Checkpoints(path, config, corpus.fingerprint, chunks, optimizer)
         if start:
             checkpoints.load(start)
         position = start.position if start else Position(0, 0)
-        introduction = [
-            f"run directory: {path}",
-            f"{config.connection.kind} on {ranks.world_size} ranks, "
-            f"{len(text.train):,} training tokens of {corpus.name}",
-            corpus.split(),
-            memory,
-            *kernels_chosen(chunks),
-            *accumulate.described(config, chunks),
-            *_of_the_gpu(config, batches.micro_batches, groups.pp.rank()),
-            *resume.words(config, path, start),
-            *checkpoints.tidied,
-            *passed_over(config),
-            *copies_planned(config, chunks),
-            *recomputation.planned(),
-        ]
         opened = kept_on_first_rank(
             lambda: Log(
                 directory.path, config.training.steps, position.step + 1, ranks.source == STARTED_HERE
             )
         )
         with opened or Log(None) as log:
-            yield Run(
+            run = Run(
                 config,
                 ranks,
                 directory.path,
@@ -151,27 +140,50 @@ def assembled(
                 checkpoints,
                 start,
                 position,
-                introduction,
             )
+            run.introduction = _introduction(run, corpus, memory, groups.pp.rank())
+            yield run
+
+
+def _introduction(run: Run, corpus: Corpus, memory: str, pipeline_rank: int) -> list[str]:
+    """What a run says of itself before its first step."""
+    config, chunks = run.config, run.chunks
+    return [
+        f"run directory: {run.directory}",
+        f"{config.connection.kind} on {run.ranks.world_size} ranks, "
+        f"{len(run.text.train):,} training tokens of {corpus.name}",
+        corpus.split(),
+        memory,
+        *kernels_chosen(chunks),
+        *accumulate.described(config.parallel.schedule, config.training.dtype, chunks),
+        *_of_the_gpu(config, run.stepper.batches.micro_batches, pipeline_rank),
+        *resume.words(config, run.directory, run.start),
+        *run.checkpoints.tidied,
+        *passed_over(config),
+        *copies_planned(config.parallel, chunks),
+        *run.recomputation.planned(),
+    ]
 
 
 def warn(config: Config, ranks: RankInfo) -> None:
     """Say what of the environment may hang the run on GPUs, before anything is started that could."""
     if GPU.present() and ranks.rank == 0:
-        for warning in cuda_streams.warnings(config, os.environ):
+        for warning in cuda_streams.warnings(config.parallel, os.environ):
             tell(f"hcmegatron: {warning}")
 
 
 def _of_the_gpu(config: Config, microbatches: int, rank: int) -> list[str]:
     if not GPU.present():
         return []
-    return [cuda_environment.described(os.environ), *cuda_streams.receives(config, microbatches, rank)]
+    costs = pipeline_costs(config, placement(config.parallel).model_stages)
+    posted = cuda_streams.receives(config.parallel, costs, microbatches, rank)
+    return [cuda_environment.described(os.environ), *posted]
 
 
 @contextmanager
 def _watchdog(config: Config, path: Path) -> Iterator[object]:
     """The watchdog, closed on all ranks together where all of them leave: rank 0 holds what they share."""
-    watchdog = start_watchdog(config, path)
+    watchdog = start_watchdog(config.parallel.timeout_s, path)
     ended: Ended | None = None
     try:
         yield watchdog

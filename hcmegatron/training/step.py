@@ -79,7 +79,7 @@ class Stepper:
         for chunk in self.chunks:
             chunk.eval()
         with torch.no_grad():
-            needed = evaluated_micro_batches(self.config, micro_batches)
+            needed = evaluated_micro_batches(self.config.parallel, micro_batches)
             sums, _ = self._run(filled_up(make, micro_batches), needed, forward_only=True)
         return loss.total_nats(sums, self.groups.tp.size())
 
@@ -149,7 +149,7 @@ class Stepper:
         self, make: Callable[[int], MicroBatchTensors], micro_batches: int, forward_only: bool
     ) -> tuple[Tensor, float]:
         masked = self.config.model.document_mask
-        firsts = first_micro_batches(self.config, self.groups.pp.rank(), micro_batches)
+        firsts = first_micro_batches(self.config.parallel, self.groups.pp.rank(), micro_batches)
         feeds = [
             Feed(make, masked, first, unused(unwrap(chunk), masked))
             for first, chunk in zip(firsts, self.chunks, strict=True)

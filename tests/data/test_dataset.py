@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from hcmegatron.config import Config
-from hcmegatron.config.schema import Data
+from hcmegatron.config.schema import Data, Training
 from hcmegatron.data.corpus import find
 from hcmegatron.data.dataset import Batches, Text, Validation, permutation
 from hcmegatron.data.tokenizer import ByteTokenizer
@@ -15,12 +14,9 @@ from hcmegatron.data.tokenizer import ByteTokenizer
 S = 16
 
 
-def config(global_batch=8, micro_batch=2, seed=1, eval_batches=1):
-    made = Config()
-    made.data.sequence_length, made.data.seed = S, seed
-    made.training.global_batch, made.training.micro_batch = global_batch, micro_batch
-    made.training.eval_batches = eval_batches
-    return made
+def sections(global_batch=8, micro_batch=2, seed=1, eval_batches=1):
+    training = Training(global_batch=global_batch, micro_batch=micro_batch, eval_batches=eval_batches)
+    return Data(sequence_length=S, seed=seed), training
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +31,7 @@ def step_of(text, made, step, data_parallel=1):
     """A step's sequences over all ranks and micro-batches, as sorted tuples."""
     rows = []
     for rank in range(data_parallel):
-        batches = Batches(text, made, rank, data_parallel)
+        batches = Batches(text, *made, rank, data_parallel)
         for micro_batch in range(batches.micro_batches):
             rows += [tuple(row.tolist()) for row in batches(step, micro_batch)["tokens"]]
     return sorted(rows)
@@ -55,7 +51,7 @@ def test_tokens_are_the_files_bytes_with_ends(text):
 
 
 def test_an_epoch_predicts_every_token_once(text):
-    batches = Batches(text, config(global_batch=1, micro_batch=1))
+    batches = Batches(text, *sections(global_batch=1, micro_batch=1))
     labels = {}
     for step in range(batches.windows):
         batch = batches(step, 0)
@@ -70,19 +66,19 @@ def test_an_epoch_predicts_every_token_once(text):
 
 def test_order_is_the_same_for_every_layout_and_resumes_from_the_step(text):
     for step in (0, 3, 40, 1000):  # several epochs in
-        reference = step_of(text, config(), step)
+        reference = step_of(text, sections(), step)
         assert len(reference) == 8
         for micro_batch, data_parallel in ((1, 1), (8, 1), (1, 8), (2, 4), (4, 2)):
-            assert step_of(text, config(micro_batch=micro_batch), step, data_parallel) == reference
-    assert step_of(text, config(seed=2), 0) != step_of(text, config(seed=1), 0)
-    batches = Batches(text, config())
+            assert step_of(text, sections(micro_batch=micro_batch), step, data_parallel) == reference
+    assert step_of(text, sections(seed=2), 0) != step_of(text, sections(seed=1), 0)
+    batches = Batches(text, *sections())
     seen = [batches(step, 1)["tokens"] for step in (5, 900, 5)]
     assert torch.equal(seen[0], seen[2]) and not torch.equal(seen[0], seen[1])
 
 
 def test_steps_go_through_epochs_without_repeats(text):
-    made = config()
-    batches = Batches(text, made)
+    made = sections()
+    batches = Batches(text, *made)
     windows = [batches.window(sample) for sample in range(2 * batches.windows)]
     first, second = windows[: batches.windows], windows[batches.windows :]
     assert sorted(first) == sorted(second) == list(range(batches.windows)) and first != second
@@ -93,7 +89,7 @@ def test_the_permutation_is_the_same_on_every_machine():
 
 
 def test_batch_fields(text):
-    batch = Batches(text, config())(0, 0)
+    batch = Batches(text, *sections())(0, 0)
     assert batch.pop("first_sample") == 0
     assert {key: (value.dtype, tuple(value.shape)) for key, value in batch.items()} == {
         "tokens": (torch.int64, (2, S)),
@@ -107,17 +103,17 @@ def test_batch_fields(text):
 
 
 def test_the_first_sample_is_counted_through_the_whole_run_over_all_ranks(text):
-    made = config(global_batch=8, micro_batch=2)
+    made = sections(global_batch=8, micro_batch=2)
     firsts = [
         [batches(seen, i)["first_sample"] for i in range(batches.micro_batches)]
-        for batches in (Batches(text, made, rank, 2) for rank in range(2))
+        for batches in (Batches(text, *made, rank, 2) for rank in range(2))
         for seen in (0, 40)
     ]
     assert firsts == [[0, 4], [40, 44], [2, 6], [42, 46]]
 
 
 def test_document_ids_change_after_the_end_token(text):
-    batches = Batches(text, config(global_batch=1, micro_batch=1))
+    batches = Batches(text, *sections(global_batch=1, micro_batch=1))
     seen = 0
     for step in range(batches.windows):
         batch = batches(step, 0)
@@ -135,10 +131,10 @@ def test_document_ids_change_after_the_end_token(text):
 )
 def test_validation_is_exact_over_any_layout(text, eval_batches, micro_batch, data_parallel):
     """Loss 1 at every label and 0.5 more at ends: any double count or padding shows in the total."""
-    made = config(micro_batch=micro_batch, eval_batches=eval_batches)
+    made = sections(micro_batch=micro_batch, eval_batches=eval_batches)
     total, labels, counts = 0.0, 0, []
     for rank in range(data_parallel):
-        validation = Validation(text, made, rank, data_parallel)
+        validation = Validation(text, *made, rank, data_parallel)
         counts.append(validation.micro_batches)
         for index in range(validation.micro_batches):
             batch = validation(index)
@@ -156,7 +152,7 @@ def test_validation_is_exact_over_any_layout(text, eval_batches, micro_batch, da
 
 
 def test_baselines(text):
-    validation = Validation(text, config(eval_batches=999))
+    validation = Validation(text, *sections(eval_batches=999))
     labels = text.heldout[1 : 1 + len(validation.windows) * S].astype(int)
     counts = np.bincount(text.train, minlength=257) + 1
     expected = sum(-math.log(counts[label] / counts.sum()) for label in labels) / np.count_nonzero(
@@ -167,6 +163,6 @@ def test_baselines(text):
 
 
 def test_baselines_of_the_standard_library():
-    validation = Validation(Text(find(Data()), ByteTokenizer()), Config())
+    validation = Validation(Text(find(Data()), ByteTokenizer()), Data(), Training())
     assert 5.54 < validation.uniform < 5.56
     assert 3.0 < validation.unigram < 3.5  # about 3.25

@@ -6,8 +6,8 @@ from typing import get_args
 import numpy as np
 import pytest
 
-from hcmegatron.config import Config, ConfigError
-from hcmegatron.config.schema import Data
+from hcmegatron.config import ConfigError
+from hcmegatron.config.schema import Data, Training
 from hcmegatron.config.types import leaves
 from hcmegatron.data.corpus import find
 from hcmegatron.data.dataset import Batches, Text, Validation
@@ -60,13 +60,7 @@ def text(tmp_path):
 
 
 def made(sequence_length=8):
-    config = Config()
-    config.data.sequence_length, config.training.global_batch, config.training.micro_batch = (
-        sequence_length,
-        2,
-        1,
-    )
-    return config
+    return Data(sequence_length=sequence_length), Training(global_batch=2, micro_batch=1)
 
 
 def test_losses_are_by_the_byte_whatever_a_token_is(text):
@@ -76,7 +70,7 @@ def test_losses_are_by_the_byte_whatever_a_token_is(text):
         letters = b"".join(text.read(documents)).decode()
         assert tokenizer.decode(held) == letters and (held == 20).sum() == len(documents)
         assert len(held) < len(letters)
-    validation = Validation(tokens, made())
+    validation = Validation(tokens, *made())
     labels = np.concatenate([tokens.heldout[w * 8 + 1 : w * 8 + 9] for w in validation.windows])
     letters = len(tokenizer.decode(labels))
     assert validation.bytes == letters and letters > 1.5 * len(labels)
@@ -91,10 +85,10 @@ def test_too_few_tokens_are_refused(text):
     with pytest.raises(
         ConfigError, match=rf"the held-out text has {long - 1} tokens, fewer than .* = {long + 1}"
     ):
-        Validation(tokens, made(long))
-    Validation(tokens, made(long - 2))
+        Validation(tokens, *made(long))
+    Validation(tokens, *made(long - 2))
     with pytest.raises(ConfigError, match=r"the training text has \d+ tokens"):
-        Batches(tokens, made(10**6))
+        Batches(tokens, *made(10**6))
 
 
 def test_the_byte_tokenizer():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from functools import partial
 from types import ModuleType
 
 import torch
@@ -21,7 +20,7 @@ _extension = ModuleType("fused_weight_gradient_mlp_cuda")
 _extension.wgrad_gemm_accum_fp32 = wgrad_gemm_accum_fp32
 sys.modules["fused_weight_gradient_mlp_cuda"] = _extension  # before Megatron-Core, which looks for it once
 
-from hcmegatron.config.schema import Config  # noqa: E402
+from hcmegatron.config.schema import Config, micro_batch_tokens  # noqa: E402
 from hcmegatron.model import transformer_config  # noqa: E402
 from hcmegatron.recompute.attach import Recomputation  # noqa: E402
 from tests.layouts.network import Outcome, one_step  # noqa: E402
@@ -33,9 +32,17 @@ def both(config: Config) -> list[tuple[Outcome, int]]:
     torch.set_num_threads(1)
     found = []
     for fused in (False, True):
-        transformer_config.megatron_fuses = lambda config, fused=fused: fused
+        transformer_config.megatron_fuses = lambda *_, fused=fused: fused
         calls.clear()
         with groups_of(config) as groups:
-            rebuilt = partial(Recomputation, config, live=1, deferred=0)
-            found.append((one_step(config, groups, fault=rebuilt), len(calls)))
+            outcome = one_step(
+                config,
+                groups,
+                recomputed=lambda chunks: (
+                    Recomputation(
+                        config.recompute, chunks, micro_batch_tokens(config), live=1, deferred=0
+                    ).execution
+                ),
+            )
+            found.append((outcome, len(calls)))
     return found

@@ -18,14 +18,16 @@ import transformer_engine.pytorch as te
 from torch import Tensor
 
 from hcmegatron.config.errors import ConfigError
-from hcmegatron.config.schema import Config
+from hcmegatron.config.schema import Config, micro_batch_tokens
 from hcmegatron.model import specs
 from hcmegatron.model.deferred import separate_weight_gradients
+from hcmegatron.model.execution import Execution, running
 from hcmegatron.model.te_wgrad import of_engine
 from hcmegatron.pipeline.placement import most_held
 from hcmegatron.pipeline.schedule import build_schedule
 from hcmegatron.platform.distributed import seed_regions
-from hcmegatron.recompute.attach import Recomputation, keep_blocks
+from hcmegatron.recompute.attach import Recomputation
+from hcmegatron.recompute.execution import RecomputedBlocks
 from hcmegatron.training.model import wrap
 from hcmegatron.training.optimizer import build_optimizer
 from hcmegatron.training.step import Stepper
@@ -51,9 +53,11 @@ def _step(config: Config, groups: object) -> Found:
     chunks = chunks_of(config, groups)
     wrapped = [wrap(chunk, config, groups) for chunk in chunks]
     batches = Batches(config, groups.dp.rank(), groups.dp.size())
-    Recomputation(config, chunks, *most_held(config, batches.micro_batches, groups.pp.rank()))
+    held = most_held(config.parallel, batches.micro_batches, groups.pp.rank())
+    execution = Recomputation(config.recompute, chunks, micro_batch_tokens(config), *held).execution
     optimizer = build_optimizer(config, wrapped, groups)
-    stepper = Stepper(config, wrapped, optimizer, build_schedule(config, wrapped, groups), batches, groups)
+    schedule = build_schedule(config, wrapped, groups, execution)
+    stepper = Stepper(config, wrapped, optimizer, schedule, batches, groups)
     if config.parallel.overlap_grad_reduce:
         stepper.rehearse()  # Megatron overlaps from the second step on
     sums, _ = stepper.gradients(0)
@@ -195,8 +199,7 @@ def reduced() -> dict[str, tuple[dict[str, Tensor], int]]:
             config.implementation = "local" if how == "local" else "auto"
             (model,) = chunks_of(config, groups)
             chunk = wrap(model, config, groups)
-            if how == "engine, rebuilt":
-                keep_blocks(model.decoder, 2)
+            execution = RecomputedBlocks(2) if how == "engine, rebuilt" else Execution()
             store = separate_weight_gradients(model)
             ready: list[Tensor] = []
             for group in {id(group): group for group in chunk.param_to_bucket_group.values()}.values():
@@ -211,7 +214,7 @@ def reduced() -> dict[str, tuple[dict[str, Tensor], int]]:
                         else:
                             ready.clear()
                             with store.deferring():
-                                backward(chunk, batches(0, int(i)))
+                                backward(running(chunk, execution), batches(0, int(i)))
                             early += sum(getattr(parameter, "separable", False) for parameter in ready)
                 chunk.finish_grad_sync()
             found[how] = {n: p.main_grad.clone() for n, p in model.named_parameters()}, early

@@ -11,6 +11,7 @@ from torch import nn
 
 from hcmegatron.config.schema import Config
 from hcmegatron.connections.build import described
+from hcmegatron.model.execution import Execution
 from hcmegatron.model.global_view import parts
 from hcmegatron.model.gpt import ConnectionGPT, unwrap
 from hcmegatron.model.initialise import _generator
@@ -79,23 +80,29 @@ def chunks_of(config: Config, groups: object) -> list[ConnectionGPT]:
 
 
 def one_step(
-    config: Config, groups: object, fault: Callable[[list[ConnectionGPT]], None] | None = None
+    config: Config,
+    groups: object,
+    fault: Callable[[list[ConnectionGPT]], None] | None = None,
+    recomputed: Callable[[list[ConnectionGPT]], Execution] | None = None,
 ) -> Outcome:
     """One step from randomised parameters. The rate is 1 / clip, so that the gradient's part of it has norm 1.
 
     Adam's epsilon is 1, so that it moves along the gradient as SGD does (the distributed optimizer has Adam only).
 
     fault: called with the chunks before they are wrapped.
+    recomputed: as fault; how the chunks' nodes are run.
     """
     seed_regions(config)
     chunks = chunks_of(config, groups)
     if fault is not None:
         fault(chunks)
+    execution = recomputed(chunks) if recomputed else None
     wrapped = [wrap(chunk, config, groups) for chunk in chunks]
     optimizer = build_optimizer(config, wrapped, groups)
     set_learning_rate(optimizer, 1 / config.optimizer.clip, config.optimizer.weight_decay)
     batches = Batches(config, groups.dp.rank(), groups.dp.size())
-    stepper = Stepper(config, wrapped, optimizer, build_schedule(config, wrapped, groups), batches, groups)
+    schedule = build_schedule(config, wrapped, groups, execution)
+    stepper = Stepper(config, wrapped, optimizer, schedule, batches, groups)
     if config.parallel.overlap_grad_reduce:
         stepper.rehearse()  # Megatron overlaps from the second step on
     sums, _ = stepper.gradients(0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 from unittest.mock import patch
 
-from hcmegatron.config.schema import Config
+from hcmegatron.config.schema import Config, micro_batch_tokens
 from hcmegatron.model.gpt import unwrap
 from hcmegatron.pipeline.schedule import build_schedule
 from hcmegatron.platform.distributed import megatron_groups
@@ -51,13 +51,17 @@ def train(configs: list[Config], steps: int) -> list[tuple[int, list[float]]]:
         for config in configs:
             with megatron_groups(config) as groups:
                 chunks = [model.wrap(chunk, config, groups) for chunk in chunks_of(config, groups)]
+                execution = None
                 if config.recompute.mode != "none":
-                    Recomputation(config, [unwrap(chunk) for chunk in chunks], live=1, deferred=0)
+                    models = [unwrap(chunk) for chunk in chunks]
+                    execution = Recomputation(
+                        config.recompute, models, micro_batch_tokens(config), live=1, deferred=0
+                    ).execution
                     model.gather_parameters(chunks)
                 optimizer = build_optimizer(config, chunks, groups)
                 set_learning_rate(optimizer, 0.05, 0.0)
                 batches = Batches(config, groups.dp.rank(), groups.dp.size())
-                schedule = build_schedule(config, chunks, groups)
+                schedule = build_schedule(config, chunks, groups, execution)
                 stepper = Stepper(config, chunks, optimizer, schedule, batches, groups)
                 losses = [stepper.step(step).loss for step in range(steps)]
                 found.append((sum(len(chunk.bucket_groups) for chunk in chunks), losses))

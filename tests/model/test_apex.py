@@ -13,7 +13,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from hcmegatron.config.schema import Config
 from hcmegatron.model import accumulate
 from hcmegatron.platform import optional
 from tests.layouts.cases import small
@@ -123,17 +122,16 @@ def test_without_apex_the_product_is_made_in_32_bits(on_cuda, monkeypatch):
 @pytest.mark.parametrize("schedule", ["1f1b", "zb_h1", "megatron_1f1b"])
 def test_the_run_says_how_weight_gradients_are_added(apex, schedule, monkeypatch):
     """And where Megatron's own schedules have its linears use the same kernel."""
-    config = Config()
-    config.training.dtype, config.parallel.schedule = "bf16", schedule
-    (here,) = accumulate.described(config, [torch.nn.Linear(1, 1)])
-    assert "apex" not in here and not accumulate.megatron_fuses(config)
+    (here,) = accumulate.described(schedule, "bf16", [torch.nn.Linear(1, 1)])
+    assert "apex" not in here and not accumulate.megatron_fuses(schedule, "bf16")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    (line,) = accumulate.described(config, [torch.nn.Linear(1, 1)])
+    (line,) = accumulate.described(schedule, "bf16", [torch.nn.Linear(1, 1)])
     assert line == "weight gradients of all linears: added by NVIDIA apex, in fp32"
-    assert accumulate.megatron_fuses(config) == (schedule == "megatron_1f1b")
-    config.training.dtype = "fp32"
-    assert accumulate.described(config, []) == ["weight gradients of all linears: added by torch, in fp32"]
-    assert not accumulate.megatron_fuses(config)
+    assert accumulate.megatron_fuses(schedule, "bf16") == (schedule == "megatron_1f1b")
+    assert accumulate.described(schedule, "fp32", []) == [
+        "weight gradients of all linears: added by torch, in fp32"
+    ]
+    assert not accumulate.megatron_fuses(schedule, "fp32")
 
 
 def test_an_extension_that_does_not_import_is_told(apex, tmp_path):

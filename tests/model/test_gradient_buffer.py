@@ -4,9 +4,10 @@ import pytest
 import torch
 from torch.autograd.graph import saved_tensors_hooks
 
-from hcmegatron.model.deferred import WeightGradients, linear
+from hcmegatron.model.deferred import linear
 from hcmegatron.model.experts import _GroupedLinear
 from hcmegatron.model.nodes import Keeping
+from hcmegatron.model.weight_gradients import WeightGradients
 from hcmegatron.recompute.measure import Meter, Watch
 from hcmegatron.recompute.tape import Tape
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from hcmegatron.model.deferred import add_product
+from hcmegatron.model.accumulate import add_product
 from tests.ranks import run_ranks
 
 

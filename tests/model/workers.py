@@ -128,8 +128,8 @@ def fp64_step(config: Config, count: int) -> Step:
         for chunk in chunks:
             randomise_connections(chunk)
         wrapped = [Bare(chunk.config, chunk) for chunk in chunks]
-        widen_messages(wrapped, config)
-        firsts = first_micro_batches(config, groups.pp.rank(), count)
+        widen_messages(wrapped, chunks[0].decoder.streams)
+        firsts = first_micro_batches(config.parallel, groups.pp.rank(), count)
         losses = build_schedule(config, wrapped, groups)(
             forward_step_func=own_loss_step,
             data_iterator=[iter(batches(count, config.training.micro_batch)[first:]) for first in firsts],
@@ -159,7 +159,7 @@ def fp32_step(config: Config, count: int) -> Step:
         set_learning_rate(optimizer, 0.1, 0.0)
         for chunk in chunks:
             chunk.zero_grad_buffer()
-        firsts = first_micro_batches(config, groups.pp.rank(), count)
+        firsts = first_micro_batches(config.parallel, groups.pp.rank(), count)
         losses = build_schedule(config, chunks, groups)(
             forward_step_func=megatron_loss_step,
             data_iterator=[iter(batches(count, config.training.micro_batch)[first:]) for first in firsts],

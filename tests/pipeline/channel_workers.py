@@ -39,7 +39,7 @@ def channels_of(configs: list[Config], limit: float) -> list[tuple[int, list]]:
 
 
 def _made(config: Config, groups: object, timeout: timedelta) -> tuple[int, list]:
-    where = placement(config)
+    where = placement(config.parallel)
     before, others = len(dist.distributed_c10d._world.pg_names), set(Communicator.every)
     for time in range(2):
         transport = DistributedTransport(groups.pp, where, GPU.device(), timeout=timeout)

@@ -12,7 +12,7 @@ from unittest import mock
 import torch
 import torch.nn.functional as F
 
-from hcmegatron.config.schema import Config
+from hcmegatron.config.schema import Config, micro_batch_tokens
 from hcmegatron.model import dropout
 from hcmegatron.model.dropout import Dropout
 from hcmegatron.pipeline.placement import most_held
@@ -55,10 +55,14 @@ def steps(configs: list[Config], shared: bool = False) -> list[Step]:
 
                 def recompute(chunks, config=config, groups=groups, masks=masks):
                     count = config.training.global_batch // config.training.micro_batch // groups.dp.size()
-                    Recomputation(config, chunks, *most_held(config, count, groups.pp.rank()))
+                    held = most_held(config.parallel, count, groups.pp.rank())
+                    execution = Recomputation(
+                        config.recompute, chunks, micro_batch_tokens(config), *held
+                    ).execution
                     masks.clear()  # a plan of blocks tries a sub-layer on a few tokens
+                    return execution
 
-                outcome = one_step(config, groups, recompute)
+                outcome = one_step(config, groups, recomputed=recompute)
             found.append(Step(outcome, masks, torch.equal(before, torch.get_rng_state())))
     return found
 

@@ -30,7 +30,7 @@ def run(config: Config, bucket_size: int | None = None) -> dict[int, dict[str, s
     usual_save = checkpoint.Checkpoints.save
 
     def looking(self, at, **options):
-        where = placement(config)
+        where = placement(config.parallel)
         # Megatron's order of ranks: the pipeline's are furthest apart
         rank = int(os.environ["RANK"]) // (int(os.environ["WORLD_SIZE"]) // where.ranks)
         for stage, chunk in zip(where.stages_of(rank), self.chunks, strict=True):

@@ -7,10 +7,10 @@ from unittest import mock
 
 import torch
 
-from hcmegatron.config.schema import Config
-from hcmegatron.model.deferred import LeftWork
+from hcmegatron.config.schema import Config, micro_batch_tokens
 from hcmegatron.model.gpt import unwrap
 from hcmegatron.model.nodes import Node
+from hcmegatron.model.weight_gradients import LeftWork
 from hcmegatron.pipeline.cut import Piece
 from hcmegatron.pipeline.overlap import OverlappedStage
 from hcmegatron.pipeline.placement import first_micro_batches, most_held
@@ -46,19 +46,21 @@ def step(config: Config, count: int) -> Step:
         wrapped = build_model(config, VOCAB, groups)
         chunks = [unwrap(chunk) for chunk in wrapped]
         rank = groups.pp.rank()
-        Recomputation(config, chunks, *most_held(config, count, rank))
+        execution = Recomputation(
+            config.recompute, chunks, micro_batch_tokens(config), *most_held(config.parallel, count, rank)
+        ).execution
         for chunk in chunks:
             randomise_connections(chunk)
         for chunk in wrapped:
             chunk.zero_grad_buffer()
-        runner = build_schedule(config, wrapped, groups)
+        runner = build_schedule(config, wrapped, groups, execution)
         called = log_calls(runner.stages)
         own = batches(count * groups.dp.size(), config.training.micro_batch)[
             groups.dp.rank() :: groups.dp.size()
         ]
         losses = runner(
             forward_step_func=megatron_loss_step,
-            data_iterator=[iter(own[first:]) for first in first_micro_batches(config, rank, count)],
+            data_iterator=[iter(own[first:]) for first in first_micro_batches(config.parallel, rank, count)],
             model=wrapped,
             num_microbatches=count,
             seq_length=S,

@@ -76,7 +76,7 @@ def _whole(chunks: list[ConnectionGPT]) -> dict[str, torch.nn.Parameter]:
 def _plain(config: Config, groups, chunks: list[ConnectionGPT]) -> GPTModel:
     """Megatron's own model and layers over the same parts, with the same weights."""
     provider = specs.backend(config)
-    around = specs.norm(config)
+    around = specs.norm(config.model)
     layers = [
         ModuleSpec(
             TransformerLayer,

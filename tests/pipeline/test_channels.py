@@ -29,7 +29,7 @@ def test_the_ends_of_every_channel_meet(world, layouts):
     configs = [config_for(schedule, *layout) for layout in layouts for schedule in SCHEDULES]
     results = run_ranks(world, "tests.pipeline.channel_workers:channels_of", configs, 20.0, **RUN)
     for number, config in enumerate(configs):
-        where = placement(config)
+        where = placement(config.parallel)
         everyones = [rank[number][1] for rank in results]
         for channel in channels(where):
             ends = sum(channel in own for own in everyones)

@@ -91,7 +91,7 @@ def test_the_streams_in_use_are_no_more_than_the_warning_counts(steps):
     for config, emulated in zip(steps.configs, steps.gpu, strict=True):
         for step in emulated:
             used = {item.stream for item in step.log if item.stream}
-            assert 1 + config.parallel.pipeline // 2 <= len(used) <= streams(config), config.parallel
+            assert 1 + config.parallel.pipeline // 2 <= len(used) <= streams(config.parallel), config.parallel
 
 
 # Waits of Megatron's all-to-all dispatcher, once for every micro-batch in every layer with experts: it needs, on the

@@ -7,8 +7,8 @@ import pytest
 
 from hcmegatron.pipeline.overlap import Pairing, pairing
 from schedules import generate, simulate
-from schedules.costs import Costs, Link
-from schedules.nodes import Node, stage_costs
+from schedules.costs import Costs, Link, stage_costs
+from schedules.nodes import Node
 from tests.ranks import run_ranks
 from tools.bench_overlap import Setting, modes, predicted
 

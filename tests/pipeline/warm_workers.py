@@ -10,7 +10,7 @@ from unittest import mock
 import torch
 import torch.distributed as dist
 
-from hcmegatron.config.schema import Config
+from hcmegatron.config.schema import Config, micro_batch_tokens
 from hcmegatron.model.gpt import unwrap
 from hcmegatron.pipeline.placement import most_held
 from hcmegatron.pipeline.schedule import build_schedule
@@ -41,10 +41,12 @@ def runs(configs: list[Config], warm: bool = True) -> list[Start]:
         with groups_of(config) as groups:
             chunks = [wrap(chunk, config, groups) for chunk in chunks_of(config, groups)]
             batches = Batches(config, groups.dp.rank(), groups.dp.size())
-            held = most_held(config, batches.micro_batches, groups.pp.rank())
-            Recomputation(config, [unwrap(chunk) for chunk in chunks], *held)
+            held = most_held(config.parallel, batches.micro_batches, groups.pp.rank())
+            execution = Recomputation(
+                config.recompute, [unwrap(chunk) for chunk in chunks], micro_batch_tokens(config), *held
+            ).execution
             optimizer = build_optimizer(config, chunks, groups)
-            schedule = build_schedule(config, chunks, groups)
+            schedule = build_schedule(config, chunks, groups, execution)
             stepper = Stepper(config, chunks, optimizer, schedule, batches, groups)
             with loading() as mode:
                 with nullcontext() if warm else mock.patch.object(Stepper, "_warm_start", lambda _: []):

@@ -9,7 +9,7 @@ import pytest
 
 from hcmegatron.config.errors import ConfigError
 from hcmegatron.config.load import read
-from hcmegatron.config.schema import Config
+from hcmegatron.config.schema import Parallel
 from hcmegatron.pipeline.cuda_streams import check_channels, receives, streams, warnings
 from hcmegatron.planner.flops import training_flops_per_token
 from hcmegatron.planner.hops import pipeline_costs
@@ -48,37 +48,34 @@ def test_it_is_set_before_anything_asks_for_cuda():
     subprocess.run([sys.executable, "-c", program], env=clean, check=True, timeout=120)
 
 
-def config_for(schedule, pipeline, virtual=None, overlap=False):
-    config = Config()
-    p = config.parallel
-    p.schedule, p.pipeline, p.virtual, p.overlap = schedule, pipeline, virtual, overlap
-    return config
+def layout_for(schedule, pipeline, virtual=None, overlap=False):
+    return Parallel(schedule=schedule, pipeline=pipeline, virtual=virtual, overlap=overlap)
 
 
 def test_the_streams_of_a_rank():
     megatrons = 4
-    assert streams(config_for("1f1b", 2)) == 1 + 2 + megatrons
-    assert streams(config_for("1f1b", 4)) == 1 + 4 + megatrons
-    assert streams(config_for("dualpipev", 4, overlap=True)) == 1 + 2 + 8 + megatrons
-    assert streams(config_for("interleaved", 4, 3)) == 1 + 12 + megatrons
+    assert streams(layout_for("1f1b", 2)) == 1 + 2 + megatrons
+    assert streams(layout_for("1f1b", 4)) == 1 + 4 + megatrons
+    assert streams(layout_for("dualpipev", 4, overlap=True)) == 1 + 2 + 8 + megatrons
+    assert streams(layout_for("interleaved", 4, 3)) == 1 + 12 + megatrons
 
 
 def test_few_queues_are_a_loud_warning_where_our_runtime_runs():
-    overlapped = config_for("dualpipev", 4, overlap=True)
+    overlapped = layout_for("dualpipev", 4, overlap=True)
     for value in ("1", "8", "14"):
         (line,) = warnings(overlapped, {"CUDA_DEVICE_MAX_CONNECTIONS": value})
         assert line.startswith(f"WARNING: CUDA_DEVICE_MAX_CONNECTIONS={value}, ") and "15 streams" in line
         assert "set it to 32" in line
     assert warnings(overlapped, {}), "8 is CUDA's default"
     assert not warnings(overlapped, {"CUDA_DEVICE_MAX_CONNECTIONS": "32"})
-    assert not warnings(config_for("interleaved", 4, 8), {"CUDA_DEVICE_MAX_CONNECTIONS": "32"})
-    assert not warnings(config_for("megatron_1f1b", 4), {"CUDA_DEVICE_MAX_CONNECTIONS": "1"})
+    assert not warnings(layout_for("interleaved", 4, 8), {"CUDA_DEVICE_MAX_CONNECTIONS": "32"})
+    assert not warnings(layout_for("megatron_1f1b", 4), {"CUDA_DEVICE_MAX_CONNECTIONS": "1"})
 
 
 def test_more_channels_than_streams_are_refused():
-    check_channels(config_for("interleaved", 4, 8))
+    check_channels(layout_for("interleaved", 4, 8))
     with pytest.raises(ConfigError, match=r"parallel.virtual = 9.*36 channels.*parallel.virtual = 8 or less"):
-        check_channels(config_for("interleaved", 4, 9))
+        check_channels(layout_for("interleaved", 4, 9))
 
 
 def test_how_early_receives_are_posted_is_said_with_what_it_follows_from():
@@ -86,20 +83,23 @@ def test_how_early_receives_are_posted_is_said_with_what_it_follows_from():
     config, _ = read(
         ROOT / "configs" / "mhc-27b.yaml", ["--parallel.pipeline=4", "--parallel.schedule=dualpipev"]
     )
-    (said,) = receives(config, 16, 1)
+    costs = pipeline_costs(config, 8)
+    (said,) = receives(config.parallel, costs, 16, 1)
     assert said == (
         "receives are posted 1 action ahead: a hop takes 0.18 of a stage's forward, by estimate (40 GB/s, 396 TFLOP/s)"
     )
-    costs = pipeline_costs(config, 8)
     tokens = config.training.micro_batch * config.data.sequence_length
     forward = tokens * training_flops_per_token(config, 0) / 3 / 8 / 395.6e12
     assert costs.link.latency * forward == pytest.approx(tokens * 4 * 2560 * 2 / 40e9)
     small, _ = read(
         ROOT / "configs" / "quickstart.yaml", ["--parallel.pipeline=4", "--parallel.schedule=dualpipev"]
     )
-    ahead = re.match(r"receives are posted (\d) to (\d) actions ahead", receives(small, 16, 1)[0])
+    ahead = re.match(
+        r"receives are posted (\d) to (\d) actions ahead",
+        receives(small.parallel, pipeline_costs(small, 8), 16, 1)[0],
+    )
     assert 1 <= int(ahead[1]) < int(ahead[2])
     config.parallel.pipeline = 1
-    assert receives(config, 16, 0) == []
+    assert receives(config.parallel, costs, 16, 0) == []
     config.parallel.schedule = "megatron_1f1b"
-    assert receives(config, 16, 0) == []
+    assert receives(config.parallel, costs, 16, 0) == []

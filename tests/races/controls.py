@@ -22,7 +22,7 @@ CONTROLS: dict[str, tuple[str, ...]] = {
     "hcmegatron/pipeline/overlap.py OverlappedStage.forward join": (_OVERLAP,),
     "hcmegatron/pipeline/overlap.py OverlappedStage.forward_backward on": (_ACROSS,),
     "hcmegatron/pipeline/overlap.py OverlappedStage.forward_backward join": (_OVERLAP,),
-    "hcmegatron/pipeline/overlap.py OverlappedStage._traverse join": (_OVERLAP,),
+    "hcmegatron/pipeline/overlap.py Overlapped.run join": (_OVERLAP,),
     "hcmegatron/recompute/tape.py Handle.tensor _used_here": (_REBUILT,),
     "hcmegatron/recompute/tape.py _used_here record_stream": (_REBUILT,),
     "hcmegatron/recompute/tape.py Block.rebuild _used_here": (_FOLDED,),

@@ -12,10 +12,10 @@ from unittest import mock
 import torch
 import torch._dynamo  # torch's optimizers import it when they are made: here once for all ranks
 
-from hcmegatron.config.schema import Config
-from hcmegatron.model.deferred import WeightGradients
+from hcmegatron.config.schema import Config, micro_batch_tokens
 from hcmegatron.model.gpt import unwrap
 from hcmegatron.model.nodes import Lane, Node
+from hcmegatron.model.weight_gradients import WeightGradients
 from hcmegatron.pipeline import runner
 from hcmegatron.pipeline.cut import Pass
 from hcmegatron.pipeline.lanes import Lanes
@@ -138,12 +138,13 @@ def _stepper(config: Config, groups: Any, small_buckets: bool) -> Iterator[Stepp
         chunks = model.build_model(config, VOCAB, groups)
         batches = Batches(config, groups.dp.rank(), groups.dp.size())
         models = [unwrap(chunk) for chunk in chunks]
-        held = most_held(config, batches.micro_batches, groups.pp.rank())
-        Recomputation(config, models, *held).measured()
+        held = most_held(config.parallel, batches.micro_batches, groups.pp.rank())
+        recomputation = Recomputation(config.recompute, models, micro_batch_tokens(config), *held)
+        recomputation.measured()
         model.gather_parameters(chunks)  # as the trainer does: measuring has set their gathering off
         optimizer = build_optimizer(config, chunks, groups)
         set_learning_rate(optimizer, 0.01, 0.0)
-        schedule = build_schedule(config, chunks, groups)
+        schedule = build_schedule(config, chunks, groups, recomputation.execution)
         yield Stepper(config, chunks, optimizer, schedule, batches, groups)
 
 

@@ -9,7 +9,7 @@ from hcmegatron.pipeline.placement import most_held
 def held(schedule, pipeline, microbatches, virtual=None):
     config = Config()
     config.parallel.schedule, config.parallel.pipeline, config.parallel.virtual = schedule, pipeline, virtual
-    return [tuple(most_held(config, microbatches, rank)) for rank in range(pipeline)]
+    return [tuple(most_held(config.parallel, microbatches, rank)) for rank in range(pipeline)]
 
 
 def test_one_rank_holds_one_at_a_time():

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from hcmegatron.config.schema import Config
+from hcmegatron.config.schema import Config, micro_batch_tokens
 from hcmegatron.model.gpt import unwrap
 from hcmegatron.pipeline.placement import most_held
 from hcmegatron.pipeline.schedule import build_schedule
@@ -46,7 +46,12 @@ def step(config: Config, count: int) -> Step:
     with megatron_groups(config) as groups:
         wrapped = build_model(config, VOCAB, groups)
         chunks = [unwrap(chunk) for chunk in wrapped]
-        recomputation = Recomputation(config, chunks, *most_held(config, count, groups.pp.rank()))
+        recomputation = Recomputation(
+            config.recompute,
+            chunks,
+            micro_batch_tokens(config),
+            *most_held(config.parallel, count, groups.pp.rank()),
+        )
         for chunk in chunks:
             randomise_connections(chunk)
         optimizer = build_optimizer(config, wrapped, groups)
@@ -54,7 +59,7 @@ def step(config: Config, count: int) -> Step:
         calls = count_calls(chunks)
         for chunk in wrapped:
             chunk.zero_grad_buffer()
-        losses = build_schedule(config, wrapped, groups)(
+        losses = build_schedule(config, wrapped, groups, recomputation.execution)(
             forward_step_func=megatron_loss_step,
             data_iterator=[iter(batches(count, config.training.micro_batch)) for _ in wrapped],
             model=wrapped,
@@ -74,7 +79,8 @@ def step(config: Config, count: int) -> Step:
                 for name, tensor in (*chunk.named_parameters(), *chunk.named_buffers())
             }
         total = sum(float(entry["loss"][0]) for entry in losses) if losses else None
-        plan, meter = recomputation.plan, recomputation.meter if recomputation.plan else None
+        plan = recomputation.plan
+        meter = recomputation.execution.meter if plan else None
         return Step(
             total,
             bits,

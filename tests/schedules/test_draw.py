@@ -9,11 +9,11 @@ from xml.etree import ElementTree
 import pytest
 
 from schedules.actions import Kind
-from schedules.costs import Costs, Link, StageCosts
+from schedules.costs import Costs, Link, StageCosts, stage_costs
 from schedules.draw import to_svg, to_text, to_trace
 from schedules.draw.svg import DARK, LEFT, LIGHT, RIGHT, WIDTH
 from schedules.generators import GENERATORS, generate
-from schedules.nodes import Node, stage_costs
+from schedules.nodes import Node
 from schedules.simulate import simulate
 
 KINDS = {"F", "B", "I", "W", "FB"}

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from schedules.actions import Kind
-from schedules.costs import Costs, Link, StageCosts
+from schedules.costs import Costs, Link, StageCosts, stage_costs
 from schedules.generators import generate
 from schedules.memory import channel_buffers, memory_over_time, parameter_bytes, peaks
 from schedules.nodes import (
@@ -19,7 +19,6 @@ from schedules.nodes import (
     forward_slots,
     makespan,
     pair_slots,
-    stage_costs,
 )
 from schedules.simulate import simulate
 from tests.schedules.strategies import schedules

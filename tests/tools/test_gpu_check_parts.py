@@ -130,4 +130,4 @@ def test_linears_of_a_bare_chunk_add_to_no_buffer(monkeypatch):
     monkeypatch.setattr(accumulate, "fused_weight_gradients", lambda: object())
     configs = bench_recompute.configurations(list(speed.STACK))
     assert len(configs) == 4 and {config.training.dtype for config in configs.values()} == {"bf16"}
-    assert not any(accumulate.megatron_fuses(config) for config in configs.values())
+    assert not any(accumulate.megatron_fuses(config.parallel.schedule, "bf16") for config in configs.values())

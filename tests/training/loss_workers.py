@@ -37,7 +37,7 @@ def stepper_of(config: Config) -> Iterator[Stepper]:
     with process_groups(config, ranks) as groups:
         text = Text(find(config.data), build_tokenizer(config.data))
         chunks = build_model(config, text.tokenizer.vocab_size, groups)
-        batches = Uneven(text, config, groups.dp.rank(), groups.dp.size())
+        batches = Uneven(text, config.data, config.training, groups.dp.rank(), groups.dp.size())
         schedule = build_schedule(config, chunks, groups)
         yield Stepper(config, chunks, build_optimizer(config, chunks, groups), schedule, batches, groups)
 
