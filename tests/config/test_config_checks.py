@@ -3,7 +3,7 @@
 import pytest
 
 from hcmegatron.config import Config, ConfigError, check, check_batch, check_world, load, read
-from hcmegatron.config.ranges import RANGE_OF, TRITON_STREAMS
+from hcmegatron.config.ranges import RANGE_OF
 from hcmegatron.config.types import leaves
 
 
@@ -27,12 +27,6 @@ def test_every_number_has_a_range():
     lists = {"optimizer.step_decay_at", "optimizer.step_decay_to", "data.suffixes", "recompute.modules"}
     lists |= {"run.observers"}
     assert set(RANGE_OF) == numbers | lists | {"recompute.block_length"}
-
-
-def test_the_kernels_limit_is_theirs():
-    from hcmegatron.kernels.select import MAX_STREAMS  # imports torch
-
-    assert TRITON_STREAMS == MAX_STREAMS
 
 
 def test_ranges_hold_for_configs_built_in_code_too():
