@@ -10,7 +10,8 @@ from hcmegatron.training.manifest import Position
 from hcmegatron.training.observer import Observer, Observers, Step, due
 from hcmegatron.training.step import StepResult
 from tests.ranks import run_ranks
-from tests.training.workers import tiny
+from tests.small_configs import tiny
+from tests.training import observer_workers
 
 
 class Noting(Observer):
@@ -216,7 +217,7 @@ def test_coefficients_are_heard_once_a_micro_batch_where_they_are_asked_for(reco
     config = tiny(text, tmp_path / "run", training={"global_batch": 4}, parallel={"schedule": "1f1b"})
     config.recompute.mode = recompute
     run_options = {"preload": ("tests.training.workers",), "process_group": False, "timeout": 120}
-    first, second = run_ranks(2, "tests.training.observer_workers:heard", config, **run_options)
+    first, second = run_ranks(2, observer_workers.heard, config, **run_options)
     # four micro-batches of one; two sub-layers a rank, and n = 2 streams
     assert first["heard"] == {0: 4, 1: 4} and second["heard"] == {2: 4, 3: 4}
     for rank in (first, second):

@@ -80,7 +80,9 @@ def test_nothing_is_saved_after_an_error_or_before_the_end():
 
 
 def test_the_last_checkpoint_that_failed_ends_the_run():
-    with pytest.raises(NotSaved, match=r"^step is not saved; make room and continue with checkpoint.resume=true$"):
+    with pytest.raises(
+        NotSaved, match=r"^step is not saved; make room and continue with checkpoint.resume=true$"
+    ):
         saved([1, 2], failing=[2], end=End(2))
     assert saved([1, 2], every=1, failing=[1], end=End(2))[2] == [Position(2, 20)]  # a later one was
     saved([1], failing=[1], end=End(1, error=RuntimeError()))  # what was raised first stands
