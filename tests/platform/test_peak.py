@@ -1,7 +1,5 @@
 """The peak that MFU is of: what is configured, what a data sheet says, or what is measured."""
 
-import itertools
-
 import pytest
 import torch
 
@@ -49,20 +47,33 @@ def test_another_is_measured(gpu, monkeypatch, there):
     assert asked == [torch.bfloat16]
 
 
-def test_the_fastest_matmul_counts(monkeypatch):
-    """2 x 100^3 FLOPs in 3 s, 1 s and 2 s, and no more when the time is over; what warms up is not timed."""
-    times = iter([0.0, *(0.0, 10.0, 13.0), *(13.0, 20.0, 21.0), *(21.0, 30.0, 32.0), 40.0])
+@pytest.fixture
+def timed(monkeypatch):
+    """The clock shows these times, one after another; on the device named. Returns what was made there."""
     made, ones = [], torch.ones
 
     def noted(*size, **options):
         made.append((size, options))
-        return ones(*size, **options)
+        return ones(*size, dtype=options["dtype"])
 
-    monkeypatch.setattr(peak.torch, "ones", noted)
-    monkeypatch.setattr(peak.torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(peak.time, "perf_counter", lambda: next(times))
-    assert peak._measured(torch.float64, size=100, seconds=40.0) == pytest.approx(2e-6, rel=1e-12)
-    assert made == [((100, 100), {"dtype": torch.float64, "device": "cpu"})] * 2
-    assert next(times, None) is None
-    monkeypatch.setattr(peak.time, "perf_counter", itertools.count(step=0.1).__next__)
-    assert peak._measured(torch.float32) == pytest.approx(2 * 768**3 / 0.1 / 1e12, rel=1e-6)
+    def shows(times, device):
+        monkeypatch.setattr(peak.torch, "ones", noted)
+        monkeypatch.setattr(peak.torch.cuda, "is_available", lambda: device == "cuda")
+        monkeypatch.setattr(peak.time, "perf_counter", iter(times).__next__)
+        return made
+
+    return shows
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_the_fastest_matmul_counts(timed, device):
+    """2 x 100^3 FLOPs in 3 s, 1 s and 2 s. What warms up is not timed, and at its end the time is over."""
+    made = timed([0.0, *(0.0, 10.0, 13.0), *(13.0, 20.0, 21.0), *(21.0, 30.0, 32.0), 40.0], device)
+    assert peak._measured(torch.float64, size=100, seconds=40.0) == 2e-6
+    assert made == [((100, 100), {"dtype": torch.float64, "device": device})] * 2
+
+
+def test_a_square_of_768_for_015_seconds(timed):
+    made = timed([5.0, *(5.0, 5.01, 5.02), *(5.125, 5.13, 5.14), 5.15], "cpu")
+    assert peak._measured(torch.float32) == pytest.approx(2 * 768**3 / 0.01 / 1e12, rel=1e-12)
+    assert made[0][0] == (768, 768)
