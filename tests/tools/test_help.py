@@ -14,6 +14,8 @@ RUN = {"preload": ("tests.training.workers",), "process_group": False, "timeout"
 @pytest.mark.ranks
 def test_every_program_answers_help_and_refuses_what_it_does_not_know():
     assert {"bench", "bench_experts", "bench_loop", "bench_recompute", "compare_dtypes"} <= set(PROGRAMS)
+    benchmarks = {path.stem for path in (ROOT / "tools").glob("bench_*.py")}
+    assert benchmarks - set(PROGRAMS) == set()  # tools.bench would run a file that does nothing
     (helped,) = run_ranks(1, workers.answers, PROGRAMS, ["--help"], **RUN)
     for name, (status, out, err) in helped.items():
         assert (

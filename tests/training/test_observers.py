@@ -1,9 +1,12 @@
 """What the loop tells its observers, in which order, and what they get to see. Without a model, but for the last."""
 
+import importlib
+import pkgutil
 from types import SimpleNamespace
 
 import pytest
 
+from hcmegatron import training
 from hcmegatron.config import Config, ConfigError
 from hcmegatron.training import registry, run
 from hcmegatron.training.manifest import Position
@@ -181,6 +184,18 @@ def test_who_is_asked_for():
         "tensorboard",
         "wandb",
     ]
+
+
+def test_every_observer_of_the_library_is_asked_for_somewhere():
+    """One that is written and not named in registry.py would never watch a run."""
+    found = {
+        value
+        for module in pkgutil.iter_modules(training.__path__)
+        for value in vars(importlib.import_module(f"{training.__name__}.{module.name}")).values()
+        if isinstance(value, type) and issubclass(value, Observer)
+    }
+    named = {entry.make for entry in (*registry.FIRST.values(), *registry.THEN.values())}
+    assert found - named == {Observer, Observers}
 
 
 def test_a_corpus_that_was_found_is_not_looked_for_again(monkeypatch):
