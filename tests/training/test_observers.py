@@ -172,6 +172,10 @@ def test_an_observer_need_not_keep_its_run():
     Observer(None).on_start()
 
 
+def test_an_observer_asks_for_no_coefficients_by_itself():
+    assert Observer(None).wants_coefficients(1) is False
+
+
 def test_who_is_asked_for():
     config = Config()
     asked = {name for name, entry in registry.THEN.items() if entry.asked(config)}

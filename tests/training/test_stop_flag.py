@@ -17,7 +17,7 @@ SAID = "hcmegatron: SIGINT: ending after this step, with a checkpoint; again: at
 @pytest.fixture
 def ranks(monkeypatch):
     """This process as a rank among others: its rank, what the largest of the others says, how often it was asked."""
-    others = SimpleNamespace(rank=0, largest=0, asked=0)
+    others = SimpleNamespace(rank=0, largest=0, asked=0, devices=[])
 
     def all_reduce(number, operation):
         assert operation is torch.distributed.ReduceOp.MAX
@@ -29,6 +29,7 @@ def ranks(monkeypatch):
         get_rank=lambda: others.rank, all_reduce=all_reduce, ReduceOp=torch.distributed.ReduceOp
     )
     monkeypatch.setattr(stopping, "dist", dist)
+    monkeypatch.setattr(stopping, "device", lambda: others.devices.append(1) or torch.device("cpu"))
     yield others
     for number, handler in before.items():
         signal.signal(number, handler)
@@ -41,6 +42,7 @@ def test_a_signal_is_noted_and_agreed_on(ranks, number):
     signal.raise_signal(number)
     assert flag.asked == number and flag.name == ""  # until the others know
     assert flag.agreed() and flag.name == number.name and ranks.asked == 2
+    assert len(ranks.devices) == 2  # where the group's collectives are
     assert flag.agreed() and ranks.asked == 2  # what is agreed on is not asked again
 
 
