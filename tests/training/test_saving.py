@@ -56,6 +56,7 @@ def test_every_so_many_steps_and_at_the_end():
 def test_what_was_there_before_is_not_told_of():
     assert saved([1, 2], every=1, there=[1])[2] == [Position(2, 20)]
     assert saved([1], there=[1])[2] == []
+    assert saved([1, 2], every=1, there=[2])[2] == [Position(1, 10)]
 
 
 def test_a_skipped_step_saves_nothing_but_at_the_end_what_was_before_it():
