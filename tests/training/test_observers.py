@@ -227,6 +227,7 @@ def test_a_figure_is_in_the_line_where_it_has_words():
 def test_due():
     assert [step for step in range(1, 11) if due(step, 3, 10)] == [3, 6, 9, 10]
     assert [step for step in range(1, 11) if due(step, 0, 10)] == [10]
+    assert [step for step in range(1, 5) if due(step, 1, 4)] == [1, 2, 3, 4]
 
 
 @pytest.mark.ranks
