@@ -1,6 +1,6 @@
 """Runs a function on several gloo ranks, each a process forked from a clean zygote.
 
-    results = run_ranks(4, "tests.runtime.workers:train", steps, timeout=30)
+    results = run_ranks(4, workers.train, steps, timeout=30)
 
 A rank that raises, dies or hangs fails the call with what every rank said and, after a hang, the stacks of
 all threads of every rank. Nothing is left running afterwards.
@@ -16,7 +16,7 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -56,20 +56,23 @@ class Outcome:
         return "\n".join(lines)
 
 
-def run_ranks(world_size: int, target: str, *args: Any, **options: Any) -> list[Any]:
+Target = Callable[..., Any] | str
+
+
+def run_ranks(world_size: int, target: Target, *args: Any, **options: Any) -> list[Any]:
     """What ``target(*args)`` returned on every rank, in order of rank; RanksFailed if any rank failed.
 
     ``options`` are those of ``observe_ranks``.
     """
     outcomes = observe_ranks(world_size, target, *args, **options)
     if any(outcome.exit_code != 0 for outcome in outcomes):
-        raise RanksFailed(f"{target} on {world_size} ranks\n" + "\n".join(map(str, outcomes)))
+        raise RanksFailed(f"{_words(target)} on {world_size} ranks\n" + "\n".join(map(str, outcomes)))
     return [outcome.result for outcome in outcomes]
 
 
 def observe_ranks(
     world_size: int,
-    target: str,
+    target: Target,
     *args: Any,
     kwargs: Mapping[str, Any] | None = None,
     timeout: float = 60.0,
@@ -78,18 +81,20 @@ def observe_ranks(
     process_group: bool = True,
     env: Mapping[str, str] | None = None,
 ) -> list[Outcome]:
-    """Runs ``target`` (``package.module:function``) on every rank and says how each ended, whatever happened.
+    """Runs ``target`` on every rank and says how each ended, whatever happened.
 
-    ``args``, ``kwargs`` and what the target returns travel by pickle. After ``timeout`` seconds, or ``grace``
-    seconds after the first rank ended with a non-zero code, the remaining ranks write their stacks and are
-    killed. ``preload`` lists modules (``module``, or ``module:function`` to call) that the zygote imports
-    once, in order; one zygote is kept per list. RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT are
-    set, and ``env`` on top; the default gloo group exists unless ``process_group`` is False.
+    ``target`` is a function of a module's top level; or, where importing its module would change the process of the
+    tests (a stub, an emulation), its name, ``package.module:function``. ``args``, ``kwargs`` and what the target
+    returns travel by pickle. After ``timeout`` seconds, or ``grace`` seconds after the first rank ended with a non-zero
+    code, the remaining ranks write their stacks and are killed. ``preload`` lists modules (``module``, or
+    ``module:function`` to call) that the zygote imports once, in order; one zygote is kept per list. RANK, WORLD_SIZE,
+    LOCAL_RANK, MASTER_ADDR and MASTER_PORT are set, and ``env`` on top; the default gloo group exists unless
+    ``process_group`` is False.
     """
     directory = Path(tempfile.mkdtemp(prefix="ranks-"))
     try:
         request = Request(
-            target=target,
+            target=_words(target),
             world_size=world_size,
             call=pickle.dumps((args, dict(kwargs or {}))),
             directory=directory,
@@ -103,6 +108,11 @@ def observe_ranks(
         return [_outcome(rank, ending, directory) for rank, ending in enumerate(endings)]
     finally:
         shutil.rmtree(directory, ignore_errors=True)
+
+
+def _words(target: Target) -> str:
+    """A target as the ranks import it."""
+    return target if isinstance(target, str) else f"{target.__module__}:{target.__qualname__}"
 
 
 def _outcome(rank: int, ending: Ending, directory: Path) -> Outcome:

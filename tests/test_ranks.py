@@ -50,7 +50,7 @@ def _running(pid):
 
 
 def test_returns_what_every_rank_returned():
-    answers = run_ranks(3, "tests.test_ranks:total", 10)
+    answers = run_ranks(3, total, 10)
     assert len({pid for pid, _ in answers} | {os.getpid()}) == 4
     for _, tensor in answers:
         assert torch.equal(tensor, torch.full((2,), 33.0))
@@ -59,19 +59,19 @@ def test_returns_what_every_rank_returned():
 def test_an_exception_carries_its_traceback_and_does_not_wait_for_the_others():
     start = time.monotonic()
     with pytest.raises(RanksFailed, match="ValueError: rank 1 cannot go on"):
-        run_ranks(2, "tests.test_ranks:fail_on", 1, grace=0.5)
+        run_ranks(2, fail_on, 1, grace=0.5)
     assert time.monotonic() - start < 20
 
 
 def test_a_hang_ends_with_the_stacks():
-    outcomes = observe_ranks(2, "tests.test_ranks:wait_on", 1, timeout=2.0)
+    outcomes = observe_ranks(2, wait_on, 1, timeout=2.0)
     assert [outcome.overtime for outcome in outcomes] == [False, True]
     assert outcomes[0].result == 1
     assert "in wait_on" in outcomes[1].stacks
 
 
 def test_a_killed_rank_is_seen_and_what_ranks_started_is_ended():
-    outcomes = observe_ranks(2, "tests.test_ranks:die_on", 0)
+    outcomes = observe_ranks(2, die_on, 0)
     assert outcomes[0].exit_code == -signal.SIGKILL
     time.sleep(0.1)
     for outcome in outcomes:
@@ -80,7 +80,7 @@ def test_a_killed_rank_is_seen_and_what_ranks_started_is_ended():
 
 def test_a_zygote_that_cannot_start_says_why():
     with pytest.raises(RuntimeError, match="No module named 'no_such_module'"):
-        run_ranks(1, "tests.test_ranks:total", 1, preload=("no_such_module",))
+        run_ranks(1, total, 1, preload=("no_such_module",))
 
 
 def test_ranks_see_no_gpu(monkeypatch):

@@ -63,11 +63,6 @@ def streams(conn: Settings) -> int:
     return kind_of(conn).streams(conn)
 
 
-def contraction(conn: Settings) -> str:
-    """How the streams become one, by name."""
-    return head_of(conn).name
-
-
 def table(conn: Settings, C: int) -> Parameters:
     """The parameters of one sub-layer's connection."""
     return kind_of(conn).parameters(conn, C)

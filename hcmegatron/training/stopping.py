@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import signal
 from types import FrameType
 from typing import TYPE_CHECKING
@@ -49,12 +50,7 @@ class StopFlag:
                 # A handler in Python would wait for a collective that may never end.
                 signal.signal(signal.SIGINT, signal.SIG_DFL)
             if self._speaks:
-                with contextlib.suppress(
-                    OSError
-                ):  # not by way of a stream, which may be in use where this interrupts
-                    os.write(
-                        2, b"hcmegatron: SIGINT: ending after this step, with a checkpoint; again: at once\n"
-                    )
+                _say(b"hcmegatron: SIGINT: ending after this step, with a checkpoint; again: at once\n")
         self.asked = self.asked or number
 
     def agreed(self) -> bool:
@@ -69,6 +65,17 @@ class StopFlag:
     def name(self) -> str:
         """Of the signal that all ranks have agreed to end for, or ""."""
         return signal.Signals(self._agreed).name if self._agreed else ""
+
+
+def _say(line: bytes) -> None:
+    """Write a line to standard error within a signal's handler, or nothing where it takes nothing.
+
+    Not by way of a stream, which may be in use where the signal interrupts. A pipe that is full would hold the handler,
+    and with it the rank, for as long as nobody reads.
+    """
+    with contextlib.suppress(OSError):
+        if select.select((), (2,), (), 0)[1]:
+            os.write(2, line)
 
 
 class Finite(Observer):

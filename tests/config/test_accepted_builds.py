@@ -11,6 +11,7 @@ import pytest
 from hcmegatron.config.checks import check, check_world
 from hcmegatron.config.load import scalar
 from hcmegatron.config.types import defaults, flatten
+from tests.config import build_workers
 from tests.fuzz.cases import of_seed
 from tests.ranks import run_ranks
 
@@ -49,5 +50,5 @@ def test_what_is_accepted_without_a_warning_builds(tmp_path):
     for ranks, configs in drawn.items():
         folder = tmp_path / str(ranks)
         cases = [(" ".join(words(config)), config) for config in configs]
-        for built in run_ranks(ranks, "tests.config.build_workers:built", cases, folder, **RUN):
+        for built in run_ranks(ranks, build_workers.built, cases, folder, **RUN):
             assert built == len(cases)

@@ -3,7 +3,8 @@
 import pytest
 
 from hcmegatron.config import Config, ConfigError, check, check_batch, check_world, load, read
-from hcmegatron.config.ranges import RANGE_OF, TRITON_STREAMS
+from hcmegatron.config.ranges import RANGE_OF
+from hcmegatron.config.schema import distributed_optimizer
 from hcmegatron.config.types import leaves
 
 
@@ -29,17 +30,21 @@ def test_every_number_has_a_range():
     assert set(RANGE_OF) == numbers | lists | {"recompute.block_length"}
 
 
-def test_the_kernels_limit_is_theirs():
-    from hcmegatron.kernels.select import MAX_STREAMS  # imports torch
-
-    assert TRITON_STREAMS == MAX_STREAMS
-
-
 def test_ranges_hold_for_configs_built_in_code_too():
     config = Config()
     config.model.layers = 0
     with pytest.raises(ConfigError, match=r"model\.layers = 0 is out of range; it must be from 1"):
         check(config)
+
+
+def test_optimizer_state_is_sharded_with_bf16_or_where_it_is_said():
+    assert [distributed_optimizer(make(f"training.dtype={name}")) for name in ("fp32", "bf16")] == [
+        False,
+        True,
+    ]
+    said = ["training.dtype=bf16", "parallel.distributed_optimizer=false"]
+    assert distributed_optimizer(make(*said)) is False
+    assert distributed_optimizer(make("parallel.distributed_optimizer=true")) is True
 
 
 INTERLEAVED = "parallel.schedule=megatron_interleaved"

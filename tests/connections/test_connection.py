@@ -2,12 +2,12 @@
 
 import pytest
 import torch
-from small_network import KINDS, config, randomise
 
 from hcmegatron.connections.build import build_connection, build_contract, expand
 from hcmegatron.connections.connection import Connection
 from hcmegatron.connections.facts import streams
 from hcmegatron.connections.kinds import KINDS as KINDS_BY_NAME
+from tests.connections.small_network import KINDS, config, randomise
 
 VARIANTS = [
     *(config(kind, n=n) for kind in KINDS for n in (1, 3)),

@@ -7,11 +7,11 @@ import sys
 
 import pytest
 import torch
-from small_network import KINDS, config
 
 from hcmegatron.connections import facts
 from hcmegatron.connections.build import build_connection, build_contract, described
 from hcmegatron.connections.kinds.descriptor import AT_LEAST_1, setting, together
+from tests.connections.small_network import KINDS, config
 
 PLAIN = {"norm": "rmsnorm_plain"}
 

@@ -3,11 +3,11 @@ symmetry."""
 
 import pytest
 import torch
-from small_network import KINDS, LINEAR, WIDE, Network, config, randomise, tokens
 
 from hcmegatron.connections import kinds
 from hcmegatron.connections.build import build_connection
 from hcmegatron.connections.unfold import connection_matrix
+from tests.connections.small_network import KINDS, LINEAR, WIDE, Network, config, randomise, tokens
 
 AT_PRENORM = [kind for kind in KINDS if kinds.KINDS[kind].starts == "at"]
 EXACT = {"rtol": 1e-11, "atol": 1e-12}

@@ -7,12 +7,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small_network import KINDS, WIDE, Network, config, randomise, tokens
 
 from hcmegatron.config import Config, check
 from hcmegatron.config.idle import ineffective
 from hcmegatron.config.schema import Model
 from hcmegatron.connections import facts
+from tests.connections.small_network import KINDS, WIDE, Network, config, randomise, tokens
 
 SEEN_ELSEWHERE = ("lr_multiplier", "scale_output_init")  # the optimizer and initialise() read them
 

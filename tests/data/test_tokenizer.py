@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from hcmegatron.config import ConfigError
+from hcmegatron.config.ranges import BYTE_VOCABULARY
 from hcmegatron.config.schema import Data, Training
 from hcmegatron.config.types import leaves
 from hcmegatron.data.corpus import find
@@ -36,6 +37,11 @@ class PairTokenizer:
 def test_names_are_those_of_the_configuration():
     """A tokenizer that is added in one place alone fails here."""
     assert set(get_args(leaves()["data.tokenizer"])) == TOKENIZERS.keys()
+
+
+def test_the_smallest_vocabulary_is_the_configurations():
+    """model.vocab_size takes none below it, so a tokenizer with fewer tokens needs another range."""
+    assert min(build_tokenizer(Data(tokenizer=name)).vocab_size for name in TOKENIZERS) == BYTE_VOCABULARY
 
 
 @pytest.mark.parametrize(

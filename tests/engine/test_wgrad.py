@@ -7,8 +7,8 @@ import copy
 
 import pytest
 
-from tests.layouts.cases import small
 from tests.ranks import run_ranks
+from tests.small_configs import small
 
 RUN = {"preload": ("tests.engine.workers",), "timeout": 170}
 

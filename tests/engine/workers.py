@@ -33,10 +33,10 @@ from hcmegatron.training.optimizer import build_optimizer
 from hcmegatron.training.step import Stepper
 from tests.engine.found import Found
 from tests.engine.signatures import RECORDED
-from tests.layouts.cases import small
 from tests.layouts.network import Batches, chunks_of, gradients, whole_gradients
 from tests.model.deferred_ranks import Matmuls, backward
 from tests.model.workers import groups_of
+from tests.small_configs import small
 
 
 def steps(configs: list[Config]) -> list[Found]:

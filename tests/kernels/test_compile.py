@@ -1,5 +1,6 @@
 """Every kernel compiled without a GPU for three generations, and what the machine code holds."""
 
+import ast
 import json
 import os
 import subprocess
@@ -8,6 +9,7 @@ import sys
 import pytest
 
 from hcmegatron.kernels.tiles import Key, rule
+from tests.ranks import ROOT
 
 LIMIT = {80: 163, 90: 227, 100: 227}  # KiB of shared memory a program may have
 
@@ -31,6 +33,28 @@ KERNELS = {
     "read_backward_streams",
     "read_backward_sums",
 }
+
+
+def test_every_kernel_is_launched_or_called_and_those_launched_are_compiled_here():
+    """A kernel that is written and not selected, or one whose compiling is forgotten."""
+    files = [ast.parse(path.read_text()) for path in (ROOT / "hcmegatron/kernels").glob("*.py")]
+    nodes = [node for file in files for node in ast.walk(file)]
+    kernels = {
+        node.name
+        for node in nodes
+        if isinstance(node, ast.FunctionDef)
+        and any("triton.jit" in ast.unparse(d) for d in node.decorator_list)
+    }
+    launched = {
+        ast.unparse(node.func.value).rpartition(".")[2]
+        for node in nodes
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Subscript)
+    }
+    called = {ast.unparse(node.func).rpartition(".")[2] for node in nodes if isinstance(node, ast.Call)}
+    assert launched & kernels == KERNELS
+    assert kernels - launched - called == set()
+
+
 MATRIX = {"project", "read_forward", "write_fold", "read_backward_streams"}  # they multiply by phi
 # Bytes a thread that rare tokens take (see read_forward): no tile without them was as fast on an H100.
 SPILLED = {"read_forward": 8}

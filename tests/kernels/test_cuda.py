@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from reference import VARIANTS, compare, inputs, name_of
 
 from hcmegatron.kernels import torch_path
 from hcmegatron.kernels.options import ReadOptions
 from hcmegatron.kernels.select import select
+from tests.kernels.reference import VARIANTS, compare, inputs, name_of
 
 pytestmark = [
     pytest.mark.cuda,

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from tests.layouts.table import largest_error
+from tests.pipeline import dropout_workers
 from tests.pipeline.dropout_cases import LIMIT, PIPELINE, RUN, network
 from tests.ranks import run_ranks
 
@@ -19,7 +20,7 @@ pytestmark = [
 
 
 def outcomes(ranks, config, **options):
-    found = run_ranks(ranks, "tests.pipeline.dropout_workers:steps", [config], kwargs=options, **RUN)
+    found = run_ranks(ranks, dropout_workers.steps, [config], kwargs=options, **RUN)
     return [steps[0].outcome for steps in found]
 
 

@@ -5,13 +5,13 @@ from itertools import product
 
 import pytest
 import torch
-from reference import compare, inputs, name_of, weights_like, write_inputs
-from reference import read as exact_read
-from reference import write as exact_write
 
 from hcmegatron.connections.sinkhorn import sinkhorn
 from hcmegatron.kernels import torch_path, triton_path
 from hcmegatron.kernels.options import ReadOptions
+from tests.kernels.reference import compare, inputs, name_of, weights_like, write_inputs
+from tests.kernels.reference import read as exact_read
+from tests.kernels.reference import write as exact_write
 
 pytestmark = [
     pytest.mark.skipif(

@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from reference import inputs, leaf, name_of, weights_like
 
 from hcmegatron.kernels import torch_path, triton_path, triton_read_backward
 from hcmegatron.kernels.options import ReadOptions
 from hcmegatron.kernels.tiles import columns
+from tests.kernels.reference import inputs, leaf, name_of, weights_like
 
 pytestmark = pytest.mark.skipif(
     torch.cuda.is_available(), reason="a GPU is here: test_cuda.py runs the kernels on it"

@@ -7,6 +7,7 @@ import torch
 
 from hcmegatron.config import load
 from tests.ranks import ROOT, run_ranks
+from tests.training import workers
 
 pytestmark = [
     pytest.mark.slow,
@@ -32,7 +33,7 @@ def train(kernels, directory, *settings):
     """Three steps of configs/quickstart.yaml: their metrics, and what the run said."""
     overrides = [f"--{key}" for key in (*SHORT, f"kernels={kernels}", f"run.dir={directory}", *settings)]
     config = load(ROOT / "configs/quickstart.yaml", overrides)
-    run_ranks(2, "tests.training.workers:run", config, **RUN)
+    run_ranks(2, workers.run, config, **RUN)
     metrics = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
     return metrics, (directory / "train.log").read_text().splitlines()
 

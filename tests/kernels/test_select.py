@@ -1,13 +1,18 @@
 import pytest
 import torch
 
+from hcmegatron.config.ranges import TRITON_STREAMS
 from hcmegatron.config.schema import Config, Connection
 from hcmegatron.connections.build import build_connection
 from hcmegatron.kernels import tuning
-from hcmegatron.kernels.select import select
+from hcmegatron.kernels.select import MAX_STREAMS, select
 from hcmegatron.model.specs import layer_spec
 
 no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="says what happens where there is no GPU")
+
+
+def test_the_limit_that_the_configuration_knows():
+    assert TRITON_STREAMS == MAX_STREAMS == 8
 
 
 def test_torch_when_asked():

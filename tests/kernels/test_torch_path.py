@@ -2,7 +2,10 @@
 
 import pytest
 import torch
-from reference import (
+
+from hcmegatron.kernels import torch_path
+from hcmegatron.kernels.options import ReadOptions
+from tests.kernels.reference import (
     LARGE_LOGITS,
     VARIANTS,
     compare,
@@ -15,11 +18,8 @@ from reference import (
     weights_like,
     write_inputs,
 )
-from reference import read as exact_read
-from reference import write as exact_write
-
-from hcmegatron.kernels import torch_path
-from hcmegatron.kernels.options import ReadOptions
+from tests.kernels.reference import read as exact_read
+from tests.kernels.reference import write as exact_write
 
 
 @pytest.mark.parametrize("options", VARIANTS, ids=name_of)

@@ -3,7 +3,12 @@ path."""
 
 import pytest
 import torch
-from reference import (
+
+from hcmegatron.config.schema import Connection
+from hcmegatron.connections.build import build_connection, expand
+from hcmegatron.kernels import torch_path, triton_path
+from hcmegatron.kernels.options import ReadOptions
+from tests.kernels.reference import (
     LARGE_LOGITS,
     VARIANTS,
     close,
@@ -19,12 +24,7 @@ from reference import (
     weights_like,
     write_inputs,
 )
-from reference import write as exact_write
-
-from hcmegatron.config.schema import Connection
-from hcmegatron.connections.build import build_connection, expand
-from hcmegatron.kernels import torch_path, triton_path
-from hcmegatron.kernels.options import ReadOptions
+from tests.kernels.reference import write as exact_write
 
 pytestmark = pytest.mark.skipif(
     torch.cuda.is_available(), reason="a GPU is here: test_cuda.py runs the kernels on it"

@@ -1,4 +1,4 @@
-"""Small networks under any layout, run for one step inside ranks (tests.ranks); import it there only."""
+"""Small networks under any layout, run for one step inside ranks (tests.ranks)."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from hcmegatron.platform.distributed import seed_regions
 from hcmegatron.training.model import gather_parameters, initialised_chunks, wrap
 from hcmegatron.training.optimizer import build_optimizer, set_learning_rate
 from hcmegatron.training.step import Stepper
-from tests.layouts.cases import VOCAB
+from tests.small_configs import VOCAB
 
 
 def randomise(chunk: nn.Module, scale: float = 0.2) -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hcmegatron.config.schema import Config
+from tests.layouts import steps
 from tests.ranks import run_ranks
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ PRELOAD = ("tests.model.workers",)
 
 def run(world_size: int, configs: list[Config], fault: str | None = None) -> list[list[Outcome]]:
     """Per rank, one step of every network."""
-    return run_ranks(world_size, "tests.layouts.steps:steps", configs, fault, preload=PRELOAD, timeout=200)
+    return run_ranks(world_size, steps.steps, configs, fault, preload=PRELOAD, timeout=200)
 
 
 def alone(configs: list[Config]) -> list[Outcome]:
@@ -116,7 +117,7 @@ def markdown(table: dict[str, dict[tuple[str, str], float]]) -> str:
 
 def main() -> None:
     """Run every row and print the README's table."""
-    from tests.layouts.cases import small
+    from tests.small_configs import small
 
     places = [(architecture, kind) for architecture in ARCHITECTURES for kind in KINDS]
     references = dict(zip(places, alone([small(*place) for place in places]), strict=True))

@@ -3,7 +3,7 @@
 import pytest
 
 from tests.layouts import table
-from tests.layouts.cases import small
+from tests.small_configs import small
 
 pytestmark = pytest.mark.ranks
 

@@ -15,8 +15,8 @@ import torch.nn.functional as F
 
 from hcmegatron.model import accumulate
 from hcmegatron.platform import optional
-from tests.layouts.cases import small
 from tests.ranks import run_ranks
+from tests.small_configs import small
 
 PROBES = (optional.nvidia_apex, optional.fused_weight_gradients, optional.fused_norms)
 

@@ -8,6 +8,7 @@ import pytest
 from hcmegatron.config.checks import check
 from hcmegatron.config.load import load
 from hcmegatron.planner.parameters import active_parameters, connection_parameters, total_parameters
+from tests.model import counts_workers
 from tests.ranks import ROOT, run_ranks
 
 MEGATRON = ("tests.model.workers",)
@@ -85,7 +86,7 @@ def test_built_models_have_the_counted_parameters():
     configs.append(
         config("mhc-3b", "--connection.contract=head", "--mla.q_rank=700", "--model.norm=layernorm")
     )
-    (built,) = run_ranks(1, "tests.model.counts_ranks:built", configs, preload=MEGATRON)
+    (built,) = run_ranks(1, counts_workers.built, configs, preload=MEGATRON)
     assert built == [counted(loaded) for loaded in configs]
 
 
@@ -115,7 +116,7 @@ def shrunk(name):
 def test_shrunk_models_train():
     (found,) = run_ranks(
         1,
-        "tests.model.counts_ranks:two_steps",
+        counts_workers.two_steps,
         [shrunk(name) for name in NAMES],
         preload=MEGATRON,
         timeout=120,

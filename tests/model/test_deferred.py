@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from tests.model import deferred_workers
 from tests.ranks import run_ranks
 
 pytestmark = pytest.mark.ranks
@@ -32,7 +33,7 @@ def unequal(gradients, others):
 def test_deferred_weight_gradients(case):
     world_size, *arguments = CASES[case]
     micro_batches = 1 if case == "dense-tied" else 3
-    for rank in run_ranks(world_size, "tests.model.deferred_ranks:compare", *arguments, preload=MEGATRON):
+    for rank in run_ranks(world_size, deferred_workers.compare, *arguments, preload=MEGATRON):
         assert unequal(rank["deferred"], rank["whole"]) == []
         # Megatron rounds gradients of 16-bit weights to 16 bits before it adds them (test_precision.py).
         rounded = unequal(rank["whole"], rank["usual"]) if "bf16" not in arguments else []

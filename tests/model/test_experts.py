@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from tests.model import experts_workers
 from tests.ranks import run_ranks
 
 pytestmark = pytest.mark.ranks
@@ -11,14 +12,14 @@ MEGATRON = ("tests.model.workers",)
 
 
 def ranks(world_size, target, *arguments):
-    return run_ranks(world_size, f"tests.model.experts_ranks:{target}", *arguments, preload=MEGATRON)
+    return run_ranks(world_size, target, *arguments, preload=MEGATRON)
 
 
 @pytest.mark.parametrize("activation", ["swiglu", "gelu"])
 @pytest.mark.parametrize("dtype, tolerance", [("fp32", 1e-6), ("bf16", 1e-2)])
 @pytest.mark.parametrize("counts", [(5, 0, 11, 1, 0, 7, 0, 0), (0, 0, 0), (24,)], ids=str)
 def test_grouped_equals_sequential(counts, dtype, tolerance, activation):
-    (found,) = ranks(1, "both", list(counts), dtype, activation)
+    (found,) = ranks(1, experts_workers.both, list(counts), dtype, activation)
     for name, expected in found["sequential"].items():
         got = found["grouped"][name]
         assert got.shape == expected.shape and got.dtype == expected.dtype, name
@@ -35,7 +36,7 @@ def test_grouped_equals_sequential(counts, dtype, tolerance, activation):
     ids=["one", "ep2", "etp2"],
 )
 def test_same_parts_and_initial_values(parallel):
-    for grouped, sequential in ranks(2 if parallel else 1, "same_parts", parallel):
+    for grouped, sequential in ranks(2 if parallel else 1, experts_workers.same_parts, parallel):
         assert [part[:4] for part in grouped] == [part[:4] for part in sequential]
         assert any("experts.experts" in part[0] and part[1] for part in grouped)
         for one, other in zip(grouped, sequential, strict=True):
@@ -45,4 +46,4 @@ def test_same_parts_and_initial_values(parallel):
 @pytest.mark.parametrize("saved_grouped", [True, False])
 def test_checkpoints_are_interchangeable(tmp_path, saved_grouped):
     parallel = {"tensor": 2, "sequence": True, "expert": 2}
-    assert all(ranks(2, "interchange", str(tmp_path), parallel, saved_grouped))
+    assert all(ranks(2, experts_workers.interchange, str(tmp_path), parallel, saved_grouped))

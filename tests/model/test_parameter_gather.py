@@ -4,8 +4,9 @@ import copy
 
 import pytest
 
-from tests.layouts.cases import small
+from tests.model import gather_workers
 from tests.ranks import run_ranks
+from tests.small_configs import small
 
 pytestmark = pytest.mark.ranks
 
@@ -21,9 +22,7 @@ def test_every_parameter_is_awaited_before_it_is_used():
     late = copy.deepcopy(configs)
     for config in late:
         config.parallel.overlap_param_gather = True
-    for found in run_ranks(
-        2, "tests.model.gather_ranks:train", configs + late, 3, preload=("tests.model.workers",)
-    ):
+    for found in run_ranks(2, gather_workers.train, configs + late, 3, preload=("tests.model.workers",)):
         for config, early, gathered in zip(configs, found, found[len(configs) :], strict=False):
             buckets, losses = gathered
             assert buckets > 4

@@ -2,9 +2,10 @@
 
 import pytest
 
+from tests.model import workers
 from tests.model.compare import largest_errors
-from tests.model.workers import small_config
 from tests.ranks import run_ranks
+from tests.small_configs import small_config
 
 KINDS = ("residual", "dhc", "dfc", "mhc")
 MICRO_BATCHES = 5
@@ -12,7 +13,7 @@ MICRO_BATCHES = 5
 
 def errors(worker, cases, **sections):
     """Per case, the largest errors of two pipeline ranks against one process."""
-    target = "tests.model.workers:steps"
+    target = workers.steps
     run = {"preload": ("tests.model.workers",), "timeout": 120}
     configs = [small_config(kind, moe, **sections) for kind, moe in cases]
     (alone,) = run_ranks(1, target, worker, configs, MICRO_BATCHES, **run)

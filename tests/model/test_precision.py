@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from hcmegatron.model.accumulate import add_product
+from tests.model import deferred_workers
 from tests.ranks import run_ranks
 
 
@@ -32,7 +33,7 @@ def test_in_one_precision_nothing_is_cast():
 def test_gradients_of_a_chunk_in_16_bits():
     """Every dense weight's gradient over three micro-batches against the same products in 64 bits; at once and left for
     later. Rounded on the way, the error would be one of 2^-9 of a micro-batch's gradient."""
-    (found,) = run_ranks(1, "tests.model.deferred_ranks:exact", preload=("tests.model.workers",))
+    (found,) = run_ranks(1, deferred_workers.exact, preload=("tests.model.workers",))
     for how in ("whole", "deferred"):
         errors = found[how]
         assert len(errors) > 8

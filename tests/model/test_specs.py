@@ -1,10 +1,27 @@
 """Transformer Engine's layers beside ours: whatever the generation of Megatron-Core calls for."""
 
 from functools import partial
+from typing import get_args
 
+from hcmegatron.config import Config
+from hcmegatron.config.types import leaves
+from hcmegatron.model.specs import layer_spec
+from hcmegatron.planner.layers import ATTENTION
 from hcmegatron.platform.megatron import experts_of
 from megatron.core.transformer.mlp import MLPSubmodules
 from megatron.core.transformer.spec_utils import ModuleSpec
+
+
+def test_every_attention_that_can_be_configured_is_one_of_its_own():
+    """In the layers, and in what the planner counts them as."""
+    names = get_args(leaves()["model.attention"])
+    modules = set()
+    for name in names:
+        config = Config()
+        config.model.attention = name
+        modules.add(layer_spec(config, 0).submodules.self_attention.module)
+    assert len(modules) == len(names)
+    assert set(names) == ATTENTION.keys()
 
 
 class Experts:

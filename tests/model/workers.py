@@ -23,30 +23,10 @@ from hcmegatron.platform.distributed import megatron_groups, seed_regions
 from hcmegatron.training.loss import token_loss
 from hcmegatron.training.model import build_model, initialised_chunks
 from hcmegatron.training.optimizer import build_optimizer, set_learning_rate
+from tests.small_configs import SEQUENCE_LENGTH as S
 
 VOCAB = 64
-S = 16
 KINDS = ("residual", "shc", "dhc", "sfc", "dfc", "mhc")
-
-
-def small_config(kind: str, moe: bool, **sections: dict) -> Config:
-    """A network small enough for hundreds of steps: dense GQA, or MLA with MoE after one dense layer."""
-    config = Config()
-    m = config.model
-    m.layers, m.hidden_size, m.heads, m.query_groups, m.ffn_hidden_size = 4, 32, 4, 2, 48
-    m.vocab_multiple = 1
-    config.connection.kind, config.connection.n = kind, 1 if kind == "residual" else 4
-    config.data.sequence_length, config.training.micro_batch = S, 2
-    if moe:
-        m.attention, m.query_groups, m.head_dim = "mla", None, 8
-        config.mla.kv_rank, config.mla.rope_dim = 12, 4
-        e = config.moe
-        e.experts, e.top_k, e.ffn_hidden_size, e.shared_experts, e.first_dense = 4, 2, 24, 1, 1
-    config.optimizer.clip = 0.0
-    for section, values in sections.items():
-        for key, value in values.items():
-            setattr(getattr(config, section), key, value)
-    return config
 
 
 def randomise_connections(chunk: torch.nn.Module) -> None:

@@ -1,7 +1,7 @@
 """A small network under a schedule, and what a schedule without pairs does."""
 
 from hcmegatron.config.schedules import SCHEDULES
-from tests.model.workers import small_config
+from tests.small_configs import small_config
 
 
 def config_for(kind, moe, schedule, pipeline, **sections):

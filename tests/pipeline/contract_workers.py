@@ -12,7 +12,8 @@ from hcmegatron.pipeline import runner
 from hcmegatron.pipeline.schedule import build_schedule
 from hcmegatron.training.model import build_model
 from megatron.core.pipeline_parallel import schedules as megatrons
-from tests.model.workers import VOCAB, S, batches, groups_of, megatron_loss_step, small_config
+from tests.model.workers import VOCAB, S, batches, groups_of, megatron_loss_step
+from tests.small_configs import small_config
 
 COUNT = 2
 

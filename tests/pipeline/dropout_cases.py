@@ -1,6 +1,6 @@
 """A small network with dropout."""
 
-from tests.layouts.cases import small
+from tests.small_configs import put, small
 
 LIMIT = 1e-5
 RUN = {"preload": ("tests.model.workers",), "timeout": 200}
@@ -12,10 +12,7 @@ def network(architecture="moe", kind="mhc", recompute=None, document_mask=False,
     config.model.hidden_dropout = config.model.attention_dropout = 0.2
     config.model.document_mask = document_mask
     config.training.micro_batch, config.training.global_batch = MICRO_BATCH, MICRO_BATCH * MICRO_BATCHES
-    for section, values in (("parallel", parallel), ("recompute", recompute or {})):
-        for key, value in values.items():
-            setattr(getattr(config, section), key, value)
-    return config
+    return put(config, parallel=parallel, recompute=recompute or {})
 
 
 PIPELINE = {"pipeline": 2, "schedule": "1f1b"}

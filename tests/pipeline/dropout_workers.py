@@ -1,4 +1,4 @@
-"""What the ranks of a dropout test run: a step whose masks are seen where they are drawn. Import it there only."""
+"""What the ranks of a dropout test run: a step whose masks are seen where they are drawn."""
 
 from __future__ import annotations
 

@@ -2,9 +2,10 @@
 
 import copy
 
-from tests.layouts.cases import small
 from tests.layouts.table import largest_error
+from tests.pipeline import workers
 from tests.ranks import run_ranks
+from tests.small_configs import small
 
 LIMIT = 1e-5
 RUN = {"preload": ("tests.model.workers",), "timeout": 200}
@@ -27,7 +28,7 @@ def network(architecture, kind, micro_batches, layers=4, tied=False, **parallel)
 
 
 def run(ranks, worker, configs, *arguments):
-    return run_ranks(ranks, f"tests.pipeline.workers:{worker}", configs, *arguments, **RUN)
+    return run_ranks(ranks, worker, configs, *arguments, **RUN)
 
 
 def alone(configs):
@@ -39,7 +40,7 @@ def alone(configs):
         config.moe.grouped = False
         references.append(config)
     unlike = [config for index, config in enumerate(references) if config not in references[:index]]
-    outcomes = run(1, "steps", unlike)[0]
+    outcomes = run(1, workers.steps, unlike)[0]
     return [outcomes[unlike.index(config)] for config in references]
 
 

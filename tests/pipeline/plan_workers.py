@@ -24,7 +24,8 @@ from megatron.core.pipeline_parallel.utils import set_streams
 from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
 from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
-from tests.model.workers import VOCAB, S, batches, small_config
+from tests.model.workers import VOCAB, S, batches
+from tests.small_configs import small_config
 from tools.profile_overlap import all_to_all_of_one_rank
 
 COUNT = 4

@@ -2,6 +2,7 @@
 
 import pytest
 
+from tests.pipeline import workers
 from tests.pipeline.layouts import network, run
 
 pytestmark = pytest.mark.ranks
@@ -39,7 +40,7 @@ def expected(name, P, M, r):
 
 def check(pipeline, architectures):
     configs = [distinct(a, schedule, pipeline) for schedule in SCHEDULES for a in architectures]
-    for rank, found in enumerate(run(pipeline, "held", configs)):
+    for rank, found in enumerate(run(pipeline, workers.held, configs)):
         for config, held in zip(configs, found, strict=True):
             name = config.parallel.schedule
             where = rank, name

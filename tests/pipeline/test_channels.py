@@ -5,6 +5,7 @@ import pytest
 from hcmegatron.config.schema import Config
 from hcmegatron.pipeline.placement import placement
 from schedules.runtime.torch_distributed import channels
+from tests.pipeline import channel_workers
 from tests.ranks import run_ranks
 
 pytestmark = pytest.mark.ranks
@@ -27,7 +28,7 @@ def config_for(schedule, pipeline, tensor=1):
 )
 def test_the_ends_of_every_channel_meet(world, layouts):
     configs = [config_for(schedule, *layout) for layout in layouts for schedule in SCHEDULES]
-    results = run_ranks(world, "tests.pipeline.channel_workers:channels_of", configs, 20.0, **RUN)
+    results = run_ranks(world, channel_workers.channels_of, configs, 20.0, **RUN)
     for number, config in enumerate(configs):
         where = placement(config.parallel)
         everyones = [rank[number][1] for rank in results]

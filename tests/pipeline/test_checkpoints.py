@@ -6,7 +6,8 @@ import json
 import pytest
 
 from tests.ranks import run_ranks
-from tests.training.workers import tiny
+from tests.small_configs import tiny
+from tests.training import workers
 
 pytestmark = pytest.mark.ranks
 
@@ -30,7 +31,7 @@ def losses(text, directory, ranks, start_from=None, tied=False, **parallel):
         checkpoint={"save_every": 1, "keep_last": 4, "load": start_from and str(start_from)},
         parallel=parallel,
     )
-    run_ranks(ranks, "tests.training.workers:run", config, **RUN)
+    run_ranks(ranks, workers.run, config, **RUN)
     lines = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
     return {line["step"]: line["loss"] for line in lines if line["kind"] == "train"}
 

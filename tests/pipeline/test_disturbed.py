@@ -7,7 +7,7 @@ import time
 import pytest
 
 from tests.ranks import observe_ranks
-from tests.training.workers import tiny
+from tests.small_configs import tiny
 
 pytestmark = pytest.mark.ranks
 

@@ -7,6 +7,7 @@ from collections import Counter
 import pytest
 
 from tests.layouts.table import largest_error
+from tests.pipeline import dropout_workers
 from tests.pipeline.dropout_cases import LAYERS, LIMIT, MICRO_BATCH, MICRO_BATCHES, PIPELINE, RUN, network
 from tests.ranks import run_ranks
 
@@ -21,7 +22,7 @@ SAMPLES = range(0, MICRO_BATCHES * MICRO_BATCH, MICRO_BATCH)
 
 def run(ranks, configs, **options):
     """Per configuration, the step of every rank."""
-    found = run_ranks(ranks, "tests.pipeline.dropout_workers:steps", configs, kwargs=options, **RUN)
+    found = run_ranks(ranks, dropout_workers.steps, configs, kwargs=options, **RUN)
     return list(zip(*found, strict=True))
 
 
@@ -141,5 +142,5 @@ def test_nothing_is_seeded_without_dropout():
 
 
 def test_evaluation_draws_nothing():
-    for masks, untouched in run_ranks(2, "tests.pipeline.dropout_workers:evaluation", network(**V), **RUN):
+    for masks, untouched in run_ranks(2, dropout_workers.evaluation, network(**V), **RUN):
         assert untouched and not masks

@@ -5,14 +5,16 @@ import re
 
 import pytest
 
+from tests.model import workers
 from tests.model.compare import largest_errors
-from tests.model.workers import small_config
+from tests.pipeline import dualpipe_workers
+from tests.pipeline import workers as pipeline_workers
 from tests.pipeline.layouts import DISTRIBUTED, EARLY, OVERLAPPED, alone, network, wrong
 from tests.pipeline.layouts import run as run_layouts
 from tests.ranks import run_ranks
-from tests.training.workers import tiny
+from tests.small_configs import small_config, tiny
 
-TARGET = "tests.model.workers:steps"
+TARGET = workers.steps
 RUN = {"preload": ("tests.model.workers",), "timeout": 200}
 WHOLE = {"preload": ("tests.pipeline.dualpipe_workers",), "process_group": False, "timeout": 150}
 CASES = [("residual", False), ("dhc", True), ("dfc", False), ("mhc", True)]
@@ -108,7 +110,7 @@ SPLIT_TENSORS = {"tensor": 2, "sequence": True}
 )
 def test_beside_other_parallelism(ranks, configs):
     """The norm that gradients are clipped by, too: copies are counted once."""
-    assert wrong(configs, alone(configs), run_layouts(ranks, "steps", configs)) == []
+    assert wrong(configs, alone(configs), run_layouts(ranks, pipeline_workers.steps, configs)) == []
 
 
 @pytest.mark.ranks
@@ -117,7 +119,7 @@ def test_a_tied_embedding_lies_in_the_same_place_of_both_copies_buffers():
     whole number."""
     config = both_ways("dense", "residual", 5, layers=2, tied=True, **EARLY)
     config.model.hidden_size = 40
-    assert wrong([config], alone([config]), run_layouts(2, "steps", [config])) == []
+    assert wrong([config], alone([config]), run_layouts(2, pipeline_workers.steps, [config])) == []
 
 
 @pytest.fixture(scope="module")
@@ -146,7 +148,7 @@ def losses(directory, after):
 @pytest.mark.ranks
 def test_copies_stay_equal_and_checkpoints_fit_other_schedules(text, tmp_path):
     config = run_config(text, tmp_path / "both", "dualpipe", training={"steps": 50})
-    first, second = run_ranks(2, "tests.pipeline.dualpipe_workers:run", config, **WHOLE)
+    first, second = run_ranks(2, dualpipe_workers.run, config, **WHOLE)
     assert first.keys() == second.keys() == {0, 1}
     for stage, names in first.items():
         assert any(name.endswith("expert_bias") for name in names)
@@ -160,7 +162,7 @@ def test_copies_stay_equal_and_checkpoints_fit_other_schedules(text, tmp_path):
     for schedule in ("dualpipev", "1f1b"):
         directory = tmp_path / schedule
         again = run_config(text, directory, schedule, training={"steps": 28}, checkpoint=start)
-        run_ranks(2, "tests.pipeline.dualpipe_workers:run", again, **WHOLE)
+        run_ranks(2, dualpipe_workers.run, again, **WHOLE)
         found = losses(directory, 25)
         assert found.keys() == {26, 27, 28}
         assert all(abs(found[step] - expected[step]) < 2e-6 for step in found), (schedule, found)
@@ -175,7 +177,7 @@ def test_bf16_copies_stay_equal_and_its_checkpoint_continues_under_dualpipev(tex
     config = run_config(text, tmp_path / "both", "dualpipe", training=numbers, **sections)
     config.checkpoint.save_every, config.training.global_batch = 4, 8
     config.parallel.overlap_grad_reduce = config.parallel.overlap_param_gather = True
-    ranks = run_ranks(4, "tests.pipeline.dualpipe_workers:run", config, 4096, **WHOLE)
+    ranks = run_ranks(4, dualpipe_workers.run, config, 4096, **WHOLE)
     for first, second in zip(
         ranks[:2], ranks[2:], strict=True
     ):  # the pipeline's two ranks, per data-parallel rank
@@ -189,7 +191,7 @@ def test_bf16_copies_stay_equal_and_its_checkpoint_continues_under_dualpipev(tex
     numbers["steps"] = 7
     again = run_config(text, tmp_path / "v", "dualpipev", training=numbers, checkpoint=start, **sections)
     again.training.global_batch = 8
-    run_ranks(4, "tests.pipeline.dualpipe_workers:run", again, **WHOLE)
+    run_ranks(4, dualpipe_workers.run, again, **WHOLE)
     expected, found = losses(tmp_path / "both", 4), losses(tmp_path / "v", 4)
     assert found.keys() == {5, 6, 7}
     # Weights and what crosses stages are rounded alike; gradients are summed in fp32.

@@ -8,8 +8,8 @@ import pytest
 
 from hcmegatron.pipeline.cuda_streams import streams
 from tests.emulated.queues import disagreements, left_over
-from tests.model.workers import small_config
 from tests.ranks import run_ranks
+from tests.small_configs import small_config
 
 pytestmark = pytest.mark.ranks
 RUN = {"preload": ("tests.pipeline.emulated_workers",), "timeout": 250, "process_group": False}
@@ -52,8 +52,8 @@ class Steps:
     def __init__(self, world, configs):
         self.configs = configs
         found = [
-            run_ranks(world, f"tests.pipeline.emulated_workers:on_{where}", configs, **RUN)
-            for where in ("gpu", "cpu")
+            run_ranks(world, where, configs, **RUN)
+            for where in ("tests.pipeline.emulated_workers:on_gpu", "tests.pipeline.emulated_workers:on_cpu")
         ]
         self.gpu, self.cpu = ([list(steps) for steps in zip(*ranks, strict=True)] for ranks in found)
 

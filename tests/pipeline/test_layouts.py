@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from tests.layouts.table import assemble, largest_error
+from tests.pipeline import workers
 from tests.pipeline.layouts import (
     DISTRIBUTED,
     EARLY,
@@ -65,7 +66,7 @@ def rows(architecture, micro_batches, variants, **parallel):
 def test_layouts_equal_one_process(architecture, variants, parallel):
     """With an odd number of micro-batches on every data-parallel rank, or twice as many without data parallelism."""
     configs = rows(architecture, 5, variants, **parallel)
-    assert wrong(configs, alone(configs), run(4, "steps", configs)) == []
+    assert wrong(configs, alone(configs), run(4, workers.steps, configs)) == []
 
 
 @pytest.mark.parametrize(
@@ -82,7 +83,7 @@ def test_overlapped_layouts_equal_one_process(architecture, parallel):
         network(architecture, kind, 6, schedule=schedule, pipeline=2, overlap=True, **parallel)
         for schedule, kind in (("dualpipev", "mhc"), ("dualpipe", "dfc"))
     ]
-    assert wrong(configs, alone(configs), run(4, "steps", configs)) == []
+    assert wrong(configs, alone(configs), run(4, workers.steps, configs)) == []
 
 
 def test_a_tied_embedding_at_both_ends_of_one_rank_counts_once():
@@ -92,7 +93,7 @@ def test_a_tied_embedding_at_both_ends_of_one_rank_counts_once():
         for schedule in ("zb_v", "dualpipev")
         for variant in ({}, EARLY)
     ]
-    assert wrong(configs, alone(configs), run(1, "steps", configs)) == []
+    assert wrong(configs, alone(configs), run(1, workers.steps, configs)) == []
 
 
 def test_tied_embeddings_beside_data_parallelism():
@@ -106,7 +107,7 @@ def test_tied_embeddings_beside_data_parallelism():
             ("zb_v", OVERLAPPED),
         )
     ]
-    assert wrong(configs, alone(configs), run(4, "steps", configs)) == []
+    assert wrong(configs, alone(configs), run(4, workers.steps, configs)) == []
 
 
 def test_uneven_layers():
@@ -117,7 +118,7 @@ def test_uneven_layers():
     ]
     configs += [network("moe", "dhc", 4, 7, schedule="dualpipev", pipeline=2)]
     configs += [network("dense", "dhc", 4, 5, schedule="interleaved", pipeline=2, virtual=2)]
-    assert wrong(configs, alone(configs), run(2, "steps", configs)) == []
+    assert wrong(configs, alone(configs), run(2, workers.steps, configs)) == []
 
 
 def test_four_ranks():
@@ -128,7 +129,7 @@ def test_four_ranks():
     ]
     configs += [network("moe", "mhc", 5, 10, schedule="zb_h1", pipeline=4)]
     configs += [network("dense", "dhc", 5, 9, tied=True, schedule="interleaved", pipeline=4, virtual=2)]
-    assert wrong(configs, alone(configs), run(4, "steps", configs)) == []
+    assert wrong(configs, alone(configs), run(4, workers.steps, configs)) == []
 
 
 def merged(ranks):
@@ -150,7 +151,7 @@ def test_equal_to_megatrons_schedules():
         network("moe", "mhc", 3, schedule=schedule, pipeline=2, virtual=2)
         for schedule in ("megatron_interleaved", "interleaved")
     ]
-    ranks = run(2, "steps", configs + interleaved)
+    ranks = run(2, workers.steps, configs + interleaved)
     whole = [merged([rank[index] for rank in ranks]) for index in range(len(configs) + 2)]
     for index in range(0, len(configs), 3):
         megatrons, ours, dualpipev = whole[index : index + 3]
@@ -165,7 +166,7 @@ def test_equal_to_megatrons_1f1b_on_four_ranks():
         for architecture, kind in (("dense", "dfc"), ("moe", "mhc"))
         for schedule in ("megatron_1f1b", "1f1b")
     ]
-    ranks = run(4, "steps", configs)
+    ranks = run(4, workers.steps, configs)
     whole = [merged([rank[index] for rank in ranks]) for index in range(len(configs))]
     for megatrons, ours in zip(whole[0::2], whole[1::2], strict=True):
         same_bits(megatrons, ours)
@@ -187,11 +188,11 @@ def test_lengths_may_differ_between_micro_batches():
         for kind, schedule in (("mhc", "dualpipev"), ("dhc", "zb_h1"), ("mhc", "1f1b"))
     ]
     single = [network("dense", kind, 7, schedule="1f1b") for kind in ("mhc", "dhc", "mhc")]
-    references = run(1, "lengths", single, lengths)[0]
+    references = run(1, workers.lengths, single, lengths)[0]
     for reference in references:
         gradients = [value for *_, value in reference.gradients]
         reference.norm = float(np.sqrt(sum((value.astype(float) ** 2).sum() for value in gradients)))
-    ranks = run(2, "lengths", configs, lengths)
+    ranks = run(2, workers.lengths, configs, lengths)
     for rank in ranks:
         for reference, outcome in zip(references, rank, strict=True):
             outcome.norm = reference.norm
@@ -222,7 +223,7 @@ def test_evaluation_is_the_same_under_every_schedule(ranks, layouts, evaluated_a
     """For any number of micro-batches: fewer than ranks, odd, more than a group of the evaluation's schedule."""
     counts = [1, 2, 3, 9]
     configs = [evaluated(a, 4, **layout) for a in ("dense", "moe") for layout in layouts]
-    for rank in run(ranks, "evaluations", configs, counts):
+    for rank in run(ranks, workers.evaluations, configs, counts):
         for config, losses in zip(configs, rank, strict=True):
             data_parallel = ranks // config.parallel.pipeline
             of = evaluated_alone["moe" if config.moe.experts else "dense"]
@@ -234,6 +235,6 @@ def test_evaluation_is_the_same_under_every_schedule(ranks, layouts, evaluated_a
 def evaluated_alone():
     """Per architecture and number of micro-batches, the loss of one process."""
     counts = [1, 2, 3, 4, 6, 9, 18]
-    losses = run(1, "evaluations", [evaluated(a, 4) for a in ("dense", "moe")], counts)[0]
+    losses = run(1, workers.evaluations, [evaluated(a, 4) for a in ("dense", "moe")], counts)[0]
     assert all(of == sorted(of) and of[0] > 1 for of in losses)
     return {a: dict(zip(counts, of, strict=True)) for a, of in zip(("dense", "moe"), losses, strict=True)}

@@ -4,6 +4,7 @@ import pytest
 
 from hcmegatron.pipeline.placement import training_schedule
 from schedules.generators import SCHEDULES as descriptors
+from tests.pipeline import overlap_workers
 from tests.pipeline.cases import config_for, flat
 from tests.ranks import run_ranks
 
@@ -23,7 +24,7 @@ def test_the_executed_order_is_the_schedules(pipeline):
         config = config_for("mhc", False, schedule, pipeline)
         config.parallel.overlap = True
         configs.insert(-1, config)  # interleaved stays last
-    results = run_ranks(pipeline, "tests.pipeline.overlap_workers:steps", configs, MICRO_BATCHES, **RUN)
+    results = run_ranks(pipeline, overlap_workers.steps, configs, MICRO_BATCHES, **RUN)
     for rank, steps in enumerate(results):
         for config, step in zip(configs, steps, strict=True):
             actions = training_schedule(config.parallel, MICRO_BATCHES).actions[rank]

@@ -7,9 +7,10 @@ import pytest
 from hcmegatron.model.gpt import stages
 from hcmegatron.pipeline.placement import placement, training_schedule
 from schedules.nodes import pair_turns
-from tests.model.workers import small_config
+from tests.pipeline import overlap_workers
 from tests.pipeline.cases import flat
 from tests.ranks import run_ranks
+from tests.small_configs import small_config
 
 pytestmark = pytest.mark.ranks
 RUN = {"preload": ("tests.pipeline.overlap_workers",), "timeout": 200}
@@ -28,7 +29,7 @@ def check(ranks, configs, micro_batches=MICRO_BATCHES):
     both = [copy.deepcopy(config) for config in configs for _ in range(2)]
     for config in both[1::2]:
         config.parallel.overlap = True
-    results = run_ranks(ranks, "tests.pipeline.overlap_workers:steps", both, micro_batches, **RUN)
+    results = run_ranks(ranks, overlap_workers.steps, both, micro_batches, **RUN)
     for index, config in enumerate(configs):
         for rank in results:
             plain, overlapped = rank[2 * index : 2 * index + 2]

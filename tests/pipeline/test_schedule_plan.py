@@ -4,6 +4,7 @@ run: layers with the plain residual. Its streams are one on CPU, as ours are."""
 import pytest
 import torch
 
+from tests.pipeline import plan_workers
 from tests.ranks import run_ranks
 
 
@@ -11,7 +12,7 @@ from tests.ranks import run_ranks
 def test_plain_layers_equal_megatron_s_schedule_plan():
     ((theirs, ours, pairs),) = run_ranks(
         1,
-        "tests.pipeline.plan_workers:compare",
+        plan_workers.compare,
         process_group=False,
         preload=("tests.pipeline.plan_workers",),
         timeout=120,

@@ -3,12 +3,13 @@
 import pytest
 
 from schedules.generators import SCHEDULES as descriptors
+from tests.model import workers
 from tests.model.compare import largest_errors
 from tests.pipeline.cases import config_for
 from tests.ranks import run_ranks
 
 MICRO_BATCHES = 9
-TARGET = "tests.model.workers:steps"
+TARGET = workers.steps
 RUN = {"preload": ("tests.model.workers",), "timeout": 200}
 SCHEDULES = [
     name for name, kind in descriptors.items() if not kind.misfit(2, MICRO_BATCHES)

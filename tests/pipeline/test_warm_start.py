@@ -4,11 +4,12 @@ import re
 
 import pytest
 
-from tests.model.workers import small_config
+from tests.pipeline import warm_workers
 from tests.ranks import observe_ranks, run_ranks
+from tests.small_configs import small_config
 
 pytestmark = pytest.mark.ranks
-TARGET = "tests.pipeline.warm_workers:runs"
+TARGET = warm_workers.runs
 RUN = {"preload": ("tests.pipeline.warm_workers",), "timeout": 100}
 
 
@@ -52,4 +53,4 @@ def test_without_the_warm_start_there_is_one(config):
 
 def test_every_communicator_of_megatrons_carries_a_message():
     config = config_for("1f1b", True, parallel={"tensor": 2, "sequence": True, "expert": 2})
-    assert run_ranks(4, "tests.pipeline.warm_workers:untouched", config, **RUN) == [[]] * 4
+    assert run_ranks(4, warm_workers.untouched, config, **RUN) == [[]] * 4

@@ -1,4 +1,4 @@
-"""What the ranks of the pipeline's tests run. Import it there only."""
+"""What the ranks of the pipeline's tests run."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from schedules.memory import peaks
 from schedules.runtime.program import Peaks
 from schedules.simulate import simulate
 from tests.layouts.network import Batches, Outcome, chunks_of, gradients, one_step
-from tests.model.deferred_ranks import Matmuls
+from tests.model.deferred_workers import Matmuls
 from tests.model.workers import groups_of
 
 

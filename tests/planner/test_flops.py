@@ -5,16 +5,14 @@ import pytest
 from hcmegatron.config import Config
 from hcmegatron.connections import facts
 from hcmegatron.planner.flops import training_flops_per_token
+from tests.small_configs import put
 
 
 def flops(vocab_size, sequence_length, **sections):
     config = Config()
     config.connection.kind = "residual"
     config.data.sequence_length = sequence_length
-    for section, values in sections.items():
-        for key, value in values.items():
-            setattr(getattr(config, section), key, value)
-    return training_flops_per_token(config, vocab_size)
+    return training_flops_per_token(put(config, **sections), vocab_size)
 
 
 def grouped(layers, hidden_size, heads, groups, ffn_hidden_size=1, head_dim=None):

@@ -4,6 +4,7 @@ import pytest
 
 from hcmegatron.config import Config, check, read
 from hcmegatron.planner import layers
+from tests.planner import layer_workers
 from tests.ranks import run_ranks
 
 SMALL = """
@@ -70,7 +71,7 @@ def by_key(shapes):
 
 @pytest.mark.ranks
 def test_lists_are_the_built_networks(configs):
-    (found,) = run_ranks(1, "tests.planner.layer_ranks:built", configs, preload=("tests.model.workers",))
+    (found,) = run_ranks(1, layer_workers.built, configs, preload=("tests.model.workers",))
     for name, config, (shapes, connections) in zip(ARCHITECTURES, configs, found, strict=True):
         assert by_key(shapes) == listed(config), name
         assert bool(connections) == (config.connection.kind != "residual"), name

@@ -16,6 +16,7 @@ from hcmegatron.planner.step_memory import (
 )
 from hcmegatron.planner.step_time import step_time
 from hcmegatron.recompute.plan import expected_terms, plan
+from tests.planner import kept_workers
 from tests.planner.cases import SCHEDULES, config, machine, operations, pipelined
 from tests.ranks import run_ranks
 
@@ -170,9 +171,7 @@ def test_chunks_keep_what_autograd_really_holds():
     one operation on CPU as RMSNorm's is on a GPU."""
     shared = {**SMALL, "model__norm": "layernorm_plain", "kernels": "torch"}
     configs = [config(name, **shared, **changes) for name, changes in MODELS.values()]
-    (found,) = run_ranks(
-        1, "tests.planner.kept_ranks:held", configs, preload=("tests.model.workers",), timeout=120
-    )
+    (found,) = run_ranks(1, kept_workers.held, configs, preload=("tests.model.workers",), timeout=120)
     for model, loaded, (measured, shapes) in zip(MODELS, configs, found, strict=True):
         own = operations(loaded, 1, imbalance=1.0)
         counted = chunk(own.layout, own, 0).kept

@@ -2,26 +2,29 @@
 
 import pytest
 
+from tests.platform import together_workers
 from tests.ranks import observe_ranks, run_ranks
-
-TARGET = "tests.platform.together_workers:"
 
 
 @pytest.mark.ranks
 def test_what_rank_0_finds_everybody_has():
-    assert run_ranks(3, TARGET + "found") == [("found by 0", 0), ("found by 0", None), ("found by 0", None)]
+    assert run_ranks(3, together_workers.found) == [
+        ("found by 0", 0),
+        ("found by 0", None),
+        ("found by 0", None),
+    ]
 
 
 @pytest.mark.ranks
 def test_a_users_mistake_on_rank_0_is_everybodys():
-    for outcome in observe_ranks(2, TARGET + "mistaken", timeout=30):
+    for outcome in observe_ranks(2, together_workers.mistaken, timeout=30):
         assert outcome.exit_code == 1 and not outcome.overtime
         assert outcome.error.endswith("ConfigError: run.dir = x cannot be used\n")
 
 
 @pytest.mark.ranks
 def test_another_failure_on_rank_0_keeps_its_traceback_and_ends_the_others():
-    first, second = observe_ranks(2, TARGET + "broken", timeout=30)
+    first, second = observe_ranks(2, together_workers.broken, timeout=30)
     assert not first.overtime and not second.overtime
     assert (
         first.error.endswith("ZeroDivisionError: integer division or modulo by zero\n")

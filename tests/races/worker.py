@@ -34,13 +34,13 @@ from schedules.runtime.torch_distributed import DistributedTransport
 from tests.emulated import nccl, streams
 from tests.emulated.races import OnDevice, checking
 from tests.emulated.streams import DEVICE, Item
-from tests.layouts.cases import VOCAB
 from tests.layouts.network import Batches
 from tests.races import collectives, kernels
 from tests.races.removal import removed
 from tests.races.report import Found
 from tests.races.sites import Inside, Site
 from tests.recompute.workers import digest
+from tests.small_configs import VOCAB
 from tools.profile_overlap import all_to_all_of_one_rank
 
 BUCKET = 2000  # parameters, where buckets are small

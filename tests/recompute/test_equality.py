@@ -6,8 +6,9 @@ from collections import Counter
 import pytest
 
 from hcmegatron.connections.kinds import KINDS as kinds
-from tests.model.workers import small_config
 from tests.ranks import run_ranks
+from tests.recompute import workers
+from tests.small_configs import small_config
 
 pytestmark = pytest.mark.ranks
 KINDS = [kind for kind in kinds if kind != "residual"]  # with something to rebuild
@@ -29,11 +30,7 @@ def variants(kind, moe, settings, **sections):
 def run(ranks, configs):
     """Steps of every rank, per config."""
     options = {"preload": ("tests.model.workers",), "timeout": 150}
-    return list(
-        zip(
-            *run_ranks(ranks, "tests.recompute.workers:steps", configs, MICRO_BATCHES, **options), strict=True
-        )
-    )
+    return list(zip(*run_ranks(ranks, workers.steps, configs, MICRO_BATCHES, **options), strict=True))
 
 
 def assert_same_bits(plain, other, case):

@@ -95,6 +95,18 @@ class BlockStage:
         return data.to(self.device)
 
 
+class LateStage(BlockStage):
+    """Begins late on the GPU, while the host runs ahead: who does not wait for its results gets something else."""
+
+    def forward(self, microbatch, input):
+        torch.cuda._sleep(500_000)  # clock cycles, a fraction of a millisecond
+        return super().forward(microbatch, input)
+
+    def backward(self, microbatch, output_grad):
+        torch.cuda._sleep(500_000)
+        return super().backward(microbatch, output_grad)
+
+
 def stages_of(
     schedule: Schedule,
     rank: int,

@@ -7,6 +7,7 @@ from schedules.costs import Link
 from schedules.runtime import InProcessWorld, step_all
 from schedules.runtime.program import forward_only
 from tests.ranks import run_ranks
+from tests.runtime import workers
 from tests.runtime.equality import PRELOAD, SIZES, check, check_in_process, lengths_for
 from tests.runtime.stages import losses, reference, stages_of
 from tests.runtime.workers import runtime
@@ -25,7 +26,7 @@ def test_in_process(name, ranks, late, tmp_path):
 def test_gloo(ranks, link):
     """Two steps, of which the second has to be like the first."""
     cases = [(name, lengths_for(name, ranks)) for name in GENERATORS]
-    results = run_ranks(ranks, "tests.runtime.workers:train", cases, 2, link, preload=PRELOAD)
+    results = run_ranks(ranks, workers.train, cases, 2, link, preload=PRELOAD)
     for (name, lengths), *own in zip(cases, *results, strict=True):
         check(generate(name, ranks, len(lengths)), lengths, own)
 

@@ -5,24 +5,12 @@ import torch
 
 from schedules import GENERATORS
 from tests.runtime.equality import SIZES, check_in_process
-from tests.runtime.stages import BlockStage
+from tests.runtime.stages import BlockStage, LateStage
 
 pytestmark = [
     pytest.mark.cuda,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU: ranks are streams there"),
 ]
-
-
-class LateStage(BlockStage):
-    """Begins late on the GPU, while the host runs ahead: who does not wait for its results gets something else."""
-
-    def forward(self, microbatch, input):
-        torch.cuda._sleep(500_000)  # clock cycles, a fraction of a millisecond
-        return super().forward(microbatch, input)
-
-    def backward(self, microbatch, output_grad):
-        torch.cuda._sleep(500_000)
-        return super().backward(microbatch, output_grad)
 
 
 @pytest.mark.parametrize("kind", [BlockStage, LateStage])

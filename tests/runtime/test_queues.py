@@ -4,6 +4,7 @@ import pytest
 
 from hcmegatron.platform.cuda_environment import QUEUES, dangers
 from tests.ranks import run_ranks
+from tests.runtime import queue_workers
 
 pytestmark = pytest.mark.ranks
 NUMBERS = [64, 32, 16, 8, 4, 1]
@@ -18,7 +19,7 @@ CASES = [
 def hangs(*args):
     (results,) = run_ranks(
         1,
-        "tests.runtime.queue_workers:hangs",
+        queue_workers.hangs,
         *args,
         timeout=120,
         preload=("hcmegatron.training.run", "tests.runtime.queue_workers"),

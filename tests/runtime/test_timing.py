@@ -12,6 +12,7 @@ from schedules.runtime import Record
 from schedules.runtime.link import EmulatedLink, sleep_until
 from schedules.runtime.program import compile_rank
 from tests.ranks import run_ranks
+from tests.runtime import workers
 from tests.runtime.workers import CPU
 from tools.bench_link import Setting
 
@@ -91,7 +92,7 @@ def measure(*settings):
 @pytest.mark.parametrize("name", ["1f1b", "zb_v", "dualpipev"])
 def test_host_overhead_per_action(name):
     """Messages included, in processor time: the wall clock would count other processes' turns as well."""
-    for own in run_ranks(2, "tests.runtime.workers:overhead", name, 64, 8, preload=PRELOAD):
+    for own in run_ranks(2, workers.overhead, name, 64, 8, preload=PRELOAD):
         assert 0 < min(own) < 100e-6
 
 

@@ -12,6 +12,7 @@ from schedules import generate
 from schedules.runtime import InProcessWorld, PipelineError, Watchdog, step_all
 from schedules.runtime.watchdog import EXIT_CODE
 from tests.ranks import observe_ranks
+from tests.runtime import workers
 from tests.runtime.stages import stages_of
 from tests.runtime.workers import _fail, _Misbehaving, _stall, runtime
 
@@ -27,7 +28,7 @@ def disturb(how, culprit, tmp_path, tcp=False):
             port = probe.getsockname()[1]
     outcomes = observe_ranks(
         RANKS,
-        "tests.runtime.workers:disturb",
+        workers.disturb,
         *(how, culprit, LIMIT, tmp_path, port),
         timeout=60,
         grace=60,

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.ranks import ROOT, run_ranks
+from tests.tools.gpu_cases import TELLS, phase
 from tools.gpu_check import __main__ as program
 from tools.gpu_check import phases, report, results, run
 from tools.gpu_check.phases import PHASES, Phase
@@ -29,12 +30,6 @@ FACTS = {
 }
 
 
-def phase(name, seconds=20, shared=False):
-    return Phase(
-        name, f"Does it {name}?", "nothing", seconds, f"tests.tools.gpu_phases:{name}", shared, packages=()
-    )
-
-
 @pytest.fixture
 def small(monkeypatch):
     """Phases of these names in place of the real ones."""
@@ -44,7 +39,7 @@ def small(monkeypatch):
         monkeypatch.setattr(run, "PATIENCE", 1)
         for module in (program, phases):
             monkeypatch.setattr(module, "PHASES", own)
-        monkeypatch.setattr(run, "FACTS", Phase("machine", "", "", 20, "tests.tools.gpu_phases:tell"))
+        monkeypatch.setattr(run, "FACTS", TELLS)
 
     return put
 
@@ -107,10 +102,10 @@ def test_a_phase_that_misbehaves_is_told_of_and_never_stops_the_next(small, tmp_
 CHOSEN = "fine", "wrong", "slow", "babbles"
 PROGRAM = f"""
 import sys
-from tests.tools import test_gpu_check as t
+from tests.tools import gpu_cases
 from tools.gpu_check import __main__ as program, run
-program.PHASES = tuple(map(t.phase, {CHOSEN}))
-run.FACTS = t.Phase('machine', '', '', 20, 'tests.tools.gpu_phases:tell')
+program.PHASES = tuple(map(gpu_cases.phase, {CHOSEN}))
+run.FACTS = gpu_cases.TELLS
 sys.exit(program.main(sys.argv[1:]))
 """
 

@@ -15,7 +15,7 @@ from hcmegatron.platform.ranks import STARTED_HERE, discover
 from hcmegatron.training import checkpoint, step
 from hcmegatron.training.manifest import Position
 from hcmegatron.training.run import train
-from tests.training.workers import tiny
+from tests.small_configs import tiny
 
 __all__ = ["tiny"]
 

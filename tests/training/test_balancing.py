@@ -5,10 +5,11 @@ import os
 import pytest
 
 from tests.ranks import run_ranks
-from tests.training.workers import tiny
+from tests.small_configs import put, tiny
+from tests.training import balancing_workers
 
 RUN = {"preload": ("tests.training.balancing_workers",), "process_group": False, "timeout": 200}
-TARGET = "tests.training.balancing_workers:balanced"
+TARGET = balancing_workers.balanced
 STEPS = 200 if "SOAK" in os.environ else 60
 # 1,024 tokens a step, top 2 of 4: 512 an expert, where bf16 counts by fours. Of the network only the routers matter.
 SIZES = {
@@ -24,10 +25,7 @@ def config_for(text, directory, steps, **sections):
     config = tiny(text, directory, **{name: dict(values) for name, values in SIZES.items()})
     config.parallel.pipeline = 1
     config.training.steps, config.checkpoint.save_every = steps, 0
-    for section, values in sections.items():
-        for key, value in values.items():
-            setattr(getattr(config, section), key, value)
-    return config
+    return put(config, **sections)
 
 
 @pytest.mark.ranks

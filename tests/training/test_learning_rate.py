@@ -29,6 +29,8 @@ def test_a_warmup_as_long_as_the_run():
     cosine = Optimizer(lr=1.0, min_lr_ratio=0.5, warmup_steps=4)
     assert rates(cosine, 4, [1, 2, 3, 4]) == [0.25, 0.5, 0.75, 1.0]
     assert learning_rate(5, cosine, 4) == 0.5
+    decay = Optimizer(lr=1.0, schedule="step", warmup_steps=4)
+    assert rates(decay, 4, [1, 2, 3, 4]) == [0.25, 0.5, 0.75, 1.0]
 
 
 def test_step_decay_at_named_steps():

@@ -5,7 +5,8 @@ import torch
 
 from hcmegatron.training.loss import token_loss
 from tests.ranks import run_ranks
-from tests.training.workers import tiny
+from tests.small_configs import tiny
+from tests.training import loss_workers
 
 RUN = {"preload": ("tests.training.workers",), "process_group": False, "timeout": 120}
 
@@ -35,7 +36,7 @@ def test_gradients_are_those_of_the_loss_in_the_log(ranks, parallel, text, tmp_p
     config = tiny(text, tmp_path / "run", parallel=parallel)
     config.model.hidden_dropout, config.training.global_batch = 0.0, 4
     config.moe.experts = config.moe.first_dense = 0
-    for slope, squared in run_ranks(ranks, "tests.training.loss_workers:slope", config, **RUN):
+    for slope, squared in run_ranks(ranks, loss_workers.slope, config, **RUN):
         assert slope == pytest.approx(squared, rel=2e-3)
 
 
@@ -44,5 +45,5 @@ def test_the_logged_loss_is_over_all_tokens_that_count(text, tmp_path):
     """Not the mean of the micro-batches' means: they weigh unequally."""
     config = tiny(text, tmp_path / "run", parallel={"pipeline": 1})
     config.model.hidden_dropout, config.training.global_batch = 0.0, 4
-    for logged, by_hand, of_means in run_ranks(2, "tests.training.loss_workers:logged", config, **RUN):
+    for logged, by_hand, of_means in run_ranks(2, loss_workers.logged, config, **RUN):
         assert logged == pytest.approx(by_hand, rel=1e-6) and abs(logged - of_means) > 1e-4

@@ -68,7 +68,8 @@ def test_what_a_step_is_measured_by(monkeypatch):
 
 def test_memory_is_the_devices_or_the_processs(monkeypatch):
     monkeypatch.setattr(metrics.torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(metrics.resource, "getrusage", lambda whose: SimpleNamespace(ru_maxrss=3 * 2**20))
+    of_process = {metrics.resource.RUSAGE_SELF: SimpleNamespace(ru_maxrss=3 * 2**20)}
+    monkeypatch.setattr(metrics.resource, "getrusage", of_process.__getitem__)
     assert metrics.peak_memory_gib() == 3.0
     monkeypatch.setattr(metrics.torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(metrics.torch.cuda, "max_memory_allocated", lambda: 5 * 2**29)

@@ -1,16 +1,20 @@
 """What the loop tells its observers, in which order, and what they get to see. Without a model, but for the last."""
 
+import importlib
+import pkgutil
 from types import SimpleNamespace
 
 import pytest
 
+from hcmegatron import training
 from hcmegatron.config import Config, ConfigError
 from hcmegatron.training import registry, run
 from hcmegatron.training.manifest import Position
 from hcmegatron.training.observer import Observer, Observers, Step, due
 from hcmegatron.training.step import StepResult
 from tests.ranks import run_ranks
-from tests.training.workers import tiny
+from tests.small_configs import tiny
+from tests.training import observer_workers
 
 
 class Noting(Observer):
@@ -168,6 +172,10 @@ def test_an_observer_need_not_keep_its_run():
     Observer(None).on_start()
 
 
+def test_an_observer_asks_for_no_coefficients_by_itself():
+    assert Observer(None).wants_coefficients(1) is False
+
+
 def test_who_is_asked_for():
     config = Config()
     asked = {name for name, entry in registry.THEN.items() if entry.asked(config)}
@@ -180,6 +188,18 @@ def test_who_is_asked_for():
         "tensorboard",
         "wandb",
     ]
+
+
+def test_every_observer_of_the_library_is_asked_for_somewhere():
+    """One that is written and not named in registry.py would never watch a run."""
+    found = {
+        value
+        for module in pkgutil.iter_modules(training.__path__)
+        for value in vars(importlib.import_module(f"{training.__name__}.{module.name}")).values()
+        if isinstance(value, type) and issubclass(value, Observer)
+    }
+    named = {entry.make for entry in (*registry.FIRST.values(), *registry.THEN.values())}
+    assert found - named == {Observer, Observers}
 
 
 def test_a_corpus_that_was_found_is_not_looked_for_again(monkeypatch):
@@ -207,6 +227,7 @@ def test_a_figure_is_in_the_line_where_it_has_words():
 def test_due():
     assert [step for step in range(1, 11) if due(step, 3, 10)] == [3, 6, 9, 10]
     assert [step for step in range(1, 11) if due(step, 0, 10)] == [10]
+    assert [step for step in range(1, 5) if due(step, 1, 4)] == [1, 2, 3, 4]
 
 
 @pytest.mark.ranks
@@ -216,7 +237,7 @@ def test_coefficients_are_heard_once_a_micro_batch_where_they_are_asked_for(reco
     config = tiny(text, tmp_path / "run", training={"global_batch": 4}, parallel={"schedule": "1f1b"})
     config.recompute.mode = recompute
     run_options = {"preload": ("tests.training.workers",), "process_group": False, "timeout": 120}
-    first, second = run_ranks(2, "tests.training.observer_workers:heard", config, **run_options)
+    first, second = run_ranks(2, observer_workers.heard, config, **run_options)
     # four micro-batches of one; two sub-layers a rank, and n = 2 streams
     assert first["heard"] == {0: 4, 1: 4} and second["heard"] == {2: 4, 3: 4}
     for rank in (first, second):

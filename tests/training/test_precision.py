@@ -7,7 +7,8 @@ import pytest
 
 from hcmegatron.config import check
 from tests.ranks import run_ranks
-from tests.training.workers import tiny
+from tests.small_configs import tiny
+from tests.training import workers
 
 RUN = {"preload": ("tests.training.workers",), "process_group": False, "timeout": 120}
 
@@ -21,7 +22,7 @@ def test_fp64_trains_like_fp32_with_smaller_errors(tmp_path):
         config = tiny(text, tmp_path / dtype, training={"dtype": dtype, "steps": 2}, moe={"grouped": False})
         config.optimizer.clip, config.model.hidden_dropout = 0.0, 0.0
         check(config)
-        run_ranks(2, "tests.training.workers:run", config, **RUN)
+        run_ranks(2, workers.run, config, **RUN)
         lines = [json.loads(line) for line in (tmp_path / dtype / "metrics.jsonl").read_text().splitlines()]
         norms[dtype] = [line["grad_norm"] for line in lines if line["kind"] == "train"]
         assert len(norms[dtype]) == 2 and all(math.isfinite(norm) for norm in norms[dtype])

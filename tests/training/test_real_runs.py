@@ -8,10 +8,10 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from hcmegatron.config.load import dump
 from tests.ranks import run_ranks
-from tests.training.workers import tiny
+from tests.small_configs import tiny
+from tests.training import real_workers
 
 RUN = {"preload": ("tests.training.workers",), "process_group": False, "timeout": 200}
-TARGET = "tests.training.real_workers:"
 STEPS = 60
 
 
@@ -28,7 +28,7 @@ def arguments(text, tmp_path, name):
 def whole(text, tmp_path_factory):
     """An uninterrupted run: its directory and the tensors of its last checkpoint."""
     words, directory = arguments(text, tmp_path_factory.mktemp("whole"), "run")
-    ((status, tensors),) = run_ranks(1, TARGET + "trained", words, directory, **RUN)
+    ((status, tensors),) = run_ranks(1, real_workers.trained, words, directory, **RUN)
     assert status == 0 and len(tensors) > 20
     return directory, tensors
 
@@ -38,7 +38,7 @@ def whole(text, tmp_path_factory):
 def test_a_signal_saves_and_the_run_resumes_with_the_same_bits(number, text, whole, tmp_path):
     words, directory = arguments(text, tmp_path, "run")
     ((rival, said, status, log, again, tensors),) = run_ranks(
-        1, TARGET + "signalled", words, directory, int(number), **RUN
+        1, real_workers.signalled, words, directory, int(number), **RUN
     )
     assert status == 0
     *_, stopped, last = log.splitlines()

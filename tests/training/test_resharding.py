@@ -6,12 +6,12 @@ from pathlib import Path
 import pytest
 
 from tests.ranks import run_ranks
-from tests.training.workers import tiny
+from tests.small_configs import tiny
+from tests.training import workers
 
 pytestmark = pytest.mark.ranks
 
 RUN = {"preload": ("tests.training.workers",), "process_group": False, "timeout": 120}
-TARGET = "tests.training.workers:"
 SHARDED = {"distributed_optimizer": True}
 
 
@@ -34,7 +34,7 @@ def network(text, directory, parallel, dtype="fp32", **sections):
 
 
 def content(path: Path):
-    return run_ranks(1, TARGET + "content", path, **RUN)[0]
+    return run_ranks(1, workers.content, path, **RUN)[0]
 
 
 def differing(ours, theirs):
@@ -45,10 +45,10 @@ def differing(ours, theirs):
 def test_experts_in_an_optimizer_of_their_own_and_a_stage_without(dtype, parallel, text, tmp_path):
     """EP 2 x PP 2: trains, saves, and continues with the same bits."""
     split = {"pipeline": 2, "expert": 2, **parallel}
-    whole = run_ranks(4, TARGET + "run", network(text, tmp_path / "whole", split, dtype), **RUN)
+    whole = run_ranks(4, workers.run, network(text, tmp_path / "whole", split, dtype), **RUN)
     start = {"load": str(tmp_path / "whole/checkpoints/step-00000002")}
     again = network(text, tmp_path / "again", split, dtype, checkpoint=start)
-    for ours, reference in zip(run_ranks(4, TARGET + "run", again, **RUN), whole, strict=True):
+    for ours, reference in zip(run_ranks(4, workers.run, again, **RUN), whole, strict=True):
         assert set(reference) == {1, 2, 3} and ours == {3: reference[3]}
     assert f"{start['load']} after step 2, bit for bit" in (tmp_path / "again/train.log").read_text()
 
@@ -63,7 +63,7 @@ def test_every_layout_optimizer_and_precision_reads_what_another_wrote(text, tmp
         "bf16",
         training={"dtype": "bf16", "global_batch": 4, "steps": 2},
     )
-    run_ranks(4, TARGET + "run", first, **RUN)
+    run_ranks(4, workers.run, first, **RUN)
     path = tmp_path / "first/checkpoints/step-00000002"
     original = content(path)
     assert {dtype for dtype, _, _ in original.values()} == {"torch.float32"}
@@ -78,7 +78,7 @@ def test_every_layout_optimizer_and_precision_reads_what_another_wrote(text, tmp
         other = {"checkpoint": {"load": str(path)}, "optimizer": {"beta1": beta, "eps": 1e-6}}
         other["connection"] = {"lr_multiplier": multiplier}
         config = network(text, tmp_path / f"{number}", parallel, dtype, **other)
-        for rank in run_ranks(ranks, TARGET + "saved_again", config, tmp_path / f"{number}/again", **RUN):
+        for rank in run_ranks(ranks, workers.saved_again, config, tmp_path / f"{number}/again", **RUN):
             assert rank["rounded otherwise"] == []
             assert {(group[0], group[1]) for group in rank["groups"]} == {(f"({beta}, 0.95)", "1e-06")}
             assert {group[2] for group in rank["groups"]} == {"1.0", str(multiplier)}

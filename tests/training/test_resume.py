@@ -12,6 +12,7 @@ from hcmegatron.config.types import flatten, leaves
 from hcmegatron.training import manifest, resume
 from hcmegatron.training.manifest import File, Manifest, Position
 from hcmegatron.training.resume import RULE_OF, Rule
+from tests.small_configs import put
 
 HERE = {"ranks": 2, "torch": "2.13.0"}
 
@@ -19,10 +20,7 @@ HERE = {"ranks": 2, "torch": "2.13.0"}
 def made(**sections):
     config = Config()
     config.checkpoint.resume, config.run.dir = True, "run"
-    for section, values in sections.items():
-        for key, value in values.items():
-            setattr(getattr(config, section), key, value)
-    return config
+    return put(config, **sections)
 
 
 def saved(directory: Path, config: Config, step=4, **changes) -> Path:

@@ -8,21 +8,21 @@ import pytest
 
 from hcmegatron.training import manifest
 from tests.ranks import observe_ranks, run_ranks
-from tests.training.workers import tiny
+from tests.small_configs import tiny
+from tests.training import workers
 
 RUN = {"preload": ("tests.training.workers",), "process_group": False, "timeout": 120}
-TARGET = "tests.training.workers:"
 
 
 @pytest.fixture(scope="module")
 def whole(text, tmp_path_factory):
     """An uninterrupted run: its configuration's directory and every rank's hashes by step."""
     directory = tmp_path_factory.mktemp("whole") / "run"
-    return directory, run_ranks(2, TARGET + "run", tiny(text, directory, checkpoint={"keep_last": 1}), **RUN)
+    return directory, run_ranks(2, workers.run, tiny(text, directory, checkpoint={"keep_last": 1}), **RUN)
 
 
 def error_of(config, ranks=2):
-    outcomes = observe_ranks(ranks, TARGET + "run", config, **RUN)
+    outcomes = observe_ranks(ranks, workers.run, config, **RUN)
     assert all(outcome.exit_code != 0 for outcome in outcomes)
     lines = outcomes[0].error.strip().splitlines()
     assert "ConfigError" in lines[-1], outcomes[0].error
@@ -33,10 +33,10 @@ def error_of(config, ranks=2):
 @pytest.mark.parametrize("cut", [{"kill_at": 1}, {"kill_at": 4}, {"kill_in_save": 4}], ids=str)
 def test_killed_and_resumed_ends_with_the_same_bits(cut, text, whole, tmp_path):
     config = tiny(text, tmp_path / "run")
-    outcomes = observe_ranks(2, TARGET + "run", config, kwargs=cut, **RUN)
+    outcomes = observe_ranks(2, workers.run, config, kwargs=cut, **RUN)
     assert any(outcome.exit_code != 0 for outcome in outcomes), "the run was to be cut off"
     config.checkpoint.resume = True
-    resumed = run_ranks(2, TARGET + "run", config, **RUN)
+    resumed = run_ranks(2, workers.run, config, **RUN)
     for ours, reference in zip(resumed, whole[1], strict=True):
         assert ours[4] == reference[4]
     steps = [json.loads(line)["step"] for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
@@ -97,12 +97,12 @@ def test_what_cannot_be_used_is_refused_by_name(text, whole, tmp_path):
 
 @pytest.mark.ranks
 def test_non_finite_steps_never_reach_the_weights(text, tmp_path):
-    once = run_ranks(2, TARGET + "poisoned", tiny(text, tmp_path / "once"), [3], **RUN)
+    once = run_ranks(2, workers.poisoned, tiny(text, tmp_path / "once"), [3], **RUN)
     for rank in once:
         assert rank["moved"] == [True, True, False, True] and rank["ended"] == [""]
     assert "skipped: loss" in (tmp_path / "once/train.log").read_text()
     several = tiny(text, tmp_path / "several", training={"max_bad_steps": 2})
-    for rank in run_ranks(2, TARGET + "poisoned", several, [2, 3], **RUN):
+    for rank in run_ranks(2, workers.poisoned, several, [2, 3], **RUN):
         assert rank["moved"] == [True, False, False]
         assert "2 non-finite steps in a row; the last was step 3, sequences 4 to 5" in rank["ended"][0]
 
@@ -111,12 +111,12 @@ def test_non_finite_steps_never_reach_the_weights(text, tmp_path):
 def test_skipped_steps_leave_healthy_checkpoints_alone(text, tmp_path):
     """None is saved after a skipped step; where the run ends with one, what was not saved yet is, beside the others."""
     ending = tiny(text, tmp_path / "ending", checkpoint={"save_every": 1, "keep_last": 2})
-    run_ranks(2, TARGET + "poisoned", ending, [3, 4], **RUN)
+    run_ranks(2, workers.poisoned, ending, [3, 4], **RUN)
     names = [path.name for path in sorted((tmp_path / "ending/checkpoints").iterdir())]
     assert names == ["step-00000001", "step-00000002"]
 
     stopped = tiny(text, tmp_path / "stopped", checkpoint={"save_every": 0, "keep_last": 1})
-    run_ranks(2, TARGET + "poisoned", stopped, [3], kwargs={"stop_at": 3}, **RUN)
+    run_ranks(2, workers.poisoned, stopped, [3], kwargs={"stop_at": 3}, **RUN)
     newest = tmp_path / "stopped/checkpoints/step-00000002"
     assert list(newest.parent.iterdir()) == [newest]
     saved = manifest.read(newest)
@@ -129,10 +129,10 @@ def test_skipped_steps_leave_healthy_checkpoints_alone(text, tmp_path):
 def test_another_batch_size_goes_on_with_the_next_sample(text, tmp_path):
     config = tiny(text, tmp_path / "run", parallel={"pipeline": 1}, training={"steps": 2, "global_batch": 4})
     config.checkpoint.save_every = 0
-    assert run_ranks(1, TARGET + "samples", config, **RUN) == [list(range(8))]
+    assert run_ranks(1, workers.samples, config, **RUN) == [list(range(8))]
     config.checkpoint.resume = True
     config.training.steps, config.training.global_batch = 4, 2
-    assert run_ranks(1, TARGET + "samples", config, **RUN) == [[8, 9, 10, 11]]
+    assert run_ranks(1, workers.samples, config, **RUN) == [[8, 9, 10, 11]]
     assert manifest.read(tmp_path / "run/checkpoints/step-00000004").samples == 12
     said = (tmp_path / "run/train.log").read_text()
     assert "after step 2, with changes" in said and "training.global_batch 4 -> 2" in said
@@ -142,7 +142,7 @@ def test_another_batch_size_goes_on_with_the_next_sample(text, tmp_path):
 def test_a_checkpoint_that_one_rank_does_not_see_ends_all(text, whole, tmp_path):
     shutil.copytree(whole[0], tmp_path / "run")
     config = tiny(text, tmp_path / "run", checkpoint={"resume": True}, training={"steps": 5})
-    for outcome in observe_ranks(2, TARGET + "unseen", config, **RUN):
+    for outcome in observe_ranks(2, workers.unseen, config, **RUN):
         assert outcome.exit_code != 0 and not outcome.overtime
         assert "cannot be read: No such file or directory" in outcome.error
         assert "every rank has to see it" in outcome.error
@@ -153,7 +153,7 @@ def test_a_finished_run_says_so_and_trains_nothing(text, whole):
     directory, _ = whole
     before = {path: path.stat().st_mtime_ns for path in directory.rglob("*")}
     config = tiny(text, directory, checkpoint={"resume": True})
-    outcomes = observe_ranks(2, TARGET + "run", config, **RUN)
+    outcomes = observe_ranks(2, workers.run, config, **RUN)
     assert [(outcome.exit_code, outcome.result) for outcome in outcomes] == [(0, {}), (0, {})]
     assert "this run is finished" in outcomes[0].output and "raise training.steps" in outcomes[0].output
     assert before == {path: path.stat().st_mtime_ns for path in directory.rglob("*")}
@@ -162,7 +162,7 @@ def test_a_finished_run_says_so_and_trains_nothing(text, whole):
 @pytest.mark.ranks
 def test_a_full_disk_costs_one_checkpoint_and_the_last_one_the_exit_status(text, tmp_path):
     config = tiny(text, tmp_path / "run", checkpoint={"save_every": 1})
-    for ended in run_ranks(2, TARGET + "full_disk", config, [2, 4], **RUN):
+    for ended in run_ranks(2, workers.full_disk, config, [2, 4], **RUN):
         assert "the checkpoint after step 4 could not be saved: File too large" in ended and "\n" not in ended
     said = (tmp_path / "run/train.log").read_text()
     assert "warning: the checkpoint after step 2 could not be saved: File too large" in said
@@ -175,7 +175,7 @@ def test_a_full_disk_costs_one_checkpoint_and_the_last_one_the_exit_status(text,
 @pytest.mark.ranks
 def test_a_mistake_of_the_program_while_saving_keeps_its_traceback(text, tmp_path):
     """On the rank that made it; the other one ends with it, and no line says that a disk was at fault."""
-    first, second = observe_ranks(2, TARGET + "mistaken_save", tiny(text, tmp_path / "run"), **RUN)
+    first, second = observe_ranks(2, workers.mistaken_save, tiny(text, tmp_path / "run"), **RUN)
     assert not first.overtime and not second.overtime
     assert "AttributeError: 'NoneType' object has no attribute 'missing'" in second.error
     assert "None.missing" in second.error and "in wrong" in second.error
@@ -185,7 +185,7 @@ def test_a_mistake_of_the_program_while_saving_keeps_its_traceback(text, tmp_pat
 
 @pytest.mark.ranks
 def test_a_run_directory_without_room_is_the_same_line_on_every_rank(text, tmp_path):
-    for outcome in observe_ranks(2, TARGET + "unwritable_metrics", tiny(text, tmp_path / "run"), **RUN):
+    for outcome in observe_ranks(2, workers.unwritable_metrics, tiny(text, tmp_path / "run"), **RUN):
         assert outcome.exit_code == 1 and not outcome.overtime
         assert "ConfigError" in outcome.error.splitlines()[-1]
         assert "metrics.jsonl cannot be written: No space left on device; make room" in outcome.error
@@ -194,7 +194,7 @@ def test_a_run_directory_without_room_is_the_same_line_on_every_rank(text, tmp_p
 @pytest.mark.ranks
 def test_a_checkpoint_is_saved_before_validation_can_fail(text, tmp_path):
     config = tiny(text, tmp_path / "run", parallel={"pipeline": 1}, training={"steps": 1})
-    (outcome,) = observe_ranks(1, TARGET + "failing_validation", config, **RUN)
+    (outcome,) = observe_ranks(1, workers.failing_validation, config, **RUN)
     assert "no validation" in outcome.error
     assert manifest.read(tmp_path / "run/checkpoints/step-00000001").step == 1
 
@@ -207,11 +207,11 @@ def test_bf16_under_a_v_resumes_with_the_same_bits(text, tmp_path):
         "parallel": {"schedule": "dualpipev"},
     }
     deep = {"model": {"layers": 4}, "moe": {"ffn_hidden_size": 16}, "checkpoint": {"save_every": 1}}
-    whole = run_ranks(2, TARGET + "run", tiny(text, tmp_path / "whole", **half, **deep), **RUN)
+    whole = run_ranks(2, workers.run, tiny(text, tmp_path / "whole", **half, **deep), **RUN)
     config = tiny(text, tmp_path / "cut", **half, **deep)
-    observe_ranks(2, TARGET + "run", config, kwargs={"kill_at": 2}, **RUN)
+    observe_ranks(2, workers.run, config, kwargs={"kill_at": 2}, **RUN)
     config.checkpoint.resume = True
-    for ours, reference in zip(run_ranks(2, TARGET + "run", config, **RUN), whole, strict=True):
+    for ours, reference in zip(run_ranks(2, workers.run, config, **RUN), whole, strict=True):
         assert ours[2] == reference[2]
 
 
@@ -220,4 +220,4 @@ def test_a_block_of_the_longest_stage_trains_beside_shorter_stages(text, tmp_pat
     """Of three layers one rank has two, four sub-layers that are one block; the other has one layer."""
     config = tiny(text, tmp_path / "run", model={"layers": 3}, parallel={"schedule": "1f1b"})
     config.recompute.mode, config.recompute.block_length, config.training.steps = "block", "4", 1
-    assert all(list(saved) == [1] for saved in run_ranks(2, TARGET + "run", config, **RUN))
+    assert all(list(saved) == [1] for saved in run_ranks(2, workers.run, config, **RUN))

@@ -1,5 +1,6 @@
 """The flag that signals raise, in one process: which ones, what is said, what all ranks agree on."""
 
+import os
 import signal
 from types import SimpleNamespace
 
@@ -16,7 +17,7 @@ SAID = "hcmegatron: SIGINT: ending after this step, with a checkpoint; again: at
 @pytest.fixture
 def ranks(monkeypatch):
     """This process as a rank among others: its rank, what the largest of the others says, how often it was asked."""
-    others = SimpleNamespace(rank=0, largest=0, asked=0)
+    others = SimpleNamespace(rank=0, largest=0, asked=0, devices=[])
 
     def all_reduce(number, operation):
         assert operation is torch.distributed.ReduceOp.MAX
@@ -28,6 +29,7 @@ def ranks(monkeypatch):
         get_rank=lambda: others.rank, all_reduce=all_reduce, ReduceOp=torch.distributed.ReduceOp
     )
     monkeypatch.setattr(stopping, "dist", dist)
+    monkeypatch.setattr(stopping, "device", lambda: others.devices.append(1) or torch.device("cpu"))
     yield others
     for number, handler in before.items():
         signal.signal(number, handler)
@@ -40,6 +42,7 @@ def test_a_signal_is_noted_and_agreed_on(ranks, number):
     signal.raise_signal(number)
     assert flag.asked == number and flag.name == ""  # until the others know
     assert flag.agreed() and flag.name == number.name and ranks.asked == 2
+    assert len(ranks.devices) == 2  # where the group's collectives are
     assert flag.agreed() and ranks.asked == 2  # what is agreed on is not asked again
 
 
@@ -80,3 +83,36 @@ def test_a_rank_that_the_command_started_hears_an_interrupt_twice(ranks, capfd):
     silent = StopFlag(launched=True)
     signal.raise_signal(signal.SIGINT)
     assert capfd.readouterr().err == "" and silent.asked == signal.SIGINT
+
+
+@pytest.fixture
+def standard_error():
+    """Puts another descriptor in its place, until the test ends."""
+    kept = os.dup(2)
+    yield lambda descriptor: os.dup2(descriptor, 2)
+    os.dup2(kept, 2)
+    os.close(kept)
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("broken", ["closed", "read by nobody", "full"])
+def test_a_standard_error_that_takes_nothing_keeps_no_signal(ranks, standard_error, broken):
+    """The signal counts, nothing is raised within what it interrupts, and nothing waits for a reader."""
+    reader, writer = os.pipe()
+    standard_error(writer)
+    if broken == "closed":
+        os.close(2)
+    elif broken == "read by nobody":
+        os.close(reader)
+    else:
+        os.set_blocking(writer, False)
+        with pytest.raises(BlockingIOError):
+            while True:
+                os.write(writer, b"x" * 4096)
+        os.set_blocking(writer, True)
+    flag = StopFlag()
+    signal.raise_signal(signal.SIGINT)
+    assert flag.agreed() and flag.name == "SIGINT"
+    os.close(writer)
+    if broken != "read by nobody":
+        os.close(reader)

@@ -6,10 +6,10 @@ import signal
 import pytest
 
 from tests.ranks import observe_ranks, run_ranks
-from tests.training.stop_workers import tiny
+from tests.small_configs import tiny
+from tests.training import stop_workers
 
 RUN = {"preload": ("tests.training.stop_workers",), "process_group": False, "timeout": 240}
-TARGET = "tests.training.stop_workers:"
 ALONE = {"parallel": {"pipeline": 1}}
 
 
@@ -39,7 +39,7 @@ def test_it_ends_after_the_step_in_progress_with_a_checkpoint(
     }
     config = tiny(text, tmp_path / "run", **sections)
     last = saved[-1] if saved else 0
-    for rank in run_ranks(ranks, TARGET + "signalled", config, moment, int(number), last, **RUN):
+    for rank in run_ranks(ranks, stop_workers.signalled, config, moment, int(number), last, **RUN):
         assert rank == {"steps": list(range(1, last + 1)), "saved": saved, "left": 0}
     log = (tmp_path / "run/train.log").read_text()
     how = "continue with checkpoint.resume=true" if saved else "no checkpoint was saved"
@@ -51,7 +51,7 @@ def test_it_ends_after_the_step_in_progress_with_a_checkpoint(
 @pytest.mark.ranks
 def test_a_second_interrupt_ends_at_once(text, tmp_path):
     config = tiny(text, tmp_path / "run", **ALONE)
-    (outcome,) = observe_ranks(1, TARGET + "second_interrupt", config, False, **RUN)
+    (outcome,) = observe_ranks(1, stop_workers.second_interrupt, config, False, **RUN)
     assert outcome.exit_code == -signal.SIGINT and not outcome.overtime
     assert "SIGINT: ending after this step, with a checkpoint; again: at once" in outcome.output
 
@@ -60,7 +60,7 @@ def test_a_second_interrupt_ends_at_once(text, tmp_path):
 def test_an_interrupt_of_ranks_and_command_together_saves(text, tmp_path):
     """Every rank then has it twice: its own, and the one that the command passes on."""
     config = tiny(text, tmp_path / "run", parallel={"pipeline": 2}, training={"steps": 6, "global_batch": 2})
-    run_ranks(2, TARGET + "second_interrupt", config, True, **RUN)
+    run_ranks(2, stop_workers.second_interrupt, config, True, **RUN)
     assert "stopped by SIGINT after step 1; continue" in (tmp_path / "run/train.log").read_text()
     assert (tmp_path / "run/checkpoints/step-00000001").is_dir()
 
@@ -68,7 +68,7 @@ def test_an_interrupt_of_ranks_and_command_together_saves(text, tmp_path):
 @pytest.mark.ranks
 def test_output_that_goes_nowhere_stops_nothing(text, tmp_path):
     config = tiny(text, tmp_path / "run", **ALONE)
-    run_ranks(1, TARGET + "unheard", config, **RUN)
+    run_ranks(1, stop_workers.unheard, config, **RUN)
     log = (tmp_path / "run/train.log").read_text().splitlines()
     assert sum("standard output takes no lines (Broken pipe): training goes on" in line for line in log) == 1
     assert log[-1] == f"run directory: {tmp_path}/run" and log[0] == f"run directory: {tmp_path}/run"
@@ -84,7 +84,7 @@ def test_output_that_goes_nowhere_stops_nothing(text, tmp_path):
 @pytest.mark.ranks
 def test_ranks_that_differ_in_a_setting_never_begin(text, tmp_path):
     config = tiny(text, tmp_path / "run")
-    outcomes = observe_ranks(2, TARGET + "differing", config, ("optimizer", "lr", 0.5), **RUN)
+    outcomes = observe_ranks(2, stop_workers.differing, config, ("optimizer", "lr", 0.5), **RUN)
     for outcome in outcomes:
         assert outcome.exit_code == 1 and not outcome.overtime
         assert "optimizer.lr = 0.003 on rank 0, 0.5 on rank 1; start all ranks" in outcome.error

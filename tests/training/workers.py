@@ -21,29 +21,6 @@ from hcmegatron.training.manifest import NotSaved
 from hcmegatron.training.run import train
 
 
-def tiny(text: Path, directory: Path, **sections: dict) -> Config:
-    """mHC with MLA and MoE, dropout and a MoE router with biases: everything that a checkpoint has to hold."""
-    config = Config()
-    m = config.model
-    m.layers, m.hidden_size, m.heads, m.head_dim, m.ffn_hidden_size = 2, 16, 2, 8, 24
-    m.attention, m.hidden_dropout, m.vocab_multiple = "mla", 0.1, 1
-    config.mla.kv_rank, config.mla.rope_dim = 8, 4
-    e = config.moe
-    e.experts, e.top_k, e.ffn_hidden_size, e.shared_experts, e.first_dense = 4, 2, 12, 1, 1
-    config.connection.n = 2
-    config.parallel.pipeline = 2
-    config.data.paths, config.data.sequence_length, config.data.holdout = [str(text)], 32, 0.1
-    t = config.training
-    t.steps, t.global_batch, t.micro_batch, t.eval_every, t.eval_batches = 4, 2, 1, 0, 1
-    config.optimizer.warmup_steps = 2
-    config.checkpoint.save_every = 2
-    config.run.dir, config.run.tensorboard, config.run.peak_tflops = str(directory), False, 0.01
-    for section, values in sections.items():
-        for key, value in values.items():
-            setattr(getattr(config, section), key, value)
-    return config
-
-
 def run(config: Config, kill_at: int | None = None, kill_in_save: int | None = None) -> dict[int, str]:
     """Train; per saved step, a hash of weights and optimizer state.
 

@@ -193,8 +193,8 @@ def schedules(work: Work) -> None:
     import torch
 
     from schedules import GENERATORS
-    from tests.runtime.test_equality import SIZES, check_in_process
-    from tests.runtime.test_in_process_cuda import LateStage
+    from tests.runtime.equality import SIZES, check_in_process
+    from tests.runtime.stages import LateStage
 
     kinds = {} if work.miniature else {"late on the device": LateStage}
     for size in list(SIZES)[:1] if work.miniature else SIZES:

@@ -12,8 +12,8 @@ from megatron.core import dist_checkpointing
 from megatron.core.tensor_parallel import ColumnParallelLinear, RowParallelLinear
 from megatron.core.transformer.mlp import MLPSubmodules
 from megatron.core.transformer.moe.experts import SequentialMLP
-from tests.layouts.cases import small
 from tests.layouts.network import chunks_of
+from tests.small_configs import small
 
 
 def both(counts: list[int], dtype: str, activation: str) -> dict:

@@ -7,7 +7,7 @@ import torch
 from hcmegatron.model.nodes import MicroBatch, State
 from hcmegatron.platform.distributed import megatron_groups
 from tests.layouts.network import chunks_of
-from tests.model.workers import small_config
+from tests.small_configs import small_config
 
 
 def merges(dispatcher: str) -> tuple[torch.Tensor, torch.Tensor, bool]:

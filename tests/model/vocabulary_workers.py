@@ -6,7 +6,7 @@ from hcmegatron.config.schema import Config
 from hcmegatron.model.gpt import unwrap
 from hcmegatron.platform.distributed import megatron_groups
 from tests.layouts import network
-from tests.layouts.cases import VOCAB
+from tests.small_configs import VOCAB
 
 
 def steps(configs: list[Config]) -> list[tuple[float, float, float, int]]:

@@ -12,8 +12,8 @@ from hcmegatron.model.deferred import separate_weight_gradients
 from hcmegatron.model.gpt import unwrap
 from hcmegatron.platform.distributed import megatron_groups
 from hcmegatron.training.model import wrap
-from tests.layouts.cases import small
 from tests.layouts.network import Batches, chunks_of
+from tests.small_configs import small
 
 
 class Matmuls(TorchDispatchMode):

@@ -1,0 +1,89 @@
+"""When a run saves, and what it says then, without a model."""
+
+from types import SimpleNamespace
+
+import pytest
+
+from hcmegatron.config import Config
+from hcmegatron.training.manifest import NotSaved, Position
+from hcmegatron.training.observer import End, Step
+from hcmegatron.training.saving import Saving
+from hcmegatron.training.step import StepResult
+
+
+class Checkpoints:
+    """Notes what it is asked to save; at the steps `failing` it cannot, at those in `there` it had done so before."""
+
+    def __init__(self, failing=(), there=()):
+        self.asked, self.failing, self.there = [], failing, there
+        self.saved, self.failed = None, None
+
+    def save(self, at, keep_older=False):
+        self.asked.append((at, keep_older))
+        self.failed = "step is not saved" if at.step in self.failing else None
+        if not self.failed and at.step not in self.there:
+            self.saved = at
+        return [f"saving {at.step}", "as usual"]
+
+
+def saved(steps, every=0, skipped=(), end=None, of=None, **checkpoints):
+    """What a run of `of` steps, of which these are done, asked for and said, and of what others were told."""
+    config = Config()
+    config.training.steps, config.checkpoint.save_every = of or steps[-1], every
+    said, told = [], []
+    run = SimpleNamespace(
+        config=config,
+        checkpoints=Checkpoints(**checkpoints),
+        log=SimpleNamespace(say=lambda *lines: said.extend(lines)),
+        observers=SimpleNamespace(on_checkpoint=told.append),
+    )
+    saving = Saving(run)
+    for number in steps:
+        samples = range(10 * number - 10, 10 * number)
+        saving.on_step(Step(number, StepResult(1.0, 1.0, number not in skipped, samples, 0.0), 1e-3, 1.0))
+    if end:
+        saving.on_end(end)
+    return [(at.step, at.samples, older) for at, older in run.checkpoints.asked], said, told
+
+
+def test_every_so_many_steps_and_at_the_end():
+    asked, said, told = saved([1, 2, 3, 4, 5], every=2, end=End(5))
+    assert asked == [(2, 20, False), (4, 40, False), (5, 50, False)]
+    assert said == ["saving 2", "as usual", "saving 4", "as usual", "saving 5", "as usual"]
+    assert told == [Position(2, 20), Position(4, 40), Position(5, 50)]
+
+
+def test_what_was_there_before_is_not_told_of():
+    assert saved([1, 2], every=1, there=[1])[2] == [Position(2, 20)]
+    assert saved([1], there=[1])[2] == []
+    assert saved([1, 2], every=1, there=[2])[2] == [Position(1, 10)]
+
+
+def test_a_skipped_step_saves_nothing_but_at_the_end_what_was_before_it():
+    asked, _, told = saved([1, 2, 3, 4], every=2, skipped=[2, 4])
+    assert asked == [(3, 30, True)] and told == [Position(3, 30)]
+    assert saved([1, 2], skipped=[1, 2])[0] == []  # nothing but what the run began with
+
+
+def test_a_signal_saves_what_it_cuts_off_and_says_how_to_go_on():
+    asked, said, _ = saved([1, 2, 3], of=9, end=End(3, "SIGTERM"))
+    assert asked == [(3, 30, False)]
+    assert said[-1] == "stopped by SIGTERM after step 3; continue with checkpoint.resume=true"
+    asked, said, _ = saved([1, 2, 3], of=3, end=End(3, "SIGTERM"))  # it was the last anyway
+    assert asked == [(3, 30, False)] and said[-1] == "as usual"
+    asked, said, _ = saved([1, 2, 3], of=9, skipped=[3], end=End(3, "SIGTERM"))
+    assert asked == [(2, 20, True)]
+
+
+def test_nothing_is_saved_after_an_error_or_before_the_end():
+    assert saved([1, 2], of=9, end=End(2, "SIGTERM", RuntimeError()))[0] == []
+    assert saved([1, 2], of=9, end=End(2))[0] == []
+
+
+def test_the_last_checkpoint_that_failed_ends_the_run():
+    with pytest.raises(
+        NotSaved, match=r"^step is not saved; make room and continue with checkpoint.resume=true$"
+    ):
+        saved([1, 2], failing=[2], end=End(2))
+    assert saved([1, 2], every=1, failing=[1], end=End(2))[2] == [Position(2, 20)]  # a later one was
+    saved([1], failing=[1], end=End(1, error=RuntimeError()))  # what was raised first stands
