@@ -35,8 +35,10 @@ endif
 train: $(READY)
 	$(BIN)/hcmegatron train configs/quickstart.yaml
 
+# Two processes that share the test files out, then alone what measures time or needs the GPU.
 test: $(READY)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m 'not alone and not cuda'; others=$$?; \
+	$(BIN)/python -m pytest -m 'alone or cuda' && exit $$others
 
 lint: $(READY)
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/lint-imports
