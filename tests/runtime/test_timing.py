@@ -15,6 +15,7 @@ from tests.ranks import run_ranks
 from tests.runtime.workers import CPU
 from tools.bench_link import Setting
 
+pytestmark = pytest.mark.alone
 PRELOAD = ("torch.distributed", "tests.runtime.workers", "tools.bench_link")
 
 

@@ -15,6 +15,8 @@ from tests.ranks import observe_ranks
 from tests.runtime.stages import stages_of
 from tests.runtime.workers import _fail, _Misbehaving, _stall, runtime
 
+pytestmark = pytest.mark.alone
+
 RANKS, LIMIT = 4, 4.0
 
 
