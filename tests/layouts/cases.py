@@ -24,6 +24,8 @@ def small(architecture: str, connection: str, **parallel: object) -> Config:
         config.moe.shared_experts, config.moe.first_dense = 1, 1
         config.moe.z_loss, config.moe.sequence_aux_loss = 1e-3, 1e-3
     config.connection.kind, config.connection.n = connection, 4
+    if connection == "mhc":
+        config.connection.sinkhorn_iterations = 3  # of 20, which would be most of a step's operations
     config.data.sequence_length = 16
     config.training.global_batch, config.training.micro_batch = 4, 1
     config.training.steps = 100

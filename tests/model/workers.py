@@ -36,6 +36,8 @@ def small_config(kind: str, moe: bool, **sections: dict) -> Config:
     m.layers, m.hidden_size, m.heads, m.query_groups, m.ffn_hidden_size = 4, 32, 4, 2, 48
     m.vocab_multiple = 1
     config.connection.kind, config.connection.n = kind, 1 if kind == "residual" else 4
+    if kind == "mhc":
+        config.connection.sinkhorn_iterations = 3  # of 20, which would be most of a step's operations
     config.data.sequence_length, config.training.micro_batch = S, 2
     if moe:
         m.attention, m.query_groups, m.head_dim = "mla", None, 8

@@ -30,7 +30,7 @@ def tiny(text: Path, directory: Path, **sections: dict) -> Config:
     config.mla.kv_rank, config.mla.rope_dim = 8, 4
     e = config.moe
     e.experts, e.top_k, e.ffn_hidden_size, e.shared_experts, e.first_dense = 4, 2, 12, 1, 1
-    config.connection.n = 2
+    config.connection.n, config.connection.sinkhorn_iterations = 2, 3
     config.parallel.pipeline = 2
     config.data.paths, config.data.sequence_length, config.data.holdout = [str(text)], 32, 0.1
     t = config.training
