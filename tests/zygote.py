@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import ctypes
 import faulthandler
+import gc
 import importlib
 import os
 import pickle
@@ -101,6 +102,7 @@ def _serve(connection: Connection, branch: Branch) -> None:
             if ":" in name:
                 loaded()
         _import_what_torch_puts_off()
+        gc.freeze()  # or every rank's collections go through all that was imported, and copy its pages
     except BaseException:
         traceback.print_exc()
         os._exit(1)
