@@ -62,7 +62,12 @@ def _of_the_process():
     coming = ("PYTEST_CURRENT_TEST", "TORCHINDUCTOR_CACHE_DIR")  # pytest's own; torch's, at an import
     found = {f"environment {name}": value for name, value in os.environ.items() if name not in coming}
     found |= {f"signal {number}": signal.getsignal(number) for number in range(1, signal.SIGSYS)}
-    rooms = ("hcmegatron", "schedules", "tools", "megatron")  # elsewhere modules replace themselves when first used
+    rooms = (
+        "hcmegatron",
+        "schedules",
+        "tools",
+        "megatron",
+    )  # elsewhere modules replace themselves when first used
     found |= {f"module {n}": m for n, m in sys.modules.items() if n.partition(".")[0] in rooms}
     handlers = [h for h in logging.getLogger().handlers if not type(h).__module__.startswith("_pytest")]
     return found | {
