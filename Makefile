@@ -35,8 +35,12 @@ endif
 train: $(READY)
 	$(BIN)/hcmegatron train configs/quickstart.yaml
 
+# Two processes share the test files out; then, alone, what measures time or needs the GPU. A process that a hanging
+# test has ended is not replaced: the new one would begin with the same test.
+SHARED := -n 2 --dist loadfile --no-loadscope-reorder --max-worker-restart 0
 test: $(READY)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(SHARED) -m 'not alone and not cuda'; others=$$?; \
+	$(BIN)/python -m pytest -m 'alone or cuda' && exit $$others
 
 lint: $(READY)
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/lint-imports

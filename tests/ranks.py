@@ -11,18 +11,22 @@ from __future__ import annotations
 import atexit
 import os
 import pickle
+import select
 import shutil
+import signal
 import socket
 import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
+from multiprocessing.reduction import send_handle
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
-from tests.zygote import Ending, Request
+from tests.zygote import Branch, Ending, Request
 
 ROOT = Path(__file__).resolve().parent.parent
 PRELOAD = ("torch.distributed",)
@@ -87,8 +91,8 @@ def observe_ranks(
     tests (a stub, an emulation), its name, ``package.module:function``. ``args``, ``kwargs`` and what the target
     returns travel by pickle. After ``timeout`` seconds, or ``grace`` seconds after the first rank ended with a non-zero
     code, the remaining ranks write their stacks and are killed. ``preload`` lists modules (``module``, or
-    ``module:function`` to call) that the zygote imports once, in order; one zygote is kept per list. RANK, WORLD_SIZE,
-    LOCAL_RANK, MASTER_ADDR and MASTER_PORT are set, and ``env`` on top; the default gloo group exists unless
+    ``module:function`` to call) that the zygote imports once, in order; one zygote is kept per list, forked from a
+    first one that imported torch. RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT are set, and ``env`` on top; the default gloo group exists unless
     ``process_group`` is False.
     """
     directory = Path(tempfile.mkdtemp(prefix="ranks-"))
@@ -104,7 +108,7 @@ def observe_ranks(
             sys_path=list(sys.path),
             env=dict(env or {}),
         )
-        endings = _Zygote.of(tuple(preload)).run(request)
+        endings = _Zygotes.of(tuple(preload)).run(request)
         return [_outcome(rank, ending, directory) for rank, ending in enumerate(endings)]
     finally:
         shutil.rmtree(directory, ignore_errors=True)
@@ -123,48 +127,33 @@ def _outcome(rank: int, ending: Ending, directory: Path) -> Outcome:
     return Outcome(rank, ending.exit_code, ending.overtime, result, error, output, stacks)
 
 
+# Ranks compute on the CPU. On a machine with GPUs, asking for one would start CUDA in the zygote, and a process that
+# has started it cannot be forked.
+_FIXED = {name: "1" for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
+_FIXED |= {"CUDA_VISIBLE_DEVICES": "", "PYTORCH_NVML_BASED_CUDA_CHECK": "1", "GLOO_SOCKET_IFNAME": "lo"}
+
+
+def _environment() -> dict[str, str]:
+    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    return {**os.environ, **_FIXED, "PYTHONPATH": path}
+
+
 class _Zygote:
-    """The pytest side of one zygote process."""
+    """The pytest side of one zygote process: the first, or one that the first forked."""
 
-    _running: dict[tuple[str, ...], _Zygote] = {}  # noqa: RUF012, one per list of preloaded modules
-
-    @classmethod
-    def of(cls, preload: tuple[str, ...]) -> _Zygote:
-        zygote = cls._running.get(preload)
-        if zygote is None or zygote.process.poll() is not None:
-            zygote = cls._running[preload] = cls(preload)
-        return zygote
-
-    def __init__(self, preload: tuple[str, ...]) -> None:
-        here, there = socket.socketpair()
-        path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-        fixed = {name: "1" for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
-        # Ranks compute on the CPU. On a machine with GPUs, asking for one would start CUDA in the zygote, and a
-        # process that has started it cannot be forked.
-        fixed |= {"CUDA_VISIBLE_DEVICES": "", "PYTORCH_NVML_BASED_CUDA_CHECK": "1"}
-        self.log = tempfile.TemporaryFile()  # noqa: SIM115, lives as long as the process
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "tests.zygote", str(there.fileno()), *preload],
-            cwd=ROOT,
-            env={**os.environ, **fixed, "PYTHONPATH": path, "GLOO_SOCKET_IFNAME": "lo"},
-            pass_fds=[there.fileno()],
-            stdin=subprocess.DEVNULL,
-            stdout=self.log,
-            stderr=self.log,
-        )
-        there.close()
-        self.connection = Connection(here.detach())
-        atexit.register(self.stop)
-        self._receive(timeout=120.0)
+    def __init__(self, connection: Connection, pid: int, log: BinaryIO) -> None:
+        self.connection, self.pid, self.log = connection, pid, log
+        self.log_start = os.fstat(log.fileno()).st_size
+        self.receive(timeout=120.0)
 
     def run(self, request: Request) -> list[Ending]:
         self.connection.send(request)
-        answer = self._receive(request.timeout + 30.0)
+        answer = self.receive(request.timeout + 30.0)
         if isinstance(answer, str):
             raise RuntimeError(answer)
         return answer
 
-    def _receive(self, timeout: float) -> Any:
+    def receive(self, timeout: float) -> Any:
         try:
             if self.connection.poll(timeout):
                 return self.connection.recv()
@@ -172,14 +161,59 @@ class _Zygote:
         except EOFError:
             what = "has died"
         self.stop()
-        self.log.seek(0)
-        raise RuntimeError(f"the zygote {what}; it said:\n{self.log.read().decode(errors='replace')}")
+        said = os.pread(self.log.fileno(), 1 << 20, self.log_start).decode(errors="replace")
+        raise RuntimeError(f"the zygote {what}; it said:\n{said}")
 
     def stop(self) -> None:
         """Ends the process, and through it every rank that it may still have."""
         self.connection.close()
-        try:
-            self.process.wait(timeout=5)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait()
+        with suppress(ProcessLookupError):  # it has ended, and its parent has collected it
+            ended = os.pidfd_open(self.pid)
+            if not select.select([ended], [], [], 5)[0]:
+                os.kill(self.pid, signal.SIGKILL)
+            os.close(ended)
+
+
+class _Zygotes:
+    """The first zygote process, and by list of modules the one forked from it."""
+
+    _running: _Zygotes | None = None
+
+    @classmethod
+    def of(cls, preload: tuple[str, ...]) -> _Zygote:
+        if cls._running is None or cls._running.process.poll() is not None:
+            cls._running = cls()
+        branches = cls._running.branches
+        if preload not in branches or branches[preload].connection.closed:
+            branches[preload] = cls._running._branch(preload)
+        return branches[preload]
+
+    def __init__(self) -> None:
+        self.branches: dict[tuple[str, ...], _Zygote] = {}
+        log = tempfile.TemporaryFile()  # noqa: SIM115, lives as long as the process
+        here, there = socket.socketpair()
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "tests.zygote", str(there.fileno())],
+            cwd=ROOT,
+            env=_environment(),
+            pass_fds=[there.fileno()],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+        )
+        there.close()
+        self.first = _Zygote(Connection(here.detach()), self.process.pid, log)
+        atexit.register(self.stop)
+
+    def _branch(self, preload: tuple[str, ...]) -> _Zygote:
+        here, there = socket.socketpair()
+        self.first.connection.send(Branch(preload, _environment()))
+        send_handle(self.first.connection, there.fileno(), self.process.pid)
+        there.close()
+        pid = self.first.receive(timeout=120.0)
+        return _Zygote(Connection(here.detach()), pid, self.first.log)
+
+    def stop(self) -> None:
+        for zygote in (*self.branches.values(), self.first):
+            zygote.stop()
+        self.process.wait()

@@ -12,6 +12,7 @@ from hcmegatron.config.schema import Config
 
 VOCAB = 261  # of small
 SEQUENCE_LENGTH = 16  # of small_config
+ITERATIONS = 3  # of Sinkhorn's 20, which would be most of a step's operations
 
 
 def put(config: Config, **sections: dict) -> Config:
@@ -38,6 +39,8 @@ def small(architecture: str, connection: str, **parallel: object) -> Config:
         config.moe.shared_experts, config.moe.first_dense = 1, 1
         config.moe.z_loss, config.moe.sequence_aux_loss = 1e-3, 1e-3
     config.connection.kind, config.connection.n = connection, 4
+    if connection == "mhc":
+        config.connection.sinkhorn_iterations = ITERATIONS
     config.data.sequence_length = 16
     config.training.global_batch, config.training.micro_batch = 4, 1
     config.training.steps = 100
@@ -55,6 +58,8 @@ def small_config(kind: str, moe: bool, **sections: dict) -> Config:
     m.layers, m.hidden_size, m.heads, m.query_groups, m.ffn_hidden_size = 4, 32, 4, 2, 48
     m.vocab_multiple = 1
     config.connection.kind, config.connection.n = kind, 1 if kind == "residual" else 4
+    if kind == "mhc":
+        config.connection.sinkhorn_iterations = ITERATIONS
     config.data.sequence_length, config.training.micro_batch = SEQUENCE_LENGTH, 2
     if moe:
         m.attention, m.query_groups, m.head_dim = "mla", None, 8
@@ -74,7 +79,7 @@ def tiny(text: Path, directory: Path, **sections: dict) -> Config:
     config.mla.kv_rank, config.mla.rope_dim = 8, 4
     e = config.moe
     e.experts, e.top_k, e.ffn_hidden_size, e.shared_experts, e.first_dense = 4, 2, 12, 1, 1
-    config.connection.n = 2
+    config.connection.n, config.connection.sinkhorn_iterations = 2, ITERATIONS
     config.parallel.pipeline = 2
     config.data.paths, config.data.sequence_length, config.data.holdout = [str(text)], 32, 0.1
     t = config.training

@@ -1,8 +1,9 @@
-"""The process that ranks are forked from: started fresh, imports done once, never more than one thread.
+"""The processes that ranks are forked from: started fresh, imports done once, never more than one thread.
 
 Importing torch takes seconds and Megatron more; a fork takes milliseconds. A process that has used torch's
-thread pool cannot be forked (the child hangs in its first matmul), so pytest itself never forks. This process
-reads requests from a connection, forks the ranks, waits for all of them and answers with how each ended. What
+thread pool cannot be forked (the child hangs in its first matmul), so pytest itself never forks. The first of these
+processes imports torch; for each list of modules that ranks need, it forks one that imports them. That one reads
+requests from a connection, forks the ranks, waits for all of them and answers with how each ended. What
 ranks print and return goes through files in the request's directory. Started by ``tests.ranks``.
 """
 
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 import ctypes
 import faulthandler
+import gc
 import importlib
 import os
 import pickle
@@ -21,10 +23,20 @@ import time
 import traceback
 from dataclasses import dataclass, field
 from datetime import timedelta
+from functools import partial
 from multiprocessing.connection import Connection
+from multiprocessing.reduction import recv_handle
 from pathlib import Path
 
 _PR_SET_PDEATHSIG = 1
+
+
+@dataclass(frozen=True)
+class Branch:
+    """Asks for a process with the modules of ``preload``, under the environment ``env``."""
+
+    preload: tuple[str, ...]
+    env: dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -57,28 +69,69 @@ def resolve(name: str):
     return getattr(loaded, function) if function else loaded
 
 
-def main(connection_fd: int, preload: list[str]) -> None:
+def main(connection_fd: int) -> None:
+    """Forks a process for every list of modules asked for, and answers with its number."""
     _die_with_parent(os.getppid())
     connection = Connection(connection_fd)
     import torch
-    import torch.fx.experimental.symbolic_shapes  # or every rank does in its first backward, for seconds
 
     torch.set_num_threads(1)
-    for name in preload:
-        loaded = resolve(name)
-        if ":" in name:
-            loaded()
+    _import_what_torch_puts_off()
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for these processes
     connection.send("ready")
-    while True:
-        try:
-            request = connection.recv()
-        except EOFError:
-            return
+    first = os.getpid()
+    for branch in iter(partial(_received, connection), None):
+        fd = recv_handle(connection)
+        pid = os.fork()
+        if pid == 0:
+            connection.close()
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            _die_with_parent(first)
+            _serve(Connection(fd), branch)
+            os._exit(0)
+        os.close(fd)
+        connection.send(pid)
+
+
+def _serve(connection: Connection, branch: Branch) -> None:
+    os.environ.clear()
+    os.environ.update(branch.env)
+    try:
+        for name in branch.preload:
+            loaded = resolve(name)
+            if ":" in name:
+                loaded()
+        _import_what_torch_puts_off()
+        gc.freeze()  # or every rank's collections go through all that was imported, and copy its pages
+    except BaseException:
+        traceback.print_exc()
+        os._exit(1)
+    connection.send("ready")
+    for request in iter(partial(_received, connection), None):
         threads = len(os.listdir("/proc/self/task"))
         if threads > 1:
-            connection.send(f"{threads} threads after importing {preload}: not safe to fork")
+            connection.send(f"{threads} threads after importing {branch.preload}: not safe to fork")
             continue
         connection.send(_run(request, connection))
+
+
+def _received(connection: Connection) -> Branch | Request | None:
+    """None once pytest has closed its end."""
+    try:
+        return connection.recv()
+    except EOFError:
+        return None
+
+
+def _import_what_torch_puts_off() -> None:
+    """Or every rank imports it for itself: in its first backward, and in its optimizer's first step.
+
+    The second brings Triton along, which decides at its import whether to interpret: not before that is known.
+    """
+    import torch.fx.experimental.symbolic_shapes
+
+    if "triton" in sys.modules or "TRITON_INTERPRET" in os.environ:
+        import torch._dynamo  # noqa: F401
 
 
 def _die_with_parent(parent: int) -> None:
@@ -207,4 +260,4 @@ if __name__ == "__main__":
     # As a module, so that the requests unpickle into the class that this process knows.
     from tests import zygote
 
-    zygote.main(int(sys.argv[1]), sys.argv[2:])
+    zygote.main(int(sys.argv[1]))

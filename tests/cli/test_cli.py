@@ -8,6 +8,7 @@ import sys
 import textwrap
 import types
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
@@ -26,11 +27,13 @@ LAUNCHERS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "TORCHELASTIC", "OMPI_", "PMI",
 
 @pytest.fixture(autouse=True)
 def _alone(monkeypatch, tmp_path):
-    """In an empty directory, without a launcher."""
-    for name in list(os.environ):
-        if name.startswith(LAUNCHERS):
-            monkeypatch.delenv(name)
+    """In an empty directory, without a launcher; what the program sets in the environment is taken back."""
     monkeypatch.chdir(tmp_path)
+    with mock.patch.dict(os.environ):
+        for name in list(os.environ):
+            if name.startswith(LAUNCHERS):
+                del os.environ[name]
+        yield
 
 
 def program(*arguments, **environ):

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import wraps
 from typing import Any, NamedTuple
@@ -19,7 +19,6 @@ import torch
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from hcmegatron.platform.cpu import FACTORIES
 from tests.emulated.streams import DEVICE, Event
@@ -97,6 +96,15 @@ class PinnedMemory:
 PINNED = PinnedMemory()
 
 
+def _tensors(values: Iterable[Any]) -> Iterator[Tensor]:
+    """Of an operation's arguments or results, which nest in lists only: tree_leaves takes as long as the operation."""
+    for value in values:
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, (list, tuple)):
+            yield from _tensors(value)
+
+
 class Watching(TorchDispatchMode):
     """Follows every operation inside.
 
@@ -113,7 +121,7 @@ class Watching(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         kwargs = kwargs or {}
         name = str(func)
-        read = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        read = list(_tensors((*args, *kwargs.values())))
         ours = [HOST.has(tensor) for tensor in read]  # before: what it overwrites may be what it makes
         result = func(*args, **kwargs)
         overload = name.rpartition(".")[0] if name.count(".") > 1 else name
@@ -127,10 +135,9 @@ class Watching(TorchDispatchMode):
                 self.wait(overload)
             if any(own and tensor.dim() for own, tensor in zip(ours, read, strict=True)):
                 self.mixed[f"{name} at {_where()}"] += 1
-        elif overload not in WAIT:
-            for made in tree_leaves(result):
-                if isinstance(made, Tensor) and (read or (_FACTORIES and _FACTORIES[-1])):
-                    HOST.add(made)
+        elif overload not in WAIT and (read or (_FACTORIES and _FACTORIES[-1])):
+            for made in _tensors((result,)):
+                HOST.add(made)
         if not (func.is_view or name.startswith(NOT_LAUNCHED) or (all(ours) and read)):
             launched()
         return result

@@ -67,7 +67,8 @@ def test_gradients_are_those_of_local_layers(cases):
             assert local.engine == {} and engine.local == 0 and engine.engine, name
             grouped = cases[name][0] == "moe" and cases[name][2].get("moe.grouped", True)
             assert grouped == ("TEColumnParallelGroupedLinear" in engine.engine), name
-            assert engine.loss == local.loss, name
+            loss = pytest.approx(local.loss, rel=1e-6) if name in ROUNDED else local.loss
+            assert engine.loss == loss, name
             assert engine.norm == pytest.approx(local.norm, rel=1e-6), name
             if name in ROUNDED:
                 continue

@@ -9,7 +9,7 @@ import pytest
 from tests.ranks import observe_ranks
 from tests.small_configs import tiny
 
-pytestmark = pytest.mark.ranks
+pytestmark = [pytest.mark.ranks, pytest.mark.alone]
 
 LIMIT = 8
 

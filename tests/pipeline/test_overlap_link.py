@@ -16,6 +16,7 @@ SETTING = Setting(ranks=2, microbatches=6, unit=0.006)
 
 
 @pytest.mark.ranks
+@pytest.mark.alone
 def test_an_fb_hides_its_communication():
     """All-to-alls cost as much as attention, hops a quarter of F, chunks of four MoE layers. Other load on the machine
     only ever adds time, so one attempt near the prediction is proof."""

@@ -16,6 +16,7 @@ from tests.runtime import workers
 from tests.runtime.workers import CPU
 from tools.bench_link import Setting
 
+pytestmark = pytest.mark.alone
 PRELOAD = ("torch.distributed", "tests.runtime.workers", "tools.bench_link")
 
 

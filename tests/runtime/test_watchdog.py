@@ -16,6 +16,8 @@ from tests.runtime import workers
 from tests.runtime.stages import stages_of
 from tests.runtime.workers import _fail, _Misbehaving, _stall, runtime
 
+pytestmark = pytest.mark.alone
+
 RANKS, LIMIT = 4, 4.0
 
 
