@@ -23,6 +23,7 @@ from hcmegatron.config.types import flatten
 from hcmegatron.platform import adam
 from hcmegatron.platform.together import PeerFailed, gathered, in_one_line
 from hcmegatron.training import manifest
+from hcmegatron.training.checksums import File, summed
 from hcmegatron.training.manifest import Manifest, Position
 from hcmegatron.training.model import gather_parameters
 from hcmegatron.training.pieces import FAULTS, cause, read, reason, shapes, write
@@ -55,20 +56,19 @@ def depends_on() -> dict[str, Any]:
 
 
 def verify(start: Start) -> None:
-    """Compare every file of a checkpoint with its checksum, each rank some of them. Collective.
+    """Compare every file of a checkpoint with its checksums, each rank a share of the blocks. Collective.
 
     Raises:
         ConfigError: one is not as it was written; on every rank, whichever found it.
     """
-    mine = sorted(start.manifest.files)[dist.get_rank() :: dist.get_world_size()]
-    fault = None
+    fault: ConfigError | None = None
     try:
-        manifest.verify(start.path, start.manifest, mine)
+        manifest.verify(start.path, start.manifest, slice(dist.get_rank(), None, dist.get_world_size()))
     except ConfigError as error:
-        fault = str(error)
+        fault = error
     for found in gathered(fault):
         if found is not None:
-            raise ConfigError(found)
+            raise found
 
 
 class Checkpoints:
@@ -122,7 +122,7 @@ class Checkpoints:
             stored = _everywhere(lambda: shapes(start.path), _unreadable)
         except NotDone as error:
             raise ConfigError(
-                f"checkpoint {start.path} cannot be read: {error}; every rank has to see it"
+                f"checkpoint {start.path} cannot be read: {error}; every rank has to see it whole"
             ) from None
         try:
             for pieces in to_load(self.chunks, self.optimizer):
@@ -142,9 +142,9 @@ class Checkpoints:
         pieces = _everywhere(lambda: list(to_save(self.chunks, self.optimizer)))
         _everywhere(lambda: write(pieces, partial))
 
-        def read_back() -> tuple[dict[str, manifest.File], int]:
+        def read_back() -> tuple[dict[str, File], int]:
             mine = [file.name for file in partial.glob(f"__{rank}_*")] + [".metadata"] * first
-            return manifest.checksums(partial, mine), max(map(adam.updates, self._inner()), default=0)
+            return summed(partial, mine), max(map(adam.updates, self._inner()), default=0)
 
         everyones = gathered(_everywhere(read_back))
         files = {name: file for found, _ in everyones for name, file in found.items()}

@@ -9,8 +9,9 @@ import pytest
 
 from hcmegatron.config import Config, ConfigError
 from hcmegatron.config.types import flatten, leaves
-from hcmegatron.training import manifest, resume
-from hcmegatron.training.manifest import File, Manifest, Position
+from hcmegatron.training import checksums, manifest, resume
+from hcmegatron.training.checksums import File
+from hcmegatron.training.manifest import Manifest, Position
 from hcmegatron.training.resume import RULE_OF, Rule
 
 HERE = {"ranks": 2, "torch": "2.13.0"}
@@ -30,7 +31,7 @@ def saved(directory: Path, config: Config, step=4, **changes) -> Path:
     path = directory / "checkpoints" / manifest.name(step)
     path.mkdir(parents=True)
     (path / "__0_0.distcp").write_bytes(b"weights")
-    files = manifest.checksums(path, ["__0_0.distcp"])
+    files = checksums.summed(path, ["__0_0.distcp"])
     replace(Manifest(step, 16 * step, step, flatten(config), "text", HERE, files), **changes).write(path)
     return path
 
@@ -162,8 +163,8 @@ def test_resuming_before_the_first_checkpoint_begins_and_says_so(tmp_path):
         ("null", "is not a manifest"),
         ("[" * 10**5, "is not JSON"),
         (b"\xff", "is not JSON"),
-        ('{"files": {}, "step": 4}', "is of format 1, and this program reads formats 1 and 2"),
-        ('{"files": {}, "format": 3}', "is of format 3"),
+        ('{"files": {}, "step": 4}', "is of format 1, and this program reads formats 1 to 3"),
+        ('{"files": {}, "format": 4}', "is of format 4"),
         ('{"files": {}, "format": 2}', "is not as it was written"),
     ],
 )
@@ -184,7 +185,7 @@ def test_the_first_format_is_continued_with_a_word_on_what_it_does_not_say(tmp_p
     assert found.position == Position(4, 32) and found.manifest.updates == 4
     assert found.says[0].endswith("after step 4, with changes")
     assert "is of format 1: it has no checksums to verify" in found.says[1] and len(found.says) == 2
-    manifest.verify(path, found.manifest, found.manifest.files)
+    manifest.verify(path, found.manifest)
     assert "model.layers = 4 there, 5 here" in refused(made(model={"layers": 5}), tmp_path)
     (path / "__0_0.distcp").write_bytes(b"weight")
     assert "__0_0.distcp has 6 bytes, 7 were written" in refused(config, tmp_path)
@@ -206,13 +207,53 @@ def test_a_flipped_bit_is_found_by_its_checksum(tmp_path):
     path = saved(tmp_path, made())
     written = manifest.read(path)
     assert written.files["__0_0.distcp"].bytes == 7
-    manifest.verify(path, written, written.files)
+    manifest.verify(path, written)
     (path / "__0_0.distcp").write_bytes(b"weightr")
-    with pytest.raises(ConfigError, match="its checksum differs"):
-        manifest.verify(path, written, written.files)
+    with pytest.raises(ConfigError, match="is not as it was written .* differs"):
+        manifest.verify(path, written)
     (path / "__0_0.distcp").unlink()
     with pytest.raises(ConfigError, match="No such file or directory; every rank has to see it"):
-        manifest.verify(path, written, written.files)
+        manifest.verify(path, written)
+
+
+def test_every_block_has_a_checksum_and_the_damaged_one_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(checksums, "BLOCK", 5)
+    (tmp_path / "a").write_bytes(b"123456789")
+    (tmp_path / "empty").write_bytes(b"")
+    found = checksums.summed(tmp_path, ["a", "empty"])
+    assert found == {"a": File(9, ("cbf53a1c", "9dbabf87")), "empty": File(0, ())}
+    assert checksums.differing(tmp_path, found) is None
+    (tmp_path / "a").write_bytes(b"123456788")
+    said = "a is not as it was written (the checksum of bytes 5 to 9 differs)"
+    assert checksums.differing(tmp_path, found) == said
+    assert checksums.differing(tmp_path, found, slice(0, None, 2)) is None  # the other rank's block
+    assert checksums.differing(tmp_path, found, slice(1, None, 2)) == said
+
+
+def test_the_second_format_is_verified_by_its_own_checksums(tmp_path):
+    path = saved(tmp_path, made())
+    content = json.loads((path / "manifest.json").read_text())
+    del content["blake2b"]
+    whole = "873ac3c6df553eaa62331fd4ff9b521a"
+    content |= {"format": 2, "files": {"__0_0.distcp": {"bytes": 7, "blake2b": whole}}}
+    (path / "manifest.json").write_text(json.dumps({**content, "blake2b": manifest._digest(content)}))
+    found = start(made(), tmp_path)
+    assert found.says == (f"continuing from {path} after step 4, bit for bit",)
+    manifest.verify(path, found.manifest)
+    (path / "__0_0.distcp").write_bytes(b"weightr")
+    with pytest.raises(ConfigError, match="is not as it was written .* differs"):
+        manifest.verify(path, found.manifest)
+
+
+@pytest.mark.parametrize(
+    "files", [{"../x": {"bytes": 1}}, {"x": {"bytes": 1, "crc32": []}}, {"x": {"size": 1}}, {"x": 1}]
+)
+def test_a_manifest_that_somebody_made_up_is_refused(files, tmp_path):
+    path = saved(tmp_path, made())
+    content = json.loads((path / "manifest.json").read_text()) | {"files": files}
+    del content["blake2b"]
+    (path / "manifest.json").write_text(json.dumps({**content, "blake2b": manifest._digest(content)}))
+    assert "is corrupt: manifest.json" in refused(made(), tmp_path)
 
 
 def test_places_of_checkpoints(tmp_path):
@@ -289,7 +330,5 @@ def test_what_a_killed_run_left_is_removed_and_what_is_whole_kept(tmp_path):
     saved(tmp_path / "again", made()).rename(path)
     manifest.tidy(path.parent)
     assert list(path.parent.iterdir()) == [path]
-    assert json.loads((path / "manifest.json").read_text())["format"] == 2
-    assert manifest.read(path).files == {
-        "__0_0.distcp": File(7, manifest.read(path).files["__0_0.distcp"][1])
-    }
+    assert json.loads((path / "manifest.json").read_text())["format"] == 3
+    assert manifest.read(path).files == {"__0_0.distcp": File(7, ("1ad27358",))}

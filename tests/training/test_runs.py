@@ -25,7 +25,7 @@ def error_of(config, ranks=2):
     outcomes = observe_ranks(ranks, TARGET + "run", config, **RUN)
     assert all(outcome.exit_code != 0 for outcome in outcomes)
     lines = outcomes[0].error.strip().splitlines()
-    assert "ConfigError" in lines[-1], outcomes[0].error
+    assert any(kind in lines[-1] for kind in ("ConfigError: ", "Damaged: ")), outcomes[0].error
     return lines[-1]
 
 

@@ -1,0 +1,45 @@
+"""What the ranks of a checkpoint's tests run beside whole runs."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hcmegatron.training import pieces
+from hcmegatron.training.pieces import FAULTS, Piece
+
+
+class Command:
+    """Pickles as a call of os.system."""
+
+    def __init__(self, command: str) -> None:
+        self.command = command
+
+    def __reduce__(self) -> tuple[Any, tuple[str]]:
+        return os.system, (self.command,)
+
+
+def malicious(folder: Path) -> dict[str, str]:
+    """Read checkpoints whose index or whose tensors are calls of os.system; what was said."""
+    said = {}
+    for victim in ("nothing", ".metadata", "__0_0.distcp"):
+        path = folder / victim.strip("._")
+        path.mkdir()
+        target = torch.zeros(4)
+        pieces.write([Piece("a", torch.ones(4), (4,), (0,))], path)
+        call = Command(f"touch {path}/was_run")
+        if victim == ".metadata":
+            (path / victim).write_bytes(pickle.dumps(call))
+        elif victim != "nothing":  # of the older kind, which may end before the index says
+            torch.save(call, path / victim, _use_new_zipfile_serialization=False)
+        try:
+            pieces.read([Piece("a", target, (4,), (0,))], path, pieces.shapes(path))
+            said[victim] = f"{target.tolist()}"
+        except FAULTS as error:
+            said[victim] = pieces.reason(error)
+        assert not (path / "was_run").exists(), victim
+    return said
