@@ -18,17 +18,17 @@ import torch.distributed as dist
 from torch import nn
 
 from hcmegatron.config.errors import ConfigError
-from hcmegatron.config.schema import Config
+from hcmegatron.config.schema import Config, resumes
 from hcmegatron.config.types import flatten
 from hcmegatron.platform import adam
-from hcmegatron.platform.together import PeerFailed, gathered, in_one_line
-from hcmegatron.training import manifest
+from hcmegatron.platform.together import PeerFailed, gathered, in_one_line, on_first_rank
+from hcmegatron.training import manifest, resume
 from hcmegatron.training.checksums import File, summed
-from hcmegatron.training.manifest import Manifest, Position
+from hcmegatron.training.manifest import Damaged, Manifest, Position
 from hcmegatron.training.model import gather_parameters
 from hcmegatron.training.pieces import FAULTS, cause, read, reason, shapes, write
 from hcmegatron.training.resume import Start
-from hcmegatron.training.run_directory import versions
+from hcmegatron.training.run_directory import locked, versions
 from hcmegatron.training.stored import to_load, to_save
 from megatron.core.optimizer.optimizer import ChainedOptimizer
 
@@ -55,6 +55,27 @@ def depends_on() -> dict[str, Any]:
     }
 
 
+def find(config: Config, directory: Path, text: str) -> Start | None:
+    """The verified checkpoint that this run starts from, the same on every rank; None to begin anew. Collective.
+
+    With checkpoint.resume, newer ones that are damaged are set aside by name, once a whole one is found.
+
+    Raises:
+        ConfigError: see resume.find.
+    """
+    environment, damaged = depends_on(), dict[Path, str]()
+    while start := on_first_rank(lambda: resume.find(config, directory, text, environment, damaged)):
+        try:
+            verify(start)
+        except Damaged as error:
+            if not resumes(config):
+                raise
+            damaged.update({**start.damaged, start.path: error.what})
+            continue
+        return on_first_rank(lambda start=start: _set_aside(start, directory)) if start.damaged else start
+    return None
+
+
 def verify(start: Start) -> None:
     """Compare every file of a checkpoint with its checksums, each rank a share of the blocks. Collective.
 
@@ -69,6 +90,14 @@ def verify(start: Start) -> None:
     for found in gathered(fault):
         if found is not None:
             raise found
+
+
+def _set_aside(start: Start, directory: Path) -> Start:
+    try:
+        with locked(directory):
+            return resume.set_aside(start)
+    except OSError as error:
+        raise ConfigError(f"run.dir = {directory} cannot be written: {error.strerror}") from None
 
 
 class Checkpoints:

@@ -30,7 +30,18 @@ REPLACED = ".replaced"
 
 
 class Damaged(ConfigError):
-    """A checkpoint is not, or not any more, what it was when it was written."""
+    """A checkpoint is not, or not any more, what it was when it was written.
+
+    Attributes:
+        what: the matter with it, in words, after "the checkpoint".
+    """
+
+    def __init__(self, checkpoint: Path, what: str, remedy: str) -> None:
+        super().__init__(f"checkpoint {checkpoint} {what}; {remedy}")
+        self.checkpoint, self.what, self.remedy = checkpoint, what, remedy
+
+    def __reduce__(self) -> tuple[type, tuple[Path, str, str]]:
+        return Damaged, (self.checkpoint, self.what, self.remedy)  # it is sent from rank to rank
 
 
 class NotSaved(Ended):
@@ -120,8 +131,9 @@ def read(checkpoint: Path) -> Manifest:
         content = json.loads((checkpoint / MANIFEST).read_bytes())
     except (FileNotFoundError, NotADirectoryError):
         raise Damaged(
-            f"checkpoint {checkpoint} is partial or no checkpoint: it has no {MANIFEST}; name a complete one, or "
-            "move it away to use the one before"
+            checkpoint,
+            f"is partial or no checkpoint: it has no {MANIFEST}",
+            "name a complete one, or move it away to use the one before",
         ) from None
     except OSError as error:
         raise _unreadable(checkpoint, error) from None
@@ -178,8 +190,10 @@ def _with_files(checkpoint: Path, manifest: Manifest) -> Manifest:
             raise corrupt(checkpoint, f"{MANIFEST} names {file}, which is elsewhere")
         try:
             size = (checkpoint / file).stat().st_size
-        except OSError:
+        except (FileNotFoundError, NotADirectoryError):
             raise corrupt(checkpoint, f"{file} is missing") from None
+        except OSError as error:
+            raise _unreadable(checkpoint, error) from None
         if size != entry.bytes:
             raise corrupt(checkpoint, f"{file} has {size} bytes, {entry.bytes} were written")
     return manifest
@@ -215,6 +229,13 @@ def publish(partial: Path, checkpoint: Path) -> None:
     shutil.rmtree(replaced, ignore_errors=True)
 
 
+def aside(checkpoint: Path) -> Path:
+    """A free name for a damaged checkpoint, under which it is none any more: step-00000100.damaged, or .damaged-2."""
+    plain = checkpoint.with_suffix(".damaged")
+    names = [plain, *(plain.with_name(f"{plain.name}-{number}") for number in range(2, 1000))]
+    return next(name for name in names if not name.exists())
+
+
 def tidy(folder: Path) -> list[str]:
     """Remove what a run that was killed while saving left behind. Returns what was removed, in words.
 
@@ -245,7 +266,7 @@ def sync(directory: Path) -> None:
 
 def corrupt(checkpoint: Path, what: str) -> Damaged:
     """The error for a checkpoint that was complete once and is not any more."""
-    return Damaged(f"checkpoint {checkpoint} is corrupt: {what}; delete it to use the one before")
+    return Damaged(checkpoint, f"is corrupt: {what}", "delete it to use the one before")
 
 
 def _unreadable(checkpoint: Path, error: OSError) -> ConfigError:
@@ -256,8 +277,9 @@ def _unreadable(checkpoint: Path, error: OSError) -> ConfigError:
             f"checkpoint {checkpoint} cannot be read: {name}: {error.strerror}; every rank has to see it"
         )
     return Damaged(
-        f"checkpoint {checkpoint} cannot be read: {name}: {error.strerror}; make it readable, or move it away to use "
-        "the one before"
+        checkpoint,
+        f"cannot be read: {name}: {error.strerror}",
+        "make it readable, or move it away to use the one before",
     )
 
 

@@ -7,18 +7,19 @@ Every setting has a rule for that. What cannot be another is refused, what chang
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from enum import Enum
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from hcmegatron.config.errors import ConfigError
 from hcmegatron.config.idle import ineffective
-from hcmegatron.config.schema import Config
+from hcmegatron.config.schema import Config, resumes
 from hcmegatron.config.types import defaults, flatten
 from hcmegatron.connections import facts
 from hcmegatron.training import manifest
-from hcmegatron.training.manifest import Manifest, Position
+from hcmegatron.training.manifest import Damaged, Manifest, Position
 
 
 class Rule(Enum):
@@ -83,18 +84,26 @@ class Start:
     Attributes:
         position: where the run goes on.
         says: one line each, for the user.
+        damaged: newer checkpoints, with what is the matter with each.
+        aside: where they are now, one line each.
     """
 
     path: Path
     manifest: Manifest
     position: Position
     says: tuple[str, ...]
+    damaged: Mapping[Path, str]
+    aside: tuple[str, ...] = ()
 
 
 def find(
-    config: Config, directory: Path, text: str, environment: dict[str, Any] | None = None
+    config: Config,
+    directory: Path,
+    text: str,
+    environment: dict[str, Any] | None = None,
+    damaged: Mapping[Path, str] | None = None,
 ) -> Start | None:
-    """What this run starts from: checkpoint.load, the newest of `directory` with checkpoint.resume, or None.
+    """What this run starts from: checkpoint.load, the newest whole one of `directory` with checkpoint.resume, or None.
 
     No file of tensors is read.
 
@@ -102,9 +111,11 @@ def find(
         directory: the run's.
         text: the corpus's fingerprint.
         environment: what the numbers depend on beside configuration and text; None: not known yet, nor compared.
+        damaged: checkpoints that were found not to be what was written, with what is the matter.
 
     Raises:
-        ConfigError: it is missing, incomplete, damaged, or nothing that this configuration can go on from.
+        ConfigError: it is missing, incomplete, damaged, or nothing that this configuration can go on from; with
+            checkpoint.resume, all that there are.
     """
     settings = config.checkpoint
     if settings.load is not None:
@@ -113,33 +124,75 @@ def find(
             what = "is no directory" if path.exists() else "there is no such directory"
             raise ConfigError(f"checkpoint.load = {path}: {what}; name a checkpoint or a run directory")
         path = path if (path / manifest.MANIFEST).exists() else manifest.newest(path) or path
-    elif settings.resume:
-        if (folder := directory / "checkpoints").is_file():
-            raise ConfigError(
-                f"{folder} is a file, where checkpoints would be; move it, or choose another run.dir"
-            )
-        found = manifest.newest(directory)
-        if found is None:
-            return None
-        path = found
-    else:
+        return _start(config, path, manifest.read(path), text, environment)
+    if not resumes(config):
         return None
-    return _start(config, path, manifest.read(path), text, environment)
+    folder, found = directory / "checkpoints", dict(damaged or {})
+    if folder.is_file():
+        raise ConfigError(
+            f"{folder} is a file, where checkpoints would be; move it, or choose another run.dir"
+        )
+    for path in reversed(manifest.every(folder)):
+        if path in found:
+            continue
+        try:
+            written = manifest.read(path)
+        except Damaged as error:
+            found[path] = error.what
+            continue
+        return replace(_start(config, path, written, text, environment), damaged=found)
+    if found:
+        raise ConfigError(
+            f"no checkpoint in {folder} is whole, and none was changed: "
+            + "; ".join(f"{path.name} {what}" for path, what in found.items())
+            + "; restore one, or begin again in another run.dir"
+        )
+    if settings.resume == "required":
+        raise ConfigError(
+            f"checkpoint.resume = required: there is no checkpoint in {folder}; correct run.dir, or use "
+            "checkpoint.resume=auto, which begins anew"
+        )
+    return None
 
 
-def finished(start: Start) -> str:
-    """What a run has to say that was at its end already."""
+def set_aside(start: Start) -> Start:
+    """Rename the damaged checkpoints that are newer than the one a run goes on from. It says what was done.
+
+    Only for the job that holds the run directory's lock.
+
+    Raises:
+        ConfigError: one cannot be renamed.
+    """
+    said = []
+    for path, what in start.damaged.items():
+        new = manifest.aside(path)
+        try:
+            path.rename(new)
+        except OSError as error:
+            raise ConfigError(
+                f"checkpoint {path} {what}, and cannot be renamed: {error.strerror}; move it away"
+            ) from None
+        said.append(
+            f"WARNING: checkpoint {path} {what}. It is set aside as {new.name}, and the run goes back to "
+            f"{start.path.name}"
+        )
+    return replace(start, aside=tuple(said), damaged={})
+
+
+def finished(start: Start) -> tuple[str, ...]:
+    """What a run has to say that was at its end already, one line each."""
     return (
-        f"this run is finished: {start.path} is after step {start.position.step}, which is training.steps; "
-        "raise training.steps to train on"
+        *start.aside,
+        f"this run is finished, and nothing is left to do: {start.path} is after step {start.position.step}, which is "
+        "training.steps; raise training.steps to train on",
     )
 
 
 def words(config: Config, directory: Path, start: Start | None) -> tuple[str, ...]:
     """What a run has to say about its start."""
     if start is not None:
-        return start.says
-    if config.checkpoint.resume:
+        return (*start.aside, *start.says)
+    if resumes(config):
         return (
             f"warning: there is no checkpoint in {directory} yet, so training starts from the beginning; "
             "if that is not meant, correct run.dir",
@@ -152,13 +205,13 @@ def stopped(signal: str, step: int, saved: Position | None) -> str:
     if saved is None:
         return f"stopped by {signal} after step {step}; no checkpoint was saved"
     skipped = "" if saved.step == step else f", with the checkpoint after step {saved.step} as its newest"
-    return f"stopped by {signal} after step {step}{skipped}; continue with checkpoint.resume=true"
+    return f"stopped by {signal} after step {step}{skipped}; continue with checkpoint.resume=auto"
 
 
 def _start(
     config: Config, path: Path, saved: Manifest, text: str, environment: dict[str, Any] | None
 ) -> Start:
-    resumed, steps = config.checkpoint.resume, config.training.steps
+    resumed, steps = resumes(config), config.training.steps
     changed = _changed(saved, config)
 
     def by(rule: Rule) -> list[Change]:
@@ -203,6 +256,7 @@ def _start(
         saved,
         Position(saved.step, 0 if other_data else seen),
         tuple(says),
+        {},
     )
 
 

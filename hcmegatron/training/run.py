@@ -46,14 +46,12 @@ def train(
     with process_groups(config, ranks, corpus.fingerprint) as groups:
         stop = StopFlag(launched=ranks.source == STARTED_HERE and ranks.world_size > 1)
         path: Path = on_first_rank(lambda: choose(config, name))
-        depends_on = checkpoint.depends_on()
-        start = on_first_rank(lambda: resume.find(config, path, corpus.fingerprint, depends_on))
+        start = checkpoint.find(config, path, corpus.fingerprint)
         if start and start.position.step == config.training.steps:
             if ranks.rank == 0:
-                tell(f"hcmegatron: {resume.finished(start)}")
+                for line in resume.finished(start):
+                    tell(f"hcmegatron: {line}")
             return 0
-        if start:
-            checkpoint.verify(start)
         with assembled(config, ranks, groups, corpus, path, start) as run:
             run.log.say(*run.introduction)
             loop(run, stop, observers)

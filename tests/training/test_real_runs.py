@@ -43,7 +43,7 @@ def test_a_signal_saves_and_the_run_resumes_with_the_same_bits(number, text, who
     assert status == 0
     *_, stopped, last = log.splitlines()
     assert stopped.startswith(f"stopped by {number.name} after step ")
-    assert stopped.endswith("; continue with checkpoint.resume=true")
+    assert stopped.endswith("; continue with checkpoint.resume=auto")
     assert last == f"run directory: {directory}"
     step = int(stopped.split("after step ")[1].split(";")[0])
     assert 2 <= step < STEPS

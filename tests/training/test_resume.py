@@ -19,7 +19,7 @@ HERE = {"ranks": 2, "torch": "2.13.0"}
 
 def made(**sections):
     config = Config()
-    config.checkpoint.resume, config.run.dir = True, "run"
+    config.checkpoint.resume, config.run.dir = "auto", "run"
     for section, values in sections.items():
         for key, value in values.items():
             setattr(getattr(config, section), key, value)
@@ -79,7 +79,7 @@ def test_another_value_of_any_setting_is_refused_or_said(key, tmp_path):
     choices = [choice for choice in get_args(leaves()[key]) if isinstance(choice, str) and choice != before]
     setattr(owner, leaf, choices[0] if choices else OTHER[type(before)](before))
     if key.startswith("checkpoint."):
-        config.checkpoint.resume, config.checkpoint.load = True, None
+        config.checkpoint.resume, config.checkpoint.load = "auto", None
     rule, idle = RULE_OF[key], key in resume.ineffective(config)
     if rule is Rule.ARCHITECTURE and not idle:
         assert f"of another architecture: {key} = " in refused(config, tmp_path)
@@ -123,7 +123,7 @@ def test_other_data_are_refused_where_the_run_goes_on_and_begun_anew_by_a_new_on
     error = refused(made(), tmp_path, text="grown")
     assert "the text's fingerprint is text there, grown here" in error
     assert f"checkpoint.load={path} and another run.dir" in error
-    new = made(checkpoint={"resume": False, "load": str(tmp_path)}, data={"seed": 7})
+    new = made(checkpoint={"resume": "never", "load": str(tmp_path)}, data={"seed": 7})
     found = start(new, tmp_path / "new")
     assert found.position == Position(4, 0)
     assert found.says[1] == "the data begin anew, at their first sample: data.seed = 1234 there, 7 here"
@@ -135,11 +135,12 @@ def test_a_finished_run_and_one_that_is_to_be_shorter(tmp_path):
     path = saved(tmp_path, made(training={"steps": 4}))
     done = start(made(training={"steps": 4}), tmp_path)
     assert resume.finished(done) == (
-        f"this run is finished: {path} is after step 4, which is training.steps; raise training.steps to train on"
+        f"this run is finished, and nothing is left to do: {path} is after step 4, which is training.steps; raise "
+        "training.steps to train on",
     )
     for config in (
         made(training={"steps": 3}),
-        made(training={"steps": 4}, checkpoint={"resume": False, "load": str(path)}),
+        made(training={"steps": 4}, checkpoint={"resume": "never", "load": str(path)}),
     ):
         assert f"training.steps = {config.training.steps} leaves nothing to train" in refused(
             config, tmp_path
@@ -209,7 +210,7 @@ def test_a_flipped_bit_is_found_by_its_checksum(tmp_path):
     assert written.files["__0_0.distcp"].bytes == 7
     manifest.verify(path, written)
     (path / "__0_0.distcp").write_bytes(b"weightr")
-    with pytest.raises(ConfigError, match="is not as it was written .* differs"):
+    with pytest.raises(ConfigError, match=r"is not as it was written .* differs"):
         manifest.verify(path, written)
     (path / "__0_0.distcp").unlink()
     with pytest.raises(ConfigError, match="No such file or directory; every rank has to see it"):
@@ -241,7 +242,7 @@ def test_the_second_format_is_verified_by_its_own_checksums(tmp_path):
     assert found.says == (f"continuing from {path} after step 4, bit for bit",)
     manifest.verify(path, found.manifest)
     (path / "__0_0.distcp").write_bytes(b"weightr")
-    with pytest.raises(ConfigError, match="is not as it was written .* differs"):
+    with pytest.raises(ConfigError, match=r"is not as it was written .* differs"):
         manifest.verify(path, found.manifest)
 
 
@@ -267,7 +268,7 @@ def test_places_of_checkpoints(tmp_path):
 
 
 def load(path):
-    return made(checkpoint={"resume": False, "load": str(path)})
+    return made(checkpoint={"resume": "never", "load": str(path)})
 
 
 def test_the_newest_is_a_directory_of_the_highest_step(tmp_path):
