@@ -111,8 +111,18 @@ def _run(arguments: list[str]) -> int:
         "plan", help="what a run takes on a machine: memory, time, money", allow_abbrev=False
     )
 
+    checkpoint = verbs.add_parser(
+        "checkpoint", help="list, show and verify the checkpoints of a run", allow_abbrev=False
+    )
+
     overrides: list[str] = []
-    if _verb(arguments) == "schedule":
+    if _verb(arguments) == "checkpoint":
+        from hcmegatron.training import checkpoint_cli
+
+        checkpoint_cli.add_arguments(checkpoint)
+        checkpoint.set_defaults(run=lambda options, overrides: checkpoint_cli.main(options))
+        parsers["checkpoint"] = checkpoint
+    elif _verb(arguments) == "schedule":
         from schedules import cli
 
         cli.add_arguments(schedule)
