@@ -28,7 +28,8 @@ class Rule(Enum):
     ARCHITECTURE = "refused: the weights are of another network"
     DATA = "the order of the data is another: refused where the run goes on, begun anew by checkpoint.load"
     TEXT = "compared by the text's fingerprint, not as it is written; then as DATA"
-    APPLIED = "takes effect, and is said"
+    APPLIED = "takes effect on what is learnt, and is said"
+    ROUNDING = "takes effect on where and in which order the same numbers are computed, and is said"
     BEGINNING = "decides how a run begins, so it has no effect, which is said"
     HARMLESS = "takes effect, and no number of the training depends on it"
 
@@ -44,12 +45,13 @@ _RULES = {
     Rule.TEXT: "data.paths data.suffixes",
     Rule.APPLIED: """
         model.hidden_dropout model.attention_dropout moe.expert_bias_rate moe.aux_loss moe.sequence_aux_loss
-        moe.z_loss moe.grouped moe.dispatcher parallel.pipeline parallel.virtual
-        parallel.tensor parallel.sequence parallel.expert parallel.expert_tensor parallel.schedule parallel.overlap
-        parallel.distributed_optimizer parallel.overlap_grad_reduce parallel.overlap_param_gather optimizer.lr
-        optimizer.min_lr_ratio optimizer.schedule optimizer.warmup_steps optimizer.step_decay_at
-        optimizer.step_decay_to optimizer.beta1 optimizer.beta2 optimizer.eps optimizer.weight_decay optimizer.clip
-        training.steps training.global_batch training.micro_batch training.dtype training.seed recompute.mode
+        moe.z_loss optimizer.lr optimizer.min_lr_ratio optimizer.schedule optimizer.warmup_steps
+        optimizer.step_decay_at optimizer.step_decay_to optimizer.beta1 optimizer.beta2 optimizer.eps
+        optimizer.weight_decay optimizer.clip training.steps training.global_batch training.dtype training.seed""",
+    Rule.ROUNDING: """
+        moe.grouped moe.dispatcher parallel.pipeline parallel.virtual parallel.tensor parallel.sequence
+        parallel.expert parallel.expert_tensor parallel.schedule parallel.overlap parallel.distributed_optimizer
+        parallel.overlap_grad_reduce parallel.overlap_param_gather training.micro_batch recompute.mode
         recompute.block_length recompute.modules implementation kernels""",
     Rule.BEGINNING: "model.init_std",
     Rule.HARMLESS: """
@@ -60,6 +62,11 @@ _RULES = {
 RULE_OF = {key: rule for rule, keys in _RULES.items() for key in keys.split()} | {
     f"connection.{name}": Rule[own.metadata["change"].upper()] for name, (_, own) in facts.FIELDS.items()
 }
+
+# Of what the numbers depend on beside configuration and text: what only divides the work.
+DIVISION = ("ranks", "CPU threads")
+# moe.aux_loss balances the tokens of a micro-batch, so what is in one decides what is learnt.
+OF_MICRO_BATCHES = ("training.micro_batch", "ranks")
 
 
 class Change(NamedTuple):
@@ -234,23 +241,35 @@ def _start(
             f"checkpoint {path} is after step {saved.step}, so training.steps = {steps} leaves nothing to train; "
             "raise training.steps"
         )
-    applied = by(Rule.APPLIED)
+    applied, rounding = by(Rule.APPLIED), by(Rule.ROUNDING)
     if environment is not None:
-        known = saved.environment if saved.first_format else environment
-        applied += _differences(saved.environment, {key: environment[key] for key in known})
-    exact = not (applied or other_data or saved.first_format)
-    says = [f"continuing from {path} after step {saved.step}, {'bit for bit' if exact else 'with changes'}"]
+        known = {key: environment[key] for key in saved.environment if key in environment}
+        for change in _differences(saved.environment, known):
+            (rounding if change.key in DIVISION else applied).append(change)
+    if config.moe.experts and config.moe.aux_loss:
+        applied += [change for change in rounding if change.key in OF_MICRO_BATCHES]
+        rounding = [change for change in rounding if change.key not in OF_MICRO_BATCHES]
+    seen = saved.step * config.training.global_batch if saved.first_format else saved.samples
+    how = "bit for bit"
+    if rounding:
+        how = "with the same numbers but for rounding"
+    if applied or other_data or saved.first_format:
+        how = "with changes"
+    says = [f"continuing from {path} after step {saved.step}, {how}"]
     if saved.first_format:
         says.append(
             "warning: the checkpoint is of format 1: it has no checksums to verify, and its data, optimizer and batch "
             "size cannot be compared; samples are counted as if the batch had been this one's"
         )
+    elif applied and not other_data:
+        says.append(f"the data go on in the same order, at sample {seen}")
     if applied:
         says.append("changed: " + ", ".join(map(str, applied)))
+    if rounding:
+        says.append("changed, by no more than rounding: " + ", ".join(map(str, rounding)))
     if other_data:
         says.append("the data begin anew, at their first sample: " + "; ".join(other_data))
     says += [f"{change}: no effect, the weights are the checkpoint's" for change in by(Rule.BEGINNING)]
-    seen = saved.step * config.training.global_batch if saved.first_format else saved.samples
     return Start(
         path,
         saved,

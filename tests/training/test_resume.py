@@ -87,9 +87,10 @@ def test_another_value_of_any_setting_is_refused_or_said(key, tmp_path):
         assert f"of a run on other data: {key} = " in refused(config, tmp_path)
     else:
         said = "\n".join(start(config, tmp_path).says)
-        heard = rule in (Rule.APPLIED, Rule.BEGINNING) and not idle
+        heard = rule in (Rule.APPLIED, Rule.ROUNDING, Rule.BEGINNING) and not idle
         assert (f"{key} " in said) == heard
-        assert ("bit for bit" in said) == (rule is not Rule.APPLIED or idle)
+        assert ("bit for bit" in said) == (rule not in (Rule.APPLIED, Rule.ROUNDING) or idle)
+        assert ("no more than rounding: " in said) == (rule is Rule.ROUNDING and not idle)
         assert ("no effect" in said) == (rule is Rule.BEGINNING and not idle)
 
 
@@ -97,7 +98,9 @@ def test_values_are_written_as_in_yaml(tmp_path):
     saved(tmp_path, made(parallel={"distributed_optimizer": None}))
     changed = made(optimizer={"lr": 0.001}, parallel={"distributed_optimizer": True})
     assert start(changed, tmp_path).says[1:] == (
-        "changed: parallel.distributed_optimizer null -> true, optimizer.lr 0.003 -> 0.001",
+        "the data go on in the same order, at sample 64",
+        "changed: optimizer.lr 0.003 -> 0.001",
+        "changed, by no more than rounding: parallel.distributed_optimizer null -> true",
     )
     assert "model.query_groups = null there, 2 here" in refused(made(model={"query_groups": 2}), tmp_path)
 
@@ -108,14 +111,31 @@ def test_the_length_of_a_run_at_a_constant_rate_changes_no_number(tmp_path):
     longer = {"steps": 300}
     assert "bit for bit" in start(made(optimizer=constant, training=longer), tmp_path / "constant").says[0]
     saved(tmp_path / "cosine", made())
-    assert "changed: training.steps 200 -> 300" in start(made(training=longer), tmp_path / "cosine").says[1]
+    assert "changed: training.steps 200 -> 300" in start(made(training=longer), tmp_path / "cosine").says
 
 
 def test_other_ranks_and_versions_are_said(tmp_path):
     saved(tmp_path, made())
     found = resume.find(made(), tmp_path, "text", {"ranks": 4, "torch": "2.14.0"})
     assert found.says[0].endswith("with changes")
-    assert found.says[1] == "changed: ranks 2 -> 4, torch 2.13.0 -> 2.14.0"
+    assert found.says[2:] == (
+        "changed: torch 2.13.0 -> 2.14.0",
+        "changed, by no more than rounding: ranks 2 -> 4",
+    )
+    found = resume.find(made(), tmp_path, "text", {"ranks": 4, "torch": "2.13.0", "triton": "3.5"})
+    assert found.says[0].endswith("after step 4, with the same numbers but for rounding")
+    assert len(found.says) == 2  # and what the checkpoint's version did not know of is not compared
+
+
+def test_a_loss_over_micro_batches_depends_on_them(tmp_path):
+    experts = {"experts": 4, "first_dense": 1}
+    saved(tmp_path, made(moe=experts))
+    smaller = made(moe=experts, training={"micro_batch": 2})
+    assert (
+        start(smaller, tmp_path).says[1] == "changed, by no more than rounding: training.micro_batch 4 -> 2"
+    )
+    balanced = made(moe={**experts, "aux_loss": 0.1}, training={"micro_batch": 2})
+    assert "changed: moe.aux_loss 0.0 -> 0.1, training.micro_batch 4 -> 2" in start(balanced, tmp_path).says
 
 
 def test_other_data_are_refused_where_the_run_goes_on_and_begun_anew_by_a_new_one(tmp_path):
