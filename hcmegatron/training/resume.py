@@ -65,8 +65,6 @@ RULE_OF = {key: rule for rule, keys in _RULES.items() for key in keys.split()} |
 
 # Of what the numbers depend on beside configuration and text: what only divides the work.
 DIVISION = ("ranks", "CPU threads")
-# moe.aux_loss balances the tokens of a micro-batch, so what is in one decides what is learnt.
-OF_MICRO_BATCHES = ("training.micro_batch", "ranks")
 
 
 class Change(NamedTuple):
@@ -246,9 +244,9 @@ def _start(
         known = {key: environment[key] for key in saved.environment if key in environment}
         for change in _differences(saved.environment, known):
             (rounding if change.key in DIVISION else applied).append(change)
-    if config.moe.experts and config.moe.aux_loss:
-        applied += [change for change in rounding if change.key in OF_MICRO_BATCHES]
-        rounding = [change for change in rounding if change.key not in OF_MICRO_BATCHES]
+    learnt = _decide_what_is_learnt(config)
+    applied += [change for change in rounding if change.key in learnt]
+    rounding = [change for change in rounding if change.key not in learnt]
     seen = saved.step * config.training.global_batch if saved.first_format else saved.samples
     how = "bit for bit"
     if rounding:
@@ -294,6 +292,23 @@ def _changed(saved: Manifest, config: Config) -> list[Change]:
         for change in _differences(there, here)
         if change.key not in idle and RULE_OF[change.key] not in (Rule.TEXT, Rule.HARMLESS)
     ]
+
+
+def _decide_what_is_learnt(config: Config) -> set[str]:
+    """Settings under Rule.ROUNDING of which, here, more depends.
+
+    A mask of dropout belongs to a micro-batch, and to a tensor-parallel rank's heads and tokens (model/dropout.py);
+    kernels and implementations draw theirs in other ways. moe.aux_loss balances the tokens of a micro-batch.
+    """
+    hidden, attention = config.model.hidden_dropout > 0, config.model.attention_dropout > 0
+    keys: set[str] = set()
+    if hidden or attention or (config.moe.experts and config.moe.aux_loss):
+        keys.add("training.micro_batch")
+    if hidden or attention:
+        keys |= {"kernels", "implementation", "parallel.sequence"}
+    if attention or (hidden and config.parallel.sequence):
+        keys.add("parallel.tensor")
+    return keys
 
 
 def _differences(there: dict[str, Any], here: dict[str, Any]) -> list[Change]:

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 
 from hcmegatron.config.schema import Config
-from hcmegatron.training import pieces
+from hcmegatron.data.dataset import Batches
+from hcmegatron.training import pieces, step
 from hcmegatron.training.pieces import FAULTS, Piece
 from tests.training.workers import run
 
@@ -59,3 +60,21 @@ def resumed(config: Config) -> dict[int, str]:
         sets[0] &= ~0b110  # effective: CAP_DAC_OVERRIDE and CAP_DAC_READ_SEARCH
         capabilities.capset(header, sets)
     return run(config)
+
+
+def continued(config: Config) -> dict[str, Any]:
+    """Train; the samples that this rank trained on, and its hashes by saved step."""
+    seen: list[int] = []
+    usual_window, usual_rehearse = Batches.window, step.Stepper.rehearse
+
+    def window(self: Batches, sample: int) -> Any:
+        seen.append(sample)
+        return usual_window(self, sample)
+
+    def rehearse(self: step.Stepper) -> Any:
+        said = usual_rehearse(self)
+        seen.clear()
+        return said
+
+    Batches.window, step.Stepper.rehearse = window, rehearse
+    return {"hashes": run(config), "samples": seen}

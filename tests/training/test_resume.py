@@ -127,12 +127,18 @@ def test_other_ranks_and_versions_are_said(tmp_path):
     assert len(found.says) == 2  # and what the checkpoint's version did not know of is not compared
 
 
-def test_a_loss_over_micro_batches_depends_on_them(tmp_path):
+def test_masks_and_a_loss_over_micro_batches_depend_on_them(tmp_path):
     experts = {"experts": 4, "first_dense": 1}
     saved(tmp_path, made(moe=experts))
     smaller = made(moe=experts, training={"micro_batch": 2})
     assert (
         start(smaller, tmp_path).says[1] == "changed, by no more than rounding: training.micro_batch 4 -> 2"
+    )
+    dropped = made(moe=experts, training={"micro_batch": 2}, model={"attention_dropout": 0.1})
+    dropped.parallel.tensor = 2
+    assert (
+        "changed: model.attention_dropout 0.0 -> 0.1, parallel.tensor 1 -> 2, training.micro_batch 4 -> 2"
+        in start(dropped, tmp_path).says
     )
     balanced = made(moe={**experts, "aux_loss": 0.1}, training={"micro_batch": 2})
     assert "changed: moe.aux_loss 0.0 -> 0.1, training.micro_batch 4 -> 2" in start(balanced, tmp_path).says
