@@ -20,21 +20,21 @@ WHOLE = {"distributed_optimizer": False}
 
 
 class Layout(NamedTuple):
-    """A way to split the network: ranks, the section `parallel`, precision, and the section `moe`."""
+    """A way to split the network: ranks, the section `parallel`, precision, and moe.grouped."""
 
     ranks: int
     parallel: dict[str, Any]
     dtype: str = "fp32"
-    moe: dict[str, Any] = {}
+    grouped: bool = True
 
 
 LAYOUTS = {
     "one process": Layout(1, {}),
-    "one after another": Layout(1, {}, "fp32", {"grouped": False}),
+    "one after another": Layout(1, {}, "fp32", False),
     "DP 2, sharded": Layout(2, SHARDED),
     "TP 2 + SP, sharded": Layout(2, {"tensor": 2, "sequence": True, **SHARDED}),
     "EP 2, sharded": Layout(2, {"expert": 2, **SHARDED}),
-    "EP 2, one after another": Layout(2, {"expert": 2, **WHOLE}, "fp32", {"grouped": False}),
+    "EP 2, one after another": Layout(2, {"expert": 2, **WHOLE}, "fp32", False),
     "TP 2 x expert TP 2": Layout(2, {"tensor": 2, "sequence": True, "expert_tensor": 2, **WHOLE}),
     "EP 2 x TP 2 + SP, sharded": Layout(4, {"tensor": 2, "sequence": True, "expert": 2, **SHARDED}),
     "PP 2 x EP 2, bf16": Layout(4, {"pipeline": 2, "expert": 2, **SHARDED}, "bf16"),
@@ -46,8 +46,7 @@ def config_of(layout: Layout, text: Path, directory: Path, **sections: dict[str,
     """Of a run of two steps."""
     training = {"dtype": layout.dtype, "global_batch": 4, "steps": 2}
     config = network(text, directory, layout.parallel, layout.dtype, training=training, **sections)
-    for key, value in layout.moe.items():
-        setattr(config.moe, key, value)
+    config.moe.grouped = layout.grouped
     return config
 
 
