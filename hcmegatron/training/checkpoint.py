@@ -8,11 +8,13 @@ with its checksums.
 
 from __future__ import annotations
 
+import importlib.metadata
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy
 import torch
 import torch.distributed as dist
 from torch import nn
@@ -48,10 +50,13 @@ class NotDone(Exception):
 def depends_on() -> dict[str, Any]:
     """What a run's numbers depend on beside configuration and text, by name."""
     found = versions()
+    kernels = ("triton", "transformer-engine") if torch.cuda.is_available() else ()
     return {
         "ranks": dist.get_world_size(),
         "CPU threads": torch.get_num_threads(),
         **{name: found[name] for name in ("python", "torch", "megatron-core", "device")},
+        "numpy": numpy.__version__,  # draws the data's order
+        **{name: _installed(name) for name in kernels},
     }
 
 
@@ -98,6 +103,13 @@ def _set_aside(start: Start, directory: Path) -> Start:
             return resume.set_aside(start)
     except OSError as error:
         raise ConfigError(f"run.dir = {directory} cannot be written: {error.strerror}") from None
+
+
+def _installed(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 class Checkpoints:

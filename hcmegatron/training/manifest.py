@@ -226,6 +226,7 @@ def publish(partial: Path, checkpoint: Path) -> None:
         checkpoint.rename(replaced)
     partial.rename(checkpoint)
     sync(checkpoint.parent)
+    sync(checkpoint.parent.parent)  # the first checkpoint of a run has made the folder
     shutil.rmtree(replaced, ignore_errors=True)
 
 
