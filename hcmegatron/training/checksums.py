@@ -32,6 +32,15 @@ class File(NamedTuple):
     blake2b: str | None = None
 
 
+def described(bytes: int, crc32: list[str] | None = None, blake2b: str | None = None) -> File:
+    """A file as a manifest describes it. Raises ValueError or TypeError where that cannot be."""
+    if crc32 is None:
+        return File(bytes, None, blake2b)
+    if len(crc32) != blocks(bytes):
+        raise ValueError(f"{len(crc32)} checksums of {blocks(bytes)} blocks")
+    return File(bytes, tuple(crc32))
+
+
 def summed(folder: Path, names: Iterable[str]) -> dict[str, File]:
     """What files are, read from the disk by several threads. Raises OSError."""
     sizes = {name: (folder / name).stat().st_size for name in names}

@@ -1,5 +1,7 @@
 """A damaged newest checkpoint is passed over: manifests written by hand, no torch. Whole runs are in test_faults.py."""
 
+import json
+
 import pytest
 
 from hcmegatron.config import ConfigError
@@ -73,7 +75,9 @@ def test_a_name_for_what_is_damaged_is_free(tmp_path):
 
 def test_a_checkpoint_of_a_version_to_come_is_no_damage(tmp_path):
     saved(tmp_path, made(), 2)
-    (saved(tmp_path, made(), 4) / "manifest.json").write_text('{"files": {}, "format": 9}')
+    content = {"files": {}, "format": 9}
+    text = json.dumps(content | {"blake2b": manifest._digest(content)})
+    (saved(tmp_path, made(), 4) / "manifest.json").write_text(text)
     assert "is of format 9" in refused(made(), tmp_path)
 
 

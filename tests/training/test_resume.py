@@ -190,9 +190,9 @@ def test_resuming_before_the_first_checkpoint_begins_and_says_so(tmp_path):
         ("null", "is not a manifest"),
         ("[" * 10**5, "is not JSON"),
         (b"\xff", "is not JSON"),
-        ('{"files": {}, "step": 4}', "is of format 1, and this program reads formats 1 to 3"),
-        ('{"files": {}, "format": 4}', "is of format 4"),
+        ('{"files": {}, "step": 4}', "is not as it was written"),
         ('{"files": {}, "format": 2}', "is not as it was written"),
+        ('{"files": {}, "format": 4}', "is not as it was written"),
     ],
 )
 def test_what_is_no_manifest_is_refused(content, message, tmp_path):
@@ -270,6 +270,18 @@ def test_the_second_format_is_verified_by_its_own_checksums(tmp_path):
     (path / "__0_0.distcp").write_bytes(b"weightr")
     with pytest.raises(ConfigError, match=r"is not as it was written .* differs"):
         manifest.verify(path, found.manifest)
+
+
+def test_a_format_to_come_is_refused_and_one_that_lost_a_bit_is_damage(tmp_path):
+    path = saved(tmp_path, made())
+    content = json.loads((path / "manifest.json").read_text())
+    for version in (1, 2, 7):  # each differs from 3 in one bit
+        (path / "manifest.json").write_text(json.dumps(content | {"format": version}))
+        assert "is corrupt: manifest.json is not as it was written" in refused(made(), tmp_path)
+    del content["blake2b"]
+    content["format"] = 7
+    (path / "manifest.json").write_text(json.dumps(content | {"blake2b": manifest._digest(content)}))
+    assert "is of format 7, and this program reads formats 1 to 3; continue it" in refused(made(), tmp_path)
 
 
 @pytest.mark.parametrize(
