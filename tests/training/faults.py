@@ -118,7 +118,7 @@ def cases(files: list[str], number: int, seed: int) -> list[Case]:
     draw = random.Random(seed)
     while len(found) < number:
         found.append(Case(draw.choice(files), draw.choice(ANYWHERE), draw.random(), draw.randrange(2**32)))
-    return found[:number] if number else found
+    return found[:number]
 
 
 def inflict(case: Case, run: Path) -> None:

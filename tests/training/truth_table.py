@@ -52,7 +52,7 @@ LEFT_OUT = {
 VALUES: dict[str, list[Any]] = {
     "optimizer.clip": [0.01],
     "optimizer.eps": [0.1],
-    "optimizer.step_decay_at": [[0.6, 0.9]],
+    "optimizer.step_decay_at": [[0.8, 0.9]],
     "optimizer.step_decay_to": [[0.9, 0.1]],
     "optimizer.warmup_steps": [4],
     "moe.expert_bias_rate": [0.5],
