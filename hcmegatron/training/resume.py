@@ -7,6 +7,7 @@ applied and said, and "bit for bit" is said only where nothing that the numbers 
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -87,10 +88,7 @@ def find(
     if not resumes(config):
         return None
     folder, found = directory / "checkpoints", dict(damaged or {})
-    if folder.is_file():
-        raise ConfigError(
-            f"{folder} is a file, where checkpoints would be; move it, or choose another run.dir"
-        )
+    _listed(folder)
     for path in reversed(manifest.every(folder)):
         if path in found:
             continue
@@ -112,6 +110,22 @@ def find(
             "checkpoint.resume=auto, which begins anew"
         )
     return None
+
+
+def _listed(folder: Path) -> None:
+    """ConfigError where what is in a folder cannot be known: a run would begin anew beside its checkpoints."""
+    try:
+        os.listdir(folder)
+    except FileNotFoundError:
+        pass
+    except NotADirectoryError:
+        raise ConfigError(
+            f"{folder} is a file, where checkpoints would be; move it, or choose another run.dir"
+        ) from None
+    except OSError as error:
+        raise ConfigError(
+            f"{folder} cannot be read: {error.strerror}; make it readable, or choose another run.dir"
+        ) from None
 
 
 def set_aside(start: Start) -> Start:

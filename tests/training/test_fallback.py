@@ -107,6 +107,17 @@ def test_the_older_spellings_are_kept(written, meant):
     assert config.checkpoint.resume == meant and resumes(config) == (meant != "never")
 
 
+def test_a_folder_that_may_not_be_read_is_not_taken_for_an_empty_one(tmp_path, monkeypatch):
+    path = saved(tmp_path, made())
+
+    def forbidden(folder):
+        assert folder == path.parent
+        raise PermissionError(13, "Permission denied", str(folder))
+
+    monkeypatch.setattr(resume.os, "listdir", forbidden)
+    assert refused(made(), tmp_path).startswith(f"{path.parent} cannot be read: Permission denied")
+
+
 def test_a_directory_is_one_jobs_at_a_time(tmp_path):
     with locked(tmp_path), pytest.raises(ConfigError, match="in use by a job that is still running"):
         locked(tmp_path)
