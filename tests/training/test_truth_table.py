@@ -2,8 +2,9 @@
 
 import pytest
 
+from hcmegatron.config import check
 from hcmegatron.config.types import leaves
-from tests.training.truth_table import LEFT_OUT, Table, Trained, judged
+from tests.training.truth_table import BASES, LEFT_OUT, Table, Trained, judged
 
 
 @pytest.fixture(scope="module")
@@ -25,6 +26,11 @@ def table(tmp_path_factory):
 def test_what_is_said_of_a_changed_key_is_what_happens(key, said, table):
     row = table.row(key)
     assert row.wrong == "" and row.said.partition(":")[0] == said, row
+
+
+def test_every_base_is_a_configuration_that_the_command_would_take(table):
+    for base in BASES:
+        check(table.config(base))
 
 
 def test_every_key_has_another_value_or_a_reason_why_not(table):

@@ -83,8 +83,9 @@ BASES: dict[str, dict[str, dict[str, Any]]] = {
     },
     "hyper": {"parallel": {"pipeline": 1}, "model": GQA, "connection": {"kind": "dhc", "n": 2}},
     "frac": {"parallel": {"pipeline": 1}, "model": GQA, "connection": {"kind": "dfc", "n": 2}},
-    "tensor": {
-        "parallel": {"pipeline": 1, "tensor": 2, "distributed_optimizer": True},
+    "tensor": {"parallel": {"pipeline": 1, "tensor": 2}, "model": GQA, "moe": {"experts": 0}},
+    "tensor and experts": {
+        "parallel": {"pipeline": 1, "tensor": 2, "sequence": True, "distributed_optimizer": True},
         "moe": {"ffn_hidden_size": 16},
     },
     "line": {"parallel": {"pipeline": 2, "schedule": "1f1b"}, "training": TWO},
