@@ -20,8 +20,12 @@ import torch.distributed as dist
 from torch import nn
 
 from hcmegatron.config.errors import ConfigError
+from hcmegatron.config.idle import ineffective
 from hcmegatron.config.schema import Config, resumes
 from hcmegatron.config.types import flatten
+from hcmegatron.kernels.select import select
+from hcmegatron.model.specs import backend
+from hcmegatron.model.transformer_config import DTYPES
 from hcmegatron.platform import adam
 from hcmegatron.platform.together import PeerFailed, gathered, in_one_line, on_first_rank
 from hcmegatron.training import manifest, resume
@@ -47,16 +51,19 @@ class NotDone(Exception):
     """A rank could not write or read, for a reason in words."""
 
 
-def depends_on() -> dict[str, Any]:
+def depends_on(config: Config) -> dict[str, Any]:
     """What a run's numbers depend on beside configuration and text, by name."""
     found = versions()
-    kernels = ("triton", "transformer-engine") if torch.cuda.is_available() else ()
+    packages = ("triton", "transformer-engine") if torch.cuda.is_available() else ()
     return {
         "ranks": dist.get_world_size(),
         "CPU threads": torch.get_num_threads(),
         **{name: found[name] for name in ("python", "torch", "megatron-core", "device")},
         "numpy": numpy.__version__,  # draws the data's order
-        **{name: _installed(name) for name in kernels},
+        **{name: _installed(name) for name in packages},
+        # what the settings of these names have come to on this machine
+        "kernels": None if "kernels" in ineffective(config) else _kernels(config),
+        "implementation": type(backend(config)).__name__,
     }
 
 
@@ -68,7 +75,7 @@ def find(config: Config, directory: Path, text: str) -> Start | None:
     Raises:
         ConfigError: see resume.find.
     """
-    environment, damaged = depends_on(), dict[Path, str]()
+    environment, damaged = depends_on(config), dict[Path, str]()
     while start := on_first_rank(lambda: resume.find(config, directory, text, environment, damaged)):
         try:
             verify(start)
@@ -103,6 +110,10 @@ def _set_aside(start: Start, directory: Path) -> Start:
             return resume.set_aside(start)
     except OSError as error:
         raise ConfigError(f"run.dir = {directory} cannot be written: {error.strerror}") from None
+
+
+def _kernels(config: Config) -> str:
+    return select(config.kernels, n=config.connection.n, dtype=DTYPES[config.training.dtype]).name
 
 
 def _installed(package: str) -> str | None:
@@ -190,7 +201,7 @@ class Checkpoints:
         everyones = gathered(_everywhere(read_back))
         files = {name: file for found, _ in everyones for name, file in found.items()}
         updates = max(count for _, count in everyones)
-        complete = Manifest(*at, updates, flatten(self.config), self.text, depends_on(), files)
+        complete = Manifest(*at, updates, flatten(self.config), self.text, depends_on(self.config), files)
         _everywhere(lambda: self._complete(partial, path, complete) if first else None)
 
     def _complete(self, partial: Path, path: Path, complete: Manifest) -> None:

@@ -19,7 +19,7 @@ from hcmegatron.config.schema import Config, resumes
 from hcmegatron.config.types import defaults, flatten
 from hcmegatron.training import manifest
 from hcmegatron.training.manifest import Damaged, Manifest, Position
-from hcmegatron.training.resume_rules import DIVISION, RULE_OF, Rule, more_than_rounding
+from hcmegatron.training.resume_rules import HOW_COMPUTED, RULE_OF, Rule, more_than_rounding
 
 
 class Change(NamedTuple):
@@ -209,9 +209,11 @@ def _start(
         )
     applied, rounding = by(Rule.APPLIED), by(Rule.ROUNDING)
     if environment is not None:
+        # settings that have come to something on either machine: that is compared, and not what was asked for
+        rounding = [change for change in rounding if change.key not in saved.environment]
         known = {key: environment[key] for key in saved.environment if key in environment}
         for change in _differences(saved.environment, known):
-            (rounding if change.key in DIVISION else applied).append(change)
+            (rounding if change.key in HOW_COMPUTED else applied).append(change)
     learnt = more_than_rounding(config)
     applied += [change for change in rounding if change.key in learnt]
     rounding = [change for change in rounding if change.key not in learnt]

@@ -49,8 +49,8 @@ RULE_OF = {key: rule for rule, keys in _RULES.items() for key in keys.split()} |
     f"connection.{name}": Rule[own.metadata["change"].upper()] for name, (_, own) in facts.FIELDS.items()
 }
 
-# Of what the numbers depend on beside configuration and text: what only divides the work.
-DIVISION = ("ranks", "CPU threads")
+# Of what the numbers depend on beside configuration and text: what changes where and how the same are computed.
+HOW_COMPUTED = ("ranks", "CPU threads", "kernels", "implementation")
 
 
 def more_than_rounding(config: Config) -> set[str]:

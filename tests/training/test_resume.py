@@ -127,6 +127,19 @@ def test_other_ranks_and_versions_are_said(tmp_path):
     assert len(found.says) == 2  # and what the checkpoint's version did not know of is not compared
 
 
+def test_what_kernels_have_come_to_is_compared_and_not_what_was_asked_for(tmp_path):
+    path = saved(tmp_path, made(), environment=HERE | {"kernels": "torch"})
+    asked = made()
+    asked.kernels = "torch"
+    found = start(asked, tmp_path, environment=HERE | {"kernels": "torch"})
+    assert found.says == (f"continuing from {path} after step 4, bit for bit",)
+    found = start(made(), tmp_path, environment=HERE | {"kernels": "triton"})
+    assert found.says[1:] == ("changed, by no more than rounding: kernels torch -> triton",)
+    dropping = made(model={"hidden_dropout": 0.1})
+    said = start(dropping, tmp_path, environment=HERE | {"kernels": "triton"}).says
+    assert "changed: model.hidden_dropout 0.0 -> 0.1, kernels torch -> triton" in said
+
+
 def test_masks_and_a_loss_over_micro_batches_depend_on_them(tmp_path):
     experts = {"experts": 4, "first_dense": 1}
     saved(tmp_path, made(moe=experts))
