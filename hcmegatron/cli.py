@@ -25,6 +25,7 @@ from hcmegatron.config import Config, ConfigError, check, check_world, dump, rea
 from hcmegatron.config.idle import ineffective
 from hcmegatron.config.load import scalar
 from hcmegatron.config.types import defaults, describe, leaves
+from hcmegatron.platform.exit_status import DIVERGED, STOPPED, USER_ERROR
 from hcmegatron.platform.standard_streams import silence, stand_in_for_closed, tell
 from hcmegatron.platform.together import Ended
 
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
     from hcmegatron.data.corpus import Corpus
     from hcmegatron.platform.ranks import RankInfo
 
-USER_ERROR = 2
 # All ranks of a launcher find the same mistake. The first of every machine says it, whereupon the launcher ends the
 # others; one that exited at once could have the first ended before it has spoken.
 PATIENCE_S = 5.0
@@ -65,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ConfigError as error:
         return _failed(f"error: {error}", USER_ERROR)
     except Ended as error:
-        return _failed(f"error: {error}", 1)
+        return _failed(f"error: {error}", error.status)
     except KeyboardInterrupt:
         return _failed("ended by SIGINT", 130)
     except OSError as error:
@@ -111,8 +111,18 @@ def _run(arguments: list[str]) -> int:
         "plan", help="what a run takes on a machine: memory, time, money", allow_abbrev=False
     )
 
+    checkpoint = verbs.add_parser(
+        "checkpoint", help="list, show and verify the checkpoints of a run", allow_abbrev=False
+    )
+
     overrides: list[str] = []
-    if _verb(arguments) == "schedule":
+    if _verb(arguments) == "checkpoint":
+        from hcmegatron.training import checkpoint_cli
+
+        checkpoint_cli.add_arguments(checkpoint)
+        checkpoint.set_defaults(run=lambda options, overrides: checkpoint_cli.main(options))
+        parsers["checkpoint"] = checkpoint
+    elif _verb(arguments) == "schedule":
         from schedules import cli
 
         cli.add_arguments(schedule)
@@ -162,7 +172,9 @@ def _add_train(verbs: argparse._SubParsersAction) -> argparse.ArgumentParser:
         usage="hcmegatron train FILE [--section.key=value ...]",
         description="Train as FILE says, with single settings overridden. Under torchrun, mpirun or srun this is "
         "one rank; otherwise the command starts on this machine the ranks that the layout asks for.",
-        epilog="hcmegatron config --help lists the settings.",
+        epilog="hcmegatron config --help lists the settings. Exit status: 0 finished; 1 failed, as the output says; "
+        f"{USER_ERROR} a mistake of the user's; {DIVERGED} diverged; {STOPPED} stopped by a signal, with a checkpoint "
+        "from which the same command goes on (0 under a launcher); 128 + N: a rank was killed by signal N.",
         allow_abbrev=False,
     )
     train.add_argument(
@@ -272,7 +284,7 @@ def _rank(config: Config, name: str, corpus: Corpus, ranks: RankInfo) -> int:
     except Ended as error:
         if ranks.rank == 0:
             tell(f"hcmegatron: error: {error}")
-        return 1
+        return error.status
     except ConfigError:
         if ranks.local_rank > 0:
             time.sleep(PATIENCE_S)

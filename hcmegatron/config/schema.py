@@ -171,8 +171,9 @@ class Checkpoint:
 
     save_every: int = 0  # steps; 0: only at the end
     keep_last: int = 2
-    # continue the run in run.dir from its newest checkpoint, or begin it where there is none yet; on the same data
-    resume: bool = False
+    # auto: continue the run in run.dir from its newest whole checkpoint, or begin it where there is none yet (true is
+    # auto, and false never); required: refuse where there is none; on the same data
+    resume: Literal["never", "auto", "required"] = "never"
     # or begin a new run, in another run.dir, with this checkpoint's weights, optimizer state and step (a run directory
     # means its newest): at its sample where the data are the same, at the first where they are other
     load: str | None = None
@@ -234,3 +235,8 @@ def distributed_optimizer(config: Config) -> bool:
     """Whether optimizer state is sharded over data-parallel ranks: parallel.distributed_optimizer, or what null is."""
     chosen = config.parallel.distributed_optimizer
     return config.training.dtype == "bf16" if chosen is None else chosen
+
+
+def resumes(config: Config) -> bool:
+    """Whether the run in run.dir is to be continued, where it has begun."""
+    return config.checkpoint.resume != "never"

@@ -105,6 +105,8 @@ def convert(node: yaml.Node, hint: Any) -> Any:
         for option in typing.get_args(kind):
             if option in (text, text.replace("-", "_")):  # zb-h1 is zb_h1
                 return option
+        if tag == "bool" and {"auto", "never"} <= set(typing.get_args(kind)):  # a switch that has grown
+            return "auto" if text.lower() == "true" else "never"
     if kind is bool and tag == "bool":
         return text.lower() == "true"
     if kind is int and _looks(text, "int") and tag == "int":

@@ -26,11 +26,11 @@ from types import FrameType
 from typing import Literal, NamedTuple
 
 from hcmegatron.config.errors import ConfigError
+from hcmegatron.platform.exit_status import STOPPED, USER_ERROR
 from hcmegatron.platform.ranks import STARTED_HERE, RankInfo, free_port
 from hcmegatron.platform.standard_streams import tell
 from hcmegatron.platform.together import Ended, PeerFailed
 
-USER_ERROR = 2  # exit status of a mistake in the command line, the configuration or the data
 FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 GRACE_S = 10.0  # for the other ranks to end after one has failed
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
@@ -80,6 +80,7 @@ class _Launch:
         self.ranks: list[_Rank] = []
         self.interrupted: int | None = None  # the signal that this process was sent
         self.asked_by_hand = False  # one SIGINT has come
+        self.stopped = False  # a rank has ended because it was told to, which is no failure
         self.ending = False  # the ranks were told to end, so that they do is no failure of theirs
 
     def run(self, worker: Worker, places: list[RankInfo]) -> int:
@@ -145,7 +146,9 @@ class _Launch:
             if self.interrupted:
                 text = ""
             return Failure(0.0, rank.number, 128 - code, text)
-        if code > 0:
+        if code == STOPPED:
+            self.stopped = True
+        elif code > 0:
             return Failure(
                 time.monotonic(), rank.number, code, f"rank {rank.number} ended with status {code}"
             )
@@ -154,7 +157,7 @@ class _Launch:
     def _status(self, failures: list[Failure]) -> int:
         """The exit status of the whole; says why it is not 0."""
         if not failures:
-            return 0
+            return STOPPED if self.stopped else 0
         cause = min(failures)
         if self.interrupted and cause.status > 128:
             tell(f"hcmegatron: ended by {signal.Signals(self.interrupted).name}")
@@ -162,7 +165,7 @@ class _Launch:
         if cause.status == USER_ERROR and cause.text:
             raise ConfigError(cause.text)
         if cause.ended:
-            raise Ended(cause.text)
+            raise Ended(cause.text, cause.status)
         tell(f"hcmegatron: {cause.text}")
         return cause.status
 
@@ -218,7 +221,7 @@ def _child(
     except ConfigError as error:
         failure = Failure(time.monotonic(), place.rank, USER_ERROR, str(error))
     except Ended as error:
-        failure = Failure(time.monotonic(), place.rank, 1, str(error), ended=True)
+        failure = Failure(time.monotonic(), place.rank, error.status, str(error), ended=True)
     except PeerFailed as error:
         failure = Failure(math.inf, place.rank, 1, f"rank {place.rank}: {error}")
     except Exception:

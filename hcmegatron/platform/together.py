@@ -14,7 +14,17 @@ T = TypeVar("T")
 
 
 class Ended(RuntimeError):
-    """A run ends for a reason in words that every rank has found: it is said once, without a traceback."""
+    """A run ends for a reason in words that every rank has found: it is said once, without a traceback.
+
+    Attributes:
+        status: the exit status of the command.
+    """
+
+    status = 1
+
+    def __init__(self, text: str, status: int | None = None) -> None:
+        super().__init__(text)
+        self.status = self.status if status is None else status
 
 
 class PeerFailed(RuntimeError):

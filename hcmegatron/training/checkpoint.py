@@ -8,26 +8,33 @@ with its checksums.
 
 from __future__ import annotations
 
+import importlib.metadata
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy
 import torch
 import torch.distributed as dist
 from torch import nn
 
 from hcmegatron.config.errors import ConfigError
-from hcmegatron.config.schema import Config
+from hcmegatron.config.idle import ineffective
+from hcmegatron.config.schema import Config, resumes
 from hcmegatron.config.types import flatten
+from hcmegatron.kernels.select import select
+from hcmegatron.model.specs import backend
+from hcmegatron.model.transformer_config import DTYPES
 from hcmegatron.platform import adam
-from hcmegatron.platform.together import PeerFailed, gathered, in_one_line
-from hcmegatron.training import manifest
-from hcmegatron.training.manifest import Manifest, Position
+from hcmegatron.platform.together import PeerFailed, gathered, in_one_line, on_first_rank
+from hcmegatron.training import manifest, resume
+from hcmegatron.training.checksums import File, summed
+from hcmegatron.training.manifest import Damaged, Manifest, Position
 from hcmegatron.training.model import gather_parameters
 from hcmegatron.training.pieces import FAULTS, cause, read, reason, shapes, write
 from hcmegatron.training.resume import Start
-from hcmegatron.training.run_directory import versions
+from hcmegatron.training.run_directory import locked, versions
 from hcmegatron.training.stored import to_load, to_save
 from megatron.core.optimizer.optimizer import ChainedOptimizer
 
@@ -44,31 +51,76 @@ class NotDone(Exception):
     """A rank could not write or read, for a reason in words."""
 
 
-def depends_on() -> dict[str, Any]:
+def depends_on(config: Config) -> dict[str, Any]:
     """What a run's numbers depend on beside configuration and text, by name."""
     found = versions()
+    packages = ("triton", "transformer-engine") if torch.cuda.is_available() else ()
     return {
         "ranks": dist.get_world_size(),
         "CPU threads": torch.get_num_threads(),
         **{name: found[name] for name in ("python", "torch", "megatron-core", "device")},
+        "numpy": numpy.__version__,  # draws the data's order
+        **{name: _installed(name) for name in packages},
+        # what the settings of these names have come to on this machine
+        "kernels": None if "kernels" in ineffective(config) else _kernels(config),
+        "implementation": type(backend(config)).__name__,
     }
 
 
+def find(config: Config, directory: Path, text: str) -> Start | None:
+    """The verified checkpoint that this run starts from, the same on every rank; None to begin anew. Collective.
+
+    With checkpoint.resume, newer ones that are damaged are set aside by name, once a whole one is found.
+
+    Raises:
+        ConfigError: see resume.find.
+    """
+    environment, damaged = depends_on(config), dict[Path, str]()
+    while start := on_first_rank(lambda: resume.find(config, directory, text, environment, damaged)):
+        try:
+            verify(start)
+        except Damaged as error:
+            if not resumes(config):
+                raise
+            damaged.update({**start.damaged, start.path: error.what})
+            continue
+        return on_first_rank(lambda start=start: _set_aside(start, directory)) if start.damaged else start
+    return None
+
+
 def verify(start: Start) -> None:
-    """Compare every file of a checkpoint with its checksum, each rank some of them. Collective.
+    """Compare every file of a checkpoint with its checksums, each rank a share of the blocks. Collective.
 
     Raises:
         ConfigError: one is not as it was written; on every rank, whichever found it.
     """
-    mine = sorted(start.manifest.files)[dist.get_rank() :: dist.get_world_size()]
-    fault = None
+    fault: ConfigError | None = None
     try:
-        manifest.verify(start.path, start.manifest, mine)
+        manifest.verify(start.path, start.manifest, slice(dist.get_rank(), None, dist.get_world_size()))
     except ConfigError as error:
-        fault = str(error)
+        fault = error
     for found in gathered(fault):
         if found is not None:
-            raise ConfigError(found)
+            raise found
+
+
+def _set_aside(start: Start, directory: Path) -> Start:
+    try:
+        with locked(directory):
+            return resume.set_aside(start)
+    except OSError as error:
+        raise ConfigError(f"run.dir = {directory} cannot be written: {error.strerror}") from None
+
+
+def _kernels(config: Config) -> str:
+    return select(config.kernels, n=config.connection.n, dtype=DTYPES[config.training.dtype]).name
+
+
+def _installed(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 class Checkpoints:
@@ -122,7 +174,7 @@ class Checkpoints:
             stored = _everywhere(lambda: shapes(start.path), _unreadable)
         except NotDone as error:
             raise ConfigError(
-                f"checkpoint {start.path} cannot be read: {error}; every rank has to see it"
+                f"checkpoint {start.path} cannot be read: {error}; every rank has to see it whole"
             ) from None
         try:
             for pieces in to_load(self.chunks, self.optimizer):
@@ -142,14 +194,14 @@ class Checkpoints:
         pieces = _everywhere(lambda: list(to_save(self.chunks, self.optimizer)))
         _everywhere(lambda: write(pieces, partial))
 
-        def read_back() -> tuple[dict[str, manifest.File], int]:
+        def read_back() -> tuple[dict[str, File], int]:
             mine = [file.name for file in partial.glob(f"__{rank}_*")] + [".metadata"] * first
-            return manifest.checksums(partial, mine), max(map(adam.updates, self._inner()), default=0)
+            return summed(partial, mine), max(map(adam.updates, self._inner()), default=0)
 
         everyones = gathered(_everywhere(read_back))
         files = {name: file for found, _ in everyones for name, file in found.items()}
         updates = max(count for _, count in everyones)
-        complete = Manifest(*at, updates, flatten(self.config), self.text, depends_on(), files)
+        complete = Manifest(*at, updates, flatten(self.config), self.text, depends_on(self.config), files)
         _everywhere(lambda: self._complete(partial, path, complete) if first else None)
 
     def _complete(self, partial: Path, path: Path, complete: Manifest) -> None:

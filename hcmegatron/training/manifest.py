@@ -13,20 +13,35 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from hcmegatron.config.errors import ConfigError
 from hcmegatron.platform.together import Ended
+from hcmegatron.training import checksums
+from hcmegatron.training.checksums import File
 
 MANIFEST = "manifest.json"
-FORMAT = 2
+FORMAT = 3
 PATTERN = "step-" + "[0-9]" * 8
 # Between two renames, a checkpoint that is saved once more: whole, and found under this name.
 REPLACED = ".replaced"
+
+
+class Damaged(ConfigError):
+    """A checkpoint is not, or not any more, what it was when it was written.
+
+    Attributes:
+        what: the matter with it, in words, after "the checkpoint".
+    """
+
+    def __init__(self, checkpoint: Path, what: str, remedy: str) -> None:
+        super().__init__(f"checkpoint {checkpoint} {what}; {remedy}")
+        self.checkpoint, self.what, self.remedy = checkpoint, what, remedy
+
+    def __reduce__(self) -> tuple[type, tuple[Path, str, str]]:
+        return Damaged, (self.checkpoint, self.what, self.remedy)  # it is sent from rank to rank
 
 
 class NotSaved(Ended):
@@ -38,13 +53,6 @@ class Position(NamedTuple):
 
     step: int
     samples: int
-
-
-class File(NamedTuple):
-    """A file of a checkpoint as it was written; without a checksum in format 1."""
-
-    bytes: int
-    blake2b: str | None
 
 
 @dataclass(frozen=True)
@@ -76,7 +84,9 @@ class Manifest:
     def write(self, checkpoint: Path) -> None:
         """Into the directory that holds the files; on the disk when this returns."""
         content = {"format": FORMAT, **asdict(self)}
-        content["files"] = {name: file._asdict() for name, file in self.files.items()}
+        content["files"] = {
+            name: {"bytes": file.bytes, "crc32": file.crc32} for name, file in self.files.items()
+        }
         with (checkpoint / MANIFEST).open("w") as stream:
             json.dump({**content, "blake2b": _digest(content)}, stream, indent=1)
             stream.flush()
@@ -120,12 +130,13 @@ def read(checkpoint: Path) -> Manifest:
     try:
         content = json.loads((checkpoint / MANIFEST).read_bytes())
     except (FileNotFoundError, NotADirectoryError):
-        raise ConfigError(
-            f"checkpoint {checkpoint} is partial or no checkpoint: it has no {MANIFEST}; name a complete one, or "
-            "move it away to use the one before"
+        raise Damaged(
+            checkpoint,
+            f"is partial or no checkpoint: it has no {MANIFEST}",
+            "name a complete one, or move it away to use the one before",
         ) from None
     except OSError as error:
-        raise ConfigError(f"checkpoint {checkpoint}: {MANIFEST} cannot be read: {error.strerror}") from None
+        raise _unreadable(checkpoint, error) from None
     except (ValueError, RecursionError):
         raise corrupt(checkpoint, f"{MANIFEST} is not JSON") from None
     if not isinstance(content, dict) or not isinstance(content.get("files"), dict):
@@ -133,16 +144,24 @@ def read(checkpoint: Path) -> Manifest:
     version = content.pop("format", 1)
     if version == 1 and content.keys() >= {"step", "architecture", "layout"}:
         return _with_files(checkpoint, _migrated(content))
-    if version != FORMAT:
+    # Of every format from 2 on: it tells one of a version to come from one whose format has lost a bit.
+    if content.pop("blake2b", None) != _digest({"format": version, **content}):
+        raise corrupt(checkpoint, f"{MANIFEST} is not as it was written")
+    if version not in (2, FORMAT):
         raise ConfigError(
-            f"checkpoint {checkpoint} is of format {version}, and this program reads formats 1 and {FORMAT}; "
+            f"checkpoint {checkpoint} is of format {version}, and this program reads formats 1 to {FORMAT}; "
             "continue it with the version that wrote it"
         )
-    digest = content.pop("blake2b", None)
-    if digest != _digest({"format": FORMAT, **content}):
-        raise corrupt(checkpoint, f"{MANIFEST} is not as it was written")
-    files = {file: File(**entry) for file, entry in content.pop("files").items()}
-    return _with_files(checkpoint, Manifest(**content, files=files))
+    return _with_files(checkpoint, _built(checkpoint, content))
+
+
+def _built(checkpoint: Path, content: dict[str, Any]) -> Manifest:
+    """The manifest of a content whose own checksum is right. Somebody else may have written it."""
+    try:
+        files = {file: checksums.described(**entry) for file, entry in content.pop("files").items()}
+        return Manifest(**content, files=files)
+    except (TypeError, ValueError):
+        raise corrupt(checkpoint, f"{MANIFEST} is not a manifest") from None
 
 
 def _migrated(content: dict[str, Any]) -> Manifest:
@@ -151,51 +170,42 @@ def _migrated(content: dict[str, Any]) -> Manifest:
     ranks = layout.pop("world_size")
     layout.pop("distributed_optimizer")  # what it came to, not the setting
     config = content["architecture"] | {f"parallel.{key}": value for key, value in layout.items()}
-    files = {file: File(size, None) for file, size in content["files"].items()}
+    files = {file: File(size) for file, size in content["files"].items()}
     return Manifest(content["step"], None, content["step"], config, None, {"ranks": ranks}, files)
 
 
 def _with_files(checkpoint: Path, manifest: Manifest) -> Manifest:
     """The manifest, if its files are there in their sizes; ConfigError otherwise."""
     for file, entry in manifest.files.items():
+        if Path(file).name != file:
+            raise corrupt(checkpoint, f"{MANIFEST} names {file}, which is elsewhere")
         try:
             size = (checkpoint / file).stat().st_size
-        except OSError:
+        except (FileNotFoundError, NotADirectoryError):
             raise corrupt(checkpoint, f"{file} is missing") from None
+        except OSError as error:
+            raise _unreadable(checkpoint, error) from None
         if size != entry.bytes:
             raise corrupt(checkpoint, f"{file} has {size} bytes, {entry.bytes} were written")
     return manifest
 
 
-def checksums(checkpoint: Path, files: Iterable[str]) -> dict[str, File]:
-    """The size and checksum of files of a checkpoint, read from the disk. Raises OSError."""
-
-    def look(file: str) -> File:
-        with (checkpoint / file).open("rb") as stream:
-            digest = hashlib.file_digest(stream, lambda: hashlib.blake2b(digest_size=16))
-            return File(stream.tell(), digest.hexdigest())
-
-    files = list(files)
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as threads:  # hashing lets go of the interpreter
-        return dict(zip(files, threads.map(look, files), strict=True))
-
-
-def verify(checkpoint: Path, manifest: Manifest, files: Iterable[str]) -> None:
+def verify(checkpoint: Path, manifest: Manifest, share: slice = slice(None)) -> None:
     """Compare files with their checksums.
 
+    Args:
+        share: of all the files' blocks: those that are compared.
+
     Raises:
-        ConfigError: one cannot be read, or is not as it was written.
+        Damaged: one is not as it was written, or may not be read.
+        ConfigError: one is not there, although it was when the manifest was read; or only for this rank.
     """
     try:
-        found = checksums(checkpoint, files)
+        found = checksums.differing(checkpoint, manifest.files, share)
     except OSError as error:
-        raise ConfigError(
-            f"checkpoint {checkpoint} cannot be read: {error.filename}: {error.strerror}; every rank has to see it"
-        ) from None
-    for file, entry in found.items():
-        written = manifest.files[file]
-        if entry != written and (entry.bytes, None) != written:
-            raise corrupt(checkpoint, f"{file} is not as it was written (its checksum differs)")
+        raise _unreadable(checkpoint, error) from None
+    if found is not None:
+        raise corrupt(checkpoint, found)
 
 
 def publish(partial: Path, checkpoint: Path) -> None:
@@ -207,7 +217,15 @@ def publish(partial: Path, checkpoint: Path) -> None:
         checkpoint.rename(replaced)
     partial.rename(checkpoint)
     sync(checkpoint.parent)
+    sync(checkpoint.parent.parent)  # the first checkpoint of a run has made the folder
     shutil.rmtree(replaced, ignore_errors=True)
+
+
+def aside(checkpoint: Path) -> Path:
+    """A free name for a damaged checkpoint, under which it is none any more: step-00000100.damaged, or .damaged-2."""
+    plain = checkpoint.with_suffix(".damaged")
+    names = [plain, *(plain.with_name(f"{plain.name}-{number}") for number in range(2, 1000))]
+    return next(name for name in names if not name.exists())
 
 
 def tidy(folder: Path) -> list[str]:
@@ -238,9 +256,23 @@ def sync(directory: Path) -> None:
         os.close(descriptor)
 
 
-def corrupt(checkpoint: Path, what: str) -> ConfigError:
+def corrupt(checkpoint: Path, what: str) -> Damaged:
     """The error for a checkpoint that was complete once and is not any more."""
-    return ConfigError(f"checkpoint {checkpoint} is corrupt: {what}; delete it to use the one before")
+    return Damaged(checkpoint, f"is corrupt: {what}", "delete it to use the one before")
+
+
+def _unreadable(checkpoint: Path, error: OSError) -> ConfigError:
+    """What a machine cannot see may be whole on another one; what may not be read, or a disk lost, is as if damaged."""
+    name = Path(error.filename).name if error.filename else "a file"
+    if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ESTALE):
+        return ConfigError(
+            f"checkpoint {checkpoint} cannot be read: {name}: {error.strerror}; every rank has to see it"
+        )
+    return Damaged(
+        checkpoint,
+        f"cannot be read: {name}: {error.strerror}",
+        "make it readable, or move it away to use the one before",
+    )
 
 
 def _digest(content: dict[str, Any]) -> str:

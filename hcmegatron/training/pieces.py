@@ -17,6 +17,7 @@ from torch.futures import Future
 
 import hcmegatron.platform.megatron  # noqa: F401  (installs the CPU adapter before Megatron is imported)
 from hcmegatron.platform.together import in_one_line
+from hcmegatron.training.checkpoint_index import Reader
 from megatron.core.dist_checkpointing.mapping import ShardedTensor
 from megatron.core.dist_checkpointing.strategies.checkpointable import (
     CheckpointableShardedTensor,
@@ -56,7 +57,7 @@ def write(pieces: list[Piece], directory: Path) -> None:
 
 def shapes(directory: Path) -> dict[str, tuple[int, ...]]:
     """Of the whole tensors that are there, by key. This rank alone looks; raises FAULTS."""
-    stored = dcp.FileSystemReader(directory).read_metadata().state_dict_metadata
+    stored = Reader(directory).read_metadata().state_dict_metadata
     return {key: tuple(entry.size) for key, entry in stored.items() if hasattr(entry, "size")}
 
 
@@ -77,7 +78,7 @@ def read(pieces: list[Piece], directory: Path, stored: dict[str, tuple[int, ...]
             wanted.setdefault((piece.key, piece.offset), []).append(piece)
     planner = dcp.DefaultLoadPlanner(flatten_state_dict=False, flatten_sharded_tensors=False)
     first = [same[0] for same in wanted.values()]
-    dcp.load(_by_key(first), storage_reader=dcp.FileSystemReader(directory), planner=planner)
+    dcp.load(_by_key(first), storage_reader=Reader(directory), planner=planner)
     for piece, *others in wanted.values():
         for other in others:
             other.data.copy_(piece.data)

@@ -1,64 +1,25 @@
 """Where a run starts from, and what may be another than in the run that saved the checkpoint. No torch.
 
-Every setting has a rule for that. What cannot be another is refused, what changes the numbers is applied and said, and
-"bit for bit" is said only where nothing that the numbers depend on has changed.
+Every setting has a rule for that (resume_rules.py). What cannot be another is refused, what changes the numbers is
+applied and said, and "bit for bit" is said only where nothing that the numbers depend on has changed.
 """
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
-from enum import Enum
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from hcmegatron.config.errors import ConfigError
 from hcmegatron.config.idle import ineffective
-from hcmegatron.config.schema import Config
+from hcmegatron.config.schema import Config, resumes
 from hcmegatron.config.types import defaults, flatten
-from hcmegatron.connections import facts
 from hcmegatron.training import manifest
-from hcmegatron.training.manifest import Manifest, Position
-
-
-class Rule(Enum):
-    """What happens where a setting is another than the checkpoint's."""
-
-    ARCHITECTURE = "refused: the weights are of another network"
-    DATA = "the order of the data is another: refused where the run goes on, begun anew by checkpoint.load"
-    TEXT = "compared by the text's fingerprint, not as it is written; then as DATA"
-    APPLIED = "takes effect, and is said"
-    BEGINNING = "decides how a run begins, so it has no effect, which is said"
-    HARMLESS = "takes effect, and no number of the training depends on it"
-
-
-_RULES = {
-    Rule.ARCHITECTURE: """
-        model.layers model.hidden_size model.heads model.query_groups model.head_dim model.attention
-        model.ffn_hidden_size model.activation model.norm model.norm_eps model.norm_position model.qk_norm
-        model.qk_norm_across_heads model.tie_embeddings model.rope_theta model.vocab_multiple model.vocab_size
-        model.document_mask mla.kv_rank mla.q_rank mla.rope_dim moe.experts moe.top_k moe.ffn_hidden_size
-        moe.shared_experts moe.first_dense moe.router moe.routed_scale connection.kind data.tokenizer""",
-    Rule.DATA: "data.sequence_length data.holdout data.seed",
-    Rule.TEXT: "data.paths data.suffixes",
-    Rule.APPLIED: """
-        model.hidden_dropout model.attention_dropout moe.expert_bias_rate moe.aux_loss moe.sequence_aux_loss
-        moe.z_loss moe.grouped moe.dispatcher parallel.pipeline parallel.virtual
-        parallel.tensor parallel.sequence parallel.expert parallel.expert_tensor parallel.schedule parallel.overlap
-        parallel.distributed_optimizer parallel.overlap_grad_reduce parallel.overlap_param_gather optimizer.lr
-        optimizer.min_lr_ratio optimizer.schedule optimizer.warmup_steps optimizer.step_decay_at
-        optimizer.step_decay_to optimizer.beta1 optimizer.beta2 optimizer.eps optimizer.weight_decay optimizer.clip
-        training.steps training.global_batch training.micro_batch training.dtype training.seed recompute.mode
-        recompute.block_length recompute.modules implementation kernels""",
-    Rule.BEGINNING: "model.init_std",
-    Rule.HARMLESS: """
-        parallel.timeout_s training.eval_every training.eval_batches training.log_every training.max_bad_steps
-        training.threads checkpoint.save_every checkpoint.keep_last checkpoint.resume checkpoint.load run.dir
-        run.tensorboard run.wandb run.observers run.peak_tflops""",
-}
-RULE_OF = {key: rule for rule, keys in _RULES.items() for key in keys.split()} | {
-    f"connection.{name}": Rule[own.metadata["change"].upper()] for name, (_, own) in facts.FIELDS.items()
-}
+from hcmegatron.training.manifest import Damaged, Manifest, Position
+from hcmegatron.training.resume_rules import HOW_COMPUTED, RULE_OF, Rule, more_than_rounding
 
 
 class Change(NamedTuple):
@@ -83,18 +44,26 @@ class Start:
     Attributes:
         position: where the run goes on.
         says: one line each, for the user.
+        damaged: newer checkpoints, with what is the matter with each.
+        aside: where they are now, one line each.
     """
 
     path: Path
     manifest: Manifest
     position: Position
     says: tuple[str, ...]
+    damaged: Mapping[Path, str]
+    aside: tuple[str, ...] = ()
 
 
 def find(
-    config: Config, directory: Path, text: str, environment: dict[str, Any] | None = None
+    config: Config,
+    directory: Path,
+    text: str,
+    environment: dict[str, Any] | None = None,
+    damaged: Mapping[Path, str] | None = None,
 ) -> Start | None:
-    """What this run starts from: checkpoint.load, the newest of `directory` with checkpoint.resume, or None.
+    """What this run starts from: checkpoint.load, the newest whole one of `directory` with checkpoint.resume, or None.
 
     No file of tensors is read.
 
@@ -102,9 +71,11 @@ def find(
         directory: the run's.
         text: the corpus's fingerprint.
         environment: what the numbers depend on beside configuration and text; None: not known yet, nor compared.
+        damaged: checkpoints that were found not to be what was written, with what is the matter.
 
     Raises:
-        ConfigError: it is missing, incomplete, damaged, or nothing that this configuration can go on from.
+        ConfigError: it is missing, incomplete, damaged, or nothing that this configuration can go on from; with
+            checkpoint.resume, all that there are.
     """
     settings = config.checkpoint
     if settings.load is not None:
@@ -113,33 +84,88 @@ def find(
             what = "is no directory" if path.exists() else "there is no such directory"
             raise ConfigError(f"checkpoint.load = {path}: {what}; name a checkpoint or a run directory")
         path = path if (path / manifest.MANIFEST).exists() else manifest.newest(path) or path
-    elif settings.resume:
-        if (folder := directory / "checkpoints").is_file():
-            raise ConfigError(
-                f"{folder} is a file, where checkpoints would be; move it, or choose another run.dir"
-            )
-        found = manifest.newest(directory)
-        if found is None:
-            return None
-        path = found
-    else:
+        return _start(config, path, manifest.read(path), text, environment)
+    if not resumes(config):
         return None
-    return _start(config, path, manifest.read(path), text, environment)
+    folder, found = directory / "checkpoints", dict(damaged or {})
+    _listed(folder)
+    for path in reversed(manifest.every(folder)):
+        if path in found:
+            continue
+        try:
+            written = manifest.read(path)
+        except Damaged as error:
+            found[path] = error.what
+            continue
+        return replace(_start(config, path, written, text, environment), damaged=found)
+    if found:
+        raise ConfigError(
+            f"no checkpoint in {folder} is whole, and none was changed: "
+            + "; ".join(f"{path.name} {what}" for path, what in found.items())
+            + "; restore one, or begin again in another run.dir"
+        )
+    if settings.resume == "required":
+        raise ConfigError(
+            f"checkpoint.resume = required: there is no checkpoint in {folder}; correct run.dir, or use "
+            "checkpoint.resume=auto, which begins anew"
+        )
+    return None
 
 
-def finished(start: Start) -> str:
-    """What a run has to say that was at its end already."""
+def _listed(folder: Path) -> None:
+    """ConfigError where what is in a folder cannot be known: a run would begin anew beside its checkpoints."""
+    try:
+        os.listdir(folder)
+    except FileNotFoundError:
+        pass
+    except NotADirectoryError:
+        raise ConfigError(
+            f"{folder} is a file, where checkpoints would be; move it, or choose another run.dir"
+        ) from None
+    except OSError as error:
+        raise ConfigError(
+            f"{folder} cannot be read: {error.strerror}; make it readable, or choose another run.dir"
+        ) from None
+
+
+def set_aside(start: Start) -> Start:
+    """Rename the damaged checkpoints that are newer than the one a run goes on from. It says what was done.
+
+    Only for the job that holds the run directory's lock.
+
+    Raises:
+        ConfigError: one cannot be renamed.
+    """
+    said = []
+    for path, what in start.damaged.items():
+        new = manifest.aside(path)
+        try:
+            path.rename(new)
+        except OSError as error:
+            raise ConfigError(
+                f"checkpoint {path} {what}, and cannot be renamed: {error.strerror}; move it away"
+            ) from None
+        said.append(
+            f"WARNING: checkpoint {path} {what}. It is set aside as {new.name}, and the run goes back to "
+            f"{start.path.name}"
+        )
+    return replace(start, aside=tuple(said), damaged={})
+
+
+def finished(start: Start) -> tuple[str, ...]:
+    """What a run has to say that was at its end already, one line each."""
     return (
-        f"this run is finished: {start.path} is after step {start.position.step}, which is training.steps; "
-        "raise training.steps to train on"
+        *start.aside,
+        f"this run is finished, and nothing is left to do: {start.path} is after step {start.position.step}, which is "
+        "training.steps; raise training.steps to train on",
     )
 
 
 def words(config: Config, directory: Path, start: Start | None) -> tuple[str, ...]:
     """What a run has to say about its start."""
     if start is not None:
-        return start.says
-    if config.checkpoint.resume:
+        return (*start.aside, *start.says)
+    if resumes(config):
         return (
             f"warning: there is no checkpoint in {directory} yet, so training starts from the beginning; "
             "if that is not meant, correct run.dir",
@@ -152,13 +178,13 @@ def stopped(signal: str, step: int, saved: Position | None) -> str:
     if saved is None:
         return f"stopped by {signal} after step {step}; no checkpoint was saved"
     skipped = "" if saved.step == step else f", with the checkpoint after step {saved.step} as its newest"
-    return f"stopped by {signal} after step {step}{skipped}; continue with checkpoint.resume=true"
+    return f"stopped by {signal} after step {step}{skipped}; continue with checkpoint.resume=auto"
 
 
 def _start(
     config: Config, path: Path, saved: Manifest, text: str, environment: dict[str, Any] | None
 ) -> Start:
-    resumed, steps = config.checkpoint.resume, config.training.steps
+    resumed, steps = resumes(config), config.training.steps
     changed = _changed(saved, config)
 
     def by(rule: Rule) -> list[Change]:
@@ -181,28 +207,43 @@ def _start(
             f"checkpoint {path} is after step {saved.step}, so training.steps = {steps} leaves nothing to train; "
             "raise training.steps"
         )
-    applied = by(Rule.APPLIED)
+    applied, rounding = by(Rule.APPLIED), by(Rule.ROUNDING)
     if environment is not None:
-        known = saved.environment if saved.first_format else environment
-        applied += _differences(saved.environment, {key: environment[key] for key in known})
-    exact = not (applied or other_data or saved.first_format)
-    says = [f"continuing from {path} after step {saved.step}, {'bit for bit' if exact else 'with changes'}"]
+        # settings that have come to something on either machine: that is compared, and not what was asked for
+        rounding = [change for change in rounding if change.key not in saved.environment]
+        known = {key: environment[key] for key in saved.environment if key in environment}
+        for change in _differences(saved.environment, known):
+            (rounding if change.key in HOW_COMPUTED else applied).append(change)
+    learnt = more_than_rounding(config)
+    applied += [change for change in rounding if change.key in learnt]
+    rounding = [change for change in rounding if change.key not in learnt]
+    seen = saved.step * config.training.global_batch if saved.first_format else saved.samples
+    how = "bit for bit"
+    if rounding:
+        how = "with the same numbers but for rounding"
+    if applied or other_data or saved.first_format:
+        how = "with changes"
+    says = [f"continuing from {path} after step {saved.step}, {how}"]
     if saved.first_format:
         says.append(
             "warning: the checkpoint is of format 1: it has no checksums to verify, and its data, optimizer and batch "
             "size cannot be compared; samples are counted as if the batch had been this one's"
         )
+    elif applied and not other_data:
+        says.append(f"the data go on in the same order, at sample {seen}")
     if applied:
         says.append("changed: " + ", ".join(map(str, applied)))
+    if rounding:
+        says.append("changed, by no more than rounding: " + ", ".join(map(str, rounding)))
     if other_data:
         says.append("the data begin anew, at their first sample: " + "; ".join(other_data))
     says += [f"{change}: no effect, the weights are the checkpoint's" for change in by(Rule.BEGINNING)]
-    seen = saved.step * config.training.global_batch if saved.first_format else saved.samples
     return Start(
         path,
         saved,
         Position(saved.step, 0 if other_data else seen),
         tuple(says),
+        {},
     )
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from hcmegatron.config.schema import Config
 from hcmegatron.data.corpus import Corpus, find
 from hcmegatron.platform.distributed import process_groups
+from hcmegatron.platform.exit_status import STOPPED
 from hcmegatron.platform.ranks import STARTED_HERE, RankInfo
 from hcmegatron.platform.standard_streams import tell
 from hcmegatron.platform.together import on_first_rank
@@ -28,7 +29,7 @@ def train(
     corpus: Corpus | None = None,
     observers: Iterable[Factory] = (),
 ) -> int:
-    """Train as `config` says, on this rank. Returns the process's exit code.
+    """Train as `config` says, on this rank. Returns the process's exit status (platform/exit_status.py).
 
     Args:
         name: of the run directory that is made where run.dir is not set.
@@ -46,23 +47,21 @@ def train(
     with process_groups(config, ranks, corpus.fingerprint) as groups:
         stop = StopFlag(launched=ranks.source == STARTED_HERE and ranks.world_size > 1)
         path: Path = on_first_rank(lambda: choose(config, name))
-        depends_on = checkpoint.depends_on()
-        start = on_first_rank(lambda: resume.find(config, path, corpus.fingerprint, depends_on))
+        start = checkpoint.find(config, path, corpus.fingerprint)
         if start and start.position.step == config.training.steps:
             if ranks.rank == 0:
-                tell(f"hcmegatron: {resume.finished(start)}")
+                for line in resume.finished(start):
+                    tell(f"hcmegatron: {line}")
             return 0
-        if start:
-            checkpoint.verify(start)
         with assembled(config, ranks, groups, corpus, path, start) as run:
             run.log.say(*run.introduction)
-            loop(run, stop, observers)
+            done = loop(run, stop, observers)
             run.log.say(f"run directory: {path}")
-    return 0
+    return STOPPED if done < config.training.steps and ranks.source == STARTED_HERE else 0
 
 
-def loop(run: Run, stop: StopFlag, more: Iterable[Factory] = ()) -> None:
-    """Step after step, until the last one or until any rank is told to stop. Collective."""
+def loop(run: Run, stop: StopFlag, more: Iterable[Factory] = ()) -> int:
+    """Step after step, until the last one or until any rank is told to stop; how many are done. Collective."""
     training, validation = run.config.training, run.validation
     with build_observers(run, more) as observers:
         run.observers = observers
@@ -77,6 +76,7 @@ def loop(run: Run, stop: StopFlag, more: Iterable[Factory] = ()) -> None:
                 total = run.stepper.evaluate(validation, validation.micro_batches)
                 observers.on_eval(Evaluation(done, validation.nats_per_byte(total), validation))
         observers.on_end(End(done, stop.name))
+    return done
 
 
 def one_step(run: Run, number: int, seen: int, clock: Callable[[], float] = time.perf_counter) -> Step:

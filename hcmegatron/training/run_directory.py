@@ -17,7 +17,7 @@ from typing import IO
 
 from hcmegatron.config.errors import ConfigError
 from hcmegatron.config.load import dump
-from hcmegatron.config.schema import Config
+from hcmegatron.config.schema import Config, resumes
 from hcmegatron.platform.standard_streams import tell
 from hcmegatron.platform.together import on_first_rank
 
@@ -35,7 +35,7 @@ def examine(path: Path, config: Config) -> list[str]:
     """Whether a run may write to `path`; writes nothing. Returns warnings, one line each.
 
     Raises:
-        ConfigError: it is a file, cannot be read, or holds a run and checkpoint.resume is off; or what this program
+        ConfigError: it is a file, cannot be read, or holds a run and checkpoint.resume is never; or what this program
             would write there is somebody else's.
     """
     try:
@@ -49,9 +49,9 @@ def examine(path: Path, config: Config) -> list[str]:
             else f"cannot be used: {error.strerror}; choose another"
         )
         raise ConfigError(f"run.dir = {path} {what}") from None
-    if used and not config.checkpoint.resume:
+    if used and not resumes(config):
         raise ConfigError(
-            f"run.dir = {path} is already in use; choose another, or continue it with checkpoint.resume=true"
+            f"run.dir = {path} is already in use; choose another, or continue it with checkpoint.resume=auto"
         )
     if not _is_environment(path / ENVIRONMENT):
         raise ConfigError(f"run.dir = {path}: {ENVIRONMENT} there is not a run's; choose another directory")
@@ -79,20 +79,7 @@ class RunDirectory:
         examine(path, config)
         try:
             path.mkdir(parents=True, exist_ok=True)
-            self._lock: IO = (path / LOCK).open("w")
-            try:
-                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise ConfigError(
-                    f"run.dir = {path} is in use by a job that is still running; choose another"
-                ) from None
-            except (
-                OSError
-            ) as error:  # a shared file system without locks, such as Lustre without its flock option
-                tell(
-                    f"hcmegatron: warning: run.dir = {path}: its file system has no locks ({error.strerror}); do not "
-                    "start another job there while this one runs"
-                )
+            self._lock = locked(path)
             text = dump(config)
             _replace(path / _name_of_resolved(path), _mark(text) + text)
             _replace(path / ENVIRONMENT, json.dumps(versions(), indent=1) + "\n")
@@ -100,6 +87,29 @@ class RunDirectory:
             raise ConfigError(
                 f"run.dir = {path} cannot be written: {error.strerror}; choose another"
             ) from None
+
+
+def locked(path: Path) -> IO:
+    """The run directory's lock, held until the file that is returned is closed.
+
+    Raises:
+        ConfigError: another job holds it.
+        OSError: the directory cannot be written.
+    """
+    lock = (path / LOCK).open("w")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        lock.close()
+        raise ConfigError(
+            f"run.dir = {path} is in use by a job that is still running; choose another"
+        ) from None
+    except OSError as error:  # a shared file system without locks, such as Lustre without its flock option
+        tell(
+            f"hcmegatron: warning: run.dir = {path}: its file system has no locks ({error.strerror}); do not "
+            "start another job there while this one runs"
+        )
+    return lock
 
 
 def _name_of_resolved(path: Path) -> str:

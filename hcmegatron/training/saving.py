@@ -44,7 +44,7 @@ class Saving(Observer):
             self._save()
             self.run.log.say(resume.stopped(end.stopped_by, end.step, self.checkpoints.saved))
         if self.checkpoints.failed:
-            raise NotSaved(f"{self.checkpoints.failed}; make room and continue with checkpoint.resume=true")
+            raise NotSaved(f"{self.checkpoints.failed}; make room and continue with checkpoint.resume=auto")
 
     def _save(self) -> None:
         if self.reached is None:  # nothing but what the run began with

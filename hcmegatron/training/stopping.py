@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 
 from hcmegatron.platform.distributed import device
+from hcmegatron.platform.exit_status import DIVERGED
 from hcmegatron.platform.together import Ended
 from hcmegatron.training.observer import Observer, Step
 
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 
 class Diverged(Ended):
     """Several steps in a row had a non-finite loss or gradient."""
+
+    status = DIVERGED
 
 
 class StopFlag:

@@ -166,7 +166,7 @@ SEQUENCE = ["parallel.tensor=2", "parallel.sequence=true"]
             ["optimizer.schedule=step", "optimizer.step_decay_at=[]", "optimizer.step_decay_to=[]"],
             ["never decays"],
         ),
-        (["checkpoint.resume=true"], ["checkpoint.resume = true", "run.dir"]),
+        (["checkpoint.resume=true"], ["checkpoint.resume = auto", "run.dir"]),
         (["checkpoint.resume=true", "run.dir=x", "checkpoint.load=y"], ["checkpoint.load = y"]),
         (
             ["training.dtype=bf16", "moe.experts=4", "moe.ffn_hidden_size=12"],

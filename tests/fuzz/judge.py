@@ -117,7 +117,7 @@ def _train(
     """A run in `directory` from 1-based step `first` on, which resumes where that is not 1."""
     config = copy.deepcopy(config)
     config.run.dir, config.data.paths = str(directory), [str(corpus)]
-    config.checkpoint.resume = first > 1
+    config.checkpoint.resume = "auto" if first > 1 else "never"
     interpreted = config.kernels == "triton"
     outcomes = observe_ranks(
         ranks,

@@ -106,7 +106,7 @@ def test_a_run_that_goes_on(monkeypatch):
 def test_a_run_that_is_told_to_stop_saves_what_it_has(monkeypatch):
     notes, said, _ = looped(monkeypatch, stop_before=4, eval_every=0)
     assert notes == ["start", "step 1", "step 2", "checkpoint 2", "step 3", "checkpoint 3", "end 3 SIGTERM"]
-    assert said[-1] == "stopped by SIGTERM after step 3; continue with checkpoint.resume=true"
+    assert said[-1] == "stopped by SIGTERM after step 3; continue with checkpoint.resume=auto"
     notes, said, _ = looped(monkeypatch, stop_before=4, eval_every=3)
     assert not [note for note in notes if note.startswith("eval")]  # it does not wait for an evaluation
     notes, said, _ = looped(monkeypatch, stop_before=1)
@@ -126,7 +126,7 @@ def test_steps_that_were_skipped(monkeypatch):
 
 def test_the_last_checkpoint_that_failed_is_raised_when_all_have_ended(monkeypatch):
     notes, _, raised = looped(monkeypatch, failing=[4])
-    assert raised == "no room; make room and continue with checkpoint.resume=true"
+    assert raised == "no room; make room and continue with checkpoint.resume=auto"
     assert [note for note in notes if note.startswith("end")] == ["end 4 "]
     notes, _, raised = looped(monkeypatch, failing=[2])
     assert raised is None and "checkpoint 2" not in notes and "checkpoint 4" in notes

@@ -9,8 +9,9 @@ import pytest
 
 from hcmegatron.config import Config, ConfigError
 from hcmegatron.config.types import flatten, leaves
-from hcmegatron.training import manifest, resume
-from hcmegatron.training.manifest import File, Manifest, Position
+from hcmegatron.training import checksums, manifest, resume
+from hcmegatron.training.checksums import File
+from hcmegatron.training.manifest import Manifest, Position
 from hcmegatron.training.resume import RULE_OF, Rule
 from tests.small_configs import put
 
@@ -19,7 +20,7 @@ HERE = {"ranks": 2, "torch": "2.13.0"}
 
 def made(**sections):
     config = Config()
-    config.checkpoint.resume, config.run.dir = True, "run"
+    config.checkpoint.resume, config.run.dir = "auto", "run"
     return put(config, **sections)
 
 
@@ -28,7 +29,7 @@ def saved(directory: Path, config: Config, step=4, **changes) -> Path:
     path = directory / "checkpoints" / manifest.name(step)
     path.mkdir(parents=True)
     (path / "__0_0.distcp").write_bytes(b"weights")
-    files = manifest.checksums(path, ["__0_0.distcp"])
+    files = checksums.summed(path, ["__0_0.distcp"])
     replace(Manifest(step, 16 * step, step, flatten(config), "text", HERE, files), **changes).write(path)
     return path
 
@@ -76,7 +77,7 @@ def test_another_value_of_any_setting_is_refused_or_said(key, tmp_path):
     choices = [choice for choice in get_args(leaves()[key]) if isinstance(choice, str) and choice != before]
     setattr(owner, leaf, choices[0] if choices else OTHER[type(before)](before))
     if key.startswith("checkpoint."):
-        config.checkpoint.resume, config.checkpoint.load = True, None
+        config.checkpoint.resume, config.checkpoint.load = "auto", None
     rule, idle = RULE_OF[key], key in resume.ineffective(config)
     if rule is Rule.ARCHITECTURE and not idle:
         assert f"of another architecture: {key} = " in refused(config, tmp_path)
@@ -84,9 +85,10 @@ def test_another_value_of_any_setting_is_refused_or_said(key, tmp_path):
         assert f"of a run on other data: {key} = " in refused(config, tmp_path)
     else:
         said = "\n".join(start(config, tmp_path).says)
-        heard = rule in (Rule.APPLIED, Rule.BEGINNING) and not idle
+        heard = rule in (Rule.APPLIED, Rule.ROUNDING, Rule.BEGINNING) and not idle
         assert (f"{key} " in said) == heard
-        assert ("bit for bit" in said) == (rule is not Rule.APPLIED or idle)
+        assert ("bit for bit" in said) == (rule not in (Rule.APPLIED, Rule.ROUNDING) or idle)
+        assert ("no more than rounding: " in said) == (rule is Rule.ROUNDING and not idle)
         assert ("no effect" in said) == (rule is Rule.BEGINNING and not idle)
 
 
@@ -94,7 +96,9 @@ def test_values_are_written_as_in_yaml(tmp_path):
     saved(tmp_path, made(parallel={"distributed_optimizer": None}))
     changed = made(optimizer={"lr": 0.001}, parallel={"distributed_optimizer": True})
     assert start(changed, tmp_path).says[1:] == (
-        "changed: parallel.distributed_optimizer null -> true, optimizer.lr 0.003 -> 0.001",
+        "the data go on in the same order, at sample 64",
+        "changed: optimizer.lr 0.003 -> 0.001",
+        "changed, by no more than rounding: parallel.distributed_optimizer null -> true",
     )
     assert "model.query_groups = null there, 2 here" in refused(made(model={"query_groups": 2}), tmp_path)
 
@@ -105,14 +109,50 @@ def test_the_length_of_a_run_at_a_constant_rate_changes_no_number(tmp_path):
     longer = {"steps": 300}
     assert "bit for bit" in start(made(optimizer=constant, training=longer), tmp_path / "constant").says[0]
     saved(tmp_path / "cosine", made())
-    assert "changed: training.steps 200 -> 300" in start(made(training=longer), tmp_path / "cosine").says[1]
+    assert "changed: training.steps 200 -> 300" in start(made(training=longer), tmp_path / "cosine").says
 
 
 def test_other_ranks_and_versions_are_said(tmp_path):
     saved(tmp_path, made())
     found = resume.find(made(), tmp_path, "text", {"ranks": 4, "torch": "2.14.0"})
     assert found.says[0].endswith("with changes")
-    assert found.says[1] == "changed: ranks 2 -> 4, torch 2.13.0 -> 2.14.0"
+    assert found.says[2:] == (
+        "changed: torch 2.13.0 -> 2.14.0",
+        "changed, by no more than rounding: ranks 2 -> 4",
+    )
+    found = resume.find(made(), tmp_path, "text", {"ranks": 4, "torch": "2.13.0", "triton": "3.5"})
+    assert found.says[0].endswith("after step 4, with the same numbers but for rounding")
+    assert len(found.says) == 2  # and what the checkpoint's version did not know of is not compared
+
+
+def test_what_kernels_have_come_to_is_compared_and_not_what_was_asked_for(tmp_path):
+    path = saved(tmp_path, made(), environment=HERE | {"kernels": "torch"})
+    asked = made()
+    asked.kernels = "torch"
+    found = start(asked, tmp_path, environment=HERE | {"kernels": "torch"})
+    assert found.says == (f"continuing from {path} after step 4, bit for bit",)
+    found = start(made(), tmp_path, environment=HERE | {"kernels": "triton"})
+    assert found.says[1:] == ("changed, by no more than rounding: kernels torch -> triton",)
+    dropping = made(model={"hidden_dropout": 0.1})
+    said = start(dropping, tmp_path, environment=HERE | {"kernels": "triton"}).says
+    assert "changed: model.hidden_dropout 0.0 -> 0.1, kernels torch -> triton" in said
+
+
+def test_masks_and_a_loss_over_micro_batches_depend_on_them(tmp_path):
+    experts = {"experts": 4, "first_dense": 1}
+    saved(tmp_path, made(moe=experts))
+    smaller = made(moe=experts, training={"micro_batch": 2})
+    assert (
+        start(smaller, tmp_path).says[1] == "changed, by no more than rounding: training.micro_batch 4 -> 2"
+    )
+    dropped = made(moe=experts, training={"micro_batch": 2}, model={"attention_dropout": 0.1})
+    dropped.parallel.tensor = 2
+    assert (
+        "changed: model.attention_dropout 0.0 -> 0.1, parallel.tensor 1 -> 2, training.micro_batch 4 -> 2"
+        in start(dropped, tmp_path).says
+    )
+    balanced = made(moe={**experts, "aux_loss": 0.1}, training={"micro_batch": 2})
+    assert "changed: moe.aux_loss 0.0 -> 0.1, training.micro_batch 4 -> 2" in start(balanced, tmp_path).says
 
 
 def test_other_data_are_refused_where_the_run_goes_on_and_begun_anew_by_a_new_one(tmp_path):
@@ -120,7 +160,7 @@ def test_other_data_are_refused_where_the_run_goes_on_and_begun_anew_by_a_new_on
     error = refused(made(), tmp_path, text="grown")
     assert "the text's fingerprint is text there, grown here" in error
     assert f"checkpoint.load={path} and another run.dir" in error
-    new = made(checkpoint={"resume": False, "load": str(tmp_path)}, data={"seed": 7})
+    new = made(checkpoint={"resume": "never", "load": str(tmp_path)}, data={"seed": 7})
     found = start(new, tmp_path / "new")
     assert found.position == Position(4, 0)
     assert found.says[1] == "the data begin anew, at their first sample: data.seed = 1234 there, 7 here"
@@ -132,11 +172,12 @@ def test_a_finished_run_and_one_that_is_to_be_shorter(tmp_path):
     path = saved(tmp_path, made(training={"steps": 4}))
     done = start(made(training={"steps": 4}), tmp_path)
     assert resume.finished(done) == (
-        f"this run is finished: {path} is after step 4, which is training.steps; raise training.steps to train on"
+        f"this run is finished, and nothing is left to do: {path} is after step 4, which is training.steps; raise "
+        "training.steps to train on",
     )
     for config in (
         made(training={"steps": 3}),
-        made(training={"steps": 4}, checkpoint={"resume": False, "load": str(path)}),
+        made(training={"steps": 4}, checkpoint={"resume": "never", "load": str(path)}),
     ):
         assert f"training.steps = {config.training.steps} leaves nothing to train" in refused(
             config, tmp_path
@@ -160,9 +201,9 @@ def test_resuming_before_the_first_checkpoint_begins_and_says_so(tmp_path):
         ("null", "is not a manifest"),
         ("[" * 10**5, "is not JSON"),
         (b"\xff", "is not JSON"),
-        ('{"files": {}, "step": 4}', "is of format 1, and this program reads formats 1 and 2"),
-        ('{"files": {}, "format": 3}', "is of format 3"),
+        ('{"files": {}, "step": 4}', "is not as it was written"),
         ('{"files": {}, "format": 2}', "is not as it was written"),
+        ('{"files": {}, "format": 4}', "is not as it was written"),
     ],
 )
 def test_what_is_no_manifest_is_refused(content, message, tmp_path):
@@ -182,7 +223,7 @@ def test_the_first_format_is_continued_with_a_word_on_what_it_does_not_say(tmp_p
     assert found.position == Position(4, 32) and found.manifest.updates == 4
     assert found.says[0].endswith("after step 4, with changes")
     assert "is of format 1: it has no checksums to verify" in found.says[1] and len(found.says) == 2
-    manifest.verify(path, found.manifest, found.manifest.files)
+    manifest.verify(path, found.manifest)
     assert "model.layers = 4 there, 5 here" in refused(made(model={"layers": 5}), tmp_path)
     (path / "__0_0.distcp").write_bytes(b"weight")
     assert "__0_0.distcp has 6 bytes, 7 were written" in refused(config, tmp_path)
@@ -204,13 +245,65 @@ def test_a_flipped_bit_is_found_by_its_checksum(tmp_path):
     path = saved(tmp_path, made())
     written = manifest.read(path)
     assert written.files["__0_0.distcp"].bytes == 7
-    manifest.verify(path, written, written.files)
+    manifest.verify(path, written)
     (path / "__0_0.distcp").write_bytes(b"weightr")
-    with pytest.raises(ConfigError, match="its checksum differs"):
-        manifest.verify(path, written, written.files)
+    with pytest.raises(ConfigError, match=r"is not as it was written .* differs"):
+        manifest.verify(path, written)
     (path / "__0_0.distcp").unlink()
     with pytest.raises(ConfigError, match="No such file or directory; every rank has to see it"):
-        manifest.verify(path, written, written.files)
+        manifest.verify(path, written)
+
+
+def test_every_block_has_a_checksum_and_the_damaged_one_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(checksums, "BLOCK", 5)
+    (tmp_path / "a").write_bytes(b"123456789")
+    (tmp_path / "empty").write_bytes(b"")
+    found = checksums.summed(tmp_path, ["a", "empty"])
+    assert found == {"a": File(9, ("cbf53a1c", "9dbabf87")), "empty": File(0, ())}
+    assert checksums.differing(tmp_path, found) is None
+    (tmp_path / "a").write_bytes(b"123456788")
+    said = "a is not as it was written (the checksum of bytes 5 to 9 differs)"
+    assert checksums.differing(tmp_path, found) == said
+    assert checksums.differing(tmp_path, found, slice(0, None, 2)) is None  # the other rank's block
+    assert checksums.differing(tmp_path, found, slice(1, None, 2)) == said
+
+
+def test_the_second_format_is_verified_by_its_own_checksums(tmp_path):
+    path = saved(tmp_path, made())
+    content = json.loads((path / "manifest.json").read_text())
+    del content["blake2b"]
+    whole = "873ac3c6df553eaa62331fd4ff9b521a"
+    content |= {"format": 2, "files": {"__0_0.distcp": {"bytes": 7, "blake2b": whole}}}
+    (path / "manifest.json").write_text(json.dumps({**content, "blake2b": manifest._digest(content)}))
+    found = start(made(), tmp_path)
+    assert found.says == (f"continuing from {path} after step 4, bit for bit",)
+    manifest.verify(path, found.manifest)
+    (path / "__0_0.distcp").write_bytes(b"weightr")
+    with pytest.raises(ConfigError, match=r"is not as it was written .* differs"):
+        manifest.verify(path, found.manifest)
+
+
+def test_a_format_to_come_is_refused_and_one_that_lost_a_bit_is_damage(tmp_path):
+    path = saved(tmp_path, made())
+    content = json.loads((path / "manifest.json").read_text())
+    for version in (1, 2, 7):  # each differs from 3 in one bit
+        (path / "manifest.json").write_text(json.dumps(content | {"format": version}))
+        assert "is corrupt: manifest.json is not as it was written" in refused(made(), tmp_path)
+    del content["blake2b"]
+    content["format"] = 7
+    (path / "manifest.json").write_text(json.dumps(content | {"blake2b": manifest._digest(content)}))
+    assert "is of format 7, and this program reads formats 1 to 3; continue it" in refused(made(), tmp_path)
+
+
+@pytest.mark.parametrize(
+    "files", [{"../x": {"bytes": 1}}, {"x": {"bytes": 1, "crc32": []}}, {"x": {"size": 1}}, {"x": 1}]
+)
+def test_a_manifest_that_somebody_made_up_is_refused(files, tmp_path):
+    path = saved(tmp_path, made())
+    content = json.loads((path / "manifest.json").read_text()) | {"files": files}
+    del content["blake2b"]
+    (path / "manifest.json").write_text(json.dumps({**content, "blake2b": manifest._digest(content)}))
+    assert "is corrupt: manifest.json" in refused(made(), tmp_path)
 
 
 def test_places_of_checkpoints(tmp_path):
@@ -224,7 +317,7 @@ def test_places_of_checkpoints(tmp_path):
 
 
 def load(path):
-    return made(checkpoint={"resume": False, "load": str(path)})
+    return made(checkpoint={"resume": "never", "load": str(path)})
 
 
 def test_the_newest_is_a_directory_of_the_highest_step(tmp_path):
@@ -287,7 +380,5 @@ def test_what_a_killed_run_left_is_removed_and_what_is_whole_kept(tmp_path):
     saved(tmp_path / "again", made()).rename(path)
     manifest.tidy(path.parent)
     assert list(path.parent.iterdir()) == [path]
-    assert json.loads((path / "manifest.json").read_text())["format"] == 2
-    assert manifest.read(path).files == {
-        "__0_0.distcp": File(7, manifest.read(path).files["__0_0.distcp"][1])
-    }
+    assert json.loads((path / "manifest.json").read_text())["format"] == 3
+    assert manifest.read(path).files == {"__0_0.distcp": File(7, ("1ad27358",))}

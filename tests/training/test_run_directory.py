@@ -19,7 +19,7 @@ def _alone(monkeypatch):
 
 def resumed(steps=7):
     config = Config()
-    config.training.steps, config.checkpoint.resume = steps, True
+    config.training.steps, config.checkpoint.resume = steps, "auto"
     return config
 
 

@@ -42,7 +42,7 @@ def test_it_ends_after_the_step_in_progress_with_a_checkpoint(
     for rank in run_ranks(ranks, stop_workers.signalled, config, moment, int(number), last, **RUN):
         assert rank == {"steps": list(range(1, last + 1)), "saved": saved, "left": 0}
     log = (tmp_path / "run/train.log").read_text()
-    how = "continue with checkpoint.resume=true" if saved else "no checkpoint was saved"
+    how = "continue with checkpoint.resume=auto" if saved else "no checkpoint was saved"
     assert f"stopped by {number.name} after step {last}; {how}\nrun directory: {tmp_path}/run\n" in log
     folder = tmp_path / "run/checkpoints"
     assert sorted(path.name for path in folder.glob("*")) == [f"step-{step:08d}" for step in saved]

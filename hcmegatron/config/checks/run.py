@@ -6,7 +6,7 @@ from hcmegatron.config.checks.layout import check_world, smallest_world, stages_
 from hcmegatron.config.checks.words import Shown, need
 from hcmegatron.config.idle import ineffective
 from hcmegatron.config.ranges import LARGEST
-from hcmegatron.config.schema import Config
+from hcmegatron.config.schema import Config, resumes
 from hcmegatron.config.types import defaults
 from hcmegatron.connections import facts
 
@@ -77,12 +77,12 @@ def check_training(config: Config, shown: Shown) -> None:
         "give the shares, or use optimizer.schedule=constant",
     )
     need(
-        not (c.resume and c.load),
+        not (resumes(config) and c.load),
         f"{shown('checkpoint.resume')} and {shown('checkpoint.load')} both say where to start",
         "give one of them",
     )
     need(
-        not c.resume or config.run.dir is not None,
+        not resumes(config) or config.run.dir is not None,
         f"{shown('checkpoint.resume')} without run.dir",
         "set run.dir to the run directory to continue",
     )

@@ -1,0 +1,15 @@
+"""What the command's exit status says to the script that started it. No torch.
+
+0: the run is finished, or was already. Under torchrun, mpirun and srun also a run that was stopped, because those take
+every other status for a failure and end the ranks that are still busy; its last lines say which it is.
+128 + N: a rank was killed by signal N.
+"""
+
+FAILED = (
+    1  # a rank failed, was lost to a launcher, or the last checkpoint could not be saved; the output says why
+)
+USER_ERROR = (
+    2  # a mistake in the command line, the configuration, the data or the checkpoints; nothing was trained
+)
+DIVERGED = 3  # training.max_bad_steps non-finite steps in a row
+STOPPED = 75  # by a signal, with its checkpoint: the same command goes on with it (sysexits.h: EX_TEMPFAIL)
