@@ -15,6 +15,7 @@ from hcmegatron.model.block import ConnectionBlock
 from hcmegatron.model.dropout import Dropout
 from hcmegatron.model.experts import GroupedLinear
 from hcmegatron.model.transformer_config import transformer_config
+from hcmegatron.planner.layers import padded_vocab, softmax_entries
 from hcmegatron.planner.stages import Stage, stages  # noqa: F401 (whoever builds a chunk asks here for its stage)
 from hcmegatron.platform.megatron import flatten_state_dict
 from megatron.core.dist_checkpointing.mapping import ShardedBase
@@ -63,7 +64,7 @@ class ConnectionGPT(GPTModel):
             pg_collection.tp.rank() if megatron_config.sequence_parallel else 0,
         )
         self.copy = 0  # see mark_copy
-        self.vocabulary = vocabulary(config, tokens)
+        self.vocabulary = softmax_entries(config, tokens)
         if config.model.tie_embeddings and not (stage.first and stage.last):
             self._mark_tied_embedding()
         mark_weights(self, pg_collection)
@@ -195,17 +196,3 @@ def unwrap(chunk: nn.Module) -> ConnectionGPT:
     while not isinstance(chunk, ConnectionGPT):
         chunk = chunk.module
     return chunk
-
-
-def padded_vocab(config: Config, tokens: int) -> int:
-    """The vocabulary rounded up to a common multiple of vocab_multiple and the tensor-parallel size.
-
-    Checkpoints hold the padding, so vocab_multiple is best a multiple of every tensor-parallel size in use.
-    """
-    multiple = math.lcm(config.model.vocab_multiple, config.parallel.tensor)
-    return -(-vocabulary(config, tokens) // multiple) * multiple
-
-
-def vocabulary(config: Config, tokens: int) -> int:
-    """Entries that the softmax runs over: model.vocab_size, or the tokenizer's."""
-    return config.model.vocab_size or tokens

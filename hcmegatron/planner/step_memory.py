@@ -13,10 +13,11 @@ from typing import NamedTuple
 
 from hcmegatron.config.schema import distributed_optimizer
 from hcmegatron.connections import facts
-from hcmegatron.planner.after_pipeline import state_bytes
-from hcmegatron.planner.counts import held_parameters
+from hcmegatron.planner.buffers import resident
+from hcmegatron.planner.counts import held_parameters, padded_vocabulary
 from hcmegatron.planner.layout import Layout
 from hcmegatron.planner.machines import GIB
+from hcmegatron.planner.memory import of_connections, of_network
 from hcmegatron.planner.operation import sizes
 from hcmegatron.planner.stage_costs import Operations
 from hcmegatron.recompute.plan import blocks, expected_terms, plan
@@ -76,17 +77,34 @@ def chunk(layout: Layout, operations: Operations, stage: int, live: int = 1) -> 
 
 
 def static(layout: Layout, rank: int) -> Counter[str]:
-    """Weights, gradients and optimizer state of a pipeline rank; dense and expert groups shard their state apart."""
-    weight, gradient, state = state_bytes(layout)
-    held = held_parameters(layout, rank)
-    total, experts = held.total(), held["experts"]
-    sharded = distributed_optimizer(layout.config)
-    shared = (
-        (total - experts) / (layout.data if sharded else 1),
-        experts / (layout.expert_data if sharded else 1),
-    )
-    return Counter(
-        {"weights": weight * total, "gradients": gradient * total, "optimizer state": state * sum(shared)}
+    """Weights, gradients and optimizer state of a pipeline rank, of the data-parallel one among them that has most."""
+
+    def find() -> Counter[str]:
+        held = resident(
+            layout.config,
+            padded_vocabulary(layout.config),
+            layout.held(rank),
+            layout.gpus,
+            first=rank == 0,
+        )
+        return Counter(
+            {"weights": held.weights, "gradients": held.gradients, "optimizer state": held.most_state}
+        )
+
+    return layout.once(("static", rank), find)
+
+
+def least_static(layout: Layout, rank: int) -> float:
+    """Bytes of the same at least: without padding, the state shared out evenly. Dense and expert groups share theirs
+    apart.
+    """
+    held, sharded = held_parameters(layout, rank), distributed_optimizer(layout.config)
+    usual, theirs = of_network(layout.config), of_connections()
+    shares = {"experts": layout.expert_data if sharded else 1}
+    return sum(
+        count * (size.weight + size.gradient + size.state / shares.get(name, layout.data if sharded else 1))
+        for name, count in held.items()
+        for size in (theirs if name == "connections" else usual,)
     )
 
 
@@ -136,7 +154,7 @@ class RankMemory:
 def least_bytes(layout: Layout) -> float:
     """Bytes that the fullest rank holds whatever the schedule does: static and allowances."""
     rest = CONTEXT + COMMUNICATOR * communicators(layout)
-    return max(static(layout, rank).total() for rank in layout.distinct_ranks) + rest
+    return max(least_static(layout, rank) for rank in layout.distinct_ranks) + rest
 
 
 def step_memory(layout: Layout, operations: Operations, simulation: Simulation) -> tuple[RankMemory, ...]:
