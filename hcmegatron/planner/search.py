@@ -262,7 +262,7 @@ def losers(found: Found) -> list[str]:
 
 
 def _why(winner: Candidate, own: list[Candidate]) -> str:
-    from hcmegatron.planner.report import gib
+    from hcmegatron.planner.tables import gib
 
     def slower(seconds: float) -> str:
         return f"{seconds:.3f} s, {seconds / winner.seconds - 1:+.1%}"
