@@ -1,22 +1,36 @@
 """Planned bytes beside those of the real Megatron objects on CPU, by rank.
 
     python -m tools.planned_memory
+    python -m tools.planned_memory --activations [WORD ...]
 
 Weights, gradients, master weights and optimizer state of miniature models under layouts of every sort, to the byte:
 each layout is built and stepped once on forked ranks, and every rank's bytes are compared with the planner's.
+
+With --activations: what comes and goes in a step over two pipeline ranks, for every schedule, recomputation and kind of
+connection (or those whose names have all the words). Storages are counted as operations make and drop them: `held` is
+what is left when an action has ended, which is activations, what deferred weight gradients need and receive buffers;
+`most` has the working set of what runs in it, for which the planner takes the GPU's kernels and the table the CPU's.
 """
 
 from __future__ import annotations
 
+import argparse
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from hcmegatron.config import Config, check, load
+from hcmegatron.connections.kinds import KINDS
 from hcmegatron.planner.buffers import Resident, resident
 from hcmegatron.planner.layers import padded_vocab
 from hcmegatron.planner.layout import layout
 from hcmegatron.planner.machines import MACHINES
+from hcmegatron.planner.plan import make_plan
+from hcmegatron.planner.rates import Assumptions
+from hcmegatron.planner.step_memory import MOVING, RankMemory
 from tests.ranks import ROOT, run_ranks
+from tools.measured_memory import Moving
 
 TOKENS = 261  # a tokenizer's; padded to 384 rows
 PRELOAD = ("tests.model.workers", "tools.measured_memory")
@@ -132,8 +146,83 @@ def line(found: Compared) -> str:
     return f"| {name} | {ranks} | {sum(fullest.planned):,} | {sum(fullest.real):,} | {found.worst:,} |"
 
 
-def main() -> int:
-    """Print the table; 1 where a byte is wrong."""
+PIPELINE = """
+model.layers=8 model.hidden_size=128 model.heads=4 model.head_dim=16 model.ffn_hidden_size=96 mla.kv_rank=24
+mla.rope_dim=8 moe.experts=8 moe.top_k=3 moe.ffn_hidden_size=32 moe.shared_experts=1 model.vocab_size=384
+model.norm=layernorm_plain kernels=torch data.sequence_length=64 training.global_batch=12 training.micro_batch=1
+optimizer.warmup_steps=0 parallel.pipeline=2
+"""
+SPLITS = ("1f1b", "gpipe", "interleaved", "zb_h1", "zb_v", "dualpipev", "dualpipe")
+MODES = {
+    "none": "recompute.mode=none",
+    "selective": "recompute.mode=selective recompute.modules=[core_attn,mla_up_proj,mlp,shared_experts]",
+    "block": "recompute.mode=block",
+    "full": "recompute.mode=full",
+}
+
+
+def moving_cases() -> Iterator[Case]:
+    """Every schedule, recomputation and kind over two pipeline ranks."""
+    for kind in KINDS:
+        n = 1 if kind == "residual" else 4
+        for schedule in SPLITS:
+            chunks = " parallel.virtual=2" if schedule == "interleaved" else ""
+            for mode, settings in MODES.items():
+                if (kind, mode) != ("residual", "block"):  # no streams, no blocks
+                    connection = (
+                        f"connection.kind={kind} connection.n={n} parallel.schedule={schedule}{chunks}"
+                    )
+                    yield Case(
+                        f"{schedule} {mode} {kind}", 2, ("mhc-3b", PIPELINE), f"{connection} {settings}"
+                    )
+
+
+class Ratio(NamedTuple):
+    """A rank's planned bytes over the real ones, and during which action there are most."""
+
+    rank: int
+    held: float
+    most: float
+    during: tuple[str, str]
+
+
+def compare_moving(cases: list[Case]) -> list[list[Ratio]]:
+    """Of every case, of every pipeline rank."""
+    configs = [case.config for case in cases]
+    options = {"preload": PRELOAD, "timeout": 60 + 30 * len(cases)}
+    real = run_ranks(2, "tools.measured_memory:moving", configs, TOKENS, **options)
+    found = []
+    for number, config in enumerate(configs):
+        plan = make_plan(config, MACHINES["h100"], 2, Assumptions(imbalance=1.0))
+        found.append([_ratio(rank, own, real[rank][number]) for rank, own in enumerate(plan.memory)])
+    return found
+
+
+def _ratio(rank: int, planned: RankMemory, real: Moving) -> Ratio:
+    working = MOVING.index("working set")
+    between = max(sum(moment.held) - moment.held[working] for moment in planned.curve)
+    most = sum(planned.top.held)
+    return Ratio(rank, between / real.between, most / real.most, (planned.action, real.during))
+
+
+def activations(words: list[str]) -> int:
+    """Print the table of the cases that have all the words in their names."""
+    cases = [case for case in moving_cases() if set(words) <= set(case.name.split())]
+    print("| case | held, planned / real by rank | most, planned / real | most during, planned and real |")
+    print("|---|---|---|---|")
+    for case, ratios in zip(cases, compare_moving(cases), strict=True):
+        held, most = (" ".join(f"{r[i]:.3f}" for r in ratios) for i in (1, 2))
+        print(f"| {case.name} | {held} | {most} | {'; '.join(' '.join(r.during) for r in ratios)} |")
+    return 0
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Print a table; 1 where a byte of what is always there is wrong."""
+    parser = argparse.ArgumentParser(prog="python -m tools.planned_memory", description=__doc__)
+    parser.add_argument("--activations", nargs="*", metavar="WORD", help="what comes and goes in a step")
+    options = parser.parse_args(arguments)
+    if options.activations is not None:
+        return activations(options.activations)
     wrong = 0
     print(HEAD)
     for case in CASES:

@@ -37,6 +37,8 @@ def attention(layout: Layout, rates: Rates) -> list[Operation]:
         v, module, core_keeps = d_qk if padded else d_v, "mla_up_proj", 2 * heads * d_qk if padded else 0.0
         width = heads * (2 * d_qk + v)
         kept = heads * (2 * d_qk + (0 if padded else d_v)) * z
+        if "core_attn" in config.recompute.modules:  # which runs again from queries, keys and values
+            kept, module = heads * (2 * d_qk + d_v) * z, ""
     else:
         groups = max(1, (model.query_groups or model.heads) / t)
         v, module, core_keeps = d_v, "", 0.0

@@ -1,7 +1,8 @@
 """What every rank holds over a step, by component: what is there all the time, and what the schedule's actions hold.
 
 A chunk keeps its activations from the start of its F to the end of its B; where backward is split, from I on only what
-its weight gradients need. Receive buffers are held from a message's first byte to its use. Bytes throughout.
+its weight gradients need. A message's buffer is in use from its first byte to its use; the pool keeps as many
+as were in use at once. Bytes throughout.
 """
 
 from __future__ import annotations
@@ -234,6 +235,8 @@ def _over_time(
         if change.time == curve[-1].time:
             curve.pop()  # of changes at one time only what they come to is held
         curve.append(Moment(change.time, tuple(held)))
+    pool = max(moment.held[buffers] for moment in curve)  # which keeps as many as were in use at once
+    curve = [Moment(time, (*held[:buffers], pool, *held[buffers + 1 :])) for time, held in curve]
     top = max(curve, key=lambda moment: sum(moment.held))
     action = next(
         (str(t.action) for t in simulation.timeline[rank] if t.start <= top.time < t.end),
