@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import weakref
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
@@ -101,8 +102,8 @@ class Live(TorchDispatchMode):
 
 
 class Moving(NamedTuple):
-    """What comes and goes in a rank's step: most bytes at any moment and at the end of an action, and which these
-    were."""
+    """What comes and goes in a rank's step beside the pool of receive buffers: most bytes at any moment and at the end
+    of an action, and which these were."""
 
     most: int
     during: str
@@ -126,12 +127,15 @@ def _moving(config: Config, tokens: int) -> Moving:
         optimizer = build_optimizer(config, chunks, groups)
         schedule = build_schedule(config, chunks, groups)
         stepper = Stepper(config, chunks, optimizer, schedule, batches, groups)
+        stepper.gradients(0)  # as training rehearses: what every step uses again is there
+        gc.collect()
         buffers = [b for chunk in chunks for b in (*chunk.buffers, *chunk.expert_parallel_buffers)]
         before = [b.grad_data for b in buffers]
         before += [t for chunk in chunks for t in (*chunk.parameters(), *unwrap(chunk).buffers())]
         if isinstance(schedule, ScheduleRunner):
             runtime = schedule._runtime(batches.micro_batches, False)
             names = [str(op.action) for op in runtime.program.ops]
+            before += [buffer.flat for buffer in runtime._pool._free]
             live = Live(before, lambda: runtime.position.index)
         else:
             names, live = ["Megatron's own"], Live(before, lambda: 0)

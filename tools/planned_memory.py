@@ -7,9 +7,10 @@ Weights, gradients, master weights and optimizer state of miniature models under
 each layout is built and stepped once on forked ranks, and every rank's bytes are compared with the planner's.
 
 With --activations: what comes and goes in a step over two pipeline ranks, for every schedule, recomputation and kind of
-connection (or those whose names have all the words). Storages are counted as operations make and drop them: `held` is
-what is left when an action has ended, which is activations, what deferred weight gradients need and receive buffers;
-`most` has the working set of what runs in it, for which the planner takes the GPU's kernels and the table the CPU's.
+connection (or those whose names have all the words). Storages are counted as operations make and drop them, receive
+buffers left out, of which a CPU posts more than a GPU: `held` is what is left when an action has ended, activations and
+what deferred weight gradients need; `most` has the working set of what runs too, for which the planner takes the GPU's
+kernels and the table the CPU's.
 """
 
 from __future__ import annotations
@@ -146,6 +147,7 @@ def line(found: Compared) -> str:
     return f"| {name} | {ranks} | {sum(fullest.planned):,} | {sum(fullest.real):,} | {found.worst:,} |"
 
 
+BATCH = 12  # cases that one pair of ranks runs
 PIPELINE = """
 model.layers=8 model.hidden_size=128 model.heads=4 model.head_dim=16 model.ffn_hidden_size=96 mla.kv_rank=24
 mla.rope_dim=8 moe.experts=8 moe.top_k=3 moe.ffn_hidden_size=32 moe.shared_experts=1 model.vocab_size=384
@@ -199,9 +201,9 @@ def compare_moving(cases: list[Case]) -> list[list[Ratio]]:
 
 
 def _ratio(rank: int, planned: RankMemory, real: Moving) -> Ratio:
-    working = MOVING.index("working set")
-    between = max(sum(moment.held) - moment.held[working] for moment in planned.curve)
-    most = sum(planned.top.held)
+    kept, left, pool, _ = range(len(MOVING))
+    between = max(moment.held[kept] + moment.held[left] for moment in planned.curve)
+    most = sum(planned.top.held) - planned.top.held[pool]
     return Ratio(rank, between / real.between, most / real.most, (planned.action, real.during))
 
 
@@ -210,9 +212,12 @@ def activations(words: list[str]) -> int:
     cases = [case for case in moving_cases() if set(words) <= set(case.name.split())]
     print("| case | held, planned / real by rank | most, planned / real | most during, planned and real |")
     print("|---|---|---|---|")
-    for case, ratios in zip(cases, compare_moving(cases), strict=True):
-        held, most = (" ".join(f"{r[i]:.3f}" for r in ratios) for i in (1, 2))
-        print(f"| {case.name} | {held} | {most} | {'; '.join(' '.join(r.during) for r in ratios)} |")
+    for first in range(0, len(cases), BATCH):
+        own = cases[first : first + BATCH]
+        for case, ratios in zip(own, compare_moving(own), strict=True):
+            held, most = (" ".join(f"{r[i]:.3f}" for r in ratios) for i in (1, 2))
+            during = "; ".join(" ".join(r.during) for r in ratios)
+            print(f"| {case.name} | {held} | {most} | {during} |", flush=True)
     return 0
 
 

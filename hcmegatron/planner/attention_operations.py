@@ -48,13 +48,15 @@ def attention(layout: Layout, rates: Rates) -> list[Operation]:
         kept = (width + (heads + groups) * d_qk) * z
         if model.qk_norm_across_heads:
             kept += 8 * (heads + groups) * d_qk  # in fp32, before and after its scaling
+    # cosines and sines by which queries and keys are turned, of every position, once for each
+    angles = 4 * (mla.rope_dim if model.attention == "mla" else d_qk) * config.data.sequence_length * z
     turned = Operation(  # rotary embeddings, norms of queries and keys, their assembly: read and written once
         "q, k, v",
         "attention",
         module=module,
         forward=rates.memory(2 * width * T * z),
         dgrad=rates.memory(2 * width * T * z),
-        kept=kept * T,
+        kept=kept * T + angles,
     )
     scores = T * config.data.sequence_length * heads * (d_qk + v)
     core = Operation(

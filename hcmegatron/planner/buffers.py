@@ -17,9 +17,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
 
-from hcmegatron.config.schedules import SCHEDULES
 from hcmegatron.config.schema import Config, distributed_optimizer
 from hcmegatron.connections import facts
+from hcmegatron.pipeline.placement import placement
 from hcmegatron.planner.layers import (
     Matrix,
     attention,
@@ -194,7 +194,7 @@ def resident(
     of_experts = parallel.expert * parallel.expert_tensor
     data_of_experts = world_size // (parallel.pipeline * of_experts)
     # one bucket for a stage whose copies are summed buffer by buffer (training.model)
-    copies = len(SCHEDULES[parallel.schedule].placement(parallel.pipeline, parallel.virtual).paths)
+    copies = len(placement(config).paths)
     small = parallel.overlap_grad_reduce and first and copies == 1
     most = max(40_000_000, 1_000_000 * data) if small else None
     buffers = []

@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 from hcmegatron.config.schema import distributed_optimizer
 from hcmegatron.connections import facts
+from hcmegatron.pipeline.placement import most_held
 from hcmegatron.planner.buffers import resident
 from hcmegatron.planner.counts import held_parameters, padded_vocabulary
 from hcmegatron.planner.layout import Layout
@@ -163,7 +164,7 @@ def step_memory(layout: Layout, operations: Operations, simulation: Simulation) 
     where = layout.placement
     live = [0] * where.ranks
     if layout.config.recompute.mode == "block" and layout.config.recompute.block_length == "live":
-        live = [_most_live(simulation, rank) for rank in range(where.ranks)]
+        live = [most_held(layout.config, layout.microbatches, rank).live for rank in range(where.ranks)]
     found = []
     for rank in range(where.ranks):
         chunks = {
@@ -175,15 +176,6 @@ def step_memory(layout: Layout, operations: Operations, simulation: Simulation) 
         )
         found.append(_over_time(simulation, rank, chunks, resident))
     return tuple(found)
-
-
-def _most_live(simulation: Simulation, rank: int) -> int:
-    held = most = 0
-    for timed in simulation.timeline[rank]:
-        for part in timed.action.parts:
-            held += {Kind.F: 1, Kind.B: -1, Kind.I: -1}.get(part.kind, 0)
-            most = max(most, held)
-    return most
 
 
 class _Change(NamedTuple):
