@@ -19,7 +19,6 @@ from typing import NamedTuple
 
 from hcmegatron.config.schema import Config, distributed_optimizer
 from hcmegatron.connections import facts
-from hcmegatron.pipeline.placement import placement
 from hcmegatron.planner.layers import (
     Matrix,
     attention,
@@ -30,6 +29,7 @@ from hcmegatron.planner.layers import (
     vocabulary,
 )
 from hcmegatron.planner.memory import Bytes, of_connections, of_network
+from hcmegatron.planner.scheduled import placement
 from hcmegatron.planner.stages import Stage
 
 ALIGNED, PADDED = 64, 128  # numbers: where a parameter begins, and what a bucket's length is a multiple of

@@ -13,9 +13,9 @@ from typing import Any, TypeVar
 from hcmegatron.config.checks import check_world
 from hcmegatron.config.errors import ConfigError
 from hcmegatron.config.schema import Config
-from hcmegatron.pipeline.placement import placement
-from hcmegatron.pipeline.placement import training_schedule as schedule  # noqa: F401 (whoever simulates asks here)
 from hcmegatron.planner.machines import Machine
+from hcmegatron.planner.scheduled import placement
+from hcmegatron.planner.scheduled import training_schedule as schedule  # noqa: F401 (whoever simulates asks here)
 from hcmegatron.planner.stages import Stage, stages
 from schedules.placement import Placement
 

@@ -14,13 +14,13 @@ from typing import NamedTuple
 
 from hcmegatron.config.schema import distributed_optimizer
 from hcmegatron.connections import facts
-from hcmegatron.pipeline.placement import most_held
 from hcmegatron.planner.buffers import resident
 from hcmegatron.planner.counts import held_parameters, padded_vocabulary
 from hcmegatron.planner.layout import Layout
 from hcmegatron.planner.machines import GIB
 from hcmegatron.planner.memory import of_connections, of_network
 from hcmegatron.planner.operation import sizes
+from hcmegatron.planner.scheduled import most_held
 from hcmegatron.planner.stage_costs import Operations
 from hcmegatron.recompute.plan import blocks, expected_terms, plan
 from schedules.actions import Kind
