@@ -174,8 +174,8 @@ MODELS = {
 
 @pytest.mark.ranks
 def test_chunks_keep_what_autograd_really_holds():
-    """To 3%: indices and statistics of norms are not counted, and tables of angles by layer. Norms are LayerNorms, whose kernel is
-    one operation on CPU as RMSNorm's is on a GPU."""
+    """To 3%: indices and statistics of norms are not counted. Norms are LayerNorms, whose kernel is one operation on
+    CPU as RMSNorm's is on a GPU."""
     shared = {**SMALL, "model__norm": "layernorm_plain", "kernels": "torch"}
     configs = [config(name, **shared, **changes) for name, changes in MODELS.values()]
     (found,) = run_ranks(
