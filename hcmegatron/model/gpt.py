@@ -17,6 +17,7 @@ from hcmegatron.model.execution import Execution
 from hcmegatron.model.experts import GroupedLinear
 from hcmegatron.model.specs import block_submodules
 from hcmegatron.model.transformer_config import transformer_config
+from hcmegatron.planner.layers import padded_vocab, softmax_entries
 from hcmegatron.planner.stages import Stage, stages  # noqa: F401 (whoever builds a chunk asks here for its stage)
 from hcmegatron.platform.megatron import flatten_state_dict
 from megatron.core.dist_checkpointing.mapping import ShardedBase
@@ -74,7 +75,7 @@ class ConnectionGPT(GPTModel):
             pg_collection.tp.rank() if config.sequence_parallel else 0,
         )
         self.copy = 0  # see mark_copy
-        self.vocabulary = vocabulary(model, tokens)
+        self.vocabulary = softmax_entries(model, tokens)
         if model.tie_embeddings and not (stage.first and stage.last):
             self._mark_tied_embedding()
         mark_weights(self, pg_collection)
@@ -224,17 +225,3 @@ def unwrap(chunk: nn.Module) -> ConnectionGPT:
     while not isinstance(chunk, ConnectionGPT):
         chunk = chunk.module
     return chunk
-
-
-def padded_vocab(model: Model, tensor: int, tokens: int) -> int:
-    """The vocabulary rounded up to a common multiple of vocab_multiple and the tensor-parallel size `tensor`.
-
-    Checkpoints hold the padding, so vocab_multiple is best a multiple of every tensor-parallel size in use.
-    """
-    multiple = math.lcm(model.vocab_multiple, tensor)
-    return -(-vocabulary(model, tokens) // multiple) * multiple
-
-
-def vocabulary(model: Model, tokens: int) -> int:
-    """Entries that the softmax runs over: model.vocab_size, or the tokenizer's."""
-    return model.vocab_size or tokens

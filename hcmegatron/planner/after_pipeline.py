@@ -7,23 +7,16 @@ from collections import Counter
 from hcmegatron.config.schema import distributed_optimizer
 from hcmegatron.planner.counts import held_parameters
 from hcmegatron.planner.layout import Group, Layout
-from hcmegatron.planner.memory import ITEMSIZE
+from hcmegatron.planner.memory import of_network
 from hcmegatron.planner.stage_costs import Operations
 
 LAST_BUCKET = 0.1  # of a reduction that overlaps with backward: what is left when backward ends, at least
 
 
-def state_bytes(layout: Layout) -> tuple[float, float, float]:
-    """Bytes of (a weight, its gradient, its optimizer state unsharded)."""
-    dtype = layout.config.training.dtype
-    z = ITEMSIZE[dtype]
-    return (2.0, 4.0, 12.0) if dtype == "bf16" else (z, z, 2.0 * z)
-
-
 def after_the_pipeline(layout: Layout, operations: Operations) -> Counter[str]:
     """Gradient reduction, sums over DualPipe's copies, parameter gather and optimizer, on the slowest rank."""
     parallel, rates = layout.config.parallel, operations.rates
-    weight, gradient, state = state_bytes(layout)
+    weight, gradient, state = of_network(layout.config)
     sharded = distributed_optimizer(layout.config)
     worst: Counter[str] = Counter()
     for rank in layout.distinct_ranks:

@@ -37,6 +37,8 @@ def attention(layout: Layout, rates: Rates) -> list[Operation]:
         v, module, core_keeps = d_qk if padded else d_v, "mla_up_proj", 2 * heads * d_qk if padded else 0.0
         width = heads * (2 * d_qk + v)
         kept = heads * (2 * d_qk + (0 if padded else d_v)) * z
+        if "core_attn" in config.recompute.modules:  # which runs again from queries, keys and values
+            kept, module = heads * (2 * d_qk + d_v) * z, ""
     else:
         groups = max(1, (model.query_groups or model.heads) / t)
         v, module, core_keeps = d_v, "", 0.0
@@ -46,13 +48,15 @@ def attention(layout: Layout, rates: Rates) -> list[Operation]:
         kept = (width + (heads + groups) * d_qk) * z
         if model.qk_norm_across_heads:
             kept += 8 * (heads + groups) * d_qk  # in fp32, before and after its scaling
+    # cosines and sines by which queries and keys are turned, of every position, once for each
+    angles = 4 * (mla.rope_dim if model.attention == "mla" else d_qk) * config.data.sequence_length * z
     turned = Operation(  # rotary embeddings, norms of queries and keys, their assembly: read and written once
         "q, k, v",
         "attention",
         module=module,
         forward=rates.memory(2 * width * T * z),
         dgrad=rates.memory(2 * width * T * z),
-        kept=kept * T,
+        kept=kept * T + angles,
     )
     scores = T * config.data.sequence_length * heads * (d_qk + v)
     core = Operation(

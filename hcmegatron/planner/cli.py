@@ -7,6 +7,7 @@ import difflib
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 from hcmegatron.config import ConfigError, check, read
 from hcmegatron.config.types import leaves
@@ -24,15 +25,37 @@ OPTIONS = (
     "--imbalance",
     "--json",
     "--picture",
+    "--html",
     "--search",
     "--write",
 )
+
+
+class Once(argparse.Action):
+    """An option that is given twice is refused, as a setting is: the first would not be heeded."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        value: Any,
+        name: str | None = None,
+    ) -> None:
+        """Store the value; ConfigError where there is one."""
+        given = vars(namespace).setdefault("given", {})
+        if self.dest in given:
+            raise ConfigError(
+                f"{name} {value}: {name} is given twice, as {given[self.dest]} before; give it once"
+            )
+        given[self.dest] = value
+        setattr(namespace, self.dest, value)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The verb's own options; every other --word is a setting of the configuration."""
     parser.usage = "hcmegatron plan FILE --gpus N [--gpu GPU] [--search] [...] [--section.key=value ...]"
     parser.add_argument("file", metavar="FILE", type=Path, help="the configuration, YAML")
+    parser.register("action", None, Once)  # of the options below
     parser.add_argument("--gpus", metavar="N", required=True, help="how many GPUs")
     parser.add_argument(
         "--gpu", metavar="GPU", default="h100", help=f"{', '.join(MACHINES)} or a YAML file (default: h100)"
@@ -48,6 +71,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--json", metavar="FILE", type=Path, help="write every figure")
     parser.add_argument("--picture", metavar="FILE", type=Path, help="draw memory over the step, SVG")
+    parser.add_argument("--html", metavar="FILE", type=Path, help="write all of it as a page for a browser")
     parser.add_argument("--search", action="store_true", help="find the best layouts for these GPUs")
     parser.add_argument(
         "--write", metavar="FILE", type=Path, help="with --search: the best one as a configuration"
@@ -69,14 +93,14 @@ def main(options: argparse.Namespace, overrides: list[str]) -> int:
     if options.imbalance is not None:
         value = _number("--imbalance", options.imbalance, 1.0, 1000.0)
         assumed = Assumptions(kernels=assumed.kernels, imbalance=value)
-    if options.search and (options.picture or price is not None):
+    if options.search and (options.picture or options.html or price is not None):
         raise ConfigError(
-            "--search takes neither --price nor --picture; plan the configuration that it --writes"
+            "--search takes no --price, --picture or --html; plan the configuration that it --writes"
         )
     if options.write and not options.search:
         raise ConfigError("--write without --search: it writes what the search has chosen")
     try:
-        files.check([path for path in (options.json, options.picture, options.write) if path])
+        files.check([path for path in (options.json, options.picture, options.html, options.write) if path])
     except ValueError as error:
         raise ConfigError(str(error)) from None
     config, sources = read(options.file, overrides)
@@ -104,6 +128,10 @@ def main(options: argparse.Namespace, overrides: list[str]) -> int:
         from hcmegatron.planner.picture import to_svg
 
         texts.append((options.picture, to_svg(plan)))
+    if options.html:
+        from hcmegatron.planner.html import to_html
+
+        texts.append((options.html, to_html(plan, beside, changes, price, options.file.name)))
     write(texts)
     show(plan, beside, changes, price)
     return 0
@@ -156,6 +184,6 @@ def _number(name: str, text: str, least: float, most: float) -> float:
     except ValueError:
         raise ConfigError(f"{name} {text}: is not a number") from None
     if not least <= value <= most or math.isinf(value):
-        bound = f"{least:g} or more" if math.isinf(most) else f"between {least:g} and {most:g}"
+        bound = f"finite, {least:g} or more" if math.isinf(most) else f"between {least:g} and {most:g}"
         raise ConfigError(f"{name} {text}: {bound}")
     return value

@@ -4,14 +4,22 @@ them. Sums equal planner.parameters and planner.flops to the integer.
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Iterable
 from typing import Literal
 
 from hcmegatron.config.schema import Config
 from hcmegatron.connections import facts
-from hcmegatron.planner.layers import Matrix, attention, final_norm, has_experts, head_widths, mlp
+from hcmegatron.planner.layers import (
+    Matrix,
+    attention,
+    final_norm,
+    has_experts,
+    head_widths,
+    mlp,
+    padded_vocab,
+    shared_out,
+)
 from hcmegatron.planner.layout import Layout
 from hcmegatron.planner.parameters import layer_norm_parameters, norm_parameters
 from hcmegatron.planner.stages import Stage
@@ -27,14 +35,13 @@ WHOLE = ("router", "norms", "connections")  # kept whole on every tensor-paralle
 
 
 def padded_vocabulary(config: Config) -> int:
-    """Rows of embedding and head: the vocabulary as model.gpt pads it."""
+    """`padded_vocab` with the tokenizer's own number of tokens where the configuration has none."""
     tokens = config.model.vocab_size
     if tokens is None:
         from hcmegatron.data.tokenizer import build_tokenizer
 
         tokens = build_tokenizer(config.data).vocab_size
-    multiple = math.lcm(config.model.vocab_multiple, config.parallel.tensor)
-    return -(-tokens // multiple) * multiple
+    return padded_vocab(config.model, config.parallel.tensor, tokens)
 
 
 def mlp_parameters(config: Config, width: int) -> int:
@@ -84,12 +91,14 @@ def parameters(config: Config, stage: Stage, active: bool = False) -> Counter[Cl
 
 
 def rank_parameters(config: Config, stages: Iterable[Stage]) -> Counter[Class]:
-    """Parameters that a rank holds of its chunks, sharded as planner.memory.rank_parameters has them."""
+    """Parameters that a rank holds of its chunks, sharded as planner.buffers has them."""
     parallel, total = config.parallel, Counter()
     for stage in stages:
         for name, count in parameters(config, stage).items():
             if name == "experts":
                 total[name] += count // (parallel.expert * parallel.expert_tensor)
+            elif name == "attention":  # of MLA, one matrix is whole
+                total[name] += len(stage.layers) * sum(shared_out(config, m) for m in attention(config))
             else:
                 total[name] += count if name in WHOLE else count // parallel.tensor
     return total

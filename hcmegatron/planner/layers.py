@@ -6,10 +6,11 @@ another feed-forward part is a function here, beside its module and its spec (hc
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Literal, NamedTuple
 
-from hcmegatron.config.schema import Config
+from hcmegatron.config.schema import Config, Model
 from hcmegatron.connections import facts
 
 
@@ -55,6 +56,13 @@ class Norm(NamedTuple):
         return dict.fromkeys(names, self.width)
 
 
+def shared_out(config: Config, matrix: Matrix) -> int:
+    """Numbers of one matrix that a rank holds, of one expert's where it is one."""
+    parallel = config.parallel
+    ranks = {"tensor": parallel.tensor, "expert": parallel.expert_tensor, "whole": 1}
+    return matrix.size // ranks[matrix.split]
+
+
 def head_widths(config: Config) -> tuple[int, int]:
     """(d_qk, d_v): widths of one head's queries and keys, and of its values."""
     width = config.model.head_dim or config.model.hidden_size // config.model.heads
@@ -72,7 +80,8 @@ def gqa(config: Config) -> list[Matrix]:
 
 
 def mla(config: Config) -> list[Matrix]:
-    """Multi-head latent attention. Local layers share out the down-projections; Transformer Engine's are whole."""
+    """Multi-head latent attention. Every tensor-parallel rank has the down-projection of keys and values whole
+    (model.latent_attention); that of the queries is shared out, save in Transformer Engine's layers."""
     m, latent, (d_qk, d_v) = config.model, config.mla, head_widths(config)
     C, queries = m.hidden_size, m.heads * d_qk
     rank = latent.q_rank
@@ -83,7 +92,7 @@ def mla(config: Config) -> list[Matrix]:
             if rank
             else []
         ),
-        Matrix("linear_kv_down_proj.weight", latent.kv_rank + latent.rope_dim, C),
+        Matrix("linear_kv_down_proj.weight", latent.kv_rank + latent.rope_dim, C, "whole"),
         Matrix("linear_kv_up_proj.weight", m.heads * (d_qk - latent.rope_dim + d_v), latent.kv_rank),
         Matrix("linear_proj.weight", C, m.heads * d_v, into_stream=True),
     ]
@@ -129,6 +138,21 @@ def has_experts(config: Config, layer: int) -> bool:
 def feed_forward(config: Config, layer: int) -> list[Matrix]:
     """What follows attention in layer `layer`."""
     return mixture(config) if has_experts(config, layer) else mlp(config, "mlp", config.model.ffn_hidden_size)
+
+
+def softmax_entries(model: Model, tokens: int) -> int:
+    """Entries that the softmax runs over: model.vocab_size, or `tokens`, the tokenizer's."""
+    return model.vocab_size or tokens
+
+
+def padded_vocab(model: Model, tensor: int, tokens: int) -> int:
+    """Rows of embedding and head: the entries rounded up to a common multiple of vocab_multiple and the tensor-parallel
+    size `tensor`.
+
+    Checkpoints hold the padding, so vocab_multiple is best a multiple of every tensor-parallel size in use.
+    """
+    multiple = math.lcm(model.vocab_multiple, tensor)
+    return -(-softmax_entries(model, tokens) // multiple) * multiple
 
 
 def vocabulary(config: Config, vocab_size: int) -> list[Matrix]:

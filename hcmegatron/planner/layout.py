@@ -12,12 +12,12 @@ from typing import Any, TypeVar
 
 from hcmegatron.config.checks import check_world
 from hcmegatron.config.errors import ConfigError
-from hcmegatron.config.schedules import SCHEDULES
 from hcmegatron.config.schema import Config
 from hcmegatron.planner.machines import Machine
+from hcmegatron.planner.scheduled import placement
+from hcmegatron.planner.scheduled import training_schedule as schedule  # noqa: F401 (whoever simulates asks here)
 from hcmegatron.planner.stages import Stage, stages
 from schedules.placement import Placement
-from schedules.plan import Schedule
 
 T = TypeVar("T")
 
@@ -66,7 +66,7 @@ class Layout:
     @property
     def placement(self) -> Placement:
         """As pipeline.placement has it."""
-        return self.once("placement", lambda: placement(self.config))
+        return self.once("placement", lambda: placement(self.config.parallel))
 
     @property
     def stages(self) -> tuple[Stage, ...]:
@@ -161,24 +161,6 @@ class Layout:
                 where = "within a node" if group.on_node == group.size else f"{group.on_node} a node"
                 words.append(f"{name}-parallel {group.size}: {where}")
         return "; ".join(words)
-
-
-def placement(config: Config) -> Placement:
-    """Stage ids on ranks, as pipeline.placement has it (which needs torch)."""
-    parallel = config.parallel
-    return SCHEDULES[parallel.schedule].placement(parallel.pipeline, parallel.virtual)
-
-
-def schedule(config: Config, microbatches: int) -> Schedule:
-    """What runs; Megatron's own schedules as ours of the same kind. ConfigError where it cannot be made."""
-    parallel = config.parallel
-    try:
-        return SCHEDULES[parallel.schedule].schedule(parallel.pipeline, microbatches, parallel.virtual)
-    except ValueError as error:
-        raise ConfigError(
-            f"parallel.schedule = {parallel.schedule} with parallel.pipeline = {parallel.pipeline} and "
-            f"{microbatches} micro-batches: {error}; change training.global_batch or training.micro_batch"
-        ) from None
 
 
 def layout(config: Config, machine: Machine, gpus: int) -> Layout:

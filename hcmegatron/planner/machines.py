@@ -19,6 +19,7 @@ from hcmegatron.config.types import Loader, convert, shown
 
 GIB = 2**30
 YAML = (".yaml", ".yml")
+SLIGHTEST, GREATEST = 1e-6, 1e9  # of any figure
 
 
 @dataclass(frozen=True)
@@ -102,10 +103,8 @@ def machine(name: str, below: tuple[Path, ...] = ()) -> Machine:
     found = MACHINES.get(name.lower().replace("-", "").replace("_", ""))
     if found is None:
         near = difflib.get_close_matches(name.lower(), MACHINES, 1, 0.4)
-        hint = f"did you mean {near[0]}?" if near else f"choose one of {', '.join(MACHINES)}"
-        raise ConfigError(
-            f"--gpu {name}: unknown; {hint}, or describe your own in a YAML file: --gpu FILE.yaml"
-        )
+        hint = f"did you mean {near[0]}?" if near else f"choose one of {', '.join(MACHINES)}."
+        raise ConfigError(f"--gpu {name}: unknown; {hint} Your own goes into a YAML file: --gpu FILE.yaml")
     return found
 
 
@@ -167,6 +166,10 @@ def check(described: Machine, where: str) -> Machine:
             continue
         if not value > 0:
             raise ConfigError(f"{where}: {name} = {value:g}: a machine's figures are more than 0")
+        if not SLIGHTEST <= value <= GREATEST:
+            raise ConfigError(
+                f"{where}: {name} = {value:g}: no machine's, which are from {SLIGHTEST:g} to {GREATEST:g}"
+            )
         if name.endswith("_share") and value > 1:
             raise ConfigError(f"{where}: {name} = {value:g} is a part of the whole: at most 1")
     if described.matmul_tflops > described.peak_tflops:

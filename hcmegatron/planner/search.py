@@ -20,7 +20,7 @@ from hcmegatron.planner.machines import Machine
 from hcmegatron.planner.plan import Plan
 from hcmegatron.planner.rates import Assumptions, Rates
 from hcmegatron.planner.stage_costs import Operations
-from hcmegatron.planner.step_memory import chunk, least_bytes, static, step_memory
+from hcmegatron.planner.step_memory import chunk, least_bytes, least_static, step_memory
 from hcmegatron.planner.step_time import lower_bound, step_time
 
 VIRTUAL = (2, 3, 4, 5, 6, 8)  # chunks of an interleaved schedule
@@ -163,7 +163,7 @@ def least_peak(layout: Layout, operations: Operations) -> float:
         else:
             live = 1
         working = min(own.forward for own in held)
-        most = max(most, static(layout, rank).total() + live * min(own.kept for own in held) + working)
+        most = max(most, least_static(layout, rank) + live * min(own.kept for own in held) + working)
     return most
 
 
@@ -262,7 +262,7 @@ def losers(found: Found) -> list[str]:
 
 
 def _why(winner: Candidate, own: list[Candidate]) -> str:
-    from hcmegatron.planner.report import gib
+    from hcmegatron.planner.tables import gib
 
     def slower(seconds: float) -> str:
         return f"{seconds:.3f} s, {seconds / winner.seconds - 1:+.1%}"

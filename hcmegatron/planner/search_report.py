@@ -15,8 +15,9 @@ from rich.table import Table
 from hcmegatron.config import Config, ConfigError, dump
 from hcmegatron.planner.machines import Machine
 from hcmegatron.planner.rates import Assumptions
-from hcmegatron.planner.report import Output, describe, gib
+from hcmegatron.planner.report import Output
 from hcmegatron.planner.search import Found, losers, search
+from hcmegatron.planner.tables import describe, gib
 
 Write = Callable[[list[tuple[Path, str]]], None]
 

@@ -1,7 +1,8 @@
 """What every rank holds over a step, by component: what is there all the time, and what the schedule's actions hold.
 
 A chunk keeps its activations from the start of its F to the end of its B; where backward is split, from I on only what
-its weight gradients need. Receive buffers are held from a message's first byte to its use. Bytes throughout.
+its weight gradients need. A message's buffer is in use from its first byte to its use; the pool keeps as many
+as were in use at once. Bytes throughout.
 """
 
 from __future__ import annotations
@@ -13,11 +14,13 @@ from typing import NamedTuple
 
 from hcmegatron.config.schema import distributed_optimizer
 from hcmegatron.connections import facts
-from hcmegatron.planner.after_pipeline import state_bytes
-from hcmegatron.planner.counts import held_parameters
+from hcmegatron.planner.buffers import resident
+from hcmegatron.planner.counts import held_parameters, padded_vocabulary
 from hcmegatron.planner.layout import Layout
 from hcmegatron.planner.machines import GIB
+from hcmegatron.planner.memory import of_connections, of_network
 from hcmegatron.planner.operation import sizes
+from hcmegatron.planner.scheduled import most_held
 from hcmegatron.planner.stage_costs import Operations
 from hcmegatron.recompute.plan import blocks, expected_terms, plan
 from schedules.actions import Kind
@@ -76,17 +79,34 @@ def chunk(layout: Layout, operations: Operations, stage: int, live: int = 1) -> 
 
 
 def static(layout: Layout, rank: int) -> Counter[str]:
-    """Weights, gradients and optimizer state of a pipeline rank; dense and expert groups shard their state apart."""
-    weight, gradient, state = state_bytes(layout)
-    held = held_parameters(layout, rank)
-    total, experts = held.total(), held["experts"]
-    sharded = distributed_optimizer(layout.config)
-    shared = (
-        (total - experts) / (layout.data if sharded else 1),
-        experts / (layout.expert_data if sharded else 1),
-    )
-    return Counter(
-        {"weights": weight * total, "gradients": gradient * total, "optimizer state": state * sum(shared)}
+    """Weights, gradients and optimizer state of a pipeline rank, of the data-parallel one among them that has most."""
+
+    def find() -> Counter[str]:
+        held = resident(
+            layout.config,
+            padded_vocabulary(layout.config),
+            layout.held(rank),
+            layout.gpus,
+            first=rank == 0,
+        )
+        return Counter(
+            {"weights": held.weights, "gradients": held.gradients, "optimizer state": held.most_state}
+        )
+
+    return layout.once(("static", rank), find)
+
+
+def least_static(layout: Layout, rank: int) -> float:
+    """Bytes of the same at least: without padding, the state shared out evenly. Dense and expert groups share theirs
+    apart.
+    """
+    held, sharded = held_parameters(layout, rank), distributed_optimizer(layout.config)
+    usual, theirs = of_network(layout.config), of_connections()
+    shares = {"experts": layout.expert_data if sharded else 1}
+    return sum(
+        count * (size.weight + size.gradient + size.state / shares.get(name, layout.data if sharded else 1))
+        for name, count in held.items()
+        for size in (theirs if name == "connections" else usual,)
     )
 
 
@@ -136,7 +156,7 @@ class RankMemory:
 def least_bytes(layout: Layout) -> float:
     """Bytes that the fullest rank holds whatever the schedule does: static and allowances."""
     rest = CONTEXT + COMMUNICATOR * communicators(layout)
-    return max(static(layout, rank).total() for rank in layout.distinct_ranks) + rest
+    return max(least_static(layout, rank) for rank in layout.distinct_ranks) + rest
 
 
 def step_memory(layout: Layout, operations: Operations, simulation: Simulation) -> tuple[RankMemory, ...]:
@@ -144,7 +164,7 @@ def step_memory(layout: Layout, operations: Operations, simulation: Simulation) 
     where = layout.placement
     live = [0] * where.ranks
     if layout.config.recompute.mode == "block" and layout.config.recompute.block_length == "live":
-        live = [_most_live(simulation, rank) for rank in range(where.ranks)]
+        live = [most_held(layout.config, layout.microbatches, rank).live for rank in range(where.ranks)]
     found = []
     for rank in range(where.ranks):
         chunks = {
@@ -156,15 +176,6 @@ def step_memory(layout: Layout, operations: Operations, simulation: Simulation) 
         )
         found.append(_over_time(simulation, rank, chunks, resident))
     return tuple(found)
-
-
-def _most_live(simulation: Simulation, rank: int) -> int:
-    held = most = 0
-    for timed in simulation.timeline[rank]:
-        for part in timed.action.parts:
-            held += {Kind.F: 1, Kind.B: -1, Kind.I: -1}.get(part.kind, 0)
-            most = max(most, held)
-    return most
 
 
 class _Change(NamedTuple):
@@ -216,6 +227,8 @@ def _over_time(
         if change.time == curve[-1].time:
             curve.pop()  # of changes at one time only what they come to is held
         curve.append(Moment(change.time, tuple(held)))
+    pool = max(moment.held[buffers] for moment in curve)  # which keeps as many as were in use at once
+    curve = [Moment(time, (*held[:buffers], pool, *held[buffers + 1 :])) for time, held in curve]
     top = max(curve, key=lambda moment: sum(moment.held))
     action = next(
         (str(t.action) for t in simulation.timeline[rank] if t.start <= top.time < t.end),

@@ -7,7 +7,8 @@ import torch
 from hcmegatron.config.errors import ConfigError
 from hcmegatron.config.schema import Config
 from hcmegatron.pipeline.placement import most_held, placement
-from hcmegatron.planner.memory import rank_parameters, state_bytes, stream_bytes
+from hcmegatron.planner.buffers import parameters, resident
+from hcmegatron.planner.memory import stream_bytes
 from hcmegatron.planner.parameters import total_parameters
 from hcmegatron.planner.stages import Stage, stages
 from hcmegatron.platform.memory import available
@@ -30,8 +31,11 @@ def expected(config: Config, vocab_size: int, ranks: RankInfo, micro_batches: in
     """
     parallel = config.parallel
     chunks = [parts(config, rank) for rank in range(parallel.pipeline)]
-    held = [rank_parameters(config, vocab_size, own) for own in chunks]
-    state = [state_bytes(config, vocab_size, own, ranks.world_size) for own in chunks]
+    held = [sum(p.numbers for part in own for p in parameters(config, vocab_size, part)) for own in chunks]
+    state = [
+        resident(config, vocab_size, own, ranks.world_size, first=rank == 0).total
+        for rank, own in enumerate(chunks)
+    ]
     live = [most_held(config.parallel, micro_batches, rank).live for rank in range(parallel.pipeline)]
     streams = [stream_bytes(config, own, live[rank]) for rank, own in enumerate(chunks)]
     if torch.cuda.is_available():

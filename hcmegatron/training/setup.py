@@ -16,13 +16,14 @@ from hcmegatron.data.corpus import Corpus
 from hcmegatron.data.dataset import Batches, Text, Validation
 from hcmegatron.data.tokenizer import build_tokenizer
 from hcmegatron.model import accumulate
-from hcmegatron.model.gpt import padded_vocab, unwrap
+from hcmegatron.model.gpt import unwrap
 from hcmegatron.model.specs import passed_over
 from hcmegatron.pipeline import cuda_streams
 from hcmegatron.pipeline.mirrors import copies_planned
 from hcmegatron.pipeline.placement import most_held, placement
 from hcmegatron.pipeline.schedule import build_schedule, start_watchdog
 from hcmegatron.planner.hops import pipeline_costs
+from hcmegatron.planner.layers import padded_vocab
 from hcmegatron.platform import cuda_environment
 from hcmegatron.platform.ranks import STARTED_HERE, RankInfo
 from hcmegatron.platform.standard_streams import tell

@@ -12,8 +12,8 @@ from hcmegatron import cli
 from hcmegatron.config import ConfigError, check, check_batch, dump, read
 from hcmegatron.config.idle import ineffective
 from hcmegatron.connections import facts
+from hcmegatron.planner.buffers import parameters
 from hcmegatron.planner.flops import training_flops_per_token
-from hcmegatron.planner.memory import rank_parameters
 from hcmegatron.planner.parameters import connection_parameters, total_parameters
 from hcmegatron.planner.stages import stages
 from hcmegatron.recompute.plan import expected_terms, plan
@@ -63,7 +63,7 @@ def main(folder: Path) -> None:
         "idle for mhc": ineffective(read(file, ["--connection.kind=mhc"])[0]).get("connection.leak"),
         "connections": connection_parameters(config),
         "parameters": total_parameters(config, 257),
-        "on ranks": [rank_parameters(config, 257, [stage]) for stage in stages(2, 2)],
+        "on ranks": [sum(p.numbers for p in parameters(config, 257, stage)) for stage in stages(2, 2)],
         "flops": training_flops_per_token(config, 257)
         - training_flops_per_token(
             read(file, ["--connection.kind=residual", "--recompute.mode=none"])[0], 257

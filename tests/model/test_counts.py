@@ -7,6 +7,7 @@ import pytest
 
 from hcmegatron.config.checks import check
 from hcmegatron.config.load import load
+from hcmegatron.planner.counts import padded_vocabulary
 from hcmegatron.planner.parameters import active_parameters, connection_parameters, total_parameters
 from tests.model import counts_workers
 from tests.ranks import ROOT, run_ranks
@@ -45,7 +46,7 @@ def config(name, *overrides):
 
 
 def counted(loaded):
-    return total_parameters(loaded, loaded.model.vocab_size)
+    return total_parameters(loaded, padded_vocabulary(loaded))
 
 
 @pytest.mark.parametrize("name, overrides", BASELINES)
@@ -80,7 +81,7 @@ def test_counting_needs_no_torch():
 
 @pytest.mark.ranks
 def test_built_models_have_the_counted_parameters():
-    configs = [config(name) for name in NAMES] + [
+    configs = [config(path.stem) for path in sorted((ROOT / "configs").glob("*.yaml"))] + [
         load(ROOT / f"configs/{name}.yaml", [*RESIDUAL, *overrides]) for name, overrides in BASELINES
     ]
     configs.append(

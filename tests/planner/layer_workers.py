@@ -13,8 +13,9 @@ from hcmegatron.platform.distributed import megatron_groups
 Shapes = dict[str, tuple[int, tuple[int, ...]]]  # parameter -> (numbers, shape without an axis of experts)
 
 
-def built(configs: list[Config]) -> list[tuple[Shapes, set[str]]]:
-    """Per network: its parameters beside those of connections, and those of connections, by name."""
+def built(configs: list[Config]) -> list[tuple[Shapes, set[str], list[int]]]:
+    """Per network: its parameters beside those of connections, and those of connections, by name; and the numbers in
+    all of them, in order."""
     found = []
     with megatron_groups(configs[0]) as groups:
         for config in configs:
@@ -31,5 +32,5 @@ def built(configs: list[Config]) -> list[tuple[Shapes, set[str]]]:
             }
             inside = {id(p) for c in model.connections() for p in c.parameters()}
             assert theirs == {name for name, parameter in parameters.items() if id(parameter) in inside}
-            found.append((shapes, theirs))
+            found.append((shapes, theirs, [parameter.numel() for parameter in parameters.values()]))
     return found

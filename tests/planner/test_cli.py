@@ -5,6 +5,7 @@ import resource
 import subprocess
 import sys
 import xml.etree.ElementTree as ET
+from html.parser import HTMLParser
 
 import pytest
 
@@ -67,6 +68,48 @@ def test_json_has_every_figure_and_the_picture_is_one(tmp_path, capsys):
     )  # a peak for every pipeline rank
 
 
+class Page(HTMLParser):
+    """The tags that are open, which have to be closed in turn, and the words."""
+
+    def __init__(self):
+        super().__init__()
+        self.open, self.words, self.links = [], [], []
+
+    def handle_starttag(self, tag, attributes):
+        self.links += [value for name, value in attributes if name in ("src", "href")]
+        if tag != "meta":
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.words.append(" ".join(data.split()))
+
+
+@pytest.mark.parametrize("fits", [True, False])
+def test_the_page_shows_what_the_terminal_does_and_stands_alone(tmp_path, capsys, fits):
+    page = tmp_path / "plan.html"
+    (tmp_path / "r&d.yaml").write_text("extends: h100\n")
+    options = ["plan", FILE, "--gpus=256", f"--gpu={tmp_path}/r&d.yaml", f"--html={page}", "--price=3"]
+    assert main([*options, *(LAYOUT if fits else [])]) == 0
+    printed = capsys.readouterr().out
+    found = Page()
+    found.feed(page.read_text())
+    found.close()
+    assert found.open == [] and found.links == []
+    assert "script" not in page.read_text() and "url(" not in page.read_text()
+    assert "mhc-27b.yaml on 256 x r&d" in found.words
+    assert sum("on the fullest rank" in word or "DOES NOT FIT" in word for word in found.words) == 1
+    for line in printed.splitlines():
+        words = [word for word in line.strip().split("  ") if word.strip()]
+        if len(words) > 1 and not line.startswith("  --"):  # a table's
+            for word in words:
+                assert word.strip() in found.words, line
+    drawn = page.read_text()
+    assert drawn.count("<svg") == 1 and drawn.count('class="bar"') == (2 * 2 if fits else 2)
+
+
 @pytest.mark.parametrize(
     "options, words",
     [
@@ -76,13 +119,20 @@ def test_json_has_every_figure_and_the_picture_is_one(tmp_path, capsys):
         (["--gpus", "-8"], "--gpus -8: between 1"),
         (["--gpus", "many"], "is not a whole number"),
         ([], "required: --gpus"),
-        (["--gpus", "256", "--price", "-1"], "--price -1: 0 or more"),
+        (["--gpus", "256", "--gpus", "128"], "--gpus 128: --gpus is given twice, as 256 before"),
+        (["--gpus", "256", "--gpu", "v100"], "--gpu v100: unknown; did you mean h100?"),
+        (["--gpus", "256", "--parallel.tensor=64", "--parallel.sequence=true"], "use 64 for model.heads"),
+        (["--gpus", "256", "--parallel.pipeline=31"], "use 31 layers or more, or fewer stages"),
+        (["--gpus", "256", "--price", "1e400"], "--price 1e400: finite, 0 or more"),
+        (["--gpus", "256", "--html", "/nowhere/x.html"], "there is no directory /nowhere"),
+        (["--gpus", "256", "--search", "--html", "x.html"], "--search takes no --price"),
+        (["--gpus", "256", "--price", "-1"], "--price -1: finite, 0 or more"),
         (["--gpus", "256", "--kernel-speed", "2"], "--kernel-speed 2: between 0.01 and 1"),
         (["--gpus", "256", "--imbalance", "0.5"], "--imbalance 0.5: between 1 and 1000"),
         (["--gpus", "256", "--imbalance", "nan"], "--imbalance nan"),
         (["--gpus", "256", "--model.layers=-3"], "model.layers = -3 is out of range"),
         (["--gpus", "256", "--write", "x.yaml"], "--write without --search"),
-        (["--gpus", "256", "--search", "--price", "2"], "--search takes neither"),
+        (["--gpus", "256", "--search", "--price", "2"], "--search takes no --price"),
         (
             ["--gpus", "8", "--search", "--parallel.tensor=2"],
             "--search chooses parallel.tensor; leave it out",

@@ -4,6 +4,8 @@ import pytest
 
 from hcmegatron.config import Config, check, read
 from hcmegatron.planner import layers
+from hcmegatron.planner.buffers import parameters
+from hcmegatron.planner.stages import stages
 from tests.planner import layer_workers
 from tests.ranks import run_ranks
 
@@ -31,6 +33,8 @@ ARCHITECTURES = {
     "mla": [*MLA, "--connection.kind=residual", "--connection.n=1", "--connection.contract=sum"],
     "mla, low-rank queries": [*MLA, "--mla.q_rank=7", "--model.norm=layernorm"],
     "moe": [*MOE, "--moe.shared_experts=2"],
+    "hyper": ["--connection.kind=dhc", "--connection.contract=sum"],
+    "fractions": ["--connection.kind=dfc", "--connection.contract=sum"],
     "moe, one after another": [*MOE, *MLA, "--moe.grouped=false"],
 }
 
@@ -72,8 +76,10 @@ def by_key(shapes):
 @pytest.mark.ranks
 def test_lists_are_the_built_networks(configs):
     (found,) = run_ranks(1, layer_workers.built, configs, preload=("tests.model.workers",))
-    for name, config, (shapes, connections) in zip(ARCHITECTURES, configs, found, strict=True):
+    for name, config, (shapes, connections, numbers) in zip(ARCHITECTURES, configs, found, strict=True):
         assert by_key(shapes) == listed(config), name
+        (whole,) = stages(config.model.layers, 1)
+        assert numbers == [p.numbers for p in parameters(config, config.model.vocab_size, whole)], name
         assert bool(connections) == (config.connection.kind != "residual"), name
 
 

@@ -1,25 +1,10 @@
-"""Who holds what is what the trainer builds, and who shares a node."""
+"""Who holds what, and who shares a node."""
 
 import pytest
 
 from hcmegatron.config import ConfigError
-from hcmegatron.model import gpt
-from hcmegatron.pipeline import placement as trainer
-from hcmegatron.planner import layout as planner
 from hcmegatron.planner.layout import Group, layout
 from tests.planner.cases import SCHEDULES, config, machine, pipelined
-
-
-@pytest.mark.parametrize("pipeline", [2, 6])
-@pytest.mark.parametrize("schedule", [*SCHEDULES, "megatron_1f1b"])
-def test_stages_and_schedules_are_the_trainer_s(schedule, pipeline):
-    loaded = pipelined(schedule, pipeline)
-    where = layout(loaded, machine("h100"), 8 * pipeline)
-    assert where.placement == trainer.placement(loaded)
-    built = gpt.stages(loaded.model.layers, where.placement.model_stages)
-    assert [(s.layers, s.first, s.last) for s in where.stages] == [(s.layers, s.first, s.last) for s in built]
-    if not trainer.is_megatrons(loaded):
-        assert planner.schedule(loaded, 16) == trainer.training_schedule(loaded, 16)
 
 
 def test_distinct_ranks_hold_all_that_any_rank_holds():

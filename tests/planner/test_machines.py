@@ -38,6 +38,7 @@ def test_one_s_own(tmp_path):
         ("peak_tflops: {a: 3}\n", "peak_tflops = {a: ...} is not a number"),
         ("extends: mine.yaml\n", "extends itself"),
         ("extends: h100\nmemory_gib: -3\n", "memory_gib = -3: a machine's figures are more than 0"),
+        ("extends: h100\nkernel_us: 1e-300\n", "kernel_us = 1e-300: no machine's"),
         ("extends: h100\nmatmul_tflops: 2000\n", "more than peak_tflops = 989"),
         ("extends: h100\nlink_share: 1.5\n", "at most 1"),
         ("extends: h100\nnvlink_gb: 1\n", "did you mean nvlink_gbs"),

@@ -11,6 +11,7 @@ from hcmegatron.planner.step_memory import (
     chunk,
     communicators,
     least_bytes,
+    least_static,
     static,
     step_memory,
 )
@@ -48,7 +49,8 @@ def test_the_peak_is_the_most_of_a_walk_over_the_actions(schedule, recompute):
             most = max(most, total)
         kept = MOVING.index("activations")
         assert max(moment.held[kept] for moment in found.curve) == pytest.approx(most)
-        assert found.curve[-1].held == pytest.approx([0.0] * len(MOVING), abs=1.0)
+        pool = found.curve[0].held[MOVING.index("receive buffers")]
+        assert found.curve[-1].held == pytest.approx([0.0, 0.0, pool, 0.0], abs=1.0)
         assert set(found.peak) == set(COMPONENTS) and min(found.peak.values()) >= 0
         assert least_bytes(own.layout) <= max(m.peak.total() for m in memory)
         assert least_peak(own.layout, own) <= max(m.peak.total() for m in memory)
@@ -70,15 +72,21 @@ def test_states_shard_dense_and_experts_apart():
     from hcmegatron.planner.counts import held_parameters
 
     count = held_parameters(own.layout, 1)
-    dense = count.total() - count["experts"]
-    assert of_rank["weights"] == 2 * count.total() and of_rank["gradients"] == 4 * count.total()
-    assert of_rank["optimizer state"] == pytest.approx(12 * (dense / 64 + count["experts"] / 8))
+    theirs = count["connections"]  # in fp32
+    usual = count.total() - count["experts"] - theirs
+    # to the padding of norms and buckets
+    assert of_rank["weights"] == pytest.approx(2 * (usual + count["experts"]) + 4 * theirs, rel=1e-4)
+    assert of_rank["gradients"] == pytest.approx(4 * count.total(), rel=1e-4)
+    state = 12 * (usual / 64 + count["experts"] / 8) + 8 * theirs / 64
+    assert of_rank["optimizer state"] == pytest.approx(state, rel=1e-4)
+    assert least_static(own.layout, 1) == pytest.approx(of_rank.total(), rel=1e-4)
+    assert least_static(own.layout, 1) < of_rank.total()
 
 
 def test_dualpipe_holds_two_copies():
     one, two = (operations(pipelined(name), 64) for name in ("dualpipev", "dualpipe"))
     held_by = [sum(static(own.layout, rank)["weights"] for rank in range(4)) for own in (one, two)]
-    assert held_by[1] == 2 * held_by[0]
+    assert held_by[1] == pytest.approx(2 * held_by[0], rel=1e-4)  # to padding
 
 
 def test_block_recomputation_keeps_what_its_plan_says():
@@ -167,12 +175,16 @@ MODELS = {
 
 @pytest.mark.ranks
 def test_chunks_keep_what_autograd_really_holds():
-    """To 3%: tables of angles, indices and statistics of norms are not counted. Norms are LayerNorms, whose kernel is
-    one operation on CPU as RMSNorm's is on a GPU."""
+    """To 3%: indices and statistics of norms are not counted. Norms are LayerNorms, whose kernel is one operation on
+    CPU as RMSNorm's is on a GPU."""
     shared = {**SMALL, "model__norm": "layernorm_plain", "kernels": "torch"}
     configs = [config(name, **shared, **changes) for name, changes in MODELS.values()]
     (found,) = run_ranks(1, kept_workers.held, configs, preload=("tests.model.workers",), timeout=120)
     for model, loaded, (measured, shapes) in zip(MODELS, configs, found, strict=True):
         own = operations(loaded, 1, imbalance=1.0)
         counted = chunk(own.layout, own, 0).kept
-        assert 0.97 * measured < counted <= measured, (model, counted / measured, shapes.most_common(12))
+        assert counted == pytest.approx(measured, rel=0.03), (
+            model,
+            counted / measured,
+            shapes.most_common(12),
+        )

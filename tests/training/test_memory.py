@@ -3,7 +3,8 @@
 import pytest
 
 from hcmegatron.config import Config, ConfigError, load
-from hcmegatron.planner.memory import bytes_a_parameter, rank_parameters, stream_bytes
+from hcmegatron.planner.buffers import parameters
+from hcmegatron.planner.memory import stream_bytes
 from hcmegatron.planner.parameters import total_parameters
 from hcmegatron.platform.ranks import RankInfo
 from hcmegatron.training import memory
@@ -18,7 +19,12 @@ GIB = 2**30
 def test_the_ranks_together_hold_the_model(file, schedule):
     config = load(ROOT / f"configs/{file}.yaml")
     config.parallel.pipeline, config.parallel.schedule = 2, schedule
-    of_ranks = [rank_parameters(config, 512, memory.parts(config, rank)) for rank in (0, 1)]
+    of_ranks = [
+        p.numbers
+        for rank in (0, 1)
+        for part in memory.parts(config, rank)
+        for p in parameters(config, 512, part)
+    ]
     copies = 2 if schedule == "dualpipe" else 1
     tied = (
         512 * config.model.hidden_size if config.model.tie_embeddings else 0
@@ -26,18 +32,9 @@ def test_the_ranks_together_hold_the_model(file, schedule):
     assert sum(of_ranks) == copies * (total_parameters(config, 512) + tied)
 
 
-def test_bytes():
+def test_bytes_of_streams():
     config = Config()
-    assert bytes_a_parameter(config, 4) == 16
-    config.parallel.distributed_optimizer = True
-    assert bytes_a_parameter(config, 4) == 10
     config.training.dtype = "bf16"
-    assert bytes_a_parameter(config, 4) == 9  # 2 + 4, and 12 shared out
-    config.parallel.distributed_optimizer = None
-    assert bytes_a_parameter(config, 4) == 9
-    config.parallel.distributed_optimizer = False
-    assert bytes_a_parameter(config, 4) == 18
-    config.recompute.mode = "none"
     part = memory.parts(config, 0)
     # 4 layers, 4 sequences of 256 tokens, 4 streams of 128 channels in 2 bytes
     assert stream_bytes(config, part, 1) == 2 * 4 * 4 * 256 * 4 * 128 * 2

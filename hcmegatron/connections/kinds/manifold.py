@@ -38,8 +38,12 @@ def _width(conn: Manifold) -> int:
 def _parameters(conn: Manifold, C: int) -> Parameters:
     parts = _columns(conn)
     phi = {"phi": Parameter((conn.n * C, _width(conn)), "projection")} if parts else {}
-    gates = {f"alpha_{name}": Parameter((1,), "gate") for name in parts}
-    return phi | gates | {f"b_{name}": Parameter(shape, "static") for name, shape in parts.items()}
+    of_parts = {
+        f"{letter}_{name}": parameter
+        for name, shape in parts.items()
+        for letter, parameter in (("alpha", Parameter((1,), "gate")), ("b", Parameter(shape, "static")))
+    }
+    return phi | of_parts
 
 
 def _idle(conn: Manifold) -> dict[str, str]:

@@ -1,0 +1,77 @@
+"""Which stages of the network each pipeline rank holds under a configuration's schedule, the schedule itself, and the
+most that a rank holds of it. Imports no torch; the trainer asks here too (pipeline.placement)."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from hcmegatron.config.errors import ConfigError
+from hcmegatron.config.schedules import MEGATRONS, SCHEDULES
+from hcmegatron.config.schema import Parallel
+from schedules.actions import Kind
+from schedules.descriptor import Descriptor
+from schedules.placement import Placement
+from schedules.plan import Schedule
+
+
+def descriptor(parallel: Parallel) -> Descriptor:
+    """What there is to know of the schedule without generating it."""
+    return SCHEDULES[parallel.schedule]
+
+
+def is_megatrons(parallel: Parallel) -> bool:
+    """Whether Megatron's own runtime executes the schedule."""
+    return parallel.schedule in MEGATRONS
+
+
+def placement(parallel: Parallel) -> Placement:
+    """Stage ids on ranks. Layers are shared out over `model_stages` stages."""
+    return descriptor(parallel).placement(parallel.pipeline, parallel.virtual)
+
+
+def training_schedule(parallel: Parallel, microbatches: int) -> Schedule:
+    """The schedule that `parallel.schedule` names, for so many micro-batches; of Megatron's own, ours of the same kind.
+
+    Raises:
+        ConfigError: it cannot take so few micro-batches, or so many ranks.
+    """
+    try:
+        return descriptor(parallel).schedule(parallel.pipeline, microbatches, parallel.virtual)
+    except ValueError as error:
+        raise ConfigError(
+            f"parallel.schedule = {parallel.schedule} with parallel.pipeline = {parallel.pipeline} and "
+            f"{microbatches} micro-batches: {error}; change training.global_batch or training.micro_batch"
+        ) from None
+
+
+class Held(NamedTuple):
+    """(Micro-batch, stage) pairs that a rank holds: waiting for their backward, and between their I and their W."""
+
+    live: int
+    deferred: int
+
+
+def most_held(parallel: Parallel, microbatches: int, rank: int) -> Held:
+    """What pipeline rank `rank` holds when most micro-batches wait for their backward.
+
+    Megatron's own schedules are counted as ours of the same kind.
+
+    Args:
+        microbatches: of one data-parallel rank in a step.
+    """
+    if parallel.pipeline == 1 and is_megatrons(parallel):
+        return Held(1, 0)
+    held = most = Held(0, 0)
+    for action in training_schedule(parallel, microbatches).actions[rank]:
+        for part in action.parts:
+            match part.kind:
+                case Kind.F:
+                    held = Held(held.live + 1, held.deferred)
+                    most = max(most, held)
+                case Kind.B:
+                    held = Held(held.live - 1, held.deferred)
+                case Kind.I:
+                    held = Held(held.live - 1, held.deferred + 1)
+                case Kind.W:
+                    held = Held(held.live, held.deferred - 1)
+    return most
