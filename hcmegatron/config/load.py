@@ -45,7 +45,12 @@ ABSENT = (
         "start more ranks",
     ),
 )
-PLACES = ("run.dir", "data.paths", "checkpoint.load")  # files and directories: ~ is the home directory
+PLACES = (
+    "run.dir",
+    "data.paths",
+    "checkpoint.load",
+    "parallel.costs",
+)  # files and directories: ~ is the home directory
 ABSENT_VALUES = {
     "training.dtype": (
         (r".*fp8.*|.*float8.*|e4m3|e5m2|.*fp4.*", ABSENT[1][1]),

@@ -110,6 +110,8 @@ class Parallel:
     distributed_optimizer: bool | None = None  # shards its state over data-parallel ranks; None: with bf16
     overlap_grad_reduce: bool = False
     overlap_param_gather: bool = False
+    # a file that `hcmegatron plan --measure` wrote: by it a step's time is planned, and how early receives are posted
+    costs: str | None = None
     timeout_s: int = 600  # without progress, or of a collective or a posted message, that end the job
 
 

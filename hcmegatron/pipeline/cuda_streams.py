@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from hcmegatron.config.errors import ConfigError
 from hcmegatron.config.schema import Config
 from hcmegatron.pipeline.placement import is_megatrons, placement, training_schedule
-from hcmegatron.planner.hops import BANDWIDTH, FLOPS, pipeline_costs
+from hcmegatron.planner.hops import BANDWIDTH, FLOPS, hop_costs
 from hcmegatron.platform.cuda_environment import dangers
 from schedules.runtime.program import compile_rank
 from schedules.runtime.torch_distributed import MOST_CHANNELS, channels_of
@@ -46,16 +46,18 @@ def receives(config: Config, microbatches: int, rank: int) -> list[str]:
     """How early pipeline rank `rank` posts receives on a GPU, in words; nothing where there are none of ours."""
     if is_megatrons(config):
         return []
-    costs = pipeline_costs(config, placement(config).model_stages)
-    leads = compile_rank(training_schedule(config, microbatches), rank, costs).leads.values()
+    schedule = training_schedule(config, microbatches)
+    costs = hop_costs(config, schedule)
+    leads = compile_rank(schedule, rank, costs).leads.values()
     if not leads:
         return []
     least, most = min(leads), max(leads)
     ahead = f"{most} action{'s' if most > 1 else ''}" if least == most else f"{least} to {most} actions"
-    return [
-        f"receives are posted {ahead} ahead: a hop takes {costs.link.latency:.2g} of a stage's forward, by estimate "
-        f"({BANDWIDTH / 1e9:.0f} GB/s, {FLOPS / 1e12:.0f} TFLOP/s)"
-    ]
+    hop = costs.link.latency / max(stage.F for stage in costs.stages)
+    source = f"by estimate ({BANDWIDTH / 1e9:.0f} GB/s, {FLOPS / 1e12:.0f} TFLOP/s)"
+    if config.parallel.costs is not None:
+        source = f"measured ({config.parallel.costs})"
+    return [f"receives are posted {ahead} ahead: a hop takes {hop:.2g} of a stage's forward, {source}"]
 
 
 def _most_channels(config: Config) -> int:

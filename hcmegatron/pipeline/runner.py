@@ -23,7 +23,7 @@ from hcmegatron.pipeline.placement import evaluation_schedule, placement, traini
 from hcmegatron.pipeline.stage import ChunkStage
 from hcmegatron.pipeline.tied import embedding_groups, sum_gradients, tied_weights
 from hcmegatron.pipeline.warm_start import Alone, copies, run_alone
-from hcmegatron.planner.hops import pipeline_costs
+from hcmegatron.planner.hops import hop_costs
 from hcmegatron.platform.attention import leave_room
 from hcmegatron.platform.communicators import touch
 from hcmegatron.platform.distributed import device, timeout
@@ -166,15 +166,20 @@ class ScheduleRunner:
         actions = training_schedule(self.config, num_microbatches).actions[self.groups.pp.rank()]
         with self._no_sync():
             run_alone(actions, alone)
-        for stage in self.stages.values():
-            self._reduce_early(stage)
-        self._finalise()
+        self.reduce()
         begin(forward_only=True)
         with torch.no_grad():
             for number in self.stages:
                 alone.forward(number)
         for chunk in self.chunks:
             chunk.train()
+
+    def reduce(self) -> None:
+        """All that a step does with its gradients after the last of them: sums over copies, data-parallel reduction,
+        division by the tokens. Collective."""
+        for stage in self.stages.values():
+            self._reduce_early(stage)
+        self._finalise()
 
     def close(self) -> None:
         """End the groups that this runner has made, on all ranks; ending torch.distributed ends them too."""
@@ -201,7 +206,7 @@ class ScheduleRunner:
                 device=device(),
                 evaluate=forward_only,
                 watchdog=self.watchdog,
-                costs=pipeline_costs(self.config, self.placement.model_stages),
+                costs=hop_costs(self.config, schedule),
             )
         return self._runtimes[key]
 

@@ -17,6 +17,7 @@ from hcmegatron.planner.counts import mlp_parameters
 from hcmegatron.planner.layers import has_experts, head_widths
 from hcmegatron.planner.layout import Layout, layout
 from hcmegatron.planner.machines import Machine
+from hcmegatron.planner.measured import Measured
 from hcmegatron.planner.rates import Assumptions, Rates
 from hcmegatron.planner.stage_costs import Operations
 from hcmegatron.planner.step_memory import RankMemory, least_bytes, step_memory
@@ -31,12 +32,14 @@ class Plan:
 
     Attributes:
         memory: of every pipeline rank; ranks that differ only in data, tensor or expert number hold the same.
+        measured: costs that the time comes from; None: it is worked out from the machine's figures.
     """
 
     layout: Layout
     assumptions: Assumptions
     time: StepTime
     memory: tuple[RankMemory, ...]
+    measured: Measured | None = None
 
     @property
     def config(self) -> Config:
@@ -94,8 +97,17 @@ class Plan:
         return self.config.training.steps * self.seconds / HOUR * self.layout.gpus
 
 
-def make_plan(config: Config, machine: Machine, gpus: int, assumptions: Assumptions | None = None) -> Plan:
+def make_plan(
+    config: Config,
+    machine: Machine,
+    gpus: int,
+    assumptions: Assumptions | None = None,
+    measured: Measured | None = None,
+) -> Plan:
     """Plan a configuration that `config.check` accepts.
+
+    Args:
+        measured: costs for the time; those of this configuration (Measured.require).
 
     Raises:
         ConfigError: the GPUs do not fit layout or batch.
@@ -103,8 +115,8 @@ def make_plan(config: Config, machine: Machine, gpus: int, assumptions: Assumpti
     where = layout(config, machine, gpus)
     assumptions = assumptions or Assumptions()
     operations = Operations(where, Rates(machine, assumptions, config.training.dtype))
-    time = step_time(where, operations)
-    return Plan(where, assumptions, time, step_memory(where, operations, time.simulation))
+    time = step_time(where, operations, measured)
+    return Plan(where, assumptions, time, step_memory(where, operations, time.simulation), measured)
 
 
 def recomputed_flops(config: Config) -> float:
@@ -169,7 +181,7 @@ class Overhead:
 
 def overheads(plan: Plan) -> list[Overhead]:
     """The connection beside the residual: kernels at 50%, 80% and 100% of copy speed, and with nothing hidden."""
-    if plan.config.connection.kind == "residual":
+    if plan.config.connection.kind == "residual" or plan.measured:  # which know this connection only
         return []
     where, bare = plan.layout, plain(plan.config)
     cases = [

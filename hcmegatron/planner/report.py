@@ -176,6 +176,8 @@ def _overheads(plan: Plan, overheads: list[Overhead]) -> Table:
 
 def advice(plan: Plan, lighter: list[Change]) -> list[str]:
     """What would lower the peak."""
+    if plan.measured:
+        return []  # other settings were not measured
     if not lighter:
         return [
             "no change of one or two settings makes it fit; use more GPUs, or --search"
@@ -193,14 +195,25 @@ def advice(plan: Plan, lighter: list[Change]) -> list[str]:
 def assumptions(plan: Plan) -> list[str]:
     """What nobody has measured, in words."""
     assumed, machine = plan.assumptions, plan.layout.machine
+    if plan.measured:
+        return [
+            f"times measured on {machine.name}, {plan.measured.ranks} ranks at once, {plan.measured.date}; TFLOP/s are "
+            f"of a matmul there; no time for validation, checkpoints or failures; assumed: {_allowances()}"
+        ]
     return [
         f"assumed, not measured: matmuls up to {machine.matmul_tflops:g} TFLOP/s by size, connections' kernels at "
         f"{assumed.kernels:.0%} and elementwise ones at {assumed.elementwise:.0%} of {machine.copy_tbs:g} TB/s, "
         f"links at {machine.link_share:.0%} of {machine.nvlink_gbs:g} and {machine.network_gbs:g} GB/s, the fullest "
-        f"rank's tokens {assumed.imbalance:g} times the mean, context {gib(CONTEXT)} GiB, {gib(COMMUNICATOR)} GiB a "
-        f"communicator, fragmentation {FRAGMENTATION:.0%} of what moves; no time for validation, checkpoints, "
+        f"rank's tokens {assumed.imbalance:g} times the mean, {_allowances()}; no time for validation, checkpoints, "
         "failures or the host"
     ]
+
+
+def _allowances() -> str:
+    return (
+        f"context {gib(CONTEXT)} GiB, {gib(COMMUNICATOR)} GiB a communicator, fragmentation {FRAGMENTATION:.0%} of "
+        "what moves"
+    )
 
 
 def as_json(
@@ -257,4 +270,5 @@ def as_json(
             for change in lighter
         ],
         "assumptions": vars(plan.assumptions),
+        "measured": plan.measured and {"ranks": plan.measured.ranks, "date": plan.measured.date},
     }
