@@ -203,6 +203,7 @@ class Run:
     observers: list[str] = field(
         default_factory=list
     )  # more that watch the run, each module:Class (training/observer.py)
+    overcommit: bool = False  # start although the plan says that there is too little memory
     peak_tflops: float | None = None  # of one device, for MFU; None: known for the device, or measured on CPU
 
 

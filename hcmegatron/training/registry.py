@@ -11,6 +11,7 @@ from hcmegatron.config.schema import Config
 from hcmegatron.platform.together import kept_on_first_rank
 from hcmegatron.training.metrics import Metrics
 from hcmegatron.training.observer import Observer, Observers, Step
+from hcmegatron.training.planned import Planned
 from hcmegatron.training.recorder import Recorder
 from hcmegatron.training.saving import Saving
 from hcmegatron.training.stopping import Finite
@@ -45,6 +46,7 @@ class Entry(NamedTuple):
 # In the order in which they see a step: what adds figures, what writes them, what may end the run, what saves it.
 FIRST = {"metrics": Entry(Metrics)}
 THEN = {
+    "planned": Entry(Planned, writes=True),
     "recorder": Entry(Recorder, writes=True),
     "tensorboard": Entry(TensorBoard, lambda config: config.run.tensorboard, writes=True),
     "wandb": Entry(WeightsAndBiases, lambda config: config.run.wandb != "off", writes=True),

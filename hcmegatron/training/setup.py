@@ -100,7 +100,7 @@ def assembled(
             f"{config.data.tokenizer}; raise it, or leave it null"
         )
     vocab_size = padded_vocab(config, tokens)
-    memory = on_first_rank(lambda: expected(config, vocab_size, ranks, batches.micro_batches))
+    memory = on_first_rank(lambda: expected(config, vocab_size, ranks))
     # made when all that can be refused has been
     directory = RunDirectory(path, config)
     chunks = build_model(config, tokens, groups)
