@@ -14,7 +14,7 @@ from hcmegatron.data.corpus import Corpus
 from hcmegatron.data.dataset import Batches, Text
 from hcmegatron.data.feed import Feed, unused
 from hcmegatron.data.tokenizer import build_tokenizer
-from hcmegatron.measure.messages import WORK, Hop, collectives, work_for
+from hcmegatron.measure.messages import Hop, collectives
 from hcmegatron.measure.stages import StageClock, Times, UndividedStage, done, timed
 from hcmegatron.model.gpt import unwrap
 from hcmegatron.model.transformer_config import DTYPES
@@ -29,6 +29,7 @@ from hcmegatron.training.optimizer import build_optimizer, set_learning_rate
 from hcmegatron.training.step import Stepper
 from megatron.core.process_groups_config import ProcessGroupCollection
 from schedules.runtime.torch_distributed import DistributedTransport
+from schedules.runtime.transport import Transport
 
 ENDLESS = 1 << 30  # micro-batches, none of which is a step's last
 
@@ -67,6 +68,11 @@ class Bench:
         masked = config.model.document_mask
         self.feeds = [Feed(partial(batches, 0), masked, unused=unused(model, masked)) for model in models]
         self.recomputation.measured()  # which costs time until it ends
+        self.hop = (
+            Hop(self._transport(), self.where, groups.pp.rank(), self.message)
+            if groups.pp.size() > 1
+            else None
+        )
 
     def round(self) -> Times:
         """Every operation of a step, on all ranks at once."""
@@ -82,13 +88,14 @@ class Bench:
         self._begin(forward_only=True)
         together()
         found.update(self.clock.evaluate())
+        if self.hop:
+            together()
+            found.update(self.hop.round())
         return found
 
     def communication(self, found: Times) -> dict[str, int]:
-        """Adds hops, collectives and a copy of this run's sizes to what was found; returns the bytes of each."""
+        """Adds collectives and a copy of this run's sizes to what was found; returns the bytes of each."""
         sizes = {"hop": self.message.nbytes}
-        if self.config.parallel.pipeline > 1:
-            found.update(self._hops())
         gradients = sum(
             buffer.grad_data.nbytes
             for chunk in self.chunks
@@ -102,25 +109,11 @@ class Bench:
             found[name], sizes[name] = seconds, size
         return sizes
 
-    def _hops(self) -> Times:
-        runner = isinstance(self.schedule, ScheduleRunner)
-        transport = (
-            self.schedule.transport
-            if runner
-            else DistributedTransport(self.groups.pp, self.where, device(), timeout=timeout(self.config))
-        )
-        hop = Hop(transport, self.where, self.groups.pp.rank(), self.message)
-        together()
-        hop.seconds()
-        found = {"hop": hop.seconds()}
-        longest = torch.tensor(max(found["hop"], default=0.0), device=device())
-        dist.all_reduce(longest, dist.ReduceOp.MAX)
-        work = work_for(WORK * float(longest))
-        together()
-        found["occupied"] = hop.occupied(work)
-        if not runner:
-            transport.close()
-        return found
+    def _transport(self) -> Transport:
+        """Of the schedule; under Megatron's own, which have none, one of the same messages."""
+        if isinstance(self.schedule, ScheduleRunner):
+            return self.schedule.transport
+        return DistributedTransport(self.groups.pp, self.where, device(), timeout=timeout(self.config))
 
     def _begin(self, forward_only: bool) -> None:
         for chunk, stage, feed in zip(self.chunks, self.stages.values(), self.feeds, strict=True):

@@ -131,7 +131,9 @@ def combined(
     if overlapped := _overlapped(worst, settings, where):
         settings["overlapped"] = overlapped
     if "hop" in worst:
-        settings |= {"latency": worst["hop"], "occupied": worst["occupied"]}
+        # what an exchange adds to a computation is that of two ends of messages: one sent, one received
+        beside = max(0.0, *(own["beside"] - own["alone"] for own in of_ranks if "beside" in own)) / 2
+        settings |= {"latency": worst["hop"], "occupied": beside}
     n = facts.streams(config.connection)
     after: dict[str, float] = defaultdict(float)
     for what, part in AFTER.items():

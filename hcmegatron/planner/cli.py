@@ -11,10 +11,11 @@ from pathlib import Path
 
 from hcmegatron.config import Config, ConfigError, check, read
 from hcmegatron.config.types import leaves
+from hcmegatron.planner.changes import lighter
 from hcmegatron.planner.machines import MACHINES, machine
 from hcmegatron.planner.measured import Measured
 from hcmegatron.planner.measured import read as read_costs
-from hcmegatron.planner.plan import lighter, make_plan, overheads
+from hcmegatron.planner.plan import make_plan, overheads
 from hcmegatron.planner.rates import Assumptions
 from hcmegatron.platform.standard_streams import tell
 from schedules import files

@@ -98,12 +98,23 @@ class Measured:
     def as_yaml(self) -> str:
         """The file."""
         own = {name: getattr(self, name) for name in _META}
-        content = {**self.settings, "measured": {"format": FORMAT, **own, "machine": asdict(self.machine)}}
+        content = _rounded(
+            {**self.settings, "measured": {"format": FORMAT, **own, "machine": asdict(self.machine)}}
+        )
         words = (
             f"# Seconds, measured by hcmegatron plan --measure on {self.machine.name}, {self.ranks} ranks at once, "
             f"{self.date}.\n# For plan --costs, schedule --costs and parallel.costs.\n"
         )
         return words + yaml.dump(content, Dumper=Dumper, sort_keys=False, default_flow_style=None, width=110)
+
+
+def _rounded(value: Any) -> Any:
+    """Numbers to six digits, which is more than was measured."""
+    if isinstance(value, dict):
+        return {name: _rounded(inner) for name, inner in value.items()}
+    if isinstance(value, list):
+        return [_rounded(inner) for inner in value]
+    return float(f"{value:.6g}") if isinstance(value, float) else value
 
 
 _META = tuple(f.name for f in fields(Measured) if f.name not in ("settings", "machine"))

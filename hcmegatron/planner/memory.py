@@ -1,5 +1,7 @@
-"""Bytes of weights, gradients and optimizer state on a rank, from configuration alone: a word before anything is
-allocated. What training needs beside them is in step_memory.py.
+"""Bytes that training needs on a rank, from configuration alone: a word before anything is allocated.
+
+Weights, gradients and optimizer state are counted; of the activations only the residual streams, which a wide
+connection makes large. So what a run really needs is more.
 """
 
 from __future__ import annotations
@@ -82,3 +84,19 @@ def state_bytes(config: Config, vocab_size: int, parts: Sequence[Stage], world_s
     experts = expert_parameters(config, parts)
     dense = rank_parameters(config, vocab_size, parts) - experts
     return dense * bytes_a_parameter(config, of_dense) + experts * bytes_a_parameter(config, of_experts)
+
+
+def stream_bytes(config: Config, parts: Sequence[Stage], live: int) -> int:
+    """Stream states that wait for backward: two a layer, with none computed again.
+
+    Args:
+        live: (micro-batch, chunk) pairs that the rank holds at most.
+    """
+    if config.recompute.mode in ("block", "full") or not parts:
+        return 0
+    width = config.model.hidden_size * facts.streams(config.connection)
+    tokens = config.training.micro_batch * config.data.sequence_length
+    if config.parallel.sequence:
+        tokens //= config.parallel.tensor
+    layers = sum(len(part.layers) for part in parts) / len(parts)
+    return round(2 * layers * live * tokens * width * ITEMSIZE[config.training.dtype])

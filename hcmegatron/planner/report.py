@@ -8,14 +8,15 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from hcmegatron.connections import facts
 from hcmegatron.planner import counts
+from hcmegatron.planner.changes import Change
 from hcmegatron.planner.layout import Layout
 from hcmegatron.planner.machines import GIB
-from hcmegatron.planner.plan import Change, Overhead, Plan, parts
+from hcmegatron.planner.plan import Overhead, Plan, parts
 from hcmegatron.planner.step_memory import COMMUNICATOR, COMPONENTS, CONTEXT, FRAGMENTATION
 from hcmegatron.planner.step_time import PARTS
 
-PAPER_OVERHEAD = 0.067  # 2512.24880, section 4.3: step time at n = 4 on the 27B model
 TIGHT = 0.05  # of a GPU's memory: a plan with less than that left is called tight
 
 
@@ -53,6 +54,8 @@ def describe(where: Layout) -> str:
     if parallel.virtual:
         words.append(f"virtual {parallel.virtual}")
     words += [f"tensor {parallel.tensor}", f"expert {parallel.expert}", f"data {where.data}"]
+    if parallel.expert_tensor > 1:
+        words.insert(-1, f"expert tensor {parallel.expert_tensor}")
     modules = "" if not recompute.modules else "[" + ",".join(recompute.modules) + "]"
     words.append(f"micro-batch {where.config.training.micro_batch} x {where.microbatches}")
     return ", ".join(words) + f", recompute {recompute.mode}{modules}"
@@ -75,7 +78,7 @@ def headline(plan: Plan) -> list[str]:
     )
     return [
         f"{total:,} parameters, {active:,} active, connection {conn.kind}"
-        + ("" if conn.kind == "residual" else f" n = {conn.n}"),
+        + (f" n = {conn.n}" if "n" in facts.kind_of(conn).fields else ""),
         f"{where.gpus} x {machine.name}: {describe(where)}",
         where.nodes(),
         f"{verdict} (pipeline rank {plan.fullest}, during {fullest.action}; most of it {largest})",
@@ -161,7 +164,8 @@ def _counts(plan: Plan) -> Table:
 
 def _overheads(plan: Plan, overheads: list[Overhead]) -> Table:
     conn = plan.config.connection
-    known = f" (the paper's 27B: {PAPER_OVERHEAD:.1%})" if conn.kind == "mhc" and conn.n == 4 else ""
+    printed = facts.kind_of(conn).paper_overhead(conn)
+    known = "" if printed is None else f" (the paper's 27B: {printed:.1%})"
     table = Table(
         box=box.SIMPLE_HEAD,
         title=f"what {conn.kind} adds to the plain residual's step{known}",

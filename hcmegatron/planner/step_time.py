@@ -5,8 +5,9 @@ it. Seconds.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from hcmegatron.config.schema import SPLIT_BACKWARD
 from hcmegatron.planner.after_pipeline import after_the_pipeline
@@ -37,14 +38,20 @@ class StepTime:
     """Times of a step.
 
     Attributes:
-        simulation: of as many micro-batches as show the steady state, perhaps fewer than the step has.
+        simulate: finds `simulation`.
         pipeline: from the first forward to the last weight gradient.
         parts: by rank, PARTS; they sum to `total`.
     """
 
-    simulation: Simulation
+    simulate: Callable[[], Simulation]
     pipeline: float
     parts: tuple[Counter[str], ...]
+
+    @cached_property
+    def simulation(self) -> Simulation:
+        """Of as many micro-batches as show the steady state of memory, perhaps fewer than the step has; GPipe's memory
+        has none, and all are simulated where that is asked for."""
+        return self.simulate()
 
     @property
     def total(self) -> float:
@@ -69,50 +76,45 @@ def step_time(layout: Layout, operations: Operations, measured: Measured | None 
     price = (
         measured.costs(layout.config, schedule(layout.config, M)) if measured else costs(layout, operations)
     )
-    # GPipe has no steady state, and groups of an interleaved schedule that M does not fill evenly have none either.
+    # Groups of an interleaved schedule that M does not fill evenly have no steady state.
     uneven = layout.config.parallel.virtual and M % P
-    steady = layout.config.parallel.schedule != "gpipe" and not uneven and M > (SIMULATED + 2) * P
+    steady = not uneven and M > (SIMULATED + 2) * P
     few = SIMULATED * P + M % P if steady else M
     first = simulate(schedule(layout.config, few), price)
     after = Counter(measured.after) if measured else after_the_pipeline(layout, operations)
 
     def assembled(
-        simulation: Simulation, makespan: float, busy: Sequence[float], exposed: Sequence[float]
+        simulation: Callable[[], Simulation],
+        makespan: float,
+        busy: Sequence[float],
+        exposed: Sequence[float],
     ) -> StepTime:
-        if measured:
-            computed = [_computed(layout, price, rank, busy[rank]) for rank in range(layout.placement.ranks)]
-        else:
-            computed = [
-                _operated(layout, operations, rank, busy[rank]) for rank in range(layout.placement.ranks)
-            ]
-        return _assembled(computed, simulation, makespan, busy, exposed, after)
+        parts = []
+        for rank in range(layout.placement.ranks):
+            if measured:
+                own = _computed(layout, price, rank, busy[rank])
+            else:
+                own = _operated(layout, operations, rank, busy[rank])
+            waited = {"hops": exposed[rank], "bubble": makespan - busy[rank] - exposed[rank]}
+            parts.append(Counter({**own, **waited, **after}))
+        return StepTime(simulation, makespan, tuple(parts))
 
     if few == M:
-        return assembled(first, first.makespan, first.busy, first.exposed)
+        return assembled(lambda: first, first.makespan, first.busy, first.exposed)
     second = simulate(schedule(layout.config, few + P), price)
     times = (M - few) / P
 
     def further(a: Sequence[float], b: Sequence[float]) -> tuple[float, ...]:
         return tuple(x + times * (y - x) for x, y in zip(a, b, strict=True))
 
+    def simulation() -> Simulation:
+        holds_all = layout.config.parallel.schedule == "gpipe"
+        return simulate(schedule(layout.config, M), price) if holds_all else second
+
     (makespan,) = further([first.makespan], [second.makespan])
-    busy, exposed = further(first.busy, second.busy), further(first.exposed, second.exposed)
-    return assembled(second, makespan, busy, exposed)
-
-
-def _assembled(
-    computed: Sequence[Counter[str]],
-    simulation: Simulation,
-    makespan: float,
-    busy: Sequence[float],
-    exposed: Sequence[float],
-    after: Counter[str],
-) -> StepTime:
-    parts = []
-    for rank, own in enumerate(computed):
-        waited = {"hops": exposed[rank], "bubble": makespan - busy[rank] - exposed[rank]}
-        parts.append(Counter({**own, **waited, **after}))
-    return StepTime(simulation, makespan, tuple(parts))
+    return assembled(
+        simulation, makespan, further(first.busy, second.busy), further(first.exposed, second.exposed)
+    )
 
 
 def _operated(layout: Layout, operations: Operations, rank: int, busy: float) -> Counter[str]:

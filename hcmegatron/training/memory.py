@@ -1,7 +1,4 @@
-"""A word about memory before anything is allocated: the kernel ends a process that grows too large without one.
-
-Weights, gradients and optimizer are counted; the rest is as planned (planner/step_memory.py).
-"""
+"""A word about memory before anything is allocated: the kernel ends a process that grows too large without one."""
 
 from __future__ import annotations
 
@@ -9,14 +6,13 @@ import torch
 
 from hcmegatron.config.errors import ConfigError
 from hcmegatron.config.schema import Config
-from hcmegatron.pipeline.placement import placement
-from hcmegatron.planner.memory import rank_parameters, state_bytes
+from hcmegatron.pipeline.placement import most_held, placement
+from hcmegatron.planner.memory import rank_parameters, state_bytes, stream_bytes
 from hcmegatron.planner.parameters import total_parameters
 from hcmegatron.planner.stages import Stage, stages
 from hcmegatron.platform.memory import available
 from hcmegatron.platform.ranks import RankInfo
 from hcmegatron.platform.standard_streams import tell
-from hcmegatron.training.planned import peaks, plan_here
 
 
 def parts(config: Config, pipeline_rank: int) -> list[Stage]:
@@ -26,19 +22,20 @@ def parts(config: Config, pipeline_rank: int) -> list[Stage]:
     return [layers[where.model_stage(stage)] for stage in where.stages_of(pipeline_rank)]
 
 
-def expected(config: Config, vocab_size: int, ranks: RankInfo) -> str:
-    """What training will need, in words. On rank 0.
+def expected(config: Config, vocab_size: int, ranks: RankInfo, micro_batches: int) -> str:
+    """What training will need, in words; warns where it is close to what there is. On rank 0.
 
     Raises:
-        ConfigError: weights, gradients and optimizer alone do not fit, or, without run.overcommit, what is planned.
+        ConfigError: weights, gradients and optimizer alone do not fit.
     """
     parallel = config.parallel
     chunks = [parts(config, rank) for rank in range(parallel.pipeline)]
     held = [rank_parameters(config, vocab_size, own) for own in chunks]
     state = [state_bytes(config, vocab_size, own, ranks.world_size) for own in chunks]
-    planned = peaks(plan_here(config, ranks))
+    live = [most_held(config, micro_batches, rank).live for rank in range(parallel.pipeline)]
+    streams = [stream_bytes(config, own, live[rank]) for rank, own in enumerate(chunks)]
     if torch.cuda.is_available():
-        need, more = max(state), max(planned)
+        need, more = max(state), max(map(sum, zip(state, streams, strict=True)))
         room, where = (
             torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory,
             "the fullest GPU",
@@ -46,7 +43,7 @@ def expected(config: Config, vocab_size: int, ranks: RankInfo) -> str:
     else:
         # Which ranks share a machine is the launcher's choice; on average they need this much.
         need = sum(state) / len(state) * ranks.local_world_size
-        more = sum(planned) / len(planned) * ranks.local_world_size
+        more = need + sum(streams) / len(streams) * ranks.local_world_size
         room, where = available(), f"the {ranks.local_world_size} ranks of this machine"
     words = f"{_size(need)} for weights, gradients and optimizer state of {where}"
     if need > room:
@@ -57,16 +54,13 @@ def expected(config: Config, vocab_size: int, ranks: RankInfo) -> str:
             "over more machines (parallel.pipeline, tensor, expert)"
         )
     if more > room:
-        lacking = (
-            f"training is planned to need {_size(more)} on {where}, and {_size(room)} can be had; recompute.mode = "
-            "block or full keeps less, more pipeline or tensor ranks share it out (hcmegatron plan says how much)"
+        tell(
+            f"hcmegatron: warning: training needs {words}, and {_size(more - need)} at least for residual streams, "
+            f"and {_size(room)} can be had; recompute.mode = block keeps fewer"
         )
-        if not config.run.overcommit:
-            raise ConfigError(f"{lacking}; run.overcommit = true starts all the same")
-        tell(f"hcmegatron: warning: {lacking}")
     return (
         f"{total_parameters(config, vocab_size):,} parameters, at most {max(held):,} on a rank; memory: {words}, "
-        f"{_size(more)} planned in all; {_size(room)} can be had"
+        f"{_size(more - need)} at least for residual streams; {_size(room)} can be had"
     )
 
 

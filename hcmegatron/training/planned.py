@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from hcmegatron.config.errors import ConfigError
 from hcmegatron.config.schema import Config
 from hcmegatron.planner import measured
 from hcmegatron.planner.machines import GIB, MACHINES, Machine
@@ -18,6 +19,7 @@ from hcmegatron.planner.report import as_json
 from hcmegatron.planner.step_memory import MOVING, STATIC
 from hcmegatron.platform.memory import available
 from hcmegatron.platform.ranks import RankInfo
+from hcmegatron.platform.standard_streams import tell
 from hcmegatron.training.metrics import peak_memory_gib
 from hcmegatron.training.observer import Observer, Step
 from hcmegatron.training.sink import writable
@@ -55,6 +57,25 @@ def peaks(plan: Plan) -> list[float]:
     return [sum(held.peak[name] for name in (*STATIC, *MOVING)) for held in plan.memory]
 
 
+def require_room(config: Config, ranks: RankInfo) -> None:
+    """There is memory for what is planned. On rank 0.
+
+    Raises:
+        ConfigError: there is not, and run.overcommit is false; else it is said.
+    """
+    plan = plan_here(config, ranks)
+    most, room = max(peaks(plan)), plan.layout.machine.memory
+    if most <= room:
+        return
+    lacking = (
+        f"training is planned to hold {size(most)} on a rank, which can have {size(room)}; recompute.mode = block or "
+        "full keeps less, more pipeline or tensor ranks share it out (hcmegatron plan says how much)"
+    )
+    if not config.run.overcommit:
+        raise ConfigError(f"{lacking}, or start all the same with run.overcommit = true")
+    tell(f"hcmegatron: warning: {lacking}")
+
+
 class Planned(Observer):
     """The plan beside the run, on rank 0. A time is said only of measured costs, or of a GPU that the planner knows.
 
@@ -70,6 +91,7 @@ class Planned(Observer):
         )
         self.seconds = self.plan.seconds if known else None
         self.took: list[float] = []
+        self.compared = False
         with writable(run.directory):
             (run.directory / "plan.json").write_text(
                 json.dumps(as_json(self.plan, [], [], None), indent=1) + "\n"
@@ -83,13 +105,10 @@ class Planned(Observer):
         return max(0.0, peak_memory_gib() * GIB - held["weights"] - held["gradients"])
 
     def _words(self) -> str:
-        each = peaks(self.plan)
-        room = self.plan.layout.machine.memory_gib
-        fits = "fits" if max(each) <= room * GIB else "does not fit"
-        held = " and ".join(
-            _gib(size) for size in (min(each), max(each)) if len(each) == 1 or min(each) < max(each)
-        )
-        words = f"planned: {fits}, {held or _gib(each[0])} on a rank of {room:.3g} GiB"
+        each, room = peaks(self.plan), self.plan.layout.machine.memory
+        fits = "fits" if max(each) <= room else "does not fit"
+        held = " to ".join(dict.fromkeys(map(size, (min(each), max(each)))))
+        words = f"planned: {fits}, {held} on a rank of {size(room)}"
         if self.seconds is None:
             return (
                 f"{words}; no step time, for nothing was measured (hcmegatron plan --measure, parallel.costs)"
@@ -98,22 +117,24 @@ class Planned(Observer):
 
     def on_step(self, step: Step) -> None:
         """Compare, once."""
-        if len(self.took) == COMPARED:
+        if self.compared:
             return
         self.took.append(step.seconds)
         if len(self.took) == COMPARED or step.number == self.last:
-            self.log.say(self._compared())
-            self.took = [0.0] * COMPARED
+            self.compared = True
+            self.log.say(self._comparison())
 
-    def _compared(self) -> str:
+    def _comparison(self) -> str:
         held, planned = peak_memory_gib() * GIB, self.before + peaks(self.plan)[0]
-        program = "" if not self.before else f", {_gib(self.before)} of it the program and the data"
-        words = f"planned beside measured: rank 0 held {_gib(held)}, planned {_gib(planned)}{program}"
+        program = f", {size(self.before)} of it the program and the data" if self.before else ""
+        words = f"planned beside measured: rank 0 held {size(held)}, planned {size(planned)}{program}"
         if self.seconds is None:
             return words
         took = statistics.median(self.took[1:] or self.took)
-        return f"{words}; a step took {1e3 * took:.4g} ms, planned {1e3 * self.seconds:.4g} ({self.seconds / took:.2f})"
+        ratio = f"{self.seconds / took:.2f} of it"
+        return f"{words}; a step took {1e3 * took:.4g} ms, planned {1e3 * self.seconds:.4g} ({ratio})"
 
 
-def _gib(size: float) -> str:
-    return f"{size / GIB:.2f} GiB"
+def size(count: float) -> str:
+    """Bytes in words."""
+    return f"{count / GIB:.3g} GiB" if count >= GIB else f"{count / 2**20:.3g} MiB"

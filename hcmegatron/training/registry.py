@@ -46,11 +46,11 @@ class Entry(NamedTuple):
 # In the order in which they see a step: what adds figures, what writes them, what may end the run, what saves it.
 FIRST = {"metrics": Entry(Metrics)}
 THEN = {
-    "planned": Entry(Planned, writes=True),
     "recorder": Entry(Recorder, writes=True),
     "tensorboard": Entry(TensorBoard, lambda config: config.run.tensorboard, writes=True),
     "wandb": Entry(WeightsAndBiases, lambda config: config.run.wandb != "off", writes=True),
     "recomputation": Entry(MeasuredRecomputation, lambda config: config.recompute.mode == "block"),
+    "planned": Entry(Planned, writes=True),
     "finite": Entry(Finite),
     "checkpoints": Entry(Saving),
 }

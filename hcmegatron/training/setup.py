@@ -35,6 +35,7 @@ from hcmegatron.training.memory import expected
 from hcmegatron.training.model import build_model, gather_parameters, kernels_chosen
 from hcmegatron.training.observer import Observers
 from hcmegatron.training.optimizer import build_optimizer
+from hcmegatron.training.planned import require_room
 from hcmegatron.training.resume import Start
 from hcmegatron.training.run_directory import RunDirectory
 from hcmegatron.training.step import Stepper
@@ -100,7 +101,8 @@ def assembled(
             f"{config.data.tokenizer}; raise it, or leave it null"
         )
     vocab_size = padded_vocab(config, tokens)
-    memory = on_first_rank(lambda: expected(config, vocab_size, ranks))
+    memory = on_first_rank(lambda: expected(config, vocab_size, ranks, batches.micro_batches))
+    on_first_rank(lambda: require_room(config, ranks))
     # made when all that can be refused has been
     directory = RunDirectory(path, config)
     chunks = build_model(config, tokens, groups)
