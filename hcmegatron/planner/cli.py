@@ -108,12 +108,12 @@ def main(options: argparse.Namespace, overrides: list[str], measure: Measure) ->
     if options.costs:
         overrides = [*overrides, f"--parallel.costs={json.dumps(str(options.costs))}"]
     config, sources = read(options.file, overrides)
-    if options.search:
-        _refuse_chosen(sources)
     if options.measure or config.parallel.costs:
         _refuse_beside_costs(options, config)
     elif gpus is None:
         raise ConfigError("--gpus is missing: how many GPUs there will be, or --measure this machine")
+    if options.search:
+        _refuse_chosen(sources)
     for warning in check(config, sources):
         tell(f"hcmegatron: warning: {warning}")
     measured, texts = None, []

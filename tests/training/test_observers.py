@@ -171,14 +171,15 @@ def test_an_observer_need_not_keep_its_run():
 def test_who_is_asked_for():
     config = Config()
     asked = {name for name, entry in registry.THEN.items() if entry.asked(config)}
-    assert asked == {"recorder", "tensorboard", "finite", "checkpoints"}
+    assert asked == {"recorder", "tensorboard", "planned", "finite", "checkpoints"}
     config.run.tensorboard, config.run.wandb, config.recompute.mode = False, "offline", "block"
     asked = {name for name, entry in registry.THEN.items() if entry.asked(config)}
-    assert asked == {"recorder", "wandb", "recomputation", "finite", "checkpoints"}
+    assert asked == {"recorder", "wandb", "recomputation", "planned", "finite", "checkpoints"}
     assert [name for name, entry in registry.THEN.items() if entry.writes] == [
         "recorder",
         "tensorboard",
         "wandb",
+        "planned",
     ]
 
 
