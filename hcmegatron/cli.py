@@ -264,7 +264,6 @@ def _measure(config: Config, ranks: int | None) -> Measured:
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     from hcmegatron.measure.run import measure
 
-    tell("hcmegatron: measuring, for about a minute")
     return measure(config, ranks)
 
 

@@ -3,15 +3,14 @@
     python -m tools.planned_measured [--rounds 12] [--steps 3] [ROW ...] [--parts]
 
 Of every row one model is built on two ranks of this machine. Rounds of its operations, as `hcmegatron plan --measure`
-runs them, take turns with steps as training takes them, since the machine's pace drifts; medians of all rounds. The
-operations alone are what the planner sees: F, B, I and W of every stage without its neighbours, hops, and what
-follows the pipeline.
+runs them, take turns with steps as training takes them, since the machine's pace drifts; medians of the half of them in
+which other programs took least of the cores (the last column: how much). The operations alone are what the planner sees:
+F, B, I and W of every stage without its neighbours, hops, and what follows the pipeline.
 """
 
 from __future__ import annotations
 
 import argparse
-import copy
 import os
 import pickle
 import statistics
@@ -33,7 +32,8 @@ from hcmegatron.config import Config, load
 from hcmegatron.config.checks import check
 from hcmegatron.data.corpus import Corpus, find
 from hcmegatron.measure.bench import Bench, together
-from hcmegatron.measure.run import gathered
+from hcmegatron.measure.quiet import Sample, quieter, sample
+from hcmegatron.measure.run import gathered, merged
 from hcmegatron.measure.stages import Times, timed
 from hcmegatron.pipeline.runner import ScheduleRunner
 from hcmegatron.planner.measured import Measured
@@ -73,6 +73,7 @@ class Row:
     """A step as planned and as it ran, seconds.
 
     Attributes:
+        disturbed: most of the time, in the quieter half of rounds and steps, in which other programs had a rank's core.
         took: of the measured steps, by what a rank did (its medians; empty under Megatron's schedules).
         planned: of the planned step, on its busiest rank.
         costs: that were measured.
@@ -80,6 +81,7 @@ class Row:
 
     planned_s: float
     measured_s: float
+    disturbed: float
     planned: Counter[str]
     took: dict[str, float]
     costs: Measured
@@ -100,25 +102,28 @@ def compare(config: Config, corpus: Corpus, rounds: int, steps: int, path: Path,
     """One rank of a row."""
     with process_groups(config, ranks, corpus.fingerprint) as groups:
         bench = Bench(config, groups, corpus)
-        operations: Times = defaultdict(list)
         took: Times = defaultdict(list)
-        seconds: list[float] = []
+        of_rounds: list[Sample] = []
+        of_steps: list[Sample] = []
         bench.stepper.rehearse()
         bench.round()
         for _ in range(rounds):
-            for what, own in bench.round().items():
-                operations[what] += own
-            for _ in range(steps):
-                seconds.append(_step(bench, took))
+            of_rounds.append(sample(bench.round))
+            of_steps += [sample(lambda: _step(bench, took)) for _ in range(steps)]
+        seconds = [one.value for one in quieter(of_steps)]
+        disturbed = max(one.disturbed for one in quieter(of_steps) + quieter(of_rounds))
+        operations = merged(of_rounds)
         sizes = bench.communication(operations)
         costs = gathered(config, operations, sizes, bench.where)
         all_took: list[dict[str, float]] = [{}] * ranks.world_size
         dist.all_gather_object(all_took, {what: statistics.median(own) for what, own in took.items()})
     if ranks.rank == 0:
         plan = make_plan(config, costs.machine, ranks.world_size, measured=costs)
-        merged = {f"{what}, rank {r}": s for r, own in enumerate(all_took) for what, s in own.items()}
+        of_ranks = {f"{what}, rank {r}": s for r, own in enumerate(all_took) for what, s in own.items()}
         path.write_bytes(
-            pickle.dumps(Row(plan.seconds, statistics.median(seconds), copy.copy(parts(plan)), merged, costs))
+            pickle.dumps(
+                Row(plan.seconds, statistics.median(seconds), disturbed, parts(plan), of_ranks, costs)
+            )
         )
     return 0
 
@@ -164,12 +169,17 @@ def main() -> int:
     if not chosen:
         parser.error(f"{', '.join(options.names)}: no such row; rows are {'; '.join(ROWS)}")
     aims = Aims()
-    print("| two ranks | planned, ms | measured, ms | planned / measured |", "|---|---|---|---|", sep="\n")
+    print(
+        "| two ranks | planned, ms | measured, ms | planned / measured | disturbed |",
+        "|---|---|---|---|---|",
+        sep="\n",
+    )
     for name in chosen:
         found = row(name, options.rounds, options.steps)
         aims.between(name, found.ratio, 0.9, 1.1)
         print(
-            f"| {name} | {1e3 * found.planned_s:.1f} | {1e3 * found.measured_s:.1f} | {found.ratio:.3f} |",
+            f"| {name} | {1e3 * found.planned_s:.1f} | {1e3 * found.measured_s:.1f} | {found.ratio:.3f} | "
+            f"{found.disturbed:.0%} |",
             flush=True,
         )
         if options.parts:

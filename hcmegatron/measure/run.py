@@ -24,6 +24,7 @@ from hcmegatron.config.schema import Config
 from hcmegatron.connections import facts
 from hcmegatron.data.corpus import Corpus, find
 from hcmegatron.measure.bench import Bench
+from hcmegatron.measure.quiet import Sample, quieter, sample
 from hcmegatron.measure.stages import EVALUATED, Times
 from hcmegatron.model.transformer_config import DTYPES
 from hcmegatron.planner.machines import GIB, Machine
@@ -32,12 +33,14 @@ from hcmegatron.platform.distributed import process_groups
 from hcmegatron.platform.local_launch import launch
 from hcmegatron.platform.peak import peak_tflops
 from hcmegatron.platform.ranks import RankInfo
+from hcmegatron.platform.standard_streams import tell
 from hcmegatron.platform.versions import megatron_core, version
 from schedules.placement import Placement
 from schedules.runtime.gpu import GPU
 
 ROUNDS, WARMUP = 12, 2
 LEAST_S = 20.0  # rounds go on for so long at least, for a machine's pace drifts
+DISTURBED = 0.1  # from this share of the time on it is said
 KEYS = {"F": "forward", "I": "input", "W": "weight", "B": "backward"}
 AFTER = {"reduce": "gradient reduction", "update": "optimizer", "clear": "optimizer"}  # step_time.PARTS
 
@@ -64,6 +67,7 @@ def measure(config: Config, ranks: int | None = None) -> Measured:
             "or fewer"
         )
     corpus = find(config.data)
+    tell("hcmegatron: measuring, for about a minute")
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "measured"
         if launch(partial(_rank, config, corpus, path), world, "spawn" if gpus else "fork"):
@@ -74,24 +78,38 @@ def measure(config: Config, ranks: int | None = None) -> Measured:
 def _rank(config: Config, corpus: Corpus, path: Path, ranks: RankInfo) -> int:
     with process_groups(config, ranks, corpus.fingerprint) as groups:
         bench = Bench(config, groups, corpus)
-        found = rounds(bench, ROUNDS, LEAST_S)
+        samples = rounds(bench, ROUNDS, LEAST_S)
+        found = merged(samples)
         sizes = bench.communication(found)
         costs = gathered(config, found, sizes, bench.where)
     if ranks.rank == 0:
+        busy = max(one.disturbed for one in quieter(samples))
+        if busy > DISTURBED:
+            tell(
+                f"hcmegatron: warning: other programs had a rank's core {busy:.0%} of the time that it wanted it; "
+                "measure again when the machine is quiet"
+            )
         path.write_bytes(pickle.dumps(costs))
     return 0
 
 
-def rounds(bench: Bench, least: int, seconds: float) -> Times:
+def rounds(bench: Bench, least: int, seconds: float) -> list[Sample]:
     """The operations of as many rounds on every rank: `least`, and more for so many seconds. Collective."""
-    found: Times = defaultdict(list)
+    found: list[Sample] = []
     for _ in range(WARMUP):
         bench.round()
-    began, done = time.monotonic(), 0
-    while not _agreed(done >= least and time.monotonic() - began >= seconds):
-        for name, own in bench.round().items():
+    began = time.monotonic()
+    while not _agreed(len(found) >= least and time.monotonic() - began >= seconds):
+        found.append(sample(bench.round))
+    return found
+
+
+def merged(samples: list[Sample]) -> Times:
+    """The operations of the quieter rounds."""
+    found: Times = defaultdict(list)
+    for one in quieter(samples):
+        for name, own in one.value.items():
             found[name] += own
-        done += 1
     return found
 
 

@@ -75,7 +75,7 @@ def test_json_has_every_figure_and_the_picture_is_one(tmp_path, capsys):
         (["--gpus", "12", "--parallel.pipeline=5"], "world size 12 is not a multiple of 5"),
         (["--gpus", "-8"], "--gpus -8: between 1"),
         (["--gpus", "many"], "is not a whole number"),
-        ([], "required: --gpus"),
+        ([], "--gpus is missing"),
         (["--gpus", "256", "--price", "-1"], "--price -1: 0 or more"),
         (["--gpus", "256", "--kernel-speed", "2"], "--kernel-speed 2: between 0.01 and 1"),
         (["--gpus", "256", "--imbalance", "0.5"], "--imbalance 0.5: between 1 and 1000"),
