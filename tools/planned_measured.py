@@ -4,8 +4,8 @@
 
 Of every row one model is built on two ranks of this machine. Rounds of its operations, as `hcmegatron plan --measure`
 runs them, take turns with steps as training takes them, since the machine's pace drifts; medians of the half of them in
-which other programs took least of the cores (the last column: how much). The operations alone are what the planner sees:
-F, B, I and W of every stage without its neighbours, hops, and what follows the pipeline.
+which other programs took least of the cores (the last column: how much). The operations alone are what the planner
+sees: F, B, I and W of every stage without its neighbours, hops, and what follows the pipeline.
 """
 
 from __future__ import annotations
