@@ -113,7 +113,7 @@ class Planned(Observer):
             return (
                 f"{words}; no step time, for nothing was measured (hcmegatron plan --measure, parallel.costs)"
             )
-        return f"{words}; a step takes {1e3 * self.seconds:.4g} ms"
+        return f"{words}; a step takes {duration(self.seconds)}"
 
     def on_step(self, step: Step) -> None:
         """Compare, once."""
@@ -132,7 +132,12 @@ class Planned(Observer):
             return words
         took = statistics.median(self.took[1:] or self.took)
         ratio = f"{self.seconds / took:.2f} of it"
-        return f"{words}; a step took {1e3 * took:.4g} ms, planned {1e3 * self.seconds:.4g} ({ratio})"
+        return f"{words}; a step took {duration(took)}, planned {duration(self.seconds)} ({ratio})"
+
+
+def duration(seconds: float) -> str:
+    """Seconds in words."""
+    return f"{seconds:.3g} s" if seconds >= 1 else f"{1e3 * seconds:.3g} ms"
 
 
 def size(count: float) -> str:

@@ -224,4 +224,7 @@ def test_coefficients_are_heard_once_a_micro_batch_where_they_are_asked_for(reco
         assert rank["steps"] == [2] and rank["row_sums"] < 1e-6
         assert rank["shapes"] == [((32, 1, 2), (32, 1, 2), (32, 1, 2, 2))]
     assert '"row_sums":' in (tmp_path / "run/metrics.jsonl").read_text().splitlines()[1]
-    assert "  rows off by " in (tmp_path / "run/train.log").read_text()
+    log = (tmp_path / "run/train.log").read_text()
+    assert "  rows off by " in log
+    assert log.count("planned: fits, ") == log.count("planned beside measured: rank 0 held ") == 1
+    assert (tmp_path / "run/plan.json").exists()
