@@ -219,8 +219,9 @@ def _train(options: argparse.Namespace, overrides: list[str]) -> int:
         config, sources = read(options.file, overrides)
         warnings = check(config, sources)
         require_installed(config)
-        check_world(config, world := ranks.world_size if ranks else smallest_world(config))
-        measured.fitting(config, world)
+        if ranks is not None:
+            check_world(config, ranks.world_size)
+        measured.fitting(config, smallest_world(config) if ranks is None else ranks.world_size)
         corpus = find(config.data)
         warnings += corpus.warnings()
         resume.find(config, Path(config.run.dir or ""), corpus.fingerprint)

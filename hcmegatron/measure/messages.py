@@ -111,10 +111,8 @@ def collectives(sizes: dict[str, int]) -> dict[str, tuple[int, list[float]]]:
         dist.all_reduce(largest, dist.ReduceOp.MAX)
         size = int(largest)
         own = torch.zeros(max(ranks, size // 4 // ranks * ranks), device=device())
-        result, parts = (
-            torch.empty_like(own),
-            [torch.empty_like(own) for _ in range(ranks * (name == "all-gather"))],
-        )
+        result = torch.empty_like(own)
+        parts = [torch.empty_like(own) for _ in range(ranks)] if name == "all-gather" else []
         run: dict[str, Callable[[], object]] = {
             "all-reduce": lambda a=own: dist.all_reduce(a),
             "all-gather": lambda a=own, b=parts: dist.all_gather(b, a),

@@ -97,10 +97,10 @@ class Measured:
 
     def as_yaml(self) -> str:
         """The file."""
-        own = {name: getattr(self, name) for name in _META}
-        content = _rounded(
-            {**self.settings, "measured": {"format": FORMAT, **own, "machine": asdict(self.machine)}}
-        )
+        own = {name: _rounded(getattr(self, name)) for name in _META if name != "shape"}
+        machine = _rounded(asdict(self.machine))
+        measured = {"format": FORMAT, **own, "shape": self.shape, "machine": machine}
+        content = {**_rounded(self.settings), "measured": measured}
         words = (
             f"# Seconds, measured by hcmegatron plan --measure on {self.machine.name}, {self.ranks} ranks at once, "
             f"{self.date}.\n# For plan --costs, schedule --costs and parallel.costs.\n"

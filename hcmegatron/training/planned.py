@@ -37,11 +37,12 @@ def machine(ranks: RankInfo) -> Machine:
     """What this rank runs on. A GPU's memory is its own; that of a machine without any is shared out evenly."""
     if torch.cuda.is_available():
         properties = torch.cuda.get_device_properties(torch.cuda.current_device())
-        known = next((name for name in MACHINES if name in properties.name.lower()), UNKNOWN)
-        name = known if known in properties.name.lower() else properties.name
-        return replace(MACHINES[known], name=name, memory_gib=properties.total_memory / GIB)
-    share = available() / ranks.local_world_size / GIB
-    return replace(MACHINES[UNKNOWN], name="CPU", memory_gib=share)
+        named = [name for name in MACHINES if name in properties.name.lower()]  # b200 is in gb200 too
+        known = max(named, key=len, default=UNKNOWN)
+        name, memory = known if named else properties.name, properties.total_memory
+    else:
+        known, name, memory = UNKNOWN, "CPU", available() / ranks.local_world_size
+    return replace(MACHINES[known], name=name, memory_gib=memory / GIB, gpus_per_node=ranks.local_world_size)
 
 
 def plan_here(config: Config, ranks: RankInfo) -> Plan:

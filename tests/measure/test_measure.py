@@ -68,7 +68,7 @@ def test_the_slower_of_those_that_do_the_same_counts(tmp_path):
     assert found.settings == {
         "forward": [1.5, 4.0],
         "backward": [2.0, 6.0],
-        "latency": 0.5,
+        "latency": 0.25,  # of 0.5, without the sender's part
         "occupied": 0.25,
         "hop_bytes": 2048.0,
         "streams": 2,

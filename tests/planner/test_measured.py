@@ -75,7 +75,7 @@ def test_another_schedule_of_as_many_stages():
 
 
 def test_the_file_gives_back_what_was_measured(tmp_path):
-    found = costs()
+    found = costs(config(model__init_std=0.0123456789))
     assert measured.read(written(tmp_path / "costs.yaml", found)) == found
 
 

@@ -83,5 +83,8 @@ def test_a_gpu_is_known_by_its_name(monkeypatch):
     monkeypatch.setattr(planned.torch.cuda, "get_device_properties", lambda device: found)
     here = planned.machine(PLACE)
     assert (here.name, here.memory_gib, here.matmul_tflops) == ("h200", 100, 828)
+    assert here.gpus_per_node == 2
+    found.name = "NVIDIA GB200"
+    assert planned.machine(PLACE).name == "gb200"
     found.name = "NVIDIA RTX 9"
     assert planned.machine(PLACE).name == "NVIDIA RTX 9"
