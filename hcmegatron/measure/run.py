@@ -151,8 +151,9 @@ def combined(
     if "hop" in worst:
         # what an exchange adds to a computation is that of two ends of messages: one sent, one received
         beside = max(0.0, *(own["beside"] - own["alone"] for own in of_ranks if "beside" in own)) / 2
-        # the sender's part of the way is in what it is occupied
-        settings |= {"latency": max(0.0, worst["hop"] - beside), "occupied": beside}
+        # no end takes longer than the whole way, of which the sender's part is in what it is occupied
+        beside = min(beside, worst["hop"])
+        settings |= {"latency": worst["hop"] - beside, "occupied": beside}
     n = facts.streams(config.connection)
     after: dict[str, float] = defaultdict(float)
     for what, part in AFTER.items():
