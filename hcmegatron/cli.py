@@ -31,6 +31,7 @@ from hcmegatron.platform.together import Ended
 
 if TYPE_CHECKING:
     from hcmegatron.data.corpus import Corpus
+    from hcmegatron.planner.measured import Measured
     from hcmegatron.platform.ranks import RankInfo
 
 # All ranks of a launcher find the same mistake. The first of every machine says it, whereupon the launcher ends the
@@ -134,7 +135,7 @@ def _run(arguments: list[str]) -> int:
             from hcmegatron.planner import cli
 
             cli.add_arguments(plan)
-            plan.set_defaults(run=cli.main)
+            plan.set_defaults(run=partial(cli.main, measure=_measure))
             parsers["plan"], known = plan, (*HELP, *cli.OPTIONS)
         _refuse_separate_values(arguments)
         overrides = [
@@ -215,6 +216,7 @@ def _config(options: argparse.Namespace, overrides: list[str]) -> int:
 def _train(options: argparse.Namespace, overrides: list[str]) -> int:
     """Everything that can be wrong without starting is found here; then one rank runs, or several are started."""
     from hcmegatron.data.corpus import find
+    from hcmegatron.planner import measured
     from hcmegatron.platform import cuda_environment
     from hcmegatron.platform.optional import require_installed
     from hcmegatron.platform.ranks import discover
@@ -231,6 +233,7 @@ def _train(options: argparse.Namespace, overrides: list[str]) -> int:
         require_installed(config)
         if ranks is not None:
             check_world(config, ranks.world_size)
+        measured.fitting(config, smallest_world(config) if ranks is None else ranks.world_size)
         corpus = find(config.data)
         warnings += corpus.warnings()
         resume.find(config, Path(config.run.dir or ""), corpus.fingerprint)
@@ -267,6 +270,14 @@ def _check_device(config: Config, device: str | None = None) -> None:
             select("triton", n=config.connection.n, device=device)
         except ValueError as error:
             raise ConfigError(str(error)) from None
+
+
+def _measure(config: Config, ranks: int | None) -> Measured:
+    """What `plan --measure` has the planner, which knows no torch, plan with."""
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    from hcmegatron.measure.run import measure
+
+    return measure(config, ranks)
 
 
 def _rank(config: Config, name: str, corpus: Corpus, ranks: RankInfo) -> int:

@@ -15,6 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from schedules.actions import Kind
 from schedules.costs import Costs, Link, StageCosts, stage_costs
 from schedules.nodes import Node
 from schedules.plan import Schedule
@@ -32,12 +33,20 @@ PER_STAGE = {
 }
 SINGLE = {
     "latency": "time of a hop that does not depend on its size",
+    "occupied": "time that a message takes from each of its two ranks, which do not compute meanwhile",
     "bandwidth": "bytes per unit of time of a link (default: unlimited)",
     "hop_bytes": "bytes of a hop for a stream of the model's width",
     "streams": "n: how many times wider the stream is",
 }
 NODE_TIMES = ("forward", "dgrad", "wgrad")
-OTHERS = ("layers", "nodes", "links", "sending", "lead")
+OTHERS = (
+    "layers",
+    "nodes",
+    "links",
+    "sending",
+    "lead",
+    "measured",
+)  # the last: where costs come from, in words
 KEYS = (*PER_STAGE, *SINGLE, *OTHERS)
 LARGEST = 1e30  # so that no sum or quotient overflows
 MOST_LAYERS = 10_000
@@ -78,7 +87,7 @@ def costs_for(schedule: Schedule, settings: Settings) -> Costs:
     if streams != int(streams):
         raise ValueError(f"streams={streams}: a whole number")
     return Costs(
-        stages=_stages(schedule, settings),
+        stages=_occupied(schedule, _stages(schedule, settings), single.get("occupied", 0.0)),
         link=_link(single),
         links=_links(schedule, settings.get("links") or {}, single),
         hop_bytes=single.get("hop_bytes", 0.0),
@@ -150,6 +159,9 @@ def _stages(schedule: Schedule, settings: Settings) -> tuple[StageCosts, ...]:
                 raise ValueError(f"{key}={given[key]!r}: nodes already say how long it takes")
     sizes = layers or [P / S] * S
     lists = {key: _per_stage(key, value, sizes) for key, value in given.items()}
+    splits = any(action.kind is Kind.I for own in schedule.actions for action in own)
+    if "backward" in given and not nodes and splits and not {"input", "weight"} <= given.keys():
+        raise ValueError("backward without input and weight: this schedule has I and W; give their times too")
     stages = []
     for s in range(S):
         values = {PER_STAGE[key][0]: column[s] for key, column in lists.items()}
@@ -160,6 +172,18 @@ def _stages(schedule: Schedule, settings: Settings) -> tuple[StageCosts, ...]:
             rest = {name: sizes[s] for name in ("F", "I", "W", "activation") if name not in values}
             stages.append(StageCosts(**rest, **values))
     return tuple(stages)
+
+
+def _occupied(schedule: Schedule, stages: tuple[StageCosts, ...], seconds: float) -> tuple[StageCosts, ...]:
+    """With the time of its messages, received and sent, on F, I, B and FB of every stage that has neighbours on other
+    ranks. A pair has those of both halves."""
+    where, found = schedule.placement, list(stages)
+    for stage in range(where.model_stages if seconds else 0):
+        ends = [end for end in (where.previous(stage), where.next(stage)) if end is not None]
+        one = seconds * sum(where.rank_of[end] != where.rank_of[stage] for end in ends)
+        own = stages[stage]
+        found[stage] = replace(own, F=own.F + one, I=own.I + one, B=own.B + one, FB=own.FB + 2 * one)
+    return tuple(found)
 
 
 def _per_stage(key: str, value: Any, sizes: Sequence[float]) -> list[float]:

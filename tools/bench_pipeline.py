@@ -27,7 +27,7 @@ from itertools import repeat
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import nn
 
 if __name__ == "__main__":
     # Ranks are forked, which CUDA does not survive: hidden before anything asks for a GPU.
@@ -38,6 +38,9 @@ from hcmegatron.config.checks import check
 from hcmegatron.config.schema import Config
 from hcmegatron.connections import facts
 from hcmegatron.data.feed import MicroBatchTensors
+from hcmegatron.measure.bench import together
+from hcmegatron.measure.stages import StageClock, done
+from hcmegatron.model.execution import Execution
 from hcmegatron.model.transformer_config import DTYPES
 from hcmegatron.pipeline.placement import placement, training_schedule
 from hcmegatron.pipeline.runner import ScheduleRunner
@@ -117,7 +120,7 @@ class Candidate:
     def __init__(self, config: Config, groups: ProcessGroupCollection) -> None:
         self.config = config
         self.chunks: list[nn.Module] = list(build_model(config, VOCAB, groups))
-        self.schedule: Callable = build_schedule(config, self.chunks, groups)
+        self.schedule: Callable = build_schedule(config, self.chunks, groups, Execution())
         self.batch = batch(config.data.sequence_length)
         self.microbatches = config.training.global_batch  # of one sample each
         if isinstance(self.schedule, ScheduleRunner) and device().type == "cuda":
@@ -132,6 +135,10 @@ class Candidate:
         self.gloo: dict[str, list[tuple[float, float]]] = {"send": [], "receive": []}
         self.mirrored: list[float] = []  # seconds of summing the copies' gradients, of every step
         if isinstance(self.schedule, ScheduleRunner):
+            width = config.model.hidden_size * facts.streams(config.connection)
+            shape = config.data.sequence_length, 1, width
+            message = partial(torch.randn, shape, device=device(), dtype=DTYPES[config.training.dtype])
+            self.clock = StageClock(self.schedule.stages, self.schedule.placement, message)
             for name, calls in self.gloo.items():
                 setattr(
                     self.schedule.transport, name, _clocked(getattr(self.schedule.transport, name), calls)
@@ -142,10 +149,10 @@ class Candidate:
     def _timed(self, sum_copies: Callable) -> Callable:
         def timed() -> None:
             # The rank that is done first waits here for the other; that is the schedule's time, not the sum's.
-            _together()
+            together()
             start = time.monotonic()
             sum_copies()
-            _done()
+            done()
             self.mirrored.append(time.monotonic() - start)
 
         return timed
@@ -166,7 +173,7 @@ class Candidate:
             calls.clear()
         for chunk in self.chunks:
             chunk.zero_grad_buffer()
-        _together()
+        together()
         start = time.monotonic()
         self.schedule(
             forward_step_func=forward_step,
@@ -176,7 +183,7 @@ class Candidate:
             seq_length=self.config.data.sequence_length,
             micro_batch_size=1,
         )
-        _done()
+        done()
         ends = torch.tensor([-start, time.monotonic()], dtype=torch.float64, device=device())
         dist.all_reduce(ends, dist.ReduceOp.MAX)
         return float(ends.sum())
@@ -184,52 +191,10 @@ class Candidate:
     def costs(self) -> Costed:
         """Seconds of F, B, I and W of this rank's stages, each named "<kind><stage>". Both ranks call this at
         once."""
-        assert isinstance(self.schedule, ScheduleRunner)
-        width = self.config.model.hidden_size * facts.streams(self.config.connection)
-        shape = self.config.data.sequence_length, 1, width
-        message = partial(torch.randn, shape, device=device(), dtype=DTYPES[self.config.training.dtype])
-        found: Costed = {}
-        _together()
-        for number, stage in self.schedule.stages.items():
-            first, last = stage.model.pre_process, stage.model.post_process
-            stage.begin(forward_step, iter([self.batch] * 4), False, 4, lambda: None)
-            received = None if first else message()
-            gradient = None if last else message()
-            _done()
-            with stage.chunk.no_sync():
-                for microbatch, backward in enumerate(("B", "I", "B", "I")):
-                    parts: list[tuple[str, Callable[[], Tensor | None]]] = [
-                        ("F", partial(stage.forward, microbatch, received)),
-                        (
-                            backward,
-                            partial(
-                                stage.backward if backward == "B" else stage.backward_input,
-                                microbatch,
-                                gradient,
-                            ),
-                        ),
-                    ]
-                    if backward == "I":
-                        parts.append(("W", partial(stage.backward_weight, microbatch)))
-                    for kind, run in parts:
-                        start = time.perf_counter()
-                        run()
-                        _done()
-                        found.setdefault(f"{kind}{number}", []).append(time.perf_counter() - start)
-        return found
-
-
-def _done() -> None:
-    """Wait for the device, where it is not the host that computes."""
-    if device().type == "cuda":
-        torch.cuda.synchronize()
-
-
-def _together() -> None:
-    """Wait for the device and for the other ranks."""
-    _done()
-    dist.barrier()
-    _done()
+        for stage in self.schedule.stages.values():
+            stage.begin(forward_step, repeat(self.batch), False, 0, lambda: None)
+        together()
+        return {name.replace(" ", ""): seconds for name, seconds in self.clock.round().items()}
 
 
 def batch(tokens: int) -> MicroBatchTensors:

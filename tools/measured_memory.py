@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from hcmegatron.config.schema import Config
+from hcmegatron.config.schema import Config, micro_batch_tokens
 from hcmegatron.model.gpt import unwrap
 from hcmegatron.pipeline.placement import most_held
 from hcmegatron.pipeline.runner import ScheduleRunner
@@ -123,9 +123,10 @@ def _moving(config: Config, tokens: int) -> Moving:
         chunks = build_model(config, tokens, groups)
         batches = Batches(config, groups.dp.rank(), groups.dp.size())
         held = most_held(config.parallel, batches.micro_batches, groups.pp.rank())
-        Recomputation(config, [unwrap(chunk) for chunk in chunks], *held)
+        models = [unwrap(chunk) for chunk in chunks]
+        recomputation = Recomputation(config.recompute, models, micro_batch_tokens(config), *held)
         optimizer = build_optimizer(config, chunks, groups)
-        schedule = build_schedule(config, chunks, groups)
+        schedule = build_schedule(config, chunks, groups, recomputation.execution)
         stepper = Stepper(config, chunks, optimizer, schedule, batches, groups)
         stepper.gradients(0)  # as training rehearses: what every step uses again is there
         gc.collect()

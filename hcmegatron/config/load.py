@@ -45,7 +45,8 @@ ABSENT = (
         "start more ranks",
     ),
 )
-PLACES = ("run.dir", "data.paths", "checkpoint.load")  # files and directories: ~ is the home directory
+# Files and directories: ~ is the home directory.
+PLACES = ("run.dir", "data.paths", "checkpoint.load", "parallel.costs")
 ABSENT_VALUES = {
     "training.dtype": (
         (r".*fp8.*|.*float8.*|e4m3|e5m2|.*fp4.*", ABSENT[1][1]),

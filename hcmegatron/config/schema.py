@@ -110,6 +110,8 @@ class Parallel:
     distributed_optimizer: bool | None = None  # shards its state over data-parallel ranks; None: with bf16
     overlap_grad_reduce: bool = False
     overlap_param_gather: bool = False
+    # a file that `hcmegatron plan --measure` wrote: by it a step's time is planned, and how early receives are posted
+    costs: str | None = None
     timeout_s: int = 600  # without progress, or of a collective or a posted message, that end the job
 
 
@@ -202,6 +204,7 @@ class Run:
     observers: list[str] = field(
         default_factory=list
     )  # more that watch the run, each module:Class (training/observer.py)
+    overcommit: bool = False  # start although the plan says that there is too little memory
     peak_tflops: float | None = None  # of one device, for MFU; None: known for the device, or measured on CPU
 
 

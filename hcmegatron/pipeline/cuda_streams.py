@@ -47,7 +47,7 @@ def receives(parallel: Parallel, costs: Costs, microbatches: int, rank: int) -> 
     """How early pipeline rank `rank` posts receives on a GPU, in words; nothing where there are none of ours.
 
     Args:
-        costs: planner.hops.pipeline_costs.
+        costs: planner.hops.hop_costs of the schedule.
     """
     if is_megatrons(parallel):
         return []
@@ -56,10 +56,11 @@ def receives(parallel: Parallel, costs: Costs, microbatches: int, rank: int) -> 
         return []
     least, most = min(leads), max(leads)
     ahead = f"{most} action{'s' if most > 1 else ''}" if least == most else f"{least} to {most} actions"
-    return [
-        f"receives are posted {ahead} ahead: a hop takes {costs.link.latency:.2g} of a stage's forward, by estimate "
-        f"({BANDWIDTH / 1e9:.0f} GB/s, {FLOPS / 1e12:.0f} TFLOP/s)"
-    ]
+    hop = costs.link.latency / max(stage.F for stage in costs.stages)
+    source = f"by estimate ({BANDWIDTH / 1e9:.0f} GB/s, {FLOPS / 1e12:.0f} TFLOP/s)"
+    if parallel.costs is not None:
+        source = f"measured ({parallel.costs})"
+    return [f"receives are posted {ahead} ahead: a hop takes {hop:.2g} of a stage's forward, {source}"]
 
 
 def _most_channels(parallel: Parallel) -> int:

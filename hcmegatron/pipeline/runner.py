@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from functools import partial
 from typing import Any
@@ -29,7 +29,7 @@ from hcmegatron.platform.transfer import reserve
 from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.transformer.moe.moe_utils import MoEAuxLossAutoScaler
 from schedules.costs import Costs
-from schedules.plan import Message
+from schedules.plan import Message, Schedule
 from schedules.runtime.gpu import GPU
 from schedules.runtime.record import Record
 from schedules.runtime.runtime import Runtime
@@ -45,10 +45,10 @@ class ScheduleRunner:
     wherever the schedule puts the loss. Creating one is collective over the pipeline group.
 
     Args:
-        costs: how long hops take beside stages, which says how early receives are posted on a GPU.
+        costs: of a schedule, how long hops take beside stages, which says how early receives are posted on a GPU.
         chunks: wrapped, in ascending order of their stage ids.
         models: the chunks inside their wrappers.
-        execution: how the chunks' nodes are run; None: plainly. Overlapping comes on top.
+        execution: how the chunks' nodes are run. Overlapping comes on top.
 
     Attributes:
         record: what the last step executed, and when.
@@ -57,11 +57,11 @@ class ScheduleRunner:
     def __init__(
         self,
         parallel: Parallel,
-        costs: Costs,
+        costs: Callable[[Schedule], Costs],
         chunks: list[nn.Module],
         models: list[ConnectionGPT],
         groups: ProcessGroupCollection,
-        execution: Execution | None = None,
+        execution: Execution,
         transport: Transport | None = None,
         watchdog: Watchdog | None = None,
     ) -> None:
@@ -81,7 +81,7 @@ class ScheduleRunner:
             else partial(ChunkStage, splits=splits)
         )
         self.stages: dict[int, ChunkStage] = {
-            stage: build(chunk, model, execution or Execution())
+            stage: build(chunk, model, execution)
             for stage, chunk, model in zip(
                 self.placement.stages_of(groups.pp.rank()), chunks, models, strict=True
             )
@@ -172,15 +172,20 @@ class ScheduleRunner:
         actions = training_schedule(self.parallel, num_microbatches).actions[self.groups.pp.rank()]
         with self._no_sync():
             run_alone(actions, alone)
-        for stage in self.stages.values():
-            self._reduce_early(stage)
-        self._finalise()
+        self.reduce()
         begin(forward_only=True)
         with torch.no_grad():
             for number in self.stages:
                 alone.forward(number)
         for chunk in self.chunks:
             chunk.train()
+
+    def reduce(self) -> None:
+        """All that a step does with its gradients after the last of them: sums over copies, data-parallel reduction,
+        division by the tokens. Collective."""
+        for stage in self.stages.values():
+            self._reduce_early(stage)
+        self._finalise()
 
     def close(self) -> None:
         """End the groups that this runner has made, on all ranks; ending torch.distributed ends them too."""
@@ -207,7 +212,7 @@ class ScheduleRunner:
                 device=device(),
                 evaluate=forward_only,
                 watchdog=self.watchdog,
-                costs=self.costs,
+                costs=self.costs(schedule),
             )
         return self._runtimes[key]
 

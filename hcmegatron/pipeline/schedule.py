@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch.distributed as dist
@@ -12,9 +13,9 @@ from hcmegatron.config.schema import Config
 from hcmegatron.model.execution import Execution
 from hcmegatron.model.gpt import unwrap
 from hcmegatron.pipeline.megatron_schedule import megatron_schedule
-from hcmegatron.pipeline.placement import is_megatrons, placement
+from hcmegatron.pipeline.placement import is_megatrons
 from hcmegatron.pipeline.runner import ScheduleRunner
-from hcmegatron.planner.hops import pipeline_costs
+from hcmegatron.planner.hops import hop_costs
 from hcmegatron.platform.distributed import default_store
 from megatron.core.process_groups_config import ProcessGroupCollection
 from schedules.runtime.watchdog import Watchdog
@@ -34,17 +35,17 @@ def build_schedule(
     config: Config,
     chunks: list[nn.Module],
     groups: ProcessGroupCollection,
-    execution: Execution | None = None,
+    execution: Execution,
     watchdog: Watchdog | None = None,
 ) -> Callable:
     """What runs the micro-batches of a step through this rank's wrapped chunks. Collective.
 
     Args:
-        execution: how the chunks' nodes are run, as recomputation asks (Recomputation.execution); None: plainly.
+        execution: how the chunks' nodes are run, as recomputation asks (Recomputation.execution); Execution(): plainly.
         watchdog: is told where our schedules are; Megatron's say nothing.
     """
     if is_megatrons(config.parallel):
-        return megatron_schedule(config.parallel, execution or Execution())
+        return megatron_schedule(config.parallel, execution)
     models = [unwrap(chunk) for chunk in chunks]
-    costs = pipeline_costs(config, placement(config.parallel).model_stages)
+    costs = partial(hop_costs, config)
     return ScheduleRunner(config.parallel, costs, chunks, models, groups, execution, watchdog=watchdog)

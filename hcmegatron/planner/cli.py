@@ -6,17 +6,25 @@ import argparse
 import difflib
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from hcmegatron.config import ConfigError, check, read
+from hcmegatron.config import Config, ConfigError, check, read
 from hcmegatron.config.types import leaves
+from hcmegatron.planner.changes import lighter
 from hcmegatron.planner.machines import MACHINES, machine
-from hcmegatron.planner.plan import lighter, make_plan, overheads
+from hcmegatron.planner.measured import Measured
+from hcmegatron.planner.measured import read as read_costs
+from hcmegatron.planner.plan import make_plan, overheads
 from hcmegatron.planner.rates import Assumptions
 from hcmegatron.platform.standard_streams import tell
 from schedules import files
 
+COSTS = Path("costs.yaml")
+Measure = Callable[
+    [Config, int | None], Measured
+]  # a checked configuration, and how many ranks, where that was said
 OPTIONS = (
     "--gpus",
     "--gpu",
@@ -26,6 +34,9 @@ OPTIONS = (
     "--json",
     "--picture",
     "--html",
+    "--costs",
+    "--measure",
+    "--out",
     "--search",
     "--write",
 )
@@ -53,12 +64,21 @@ class Once(argparse.Action):
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The verb's own options; every other --word is a setting of the configuration."""
-    parser.usage = "hcmegatron plan FILE --gpus N [--gpu GPU] [--search] [...] [--section.key=value ...]"
+    parser.usage = (
+        "hcmegatron plan FILE --gpus N | --measure [--gpu GPU] [--search] [...] [--section.key=value ...]"
+    )
     parser.add_argument("file", metavar="FILE", type=Path, help="the configuration, YAML")
     parser.register("action", None, Once)  # of the options below
-    parser.add_argument("--gpus", metavar="N", required=True, help="how many GPUs")
+    parser.add_argument("--gpus", metavar="N", help="how many GPUs; of measured costs, the ranks measured")
+    parser.add_argument("--gpu", metavar="GPU", help=f"{', '.join(MACHINES)} or a YAML file (default: h100)")
     parser.add_argument(
-        "--gpu", metavar="GPU", default="h100", help=f"{', '.join(MACHINES)} or a YAML file (default: h100)"
+        "--measure", action="store_true", help="measure this machine's operations, and plan with them"
+    )
+    parser.add_argument(
+        "--out", metavar="FILE", type=Path, help=f"with --measure: the costs (default: {COSTS})"
+    )
+    parser.add_argument(
+        "--costs", metavar="FILE", type=Path, help="plan with what was measured (parallel.costs)"
     )
     parser.add_argument("--price", metavar="X", help="of a GPU-hour, for the cost of the run")
     parser.add_argument(
@@ -78,14 +98,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def main(options: argparse.Namespace, overrides: list[str]) -> int:
+def main(options: argparse.Namespace, overrides: list[str], measure: Measure) -> int:
     """Run the verb.
+
+    Args:
+        measure: what `--measure` does, which needs torch.
 
     Raises:
         ConfigError: a mistake in the configuration, the machine or an option.
     """
     _refuse_unknown(overrides)
-    gpus = _whole("--gpus", options.gpus)
+    gpus = None if options.gpus is None else _whole("--gpus", options.gpus)
     price = None if options.price is None else _number("--price", options.price, 0.0, math.inf)
     assumed = Assumptions()
     if options.kernel_speed is not None:
@@ -99,28 +122,49 @@ def main(options: argparse.Namespace, overrides: list[str]) -> int:
         )
     if options.write and not options.search:
         raise ConfigError("--write without --search: it writes what the search has chosen")
+    if options.out and not options.measure:
+        raise ConfigError("--out without --measure: it takes what was measured")
+    out = (options.out or COSTS) if options.measure else None
     try:
-        files.check([path for path in (options.json, options.picture, options.html, options.write) if path])
+        files.check(
+            [path for path in (options.json, options.picture, options.html, options.write, out) if path]
+        )
     except ValueError as error:
         raise ConfigError(str(error)) from None
+    if options.costs:
+        overrides = [*overrides, f"--parallel.costs={json.dumps(str(options.costs))}"]
     config, sources = read(options.file, overrides)
+    if options.measure or config.parallel.costs:
+        _refuse_beside_costs(options, config)
+    elif gpus is None:
+        raise ConfigError("--gpus is missing: how many GPUs there will be, or --measure this machine")
     if options.search:
         _refuse_chosen(sources)
     for warning in check(config, sources):
         tell(f"hcmegatron: warning: {warning}")
-    described = machine(options.gpu)
+    measured, texts = None, []
+    if options.measure:
+        measured = measure(config, gpus)
+        texts.append((out, measured.as_yaml()))
+    elif config.parallel.costs:
+        measured = read_costs(config.parallel.costs)
+        measured.require(config, gpus or measured.ranks, config.parallel.costs)
+    if measured:
+        gpus, described = measured.ranks, measured.machine
+        assumed = Assumptions(longest=1.1)
+    else:
+        described = machine(options.gpu or "h100")
     if options.search:
         from hcmegatron.planner.search_report import run
 
         return run(config, described, gpus, assumed, options.file, write, options.write, options.json)
-    plan = make_plan(config, described, gpus, assumed)
-    beside, changes = overheads(plan), lighter(plan)
+    plan = make_plan(config, described, gpus, assumed, measured)
+    beside, changes = overheads(plan), [] if measured else lighter(plan)
     from hcmegatron.planner.report import (
         as_json,
         show,
     )  # and rich, for which a search's mistakes need not wait
 
-    texts = []
     if options.json:
         figures = as_json(plan, beside, changes, price)
         texts.append((options.json, json.dumps(figures, indent=1) + "\n"))
@@ -134,6 +178,8 @@ def main(options: argparse.Namespace, overrides: list[str]) -> int:
         texts.append((options.html, to_html(plan, beside, changes, price, options.file.name)))
     write(texts)
     show(plan, beside, changes, price)
+    if out:
+        print(f"costs written to {out}")
     return 0
 
 
@@ -157,6 +203,20 @@ def _refuse_unknown(overrides: list[str]) -> None:
             near = difflib.get_close_matches(f"--{key}", OPTIONS, 1)
             hint = f"did you mean {near[0]}?" if near else f"options are {', '.join(OPTIONS)}"
             raise ConfigError(f"{text} is neither an option of plan nor a setting; {hint}")
+
+
+def _refuse_beside_costs(options: argparse.Namespace, config: Config) -> None:
+    """What measured costs leave nothing to say about."""
+    given = "--measure" if options.measure else f"parallel.costs = {config.parallel.costs}"
+    if options.measure and config.parallel.costs:
+        raise ConfigError(f"--measure beside parallel.costs = {config.parallel.costs}: give one of them")
+    for name in ("search", "gpu", "kernel_speed", "imbalance"):
+        if getattr(options, name):
+            word = f"--{name.replace('_', '-')}"
+            why = (
+                "other layouts have other costs" if name == "search" else "what was measured says it already"
+            )
+            raise ConfigError(f"{word} beside {given}: {why}; leave one of them out")
 
 
 def _refuse_chosen(sources: dict[str, str]) -> None:

@@ -9,8 +9,9 @@ from collections.abc import Iterable
 from html import escape
 
 from hcmegatron.planner import tables
+from hcmegatron.planner.changes import Change
 from hcmegatron.planner.picture import to_svg
-from hcmegatron.planner.plan import Change, Overhead, Plan
+from hcmegatron.planner.plan import Overhead, Plan
 from hcmegatron.planner.step_memory import COMPONENTS
 from hcmegatron.planner.step_time import PARTS
 

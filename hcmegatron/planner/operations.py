@@ -24,8 +24,8 @@ def fused(config: Config) -> bool:
 
 
 def folds(config: Config) -> bool:
-    """Whether a sub-layer's write also makes the next one's projection (mHC)."""
-    return config.connection.kind == "mhc" and fused(config)
+    """Whether a sub-layer's write also makes the next one's projection."""
+    return facts.kind_of(config.connection).folds and fused(config)
 
 
 def connection_traffic(config: Config) -> tuple[float, float]:
@@ -35,12 +35,11 @@ def connection_traffic(config: Config) -> tuple[float, float]:
     3w+2 and 4w+2. At w = 4: 18 (14 folded) and 32. HC and FC with dynamic weights are taken alike, static ones read
     the streams once. Without Triton, plain torch moves about twice as much (assumed). A residual adds: 3 and 3.
     """
-    conn, w = config.connection, facts.streams(config.connection)
-    if conn.kind == "residual":
+    w, passes = facts.streams(config.connection), facts.kind_of(config.connection).passes
+    if not passes:
         return 3, 3
-    once = folds(config) or conn.kind in ("shc", "sfc")
-    forward = (w + 1 if once else 2 * w + 1) + (2 * w + 1)
-    backward = (3 * w + 2) + (3 * w + 1 if conn.kind in ("shc", "sfc") else 4 * w + 2)
+    forward = ((passes - folds(config)) * w + 1) + (2 * w + 1)
+    backward = (3 * w + 2) + (passes * (w + 1) + 2 * w)
     unfused = 1 if fused(config) else 2
     return unfused * forward, unfused * backward
 
@@ -73,9 +72,9 @@ def _around(config: Config, rates: Rates, role: Role) -> list[Operation]:
     size, C, conn = sizes(config), config.model.hidden_size, config.connection
     element = C * size.itemsize * size.local
     forward, backward = connection_traffic(config)
-    residual = conn.kind == "residual"
+    adds = not facts.kind_of(conn).passes
     normed = element if not facts.kind_of(conn).normalises else 0.0
-    share = rates.assumptions.elementwise if residual else rates.assumptions.kernels
+    share = rates.assumptions.elementwise if adds else rates.assumptions.kernels
     return [
         Operation(
             "connection",
@@ -96,8 +95,8 @@ def _around(config: Config, rates: Rates, role: Role) -> list[Operation]:
             kept=normed,
             left=element,
         ),
-        # the write keeps the sub-layer's output; a residual's sum needs it no more
-        Operation("output", role, kept=0 if residual else element),
+        # the write keeps the sub-layer's output; a sum needs it no more
+        Operation("output", role, kept=0 if adds else element),
     ]
 
 

@@ -10,16 +10,16 @@ from functools import cached_property
 from typing import Any
 
 from hcmegatron.config.checks import check
-from hcmegatron.config.errors import ConfigError
 from hcmegatron.config.schema import Config
 from hcmegatron.planner import counts
 from hcmegatron.planner.counts import mlp_parameters
 from hcmegatron.planner.layers import has_experts, head_widths
 from hcmegatron.planner.layout import Layout, layout
 from hcmegatron.planner.machines import Machine
+from hcmegatron.planner.measured import Measured
 from hcmegatron.planner.rates import Assumptions, Rates
 from hcmegatron.planner.stage_costs import Operations
-from hcmegatron.planner.step_memory import RankMemory, least_bytes, step_memory
+from hcmegatron.planner.step_memory import RankMemory, step_memory
 from hcmegatron.planner.step_time import StepTime, step_time
 
 DAY, HOUR = 86_400.0, 3_600.0
@@ -31,12 +31,14 @@ class Plan:
 
     Attributes:
         memory: of every pipeline rank; ranks that differ only in data, tensor or expert number hold the same.
+        measured: costs that the time comes from; None: it is worked out from the machine's figures.
     """
 
     layout: Layout
     assumptions: Assumptions
     time: StepTime
     memory: tuple[RankMemory, ...]
+    measured: Measured | None = None
 
     @property
     def config(self) -> Config:
@@ -94,8 +96,17 @@ class Plan:
         return self.config.training.steps * self.seconds / HOUR * self.layout.gpus
 
 
-def make_plan(config: Config, machine: Machine, gpus: int, assumptions: Assumptions | None = None) -> Plan:
+def make_plan(
+    config: Config,
+    machine: Machine,
+    gpus: int,
+    assumptions: Assumptions | None = None,
+    measured: Measured | None = None,
+) -> Plan:
     """Plan a configuration that `config.check` accepts.
+
+    Args:
+        measured: costs for the time; those of this configuration (Measured.require).
 
     Raises:
         ConfigError: the GPUs do not fit layout or batch.
@@ -103,8 +114,8 @@ def make_plan(config: Config, machine: Machine, gpus: int, assumptions: Assumpti
     where = layout(config, machine, gpus)
     assumptions = assumptions or Assumptions()
     operations = Operations(where, Rates(machine, assumptions, config.training.dtype))
-    time = step_time(where, operations)
-    return Plan(where, assumptions, time, step_memory(where, operations, time.simulation))
+    time = step_time(where, operations, measured)
+    return Plan(where, assumptions, time, step_memory(where, operations, time.simulation), measured)
 
 
 def recomputed_flops(config: Config) -> float:
@@ -169,7 +180,7 @@ class Overhead:
 
 def overheads(plan: Plan) -> list[Overhead]:
     """The connection beside the residual: kernels at 50%, 80% and 100% of copy speed, and with nothing hidden."""
-    if plan.config.connection.kind == "residual":
+    if plan.config.connection.kind == "residual" or plan.measured:  # which know this connection only
         return []
     where, bare = plan.layout, plain(plan.config)
     cases = [
@@ -192,80 +203,6 @@ def overheads(plan: Plan) -> list[Overhead]:
 def _seconds(config: Config, where: Layout, assumed: Assumptions) -> float:
     again = replace(where, config=config, known={})  # of another connection: nothing that was found holds
     return step_time(again, Operations(again, Rates(where.machine, assumed, config.training.dtype))).total
-
-
-def moves(config: Config, machine: Machine) -> list[dict[str, Any]]:
-    """Single changes that may lower the peak."""
-    parallel, found = config.parallel, []
-    if config.recompute.mode == "none":
-        found.append({"recompute.mode": "selective", "recompute.modules": ["mla_up_proj"]})
-        found.append({"recompute.mode": "block"})
-        found.append({"recompute.mode": "block", "recompute.modules": ["mla_up_proj"]})
-    if config.recompute.mode != "full":
-        found.append({"recompute.mode": "full", "recompute.modules": []})
-    for factor in (2, 4, 8):
-        found.append({"parallel.expert": parallel.expert * factor})
-        own = {"parallel.schedule": "1f1b"} if parallel.schedule == "megatron_1f1b" else {}
-        found.append({"parallel.pipeline": parallel.pipeline * factor, **own})
-        if parallel.tensor * factor <= machine.gpus_per_node:
-            found.append({"parallel.tensor": parallel.tensor * factor, "parallel.sequence": True})
-    if config.training.micro_batch > 1:
-        found.append({"training.micro_batch": config.training.micro_batch // 2})
-    if parallel.distributed_optimizer is False:
-        found.append({"parallel.distributed_optimizer": True})
-    if parallel.schedule == "dualpipe":
-        found.append({"parallel.schedule": "dualpipev"})
-    if parallel.schedule not in ("1f1b", "megatron_1f1b"):
-        found.append({"parallel.schedule": "1f1b", "parallel.virtual": None, "parallel.overlap": False})
-    return found
-
-
-@dataclass(frozen=True)
-class Change:
-    """Settings changed, and the plan with them."""
-
-    changes: dict[str, Any]
-    plan: Plan
-
-    def __str__(self) -> str:
-        def word(value: Any) -> str:
-            if isinstance(value, list):
-                return "[" + ",".join(map(str, value)) + "]"
-            return (
-                {True: "true", False: "false", None: "null"}.get(value, value)
-                if not isinstance(value, int) or isinstance(value, bool)
-                else str(value)
-            )
-
-        return " ".join(f"--{key}={word(value)}" for key, value in self.changes.items())
-
-
-def lighter(plan: Plan, most: int = 3) -> list[Change]:
-    """The quickest changes that lower the peak: below the machine's memory where the plan does not fit, and then of two
-    settings together where those of one are too few."""
-    room = min(plan.layout.machine.memory, 0.95 * plan.peak)
-    single = moves(plan.config, plan.layout.machine)
-    found = _fitting(plan, single, room)
-    if len(found) < most and not plan.fits:
-        pairs = [{**a, **b} for i, a in enumerate(single) for b in single[i + 1 :] if not a.keys() & b.keys()]
-        found += _fitting(plan, pairs, room)
-    return sorted(found, key=lambda change: change.plan.seconds)[:most]
-
-
-def _fitting(plan: Plan, candidates: list[dict[str, Any]], room: float) -> list[Change]:
-    found = []
-    for changes in candidates:
-        try:
-            config = changed(plan.config, changes)
-            where = layout(config, plan.layout.machine, plan.layout.gpus)
-            if least_bytes(where) > room:
-                continue
-            other = make_plan(config, plan.layout.machine, plan.layout.gpus, plan.assumptions)
-        except ConfigError:
-            continue  # this change does not go with the configuration; others may
-        if other.peak <= room:
-            found.append(Change(changes, other))
-    return found
 
 
 def parts(plan: Plan) -> Counter[str]:

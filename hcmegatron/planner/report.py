@@ -9,7 +9,8 @@ from rich.console import Console
 from rich.table import Table
 
 from hcmegatron.planner import counts, tables
-from hcmegatron.planner.plan import Change, Overhead, Plan
+from hcmegatron.planner.changes import Change
+from hcmegatron.planner.plan import Overhead, Plan
 
 
 class Output(Console):
@@ -101,4 +102,5 @@ def as_json(
             for change in lighter
         ],
         "assumptions": vars(plan.assumptions),
+        "measured": plan.measured and {"ranks": plan.measured.ranks, "date": plan.measured.date},
     }

@@ -1,5 +1,5 @@
-"""The best layouts of a model on so many GPUs: pipeline, tensor and expert parallelism, schedule, micro-batch and
-recomputation.
+"""The best layouts of a model on so many GPUs: pipeline, tensor, expert and expert tensor parallelism, schedule,
+micro-batch and recomputation.
 
 Branch and bound: what cannot fit whatever its schedule does, and what cannot be quicker than the best ones found, is
 left out without simulating it. Both bounds are below what a simulation finds, so the result is that of trying all.
@@ -8,13 +8,15 @@ left out without simulating it. Both bounds are below what a simulation finds, s
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from itertools import product
+from typing import Any, Literal, TypeVar
 
 from hcmegatron.config.checks import check, check_world
 from hcmegatron.config.errors import ConfigError
 from hcmegatron.config.schema import Config, Parallel, Recompute, distributed_optimizer
+from hcmegatron.connections import facts
 from hcmegatron.planner.layout import Layout
 from hcmegatron.planner.machines import Machine
 from hcmegatron.planner.plan import Plan
@@ -45,7 +47,13 @@ CHOSEN = frozenset(
     }
 )
 Outcome = Literal["fits", "memory", "slower"]
-DIMENSIONS = ("schedule", "pipeline", "tensor", "expert", "micro-batch", "recomputation")
+DIMENSIONS = ("schedule", "pipeline", "tensor", "expert", "expert tensor", "micro-batch", "recomputation")
+T = TypeVar("T")
+
+
+def unwatched(items: Iterable[T], what: str) -> Iterable[T]:
+    """Nobody looks on while the items are gone through."""
+    return items
 
 
 @dataclass(frozen=True)
@@ -76,7 +84,7 @@ class Candidate:
                 return str(config.training.micro_batch)
             case "recomputation":
                 return "+".join([config.recompute.mode, *config.recompute.modules])
-        return str(getattr(config.parallel, dimension))
+        return str(getattr(config.parallel, dimension.replace(" ", "_")))
 
 
 @dataclass(frozen=True)
@@ -105,22 +113,24 @@ def search(
     assumptions: Assumptions,
     most: int = 10,
     exhaustive: bool = False,
+    watch: Callable[[Iterable[Any], str], Iterable[Any]] = unwatched,
 ) -> Found:
     """The `most` quickest layouts that fit.
 
     Args:
         exhaustive: simulate everything, bounds or not; what a test compares with.
+        watch: gets what is gone through, and in words what is done with it, and gives the same; to show progress.
     """
     refused: Counter[str] = Counter()
     looked_at: list[Candidate] = []
     waiting: list[tuple[float, int, Layout, Operations]] = []
     rates = Rates(machine, assumptions, config.training.dtype)
     shared: dict[tuple, dict[Any, Any]] = {}
-    for where in _layouts(config, machine, gpus, refused):
+    for where in watch(_layouts(config, machine, gpus, refused), "layouts"):
         operations = Operations(where, rates, shared.setdefault(_pieces(where), {}))
         waiting.append((lower_bound(where, operations), len(waiting), where, operations))
     best: list[Candidate] = []
-    for bound, _, where, operations in sorted(waiting):
+    for bound, _, where, operations in watch(sorted(waiting), "the quickest"):
         if not exhaustive and len(best) >= most and bound >= best[-1].seconds:
             looked_at.append(Candidate(where, "slower", bound, 0.0))
             continue
@@ -144,7 +154,8 @@ def _pieces(where: Layout) -> tuple:
     """What a layer's operations depend on, of all that a search changes."""
     parallel, recompute = where.config.parallel, where.config.recompute
     size = where.config.training.micro_batch
-    return parallel.tensor, parallel.expert, size, recompute.mode, tuple(recompute.modules)
+    split = parallel.tensor, parallel.expert, parallel.expert_tensor
+    return *split, size, recompute.mode, tuple(recompute.modules)
 
 
 def least_peak(layout: Layout, operations: Operations) -> float:
@@ -196,8 +207,11 @@ def _parallel(config: Config, machine: Machine, gpus: int) -> Iterator[Parallel]
         for tensor in _divisors(gpus // pipeline, machine.gpus_per_node):
             if tensor & (tensor - 1):
                 continue
-            for expert in _divisors(experts, gpus // pipeline) if experts else (1,):
-                if (gpus // pipeline) % expert:
+            # each expert on one rank, or split as attention is
+            split = dict.fromkeys((1, tensor)) if experts else (1,)
+            of_experts = product(_divisors(experts, gpus // pipeline) if experts else (1,), split)
+            for expert, expert_tensor in of_experts:
+                if (gpus // pipeline) % (expert * expert_tensor):
                     continue
                 for schedule, virtual in _schedules(pipeline, layers):
                     yield replace(
@@ -207,7 +221,7 @@ def _parallel(config: Config, machine: Machine, gpus: int) -> Iterator[Parallel]
                         tensor=tensor,
                         sequence=tensor > 1,
                         expert=expert,
-                        expert_tensor=1,
+                        expert_tensor=expert_tensor,
                         schedule=schedule,
                         overlap=schedule.startswith("dualpipe"),
                         overlap_grad_reduce=True,
@@ -237,7 +251,7 @@ def _recomputation(config: Config) -> Iterator[Recompute]:
     modules: list[list[str]] = [["mla_up_proj"]] if config.model.attention == "mla" else []
     for names in modules:
         yield Recompute(mode="selective", modules=names)
-    if config.connection.kind != "residual":
+    if facts.saved_bytes(config.connection, config.model.hidden_size, 4):  # something that blocks rebuild
         for names in [[], *modules]:
             yield Recompute(mode="block", modules=names)
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 from rich import box
 from rich.console import Console
 from rich.markup import escape
+from rich.progress import track
 from rich.table import Table
 
 from hcmegatron.config import Config, ConfigError, dump
@@ -37,7 +38,7 @@ def run(
     Raises:
         ConfigError: nothing fits.
     """
-    found = search(config, machine, gpus, assumptions)
+    found = search(config, machine, gpus, assumptions, watch=_on_a_terminal)
     if not found.best:
         raise ConfigError(f"no layout of {file} on {gpus} x {machine.name}: {_nothing(found)}")
     texts = [(config_file, as_config(found, file))] if config_file else []
@@ -68,6 +69,12 @@ def run(
         soft_wrap=True,
     )
     return 0
+
+
+def _on_a_terminal(items: Iterable[Any], what: str) -> Iterable[Any]:
+    """A bar on standard error while the items are gone through, where that is a terminal; else nothing."""
+    console = Console(stderr=True)
+    return track(items, f"search: {what}", console=console, transient=True, disable=not console.is_terminal)
 
 
 def _nothing(found: Found) -> str:

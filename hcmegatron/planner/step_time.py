@@ -5,13 +5,16 @@ it. Seconds.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from hcmegatron.config.schema import SPLIT_BACKWARD
 from hcmegatron.planner.after_pipeline import after_the_pipeline
 from hcmegatron.planner.layout import Layout, schedule
+from hcmegatron.planner.measured import Measured
 from hcmegatron.planner.stage_costs import Operations, costs, overlaps
+from schedules.costs import Costs
 from schedules.simulate import simulate
 from schedules.timeline import Simulation
 
@@ -19,6 +22,7 @@ SIMULATED = 3  # times the pipeline ranks: so many micro-batches are simulated, 
 BUSY = ("forward", "input gradients", "weight gradients", "connections", "recomputation", "tensor parallel")
 PARTS = (
     *BUSY,
+    "backward",  # of measured costs, which do not say more
     "all-to-alls",
     "hops",
     "bubble",
@@ -34,14 +38,20 @@ class StepTime:
     """Times of a step.
 
     Attributes:
-        simulation: of as many micro-batches as show the steady state, perhaps fewer than the step has.
+        simulate: finds `simulation`.
         pipeline: from the first forward to the last weight gradient.
         parts: by rank, PARTS; they sum to `total`.
     """
 
-    simulation: Simulation
+    simulate: Callable[[], Simulation]
     pipeline: float
     parts: tuple[Counter[str], ...]
+
+    @cached_property
+    def simulation(self) -> Simulation:
+        """Of as many micro-batches as show the steady state of memory, perhaps fewer than the step has; GPipe's memory
+        has none, and all are simulated where that is asked for."""
+        return self.simulate()
 
     @property
     def total(self) -> float:
@@ -56,52 +66,77 @@ class StepTime:
         )
 
 
-def step_time(layout: Layout, operations: Operations) -> StepTime:
-    """Simulate a step."""
+def step_time(layout: Layout, operations: Operations, measured: Measured | None = None) -> StepTime:
+    """Simulate a step.
+
+    Args:
+        measured: costs in place of the operations'.
+    """
     M, P = layout.microbatches, layout.config.parallel.pipeline
-    price = costs(layout, operations)
-    # GPipe has no steady state, and groups of an interleaved schedule that M does not fill evenly have none either.
+    price = (
+        measured.costs(layout.config, schedule(layout.config, M)) if measured else costs(layout, operations)
+    )
+    # Groups of an interleaved schedule that M does not fill evenly have no steady state.
     uneven = layout.config.parallel.virtual and M % P
-    steady = layout.config.parallel.schedule != "gpipe" and not uneven and M > (SIMULATED + 2) * P
+    steady = not uneven and M > (SIMULATED + 2) * P
     few = SIMULATED * P + M % P if steady else M
     first = simulate(schedule(layout.config, few), price)
-    after = after_the_pipeline(layout, operations)
+    after = Counter(measured.after) if measured else after_the_pipeline(layout, operations)
+
+    def assembled(
+        simulation: Callable[[], Simulation],
+        makespan: float,
+        busy: Sequence[float],
+        exposed: Sequence[float],
+    ) -> StepTime:
+        parts = []
+        for rank in range(layout.placement.ranks):
+            if measured:
+                own = _computed(layout, price, rank, busy[rank])
+            else:
+                own = _operated(layout, operations, rank, busy[rank])
+            waited = {"hops": exposed[rank], "bubble": makespan - busy[rank] - exposed[rank]}
+            parts.append(Counter({**own, **waited, **after}))
+        return StepTime(simulation, makespan, tuple(parts))
+
     if few == M:
-        return _assembled(layout, operations, first, first.makespan, first.busy, first.exposed, after)
+        return assembled(lambda: first, first.makespan, first.busy, first.exposed)
     second = simulate(schedule(layout.config, few + P), price)
     times = (M - few) / P
 
     def further(a: Sequence[float], b: Sequence[float]) -> tuple[float, ...]:
         return tuple(x + times * (y - x) for x, y in zip(a, b, strict=True))
 
+    def simulation() -> Simulation:
+        holds_all = layout.config.parallel.schedule == "gpipe"
+        return simulate(schedule(layout.config, M), price) if holds_all else second
+
     (makespan,) = further([first.makespan], [second.makespan])
-    busy, exposed = further(first.busy, second.busy), further(first.exposed, second.exposed)
-    return _assembled(layout, operations, second, makespan, busy, exposed, after)
+    return assembled(
+        simulation, makespan, further(first.busy, second.busy), further(first.exposed, second.exposed)
+    )
 
 
-def _assembled(
-    layout: Layout,
-    operations: Operations,
-    simulation: Simulation,
-    makespan: float,
-    busy: Sequence[float],
-    exposed: Sequence[float],
-    after: Counter[str],
-) -> StepTime:
-    where, parts = layout.placement, []
-    of_stages = [operations.of_stage(stage).seconds for stage in range(where.model_stages)]
-    for rank in range(where.ranks):
-        own: Counter[str] = Counter()
-        for stage in where.stages_of(rank):
-            count = len(where.microbatches_of(stage, layout.microbatches))
-            for name, seconds in of_stages[where.model_stage(stage)].items():
-                own[name] += count * seconds
-        hidden = own.total() - busy[rank]
-        own["all-to-alls"] -= hidden
-        own["hops"] = exposed[rank]
-        own["bubble"] = makespan - busy[rank] - exposed[rank]
-        parts.append(Counter({**own, **after}))
-    return StepTime(simulation, makespan, tuple(parts))
+def _operated(layout: Layout, operations: Operations, rank: int, busy: float) -> Counter[str]:
+    """What a rank does in the pipeline, by operation; all-to-alls are what of them nothing hides."""
+    where = layout.placement
+    own: Counter[str] = Counter()
+    for stage in where.stages_of(rank):
+        count = len(where.microbatches_of(stage, layout.microbatches))
+        for name, seconds in operations.of_stage(where.model_stage(stage)).seconds.items():
+            own[name] += count * seconds
+    own["all-to-alls"] -= own.total() - busy
+    return own
+
+
+def _computed(layout: Layout, price: Costs, rank: int, busy: float) -> Counter[str]:
+    """The same of measured stages, whose pairs are counted as their forward and the rest."""
+    where = layout.placement
+    forward = sum(
+        len(where.microbatches_of(stage, layout.microbatches)) * price.per_stage_id(where)[stage].F
+        for stage in where.stages_of(rank)
+    )
+    return Counter({"forward": forward, "backward": busy - forward})
 
 
 def lower_bound(layout: Layout, operations: Operations) -> float:

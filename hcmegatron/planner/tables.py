@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from hcmegatron.connections import facts
 from hcmegatron.planner import counts
+from hcmegatron.planner.changes import Change
 from hcmegatron.planner.layout import Layout
 from hcmegatron.planner.machines import GIB
-from hcmegatron.planner.plan import Change, Overhead, Plan, parts
+from hcmegatron.planner.plan import Overhead, Plan, parts
 from hcmegatron.planner.step_memory import COMMUNICATOR, COMPONENTS, CONTEXT, FRAGMENTATION
 from hcmegatron.planner.step_time import PARTS
 
-PAPER_OVERHEAD = 0.067  # 2512.24880, section 4.3: step time at n = 4 on the 27B model
 TIGHT = 0.05  # of a GPU's memory: a plan with less than that left is called tight
 
 
@@ -41,6 +42,8 @@ def describe(where: Layout) -> str:
     if parallel.virtual:
         words.append(f"virtual {parallel.virtual}")
     words += [f"tensor {parallel.tensor}", f"expert {parallel.expert}", f"data {where.data}"]
+    if parallel.expert_tensor > 1:
+        words.insert(-1, f"expert tensor {parallel.expert_tensor}")
     modules = "" if not recompute.modules else "[" + ",".join(recompute.modules) + "]"
     words.append(f"micro-batch {where.config.training.micro_batch} x {where.microbatches}")
     return ", ".join(words) + f", recompute {recompute.mode}{modules}"
@@ -63,7 +66,7 @@ def headline(plan: Plan) -> list[str]:
     )
     return [
         f"{total:,} parameters, {active:,} active, connection {conn.kind}"
-        + ("" if conn.kind == "residual" else f" n = {conn.n}"),
+        + (f" n = {conn.n}" if "n" in facts.kind_of(conn).fields else ""),
         f"{where.gpus} x {machine.name}: {describe(where)}",
         where.nodes(),
         f"{verdict} (pipeline rank {plan.fullest}, during {fullest.action}; most of it {largest})",
@@ -141,7 +144,8 @@ def parameters(plan: Plan) -> Grid:
 def over_residual(plan: Plan, overheads: list[Overhead]) -> Grid:
     """What the connection adds."""
     conn = plan.config.connection
-    known = f" (the paper's 27B: {PAPER_OVERHEAD:.1%})" if conn.kind == "mhc" and conn.n == 4 else ""
+    printed = facts.kind_of(conn).paper_overhead(conn)
+    known = "" if printed is None else f" (the paper's 27B: {printed:.1%})"
     rows = [
         (row.assuming, f"{row.seconds:.4f}", f"{row.residual:.4f}", f"{row.share:.1%}") for row in overheads
     ]
@@ -151,6 +155,8 @@ def over_residual(plan: Plan, overheads: list[Overhead]) -> Grid:
 
 def advice(plan: Plan, lighter: list[Change]) -> list[str]:
     """What would lower the peak."""
+    if plan.measured:
+        return []  # other settings were not measured
     if not lighter:
         return [
             "no change of one or two settings makes it fit; use more GPUs, or --search"
@@ -168,11 +174,22 @@ def advice(plan: Plan, lighter: list[Change]) -> list[str]:
 def assumptions(plan: Plan) -> list[str]:
     """What nobody has measured, in words."""
     assumed, machine = plan.assumptions, plan.layout.machine
+    if plan.measured:
+        return [
+            f"times measured on {machine.name}, {plan.measured.ranks} ranks at once, {plan.measured.date}; TFLOP/s are "
+            f"of a matmul there; no time for validation, checkpoints or failures; assumed: {_allowances()}"
+        ]
     return [
         f"assumed, not measured: matmuls up to {machine.matmul_tflops:g} TFLOP/s by size, connections' kernels at "
         f"{assumed.kernels:.0%} and elementwise ones at {assumed.elementwise:.0%} of {machine.copy_tbs:g} TB/s, "
         f"links at {machine.link_share:.0%} of {machine.nvlink_gbs:g} and {machine.network_gbs:g} GB/s, the fullest "
-        f"rank's tokens {assumed.imbalance:g} times the mean, context {gib(CONTEXT)} GiB, {gib(COMMUNICATOR)} GiB a "
-        f"communicator, fragmentation {FRAGMENTATION:.0%} of what moves; no time for validation, checkpoints, "
+        f"rank's tokens {assumed.imbalance:g} times the mean, {_allowances()}; no time for validation, checkpoints, "
         "failures or the host"
     ]
+
+
+def _allowances() -> str:
+    return (
+        f"context {gib(CONTEXT)} GiB, {gib(COMMUNICATOR)} GiB a communicator, fragmentation {FRAGMENTATION:.0%} of "
+        "what moves"
+    )

@@ -11,6 +11,7 @@ from hcmegatron.config.schema import Config
 from hcmegatron.platform.together import kept_on_first_rank
 from hcmegatron.training.metrics import Metrics
 from hcmegatron.training.observer import Observer, Observers, Step
+from hcmegatron.training.planned import Planned
 from hcmegatron.training.recorder import Recorder
 from hcmegatron.training.saving import Saving
 from hcmegatron.training.stopping import Finite
@@ -49,6 +50,7 @@ THEN = {
     "tensorboard": Entry(TensorBoard, lambda config: config.run.tensorboard, writes=True),
     "wandb": Entry(WeightsAndBiases, lambda config: config.run.wandb != "off", writes=True),
     "recomputation": Entry(MeasuredRecomputation, lambda config: config.recompute.mode == "block"),
+    "planned": Entry(Planned, writes=True),
     "finite": Entry(Finite),
     "checkpoints": Entry(Saving),
 }

@@ -20,9 +20,9 @@ from hcmegatron.model.gpt import unwrap
 from hcmegatron.model.specs import passed_over
 from hcmegatron.pipeline import cuda_streams
 from hcmegatron.pipeline.mirrors import copies_planned
-from hcmegatron.pipeline.placement import most_held, placement
+from hcmegatron.pipeline.placement import most_held, training_schedule
 from hcmegatron.pipeline.schedule import build_schedule, start_watchdog
-from hcmegatron.planner.hops import pipeline_costs
+from hcmegatron.planner.hops import hop_costs
 from hcmegatron.planner.layers import padded_vocab
 from hcmegatron.platform import cuda_environment
 from hcmegatron.platform.ranks import STARTED_HERE, RankInfo
@@ -37,6 +37,7 @@ from hcmegatron.training.memory import expected
 from hcmegatron.training.model import build_model, gather_parameters, kernels_chosen
 from hcmegatron.training.observer import Observers
 from hcmegatron.training.optimizer import build_optimizer
+from hcmegatron.training.planned import require_room
 from hcmegatron.training.resume import Start
 from hcmegatron.training.run_directory import RunDirectory
 from hcmegatron.training.step import Stepper
@@ -104,6 +105,7 @@ def assembled(
         )
     vocab_size = padded_vocab(config.model, config.parallel.tensor, tokens)
     memory = on_first_rank(lambda: expected(config, vocab_size, ranks, batches.micro_batches))
+    on_first_rank(lambda: require_room(config, ranks))
     # made when all that can be refused has been
     directory = RunDirectory(path, config)
     chunks = build_model(config, tokens, groups)
@@ -176,7 +178,7 @@ def warn(config: Config, ranks: RankInfo) -> None:
 def _of_the_gpu(config: Config, microbatches: int, rank: int) -> list[str]:
     if not GPU.present():
         return []
-    costs = pipeline_costs(config, placement(config.parallel).model_stages)
+    costs = hop_costs(config, training_schedule(config.parallel, microbatches))
     posted = cuda_streams.receives(config.parallel, costs, microbatches, rank)
     return [cuda_environment.described(os.environ), *posted]
 

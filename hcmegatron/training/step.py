@@ -65,11 +65,15 @@ class Stepper:
         Returns:
             (loss.summed of this rank, seconds spent waiting for data).
         """
+        self.clear()
+        return self._run(lambda i: self.batches(seen, i), self.batches.micro_batches, forward_only=False)
+
+    def clear(self) -> None:
+        """Ready for the gradients of another step."""
         for chunk in self.chunks:
             chunk.train()
             chunk.zero_grad_buffer()
         self.optimizer.zero_grad()
-        return self._run(lambda i: self.batches(seen, i), self.batches.micro_batches, forward_only=False)
 
     def evaluate(self, make: Callable[[int], MicroBatchTensors], micro_batches: int) -> float:
         """The loss in nats, summed over all ranks and `micro_batches` that `make` gives.
@@ -88,16 +92,25 @@ class Stepper:
         biases = self._router_biases()
         sums, waited = self.gradients(seen)
         mean = loss.mean(sums)
+        norm, updated = self.update(mean)
+        if not updated:
+            self._set_router_biases(biases)
+        samples = range(seen, seen + self.config.training.global_batch)
+        return StepResult(mean, norm, updated, samples, waited)
+
+    def update(self, mean: float) -> tuple[float, bool]:
+        """Clip the gradients and update the weights, where the mean loss and all gradients are finite.
+
+        Returns:
+            (gradient norm before clipping, whether weights were updated).
+        """
         overflow = self.optimizer.prepare_grads()
         norm = float(self.optimizer.get_grad_norm())
         updated = not overflow and math.isfinite(mean) and math.isfinite(norm)
         if updated:
             self._clip(norm)
             self.optimizer.step_with_ready_grads()
-        else:
-            self._set_router_biases(biases)
-        samples = range(seen, seen + self.config.training.global_batch)
-        return StepResult(mean, norm, updated, samples, waited)
+        return norm, updated
 
     def rehearse(self) -> list[str]:
         """One step's forward and backward before the first, to compile and to find out-of-memory early. Where our

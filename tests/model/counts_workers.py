@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from hcmegatron.config.schema import Config
+from hcmegatron.model.execution import Execution
 from hcmegatron.model.gpt import build_chunk, stages
 from hcmegatron.pipeline.schedule import build_schedule
 from hcmegatron.platform.distributed import megatron_groups, seed_regions
@@ -38,7 +39,7 @@ def two_steps(configs: list[Config]) -> list[tuple[list[float], int, int]]:
             optimizer = build_optimizer(config, chunks, groups)
             set_learning_rate(optimizer, 3e-3, config.optimizer.weight_decay)
             batches = Batches(config, 0, 1)
-            schedule = build_schedule(config, chunks, groups)
+            schedule = build_schedule(config, chunks, groups, Execution())
             stepper = Stepper(config, chunks, optimizer, schedule, batches, groups)
             before = [p.detach().clone() for p in chunks[0].parameters()]
             results = [stepper.step(0) for _ in range(3)]

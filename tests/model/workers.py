@@ -14,6 +14,7 @@ import torch.nn.functional as F
 
 from hcmegatron.config.schema import Config
 from hcmegatron.connections.build import described
+from hcmegatron.model.execution import Execution
 from hcmegatron.model.global_view import parts
 from hcmegatron.model.gpt import unwrap
 from hcmegatron.pipeline.megatron_schedule import widen_messages
@@ -110,7 +111,7 @@ def fp64_step(config: Config, count: int) -> Step:
         wrapped = [Bare(chunk.config, chunk) for chunk in chunks]
         widen_messages(wrapped, chunks[0].decoder.streams)
         firsts = first_micro_batches(config.parallel, groups.pp.rank(), count)
-        losses = build_schedule(config, wrapped, groups)(
+        losses = build_schedule(config, wrapped, groups, Execution())(
             forward_step_func=own_loss_step,
             data_iterator=[iter(batches(count, config.training.micro_batch)[first:]) for first in firsts],
             model=wrapped,
@@ -140,7 +141,7 @@ def fp32_step(config: Config, count: int) -> Step:
         for chunk in chunks:
             chunk.zero_grad_buffer()
         firsts = first_micro_batches(config.parallel, groups.pp.rank(), count)
-        losses = build_schedule(config, chunks, groups)(
+        losses = build_schedule(config, chunks, groups, Execution())(
             forward_step_func=megatron_loss_step,
             data_iterator=[iter(batches(count, config.training.micro_batch)[first:]) for first in firsts],
             model=chunks,

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from hcmegatron.config.schema import Config, micro_batch_tokens
 from hcmegatron.model import dropout
 from hcmegatron.model.dropout import Dropout
+from hcmegatron.model.execution import Execution
 from hcmegatron.pipeline.placement import most_held
 from hcmegatron.pipeline.schedule import build_schedule
 from hcmegatron.recompute.attach import Recomputation
@@ -71,7 +72,10 @@ def evaluation(config: Config) -> tuple[list[Mask], bool]:
     """The masks of an evaluation, and whether the generator is after it what it was before."""
     with groups_of(config) as groups:
         chunks = [wrap(chunk, config, groups) for chunk in chunks_of(config, groups)]
-        optimizer, schedule = build_optimizer(config, chunks, groups), build_schedule(config, chunks, groups)
+        optimizer, schedule = (
+            build_optimizer(config, chunks, groups),
+            build_schedule(config, chunks, groups, Execution()),
+        )
         batches = Batches(config, groups.dp.rank(), groups.dp.size())
         stepper = Stepper(config, chunks, optimizer, schedule, batches, groups)
         stepper.gradients(0)

@@ -10,6 +10,7 @@ import torch
 from hcmegatron.config import check
 from hcmegatron.config.schema import Config
 from hcmegatron.model import specs
+from hcmegatron.model.execution import Execution
 from hcmegatron.model.gpt import ConnectionGPT, unwrap
 from hcmegatron.model.transformer_config import transformer_config
 from hcmegatron.pipeline.schedule import build_schedule
@@ -132,7 +133,7 @@ def _by_plans(model: GPTModel, made: list[dict[str, torch.Tensor]]) -> Compared:
 
 
 def _by_runner(config: Config, chunks: list, groups, made: list) -> tuple[Compared, int]:
-    schedule = build_schedule(config, chunks, groups)
+    schedule = build_schedule(config, chunks, groups, Execution())
     for chunk in chunks:
         chunk.zero_grad_buffer()
     losses = schedule(

@@ -9,6 +9,7 @@ import torch
 import torch.distributed as dist
 
 from hcmegatron.config.schema import Config
+from hcmegatron.model.execution import Execution
 from hcmegatron.model.gpt import unwrap
 from hcmegatron.pipeline.placement import training_schedule
 from hcmegatron.pipeline.runner import ScheduleRunner
@@ -47,7 +48,7 @@ def evaluations(configs: list[Config], counts: list[int]) -> list[list[float]]:
         with groups_of(config) as groups:
             chunks = [wrap(chunk, config, groups) for chunk in chunks_of(config, groups)]
             optimizer = build_optimizer(config, chunks, groups)
-            schedule = build_schedule(config, chunks, groups)
+            schedule = build_schedule(config, chunks, groups, Execution())
             batches = Batches(config, groups.dp.rank(), groups.dp.size())
             stepper = Stepper(config, chunks, optimizer, schedule, batches, groups)
             stepper.gradients(0)
@@ -85,7 +86,7 @@ def lengths(configs: list[Config], lengths: list[int]) -> list[Outcome]:
         with groups_of(config) as groups:
             chunks = [wrap(chunk, config, groups) for chunk in chunks_of(config, groups)]
             batches = Trimmed(config, lengths)
-            losses = build_schedule(config, chunks, groups)(
+            losses = build_schedule(config, chunks, groups, Execution())(
                 forward_step_func=forward_step,
                 data_iterator=[(batches(0, i) for i in range(len(lengths))) for _ in chunks],
                 model=chunks,
@@ -125,7 +126,7 @@ def held(configs: list[Config]) -> list[Held]:
 def _held(config: Config, groups: object) -> Held:
     chunks = [wrap(chunk, config, groups) for chunk in chunks_of(config, groups)]
     optimizer = build_optimizer(config, chunks, groups)
-    runner = build_schedule(config, chunks, groups)
+    runner = build_schedule(config, chunks, groups, Execution())
     assert isinstance(runner, ScheduleRunner)
     batches = Batches(config, groups.dp.rank(), groups.dp.size())
     stepper = Stepper(config, chunks, optimizer, runner, batches, groups)

@@ -118,7 +118,7 @@ def test_the_page_shows_what_the_terminal_does_and_stands_alone(tmp_path, capsys
         (["--gpus", "12", "--parallel.pipeline=5"], "world size 12 is not a multiple of 5"),
         (["--gpus", "-8"], "--gpus -8: between 1"),
         (["--gpus", "many"], "is not a whole number"),
-        ([], "required: --gpus"),
+        ([], "--gpus is missing"),
         (["--gpus", "256", "--gpus", "128"], "--gpus 128: --gpus is given twice, as 256 before"),
         (["--gpus", "256", "--gpu", "v100"], "--gpu v100: unknown; did you mean h100?"),
         (["--gpus", "256", "--parallel.tensor=64", "--parallel.sequence=true"], "use 64 for model.heads"),

@@ -9,6 +9,7 @@ from hcmegatron.config import check, check_world, load
 from hcmegatron.config.types import flatten
 from hcmegatron.planner.plan import make_plan
 from hcmegatron.planner.rates import Assumptions
+from hcmegatron.planner.report import describe
 from hcmegatron.planner.search import CHOSEN, DIMENSIONS, losers, search
 from hcmegatron.planner.search_report import as_config, as_json
 from tests.planner.cases import config, machine
@@ -63,6 +64,28 @@ def test_27b_on_512_gpus(large):
         assert any(line.startswith(f"{dimension} ") for line in lines)
     assert all(" s" in line or "does not fit" in line for line in lines)
     assert as_json(large)["looked_at"] == len(large.looked_at)
+
+
+def test_experts_are_whole_or_split_as_attention_is(large):
+    """And where they are split, attention is too."""
+    split = [c for c in large.looked_at if c.layout.config.parallel.expert_tensor > 1]
+    assert split and all(
+        c.layout.config.parallel.expert_tensor == c.layout.config.parallel.tensor for c in split
+    )
+    assert any("expert tensor 2" in describe(c.layout) for c in split)
+
+
+def test_whoever_watches_sees_every_layout():
+    seen = []
+
+    def watch(items, what):
+        for item in items:
+            seen.append(what)
+            yield item
+
+    changes = {**FEW, "connection__kind": "residual"}
+    found = search(config("olmoe-1b-7b", **changes), machine("h200"), 2, Assumptions(), watch=watch)
+    assert seen == ["layouts"] * len(found.looked_at) + ["the quickest"] * len(found.looked_at)
 
 
 def test_the_chosen_configuration_is_what_train_takes_and_plans_the_same(large, tmp_path):

@@ -2,8 +2,9 @@
 
 import pytest
 
+from hcmegatron.planner.changes import lighter
 from hcmegatron.planner.machines import GIB
-from hcmegatron.planner.plan import lighter, make_plan
+from hcmegatron.planner.plan import make_plan
 from hcmegatron.planner.search import least_peak
 from hcmegatron.planner.step_memory import (
     COMPONENTS,

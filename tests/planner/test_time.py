@@ -56,12 +56,28 @@ def test_a_long_step_is_extrapolated_from_its_steady_state(schedule, microbatche
     assert peaks[0] == pytest.approx(peaks[1], rel=1e-9)
 
 
+def test_gpipe_s_time_needs_no_whole_simulation(monkeypatch):
+    """Its memory, which grows with every micro-batch, does, once somebody asks for it."""
+    own, simulated = operations(pipelined("gpipe", training__global_batch=8 * 320), 32), []
+    usual = timing.simulate
+    monkeypatch.setattr(
+        timing,
+        "simulate",
+        lambda schedule, *rest: simulated.append(schedule.microbatches) or usual(schedule, *rest),
+    )
+    found = step_time(own.layout, own)
+    assert simulated == [12, 16] and found.total > 0
+    assert found.simulation.schedule.microbatches == 320 and simulated == [12, 16, 320]
+    assert found.simulation is found.simulation and len(simulated) == 3
+
+
 def test_connections_move_what_kernels_move():
     """At C = 2560 and 8192 tokens: 18 and 32 elements of C a token take 253 and 449 us at 3.0 TB/s."""
     folded, alone = config(), config(connection__kind="dhc", kernels="auto")
     assert connection_traffic(folded) == (14, 32)
     assert connection_traffic(alone) == (18, 32)
     assert connection_traffic(config(connection__kind="residual")) == (3, 3)
+    assert connection_traffic(config(connection__kind="shc")) == (14, 14 + 13)
     # more streams than the kernels hold: plain torch, which moves twice as much
     assert connection_traffic(config(connection__n=9)) == (2 * (19 + 19), 2 * (29 + 38))
     loaded = config(connection__kind="dhc", training__micro_batch=2, training__global_batch=512)

@@ -13,6 +13,7 @@ from hcmegatron.config.schema import Config
 from hcmegatron.data.corpus import find
 from hcmegatron.data.dataset import Batches, Text
 from hcmegatron.data.tokenizer import build_tokenizer
+from hcmegatron.model.execution import Execution
 from hcmegatron.pipeline.schedule import build_schedule
 from hcmegatron.platform.distributed import process_groups
 from hcmegatron.platform.ranks import discover
@@ -38,7 +39,7 @@ def stepper_of(config: Config) -> Iterator[Stepper]:
         text = Text(find(config.data), build_tokenizer(config.data))
         chunks = build_model(config, text.tokenizer.vocab_size, groups)
         batches = Uneven(text, config.data, config.training, groups.dp.rank(), groups.dp.size())
-        schedule = build_schedule(config, chunks, groups)
+        schedule = build_schedule(config, chunks, groups, Execution())
         yield Stepper(config, chunks, build_optimizer(config, chunks, groups), schedule, batches, groups)
 
 

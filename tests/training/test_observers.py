@@ -179,14 +179,15 @@ def test_an_observer_asks_for_no_coefficients_by_itself():
 def test_who_is_asked_for():
     config = Config()
     asked = {name for name, entry in registry.THEN.items() if entry.asked(config)}
-    assert asked == {"recorder", "tensorboard", "finite", "checkpoints"}
+    assert asked == {"recorder", "tensorboard", "planned", "finite", "checkpoints"}
     config.run.tensorboard, config.run.wandb, config.recompute.mode = False, "offline", "block"
     asked = {name for name, entry in registry.THEN.items() if entry.asked(config)}
-    assert asked == {"recorder", "wandb", "recomputation", "finite", "checkpoints"}
+    assert asked == {"recorder", "wandb", "recomputation", "planned", "finite", "checkpoints"}
     assert [name for name, entry in registry.THEN.items() if entry.writes] == [
         "recorder",
         "tensorboard",
         "wandb",
+        "planned",
     ]
 
 
@@ -244,4 +245,7 @@ def test_coefficients_are_heard_once_a_micro_batch_where_they_are_asked_for(reco
         assert rank["steps"] == [2] and rank["row_sums"] < 1e-6
         assert rank["shapes"] == [((32, 1, 2), (32, 1, 2), (32, 1, 2, 2))]
     assert '"row_sums":' in (tmp_path / "run/metrics.jsonl").read_text().splitlines()[1]
-    assert "  rows off by " in (tmp_path / "run/train.log").read_text()
+    log = (tmp_path / "run/train.log").read_text()
+    assert "  rows off by " in log
+    assert log.count("planned: fits, ") == log.count("planned beside measured: rank 0 held ") == 1
+    assert (tmp_path / "run/plan.json").exists()

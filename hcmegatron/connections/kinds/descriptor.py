@@ -110,12 +110,16 @@ class Kind:
         carry: what the streams are multiplied with on their way past a sub-layer: a `matrix`, or the `identity`.
         normalises: whether the read is T's normed input, so that a pre-norm network has no norm of its own there.
         kernels: whether the module takes fused kernels (`kernels: auto | torch | triton`).
+        passes: how often its read goes through the streams: once to mix them, and before that once where their
+            coefficients are predicted from them. 0: there is nothing to read or to mix, and the write is a sum.
+        folds: whether a sub-layer's fused write makes the next one's prediction, which then needs no pass of its own.
         starts: at initialisation the network equals the pre-norm one to rounding (`at`, with the mean of the streams),
             or is `near` it.
         output_init_divisor: by how much the init of output projections is divided, beside GPT-2's sqrt(2 x layers).
         idle: of its own fields those that have no effect beside its others -> why, in words.
         problem: why it cannot be built at hidden size C, and a remedy, beyond the ranges of its fields.
         paper_flops: what the paper prints for `flops`, where it prints a formula that can be evaluated.
+        paper_overhead: what the paper prints for the share that it adds to the step of a residual, of its own model.
     """
 
     name: str
@@ -129,11 +133,14 @@ class Kind:
     carry: Literal["matrix", "identity"] = "matrix"
     normalises: bool = False
     kernels: bool = True
+    passes: int = 2
+    folds: bool = False
     starts: Literal["at", "near"] = "at"
     output_init_divisor: Callable[[Any], float] = lambda conn: 1.0
     idle: Callable[[Any], dict[str, str]] = _nothing_idle
     problem: Callable[[Any, int, Shown], tuple[str, str] | None] = _no_problem
     paper_flops: Callable[[Any, int], int | None] = lambda conn, C: None
+    paper_overhead: Callable[[Any], float | None] = lambda conn: None
 
     @property
     def fields(self) -> frozenset[str]:

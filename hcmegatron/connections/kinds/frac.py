@@ -55,6 +55,7 @@ SFC = Kind(
     parameters=_static,
     flops=lambda conn, C: 2 * (2 * conn.n + 1) * C,
     saved_bytes=lambda conn, C, itemsize: C * (itemsize + max(itemsize, 4)),
+    passes=1,
     problem=_fractions,
 )
 DFC = Kind(

@@ -62,6 +62,7 @@ SHC = Kind(
     paper_flops=_moved,
     saved_bytes=lambda conn, C, itemsize: conn.n * C * (itemsize + max(itemsize, 4)),
     streams=lambda conn: conn.n,
+    passes=1,
     output_init_divisor=_divisor,
 )
 DHC = Kind(

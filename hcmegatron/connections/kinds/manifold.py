@@ -71,6 +71,8 @@ MHC = Kind(
         conn.n * C * itemsize + max(itemsize, 4) * (2 * conn.n * conn.n + 4 * conn.n + 1)
     ),
     streams=lambda conn: conn.n,
+    folds=True,
     starts="near",
     idle=_idle,
+    paper_overhead=lambda conn: 0.067 if conn.n == 4 else None,  # section 4.3, its 27B model
 )

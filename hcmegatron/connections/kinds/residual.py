@@ -22,4 +22,5 @@ RESIDUAL = Kind(
     saved_bytes=lambda conn, C, itemsize: 0,
     carry="identity",
     kernels=False,
+    passes=0,
 )

@@ -1,0 +1,146 @@
+"""A run's plan on the machine that it runs on: said before the first step, kept as plan.json, and compared with what
+the first steps took."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import torch
+
+from hcmegatron.config.errors import ConfigError
+from hcmegatron.config.schema import Config
+from hcmegatron.planner import measured
+from hcmegatron.planner.machines import GIB, MACHINES, Machine
+from hcmegatron.planner.plan import Plan, make_plan
+from hcmegatron.planner.report import as_json
+from hcmegatron.planner.step_memory import MOVING, STATIC
+from hcmegatron.platform.memory import available
+from hcmegatron.platform.ranks import RankInfo
+from hcmegatron.platform.standard_streams import tell
+from hcmegatron.training.metrics import peak_memory_gib
+from hcmegatron.training.observer import Observer, Step
+from hcmegatron.training.sink import writable
+
+if TYPE_CHECKING:
+    from hcmegatron.training.setup import Run
+
+COMPARED = (
+    5  # steps after which plan and run are compared; the first, which is slower, is left out of the time
+)
+UNKNOWN = "h100"  # whose figures stand for a device that the planner does not know; no time is said then
+
+
+def machine(ranks: RankInfo) -> Machine:
+    """What this rank runs on. A GPU's memory is its own; that of a machine without any is shared out evenly."""
+    if torch.cuda.is_available():
+        properties = torch.cuda.get_device_properties(torch.cuda.current_device())
+        named = [name for name in MACHINES if name in properties.name.lower()]  # b200 is in gb200 too
+        known = max(named, key=len, default=UNKNOWN)
+        name, memory = known if named else properties.name, properties.total_memory
+    else:
+        known, name, memory = UNKNOWN, "CPU", available() / ranks.local_world_size
+    return replace(MACHINES[known], name=name, memory_gib=memory / GIB, gpus_per_node=ranks.local_world_size)
+
+
+def plan_here(config: Config, ranks: RankInfo) -> Plan:
+    """The plan of a run with as many ranks, with the costs of parallel.costs where they were measured."""
+    costs = measured.fitting(config, ranks.world_size)
+    return make_plan(config, machine(ranks), ranks.world_size, measured=costs)
+
+
+def peaks(plan: Plan) -> list[float]:
+    """Bytes of every pipeline rank when it holds most. On a CPU without what only GPUs hold."""
+    if torch.cuda.is_available():
+        return [held.peak.total() for held in plan.memory]
+    return [sum(held.peak[name] for name in (*STATIC, *MOVING)) for held in plan.memory]
+
+
+def require_room(config: Config, ranks: RankInfo) -> None:
+    """There is memory for what is planned. On rank 0.
+
+    Raises:
+        ConfigError: there is not, and run.overcommit is false; else it is said.
+    """
+    plan = plan_here(config, ranks)
+    most, room = max(peaks(plan)), plan.layout.machine.memory
+    if most <= room:
+        return
+    lacking = (
+        f"training is planned to hold {size(most)} on a rank, which can have {size(room)}; recompute.mode = block or "
+        "full keeps less, more pipeline or tensor ranks share it out (hcmegatron plan says how much)"
+    )
+    if not config.run.overcommit:
+        raise ConfigError(f"{lacking}, or start all the same with run.overcommit = true")
+    tell(f"hcmegatron: warning: {lacking}")
+
+
+class Planned(Observer):
+    """The plan beside the run, on rank 0. A time is said only of measured costs, or of a GPU that the planner knows.
+
+    Args:
+        run: its directory gets plan.json.
+    """
+
+    def __init__(self, run: Run) -> None:
+        self.log, self.last = run.log, run.config.training.steps
+        self.plan = plan_here(run.config, run.ranks)
+        known = self.plan.measured or (
+            torch.cuda.is_available() and self.plan.layout.machine.name in MACHINES
+        )
+        self.seconds = self.plan.seconds if known else None
+        self.took: list[float] = []
+        self.compared = False
+        with writable(run.directory):
+            (run.directory / "plan.json").write_text(
+                json.dumps(as_json(self.plan, [], [], None), indent=1) + "\n"
+            )
+        self.before = 0.0 if torch.cuda.is_available() else self._untouched()
+        self.log.say(self._words())
+
+    def _untouched(self) -> float:
+        """Bytes of this process beside the plan's: the program and the data. Weights and gradients are there."""
+        held = self.plan.memory[0].peak
+        return max(0.0, peak_memory_gib() * GIB - held["weights"] - held["gradients"])
+
+    def _words(self) -> str:
+        each, room = peaks(self.plan), self.plan.layout.machine.memory
+        fits = "fits" if max(each) <= room else "does not fit"
+        held = " to ".join(dict.fromkeys(map(size, (min(each), max(each)))))
+        words = f"planned: {fits}, {held} on a rank of {size(room)}"
+        if self.seconds is None:
+            return (
+                f"{words}; no step time, for nothing was measured (hcmegatron plan --measure, parallel.costs)"
+            )
+        return f"{words}; a step takes {duration(self.seconds)}"
+
+    def on_step(self, step: Step) -> None:
+        """Compare, once."""
+        if self.compared:
+            return
+        self.took.append(step.seconds)
+        if len(self.took) == COMPARED or step.number == self.last:
+            self.compared = True
+            self.log.say(self._comparison())
+
+    def _comparison(self) -> str:
+        held, planned = peak_memory_gib() * GIB, self.before + peaks(self.plan)[0]
+        program = f", {size(self.before)} of it the program and the data" if self.before else ""
+        words = f"planned beside measured: rank 0 held {size(held)}, planned {size(planned)}{program}"
+        if self.seconds is None:
+            return words
+        took = statistics.median(self.took[1:] or self.took)
+        ratio = f"{self.seconds / took:.2f} of it"
+        return f"{words}; a step took {duration(took)}, planned {duration(self.seconds)} ({ratio})"
+
+
+def duration(seconds: float) -> str:
+    """Seconds in words."""
+    return f"{seconds:.3g} s" if seconds >= 1 else f"{1e3 * seconds:.3g} ms"
+
+
+def size(count: float) -> str:
+    """Bytes in words."""
+    return f"{count / GIB:.3g} GiB" if count >= GIB else f"{count / 2**20:.3g} MiB"

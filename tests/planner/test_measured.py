@@ -1,0 +1,193 @@
+"""Measured costs: a step put together from them, their file, and whom it does not fit."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import yaml
+
+from hcmegatron.cli import main
+from hcmegatron.config import ConfigError, load
+from hcmegatron.config.types import flatten
+from hcmegatron.connections import facts
+from hcmegatron.planner import measured
+from hcmegatron.planner.hops import hop_costs
+from hcmegatron.planner.layout import schedule
+from hcmegatron.planner.machines import Machine
+from hcmegatron.planner.measured import Measured
+from hcmegatron.planner.plan import changed, make_plan
+from schedules.receives import most_ahead, receive_leads
+from schedules.simulate import simulate
+from tests.ranks import ROOT
+
+FILE = str(ROOT / "configs/quickstart.yaml")
+HERE = Machine("here", 0.1, 0.1, 8, 0.02, 2, 1.0, 1.0)
+
+
+def config(**changes):
+    """The quickstart under 1F1B: two stages, four micro-batches."""
+    settings = {"parallel.schedule": "1f1b"} | {key.replace("__", "."): v for key, v in changes.items()}
+    return changed(load(FILE), settings)
+
+
+def costs(loaded=None, **settings):
+    """Of two stages, in seconds that are easily added."""
+    times = {"forward": [2.0, 3.0], "input": [1.0, 2.0], "weight": [1.0, 1.0], "backward": [2.0, 3.0]}
+    hop = {"latency": 0.5, "occupied": 0.25, "hop_bytes": 262144.0, "streams": 4}
+    return Measured(
+        {**times, **hop, **settings},
+        forward_only=[1.5, 2.5],
+        after={"gradient reduction": 0.5, "optimizer": 2.0},
+        others={"copy": {"bytes": 8, "seconds": 0.5}},
+        shape=measured.shape(loaded or config()),
+        ranks=2,
+        date="2026-11-26 15:00",
+        versions={"torch": "2.13.0"},
+        machine=HERE,
+    )
+
+
+def written(path, found):
+    path.write_text(found.as_yaml())
+    return path
+
+
+def test_a_step_by_hand():
+    """Messages take 0.5 s, and 0.25 s from the rank that sends and from the one that receives. The first rank: F0 2.25,
+    F1 4.5, B0 when rank 1 has run F0 (2.75 to 6) and B0 (9.25), which arrives at 9.75, and so on; its B3 waits for
+    29.25 and ends at 31.5."""
+    plan = make_plan(config(), HERE, 2, measured=costs())
+    assert plan.time.pipeline == pytest.approx(31.5)
+    assert plan.seconds == pytest.approx(31.5 + 2.5)
+    first, last = plan.time.parts
+    assert first["forward"] == pytest.approx(4 * 2.25) and first["backward"] == pytest.approx(4 * 2.25)
+    assert last["forward"] == pytest.approx(4 * 3.25) and last["backward"] == pytest.approx(4 * 3.25)
+    assert first["optimizer"] == 2.0 and first.total() == pytest.approx(34.0) == pytest.approx(last.total())
+
+
+def test_another_schedule_of_as_many_stages():
+    """Backward split: I and W, of which only I has a message."""
+    split = config(parallel__schedule="zb_h1")
+    found = costs()
+    found.require(split, 2, "costs.yaml")
+    own = found.costs(split, schedule(split, 4)).stages[1]
+    assert (own.F, own.I, own.W, own.B) == (3.25, 2.25, 1.0, 3.25)
+
+
+def test_the_file_gives_back_what_was_measured(tmp_path):
+    found = costs(config(model__init_std=0.0123456789))
+    assert measured.read(written(tmp_path / "costs.yaml", found)) == found
+
+
+@pytest.mark.parametrize(
+    ("changes", "ranks", "words"),
+    [
+        ({"model__layers": 8}, 2, "model.layers = 4 when it was measured, 8 here"),
+        ({"connection__kind": "residual"}, 2, "connection.kind = mhc when it was measured, residual here"),
+        ({"training__micro_batch": 1}, 2, "training.micro_batch = 2 when it was measured, 1 here"),
+        ({"parallel__schedule": "dualpipev"}, 2, "model stages = 2 when it was measured, 4 here"),
+        ({"training__global_batch": 16}, 4, "it was measured on 2 ranks, and these are 4"),
+        ({"parallel__schedule": "zb_h1"}, 2, "without I and W"),
+    ],
+)
+def test_costs_of_another_shape_are_refused_in_one_line(changes, ranks, words):
+    found = costs()
+    if "I and W" in words:
+        whole = {key: value for key, value in found.settings.items() if key not in ("input", "weight")}
+        found = replace(found, settings=whole)
+    with pytest.raises(ConfigError) as refused:
+        found.require(config(**changes), ranks, "costs.yaml")
+    assert words in str(refused.value) and "\n" not in str(refused.value)
+    assert "measure again, with hcmegatron plan --measure" in str(refused.value)
+
+
+def test_what_no_time_depends_on_may_be_another():
+    costs().require(config(optimizer__lr=1e-4, training__steps=7, training__global_batch=16), 2, "costs.yaml")
+
+
+def test_every_setting_is_one_that_times_depend_on_or_not():
+    """Of the network everything counts; a mistyped key would count nowhere."""
+    keys = flatten(config()).keys()
+    assert set(measured._OF_TIMES.split()) <= keys
+    assert {key.partition(".")[0] for key in keys} >= set(measured.SECTIONS)
+    assert f"connection.{next(iter(facts.kind_of(config().connection).fields))}" in measured.shape(config())
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda file: file.pop("measured"), "was not measured"),
+        (lambda file: file["measured"].update(format=2), "is of format 2, this version reads 1"),
+        (lambda file: file["measured"].pop("after"), "measured.after is missing"),
+        (lambda file: file["measured"].update(shap=1), "measured.shap is unknown; did you mean shape?"),
+        (lambda file: file["measured"]["machine"].update(x=1), "measured.machine: "),
+        (lambda file: file.update(forwards=1), "unknown key 'forwards'; did you mean 'forward'?"),
+    ],
+)
+def test_files_that_are_none(change, words, tmp_path):
+    file = yaml.safe_load(costs().as_yaml())
+    change(file)
+    (tmp_path / "costs.yaml").write_text(yaml.safe_dump(file))
+    with pytest.raises(ConfigError) as refused:
+        measured.read(tmp_path / "costs.yaml")
+    assert words in str(refused.value) and "\n" not in str(refused.value)
+
+
+def test_plan_and_schedule_take_the_file(tmp_path, capsys):
+    path = written(tmp_path / "costs.yaml", costs())
+    one = ["--parallel.schedule=1f1b", f"--json={tmp_path}/plan.json"]
+    assert main(["plan", FILE, "--costs", str(path), *one]) == 0
+    out = capsys.readouterr().out
+    assert "step 34.000 s (30.60 to 37.40)" in out and "times measured on here, 2 ranks at once" in out
+    found = json.loads((tmp_path / "plan.json").read_text())
+    assert found["step_s"] == pytest.approx(34.0) and found["measured"]["ranks"] == 2
+    sizes = ["--ranks", "2", "--microbatches", "4", "--costs", str(path), "--json", f"{tmp_path}/one.json"]
+    assert main(["schedule", "1f1b", *sizes]) == 0
+    assert json.loads((tmp_path / "one.json").read_text())["makespan"] == pytest.approx(31.5)
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["--search"], "--search beside parallel.costs"),
+        (["--gpu=h100"], "--gpu beside parallel.costs"),
+        (["--imbalance=2"], "--imbalance beside parallel.costs"),
+        (["--measure"], "--measure beside parallel.costs"),
+        (["--gpus=4"], "measured on 2 ranks, and these are 4"),
+        (["--out=x.yaml"], "--out without --measure"),
+    ],
+)
+def test_what_measured_costs_leave_nothing_to_say_about(words, line, tmp_path, capsys):
+    path = written(tmp_path / "costs.yaml", costs())
+    assert main(["plan", FILE, f"--parallel.costs={path}", "--parallel.schedule=1f1b", *words]) == 2
+    captured = capsys.readouterr()
+    assert line in captured.err and captured.err.count("\n") == 1 and not captured.out
+
+
+def test_a_run_refuses_costs_of_another_shape_before_it_starts(tmp_path, capsys):
+    path = written(tmp_path / "costs.yaml", costs())
+    assert main(["train", FILE, f"--parallel.costs={path}", f"--run.dir={tmp_path}/run"]) == 2
+    assert f"parallel.costs = {path} does not fit: model stages = 2" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_receives_are_posted_by_what_was_measured(tmp_path):
+    """The quickstart's stages are so quick on an H100 that a hop takes long; on a CPU it takes next to nothing."""
+    slow = config()
+    whole = schedule(slow, 8)
+
+    def leads():
+        return most_ahead(receive_leads(simulate(whole, hop_costs(slow, whole))))
+
+    assert leads() == {(0, 1): 2, (1, 0): 2}
+    slow.parallel.costs = str(written(tmp_path / "costs.yaml", costs(latency=0.0625)))
+    assert leads() == {(0, 1): 1, (1, 0): 1}
+    assert hop_costs(slow, whole).link.latency == 0.0625
+
+
+def test_a_schedule_with_i_and_w_asks_for_their_times(tmp_path, capsys):
+    (tmp_path / "costs.yaml").write_text("backward: 2\nforward: 1\n")
+    sizes = ["--ranks", "2", "--microbatches", "4", "--costs", str(tmp_path / "costs.yaml")]
+    assert main(["schedule", "1f1b", *sizes]) == 0
+    assert main(["schedule", "zb_h1", *sizes]) == 2
+    assert "backward without input and weight" in capsys.readouterr().err
