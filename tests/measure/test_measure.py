@@ -7,7 +7,7 @@ from hcmegatron.measure.run import combined, measure
 from hcmegatron.pipeline.placement import placement
 from hcmegatron.planner.machines import Machine
 from tests.ranks import run_ranks
-from tests.training.workers import tiny
+from tests.small_configs import tiny
 
 HERE = Machine("here", 0.1, 0.1, 8, 0.02, 2, 1.0, 1.0)
 RANKS = {"preload": ("tests.measure.workers",), "process_group": False, "timeout": 120}

@@ -72,10 +72,8 @@ def evaluation(config: Config) -> tuple[list[Mask], bool]:
     """The masks of an evaluation, and whether the generator is after it what it was before."""
     with groups_of(config) as groups:
         chunks = [wrap(chunk, config, groups) for chunk in chunks_of(config, groups)]
-        optimizer, schedule = (
-            build_optimizer(config, chunks, groups),
-            build_schedule(config, chunks, groups, Execution()),
-        )
+        optimizer = build_optimizer(config, chunks, groups)
+        schedule = build_schedule(config, chunks, groups, Execution())
         batches = Batches(config, groups.dp.rank(), groups.dp.size())
         stepper = Stepper(config, chunks, optimizer, schedule, batches, groups)
         stepper.gradients(0)

@@ -9,9 +9,9 @@ from hcmegatron.config import check, check_world, load
 from hcmegatron.config.types import flatten
 from hcmegatron.planner.plan import make_plan
 from hcmegatron.planner.rates import Assumptions
-from hcmegatron.planner.report import describe
 from hcmegatron.planner.search import CHOSEN, DIMENSIONS, losers, search
 from hcmegatron.planner.search_report import as_config, as_json
+from hcmegatron.planner.tables import describe
 from tests.planner.cases import config, machine
 
 # name, changes, GPUs, machine: small enough to try everything, and with memory that decides something

@@ -25,8 +25,8 @@ from typing import NamedTuple
 
 from hcmegatron.training import manifest
 from tests.ranks import observe_ranks, run_ranks
+from tests.small_configs import tiny
 from tests.training import checkpoint_workers, workers
-from tests.training.workers import tiny
 
 RUN = {"preload": ("tests.training.workers",), "process_group": False, "timeout": 120}
 RESUME = checkpoint_workers.resumed

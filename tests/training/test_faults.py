@@ -6,9 +6,9 @@ import subprocess
 import pytest
 
 from tests.ranks import observe_ranks
+from tests.small_configs import tiny
 from tests.training import faults
 from tests.training.faults import NEW, OLD, Case
-from tests.training.workers import tiny
 
 pytestmark = pytest.mark.ranks
 

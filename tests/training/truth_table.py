@@ -31,8 +31,8 @@ from hcmegatron.config.idle import ineffective
 from hcmegatron.config.types import flatten, leaves
 from hcmegatron.connections import facts
 from tests.ranks import observe_ranks
+from tests.small_configs import tiny
 from tests.training import checkpoint_workers
-from tests.training.workers import tiny
 
 RUN = {"preload": ("tests.training.workers",), "process_group": False, "timeout": 120, "grace": 10.0}
 CONTINUED = checkpoint_workers.continued
