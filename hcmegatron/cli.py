@@ -21,13 +21,22 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, NoReturn
 
 from hcmegatron import __version__
-from hcmegatron.config import Config, ConfigError, check, check_world, dump, read, smallest_world
-from hcmegatron.config.idle import ineffective
+from hcmegatron.config import (
+    Config,
+    ConfigError,
+    check_config,
+    check_world,
+    dump_config,
+    read_config,
+    smallest_world,
+)
+from hcmegatron.config.ineffective import ineffective
 from hcmegatron.config.load import scalar
-from hcmegatron.config.types import defaults, describe, leaves
+from hcmegatron.config.types import defaults, describe_field, leaves
+from hcmegatron.platform import standard_streams
+from hcmegatron.platform.collective_failure import Ended
 from hcmegatron.platform.exit_status import DIVERGED, STOPPED, USER_ERROR
-from hcmegatron.platform.standard_streams import silence, stand_in_for_closed, tell
-from hcmegatron.platform.together import Ended
+from hcmegatron.platform.standard_streams import stand_in_for_closed
 
 if TYPE_CHECKING:
     from hcmegatron.data.corpus import Corpus
@@ -76,7 +85,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _failed(line: str, status: int) -> int:
-    tell(f"hcmegatron: {line}")
+    standard_streams.tell(f"hcmegatron: {line}")
     return status
 
 
@@ -85,7 +94,7 @@ def _unwritable(error: OSError) -> int:
     is no error."""
     if error.filename is not None:
         return _failed(f"error: {error.filename}: {error.strerror}", 1)
-    silence(1)  # for the interpreter's own flush at exit
+    standard_streams.silence(1)  # for the interpreter's own flush at exit
     if isinstance(error, BrokenPipeError):
         return 0
     return _failed(f"error: standard output cannot be written: {error.strerror}", 1)
@@ -188,7 +197,7 @@ def _add_train(verbs: argparse._SubParsersAction) -> argparse.ArgumentParser:
 def _add_config(verbs: argparse._SubParsersAction) -> argparse.ArgumentParser:
     initial = defaults()
     settings = "\n".join(
-        f"  {key} = {scalar(initial[key])}    ({describe(hint)})" for key, hint in leaves().items()
+        f"  {key} = {scalar(initial[key])}    ({describe_field(hint)})" for key, hint in leaves().items()
     )
     config = verbs.add_parser(
         "config",
@@ -207,38 +216,38 @@ def _add_config(verbs: argparse._SubParsersAction) -> argparse.ArgumentParser:
 def _config(options: argparse.Namespace, overrides: list[str]) -> int:
     from hcmegatron.platform.optional import not_installed
 
-    config, sources = read(options.file, overrides)
-    _warn([*check(config, sources), *not_installed(config)])
-    print(dump(config), end="")
+    config, sources = read_config(options.file, overrides)
+    _warn([*check_config(config, sources), *not_installed(config)])
+    print(dump_config(config), end="")
     return 0
 
 
 def _train(options: argparse.Namespace, overrides: list[str]) -> int:
     """Everything that can be wrong without starting is found here; then one rank runs, or several are started."""
-    from hcmegatron.data.corpus import find
+    from hcmegatron.data.corpus import find_corpus
     from hcmegatron.planner import measured
     from hcmegatron.platform import cuda_environment
     from hcmegatron.platform.optional import require_installed
-    from hcmegatron.platform.ranks import discover
+    from hcmegatron.platform.ranks import discover_ranks
     from hcmegatron.training import resume
-    from hcmegatron.training.run_directory import examine
+    from hcmegatron.training.run_directory import examine_directory
 
     # torch's warnings of lost connections come with pages of native stack; read when torch is loaded.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     cuda_environment.prepare(os.environ)  # before anything asks the GPU what it is, which starts CUDA
-    ranks = discover(os.environ)
+    ranks = discover_ranks(os.environ)
     try:
-        config, sources = read(options.file, overrides)
-        warnings = check(config, sources)
+        config, sources = read_config(options.file, overrides)
+        warnings = check_config(config, sources)
         require_installed(config)
         if ranks is not None:
             check_world(config, ranks.world_size)
         measured.fitting(config, smallest_world(config) if ranks is None else ranks.world_size)
-        corpus = find(config.data)
+        corpus = find_corpus(config.data)
         warnings += corpus.warnings()
-        resume.find(config, Path(config.run.dir or ""), corpus.fingerprint)
+        resume.find_start(config, Path(config.run.dir or ""), corpus.fingerprint)
         if config.run.dir is not None and (ranks is None or ranks.rank == 0):  # only the first writes there
-            warnings += examine(Path(config.run.dir), config)
+            warnings += examine_directory(Path(config.run.dir), config)
         if ranks is not None:
             _check_device(config)
     except ConfigError:
@@ -264,10 +273,10 @@ def _check_device(config: Config, device: str | None = None) -> None:
         if not (found := transformer_engine()).usable:
             raise ConfigError(f"implementation = te: {found.words}; use implementation=auto or local")
     if config.kernels == "triton" and "kernels" not in ineffective(config):
-        from hcmegatron.kernels.select import select
+        from hcmegatron.kernels.select import select_kernels
 
         try:
-            select("triton", n=config.connection.n, device=device)
+            select_kernels("triton", n=config.connection.n, device=device)
         except ValueError as error:
             raise ConfigError(str(error)) from None
 
@@ -294,14 +303,14 @@ def _rank(config: Config, name: str, corpus: Corpus, ranks: RankInfo) -> int:
         return train(config, ranks, name, corpus)
     except Ended as error:
         if ranks.rank == 0:
-            tell(f"hcmegatron: error: {error}")
+            standard_streams.tell(f"hcmegatron: error: {error}")
         return error.status
     except ConfigError:
         if ranks.local_rank > 0:
             time.sleep(PATIENCE_S)
         raise
     except Exception:
-        tell(
+        standard_streams.tell(
             f"hcmegatron: rank {ranks.rank} of {ranks.world_size} failed:\n"
             + without_native_frames(traceback.format_exc())
         )
@@ -312,7 +321,7 @@ def _start_ranks(config: Config, name: str, corpus: Corpus) -> int:
     """Start the ranks that hold the model once, on this machine's GPUs or else on its CPU."""
     import torch
 
-    from hcmegatron.platform.local_launch import launch
+    from hcmegatron.platform.local_launch import launch_ranks
 
     world_size, gpus = smallest_world(config), torch.cuda.device_count()
     worker = partial(_rank, config, name, corpus)
@@ -320,18 +329,18 @@ def _start_ranks(config: Config, name: str, corpus: Corpus) -> int:
     if gpus == 0:
         import hcmegatron.training.run  # noqa: F401  (once, for all forks)
 
-        return launch(worker, world_size, "fork")
+        return launch_ranks(worker, world_size, "fork")
     if gpus < world_size:
         _warn(
             [f"the layout asks for {world_size} ranks and there are {gpus} GPUs: training on the CPU instead"]
         )
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
-    return launch(worker, world_size, "spawn")
+    return launch_ranks(worker, world_size, "spawn")
 
 
 def _warn(warnings: list[str]) -> None:
     for warning in warnings:
-        tell(f"hcmegatron: warning: {warning}")
+        standard_streams.tell(f"hcmegatron: warning: {warning}")
 
 
 def _versions() -> str:

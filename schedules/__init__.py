@@ -14,7 +14,7 @@ from schedules.costs import Costs, Link, StageCosts
 from schedules.csv_form import from_csv, to_csv
 from schedules.generators import GENERATORS, generate
 from schedules.placement import Placement
-from schedules.plan import Message, Schedule, Step, lower
+from schedules.schedule import Message, Schedule, ScheduleStep, lower
 from schedules.simulate import simulate
 from schedules.timeline import Simulation
 from schedules.validate import InvalidSchedule, Problem, problems, validate
@@ -30,9 +30,9 @@ __all__ = [
     "Placement",
     "Problem",
     "Schedule",
+    "ScheduleStep",
     "Simulation",
     "StageCosts",
-    "Step",
     "from_csv",
     "generate",
     "lower",

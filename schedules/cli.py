@@ -13,17 +13,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
-from schedules import files
+from schedules import output_files
+from schedules.cost_config import PER_STAGE, SINGLE, read_cost_config
 from schedules.csv_form import from_csv, to_csv
 from schedules.draw import to_svg, to_text, to_trace
 from schedules.generators import GENERATORS, generate
-from schedules.plan import Schedule
-from schedules.report import Report, report, table
-from schedules.settings import PER_STAGE, SINGLE, read_settings
+from schedules.report import ScheduleReport, make_report, report_table
+from schedules.schedule import Schedule
 
 MOST_CHUNKS = 1 << 18  # ranks times micro-batches: half a minute or so of work
 
-OUTPUTS: dict[str, tuple[str, Callable[[Report], str]]] = {
+OUTPUTS: dict[str, tuple[str, Callable[[ScheduleReport], str]]] = {
     "svg": ("picture", lambda r: to_svg(r.simulation)),
     "trace": ("trace for ui.perfetto.dev", lambda r: to_trace(r.simulation)),
     "csv": (
@@ -93,30 +93,30 @@ def main(args: argparse.Namespace) -> int:
 
 
 def _run(args: argparse.Namespace) -> None:
-    settings = read_settings(args.costs) if args.costs else {}
+    settings = read_cost_config(args.costs) if args.costs else {}
     for key in (*PER_STAGE, *SINGLE, "layers", "sending", "lead"):
         if getattr(args, key) is not None:
             settings[key] = getattr(args, key)
     schedule = _schedule(args)
-    main_report = report(schedule, settings)
+    main_report = make_report(schedule, settings)
     reports, unfit = [main_report], []
     if args.compare:
         for name in GENERATORS:
             if name == schedule.name:
                 continue
             try:
-                reports.append(report(generate(name, schedule.ranks, schedule.microbatches), settings))
+                reports.append(make_report(generate(name, schedule.ranks, schedule.microbatches), settings))
             except ValueError as error:
                 unfit.append((name, str(error).removeprefix(f"{name}: ")))
     texts = {name: make(main_report) for name, (_, make) in OUTPUTS.items() if getattr(args, name)}
     if args.json:
         found: Any = [entry.as_json() for entry in reports] if args.compare else main_report.as_json()
         texts["json"] = json.dumps(found, indent=1) + "\n"
-    files.write([(getattr(args, name), text) for name, text in texts.items()])
+    output_files.write([(getattr(args, name), text) for name, text in texts.items()])
     columns = shutil.get_terminal_size((120, 24)).columns
     print(to_text(main_report.simulation, columns, colour=sys.stdout is not None and sys.stdout.isatty()))
     sized = any(settings.get(key) is not None for key in ("activation", "pending", "parameters", "hop_bytes"))
-    print(table(reports, unfit, sized), end="")
+    print(report_table(reports, unfit, sized), end="")
 
 
 def _schedule(args: argparse.Namespace) -> Schedule:

@@ -32,7 +32,7 @@ class _Loader(yaml.SafeLoader):
 _Loader.add_constructor(TAG + "int", _Loader.construct_int)
 
 
-def load(path: Path) -> Any:
+def load_costs(path: Path) -> Any:
     """What the file holds. ValueError, without the file's name, where it cannot be read."""
     try:
         text = path.read_bytes().decode("utf-8-sig")

@@ -10,7 +10,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 
-from schedules.nodes import Layer, Node, backward_slots, forward_slots, makespan, pair_slots
+from schedules.node_costs import Layer, NodeCost, backward_slots, forward_slots, makespan, pair_slots
 from schedules.placement import Placement
 
 
@@ -34,7 +34,7 @@ class StageCosts:
     activation: float = 1.0
     pending: float = math.nan
     parameters: float = 0.0
-    layers: tuple[tuple[Node, ...], ...] = ()
+    layers: tuple[tuple[NodeCost, ...], ...] = ()
 
     def __post_init__(self) -> None:
         for name, default in (("B", self.I + self.W), ("pending", self.activation)):

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 
 from schedules.actions import Action, Kind, parse_action
 from schedules.placement import Placement
-from schedules.plan import Schedule, lower
+from schedules.schedule import Schedule, lower
 
 _MESSAGE = re.compile(r"[0-9]+(SEND|RECV)_[FB][0-9]+")
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 from schedules.placement import Placement
-from schedules.plan import Schedule
+from schedules.schedule import Schedule
 
 
 class Misfit(NamedTuple):
@@ -27,7 +27,7 @@ class Misfit(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Descriptor:
+class ScheduleDescriptor:
     """A kind of schedule. P ranks, M micro-batches of a step, counted over all paths.
 
     Attributes:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from schedules.cost_config import Settings, candidates
 from schedules.memory import channel_buffers, memory_over_time, peaks
-from schedules.plan import Schedule
 from schedules.receives import most_ahead, receive_leads
-from schedules.settings import Settings, candidates
+from schedules.schedule import Schedule
 from schedules.simulate import simulate
 from schedules.timeline import Simulation
 from schedules.validate import validate
@@ -17,7 +17,7 @@ COLUMNS = ("schedule", "makespan", "bubble", "hops cost", "activations", "parame
 
 
 @dataclass(frozen=True)
-class Report:
+class ScheduleReport:
     """``free`` is the same schedule and runtime on links that take no time."""
 
     simulation: Simulation
@@ -87,7 +87,7 @@ class Report:
         }
 
 
-def report(schedule: Schedule, settings: Settings) -> Report:
+def make_report(schedule: Schedule, settings: Settings) -> ScheduleReport:
     """Validate, then simulate with the settings' costs; with the lead that ends first, where that is left
     open.
 
@@ -97,10 +97,10 @@ def report(schedule: Schedule, settings: Settings) -> Report:
     best = min(
         (simulate(schedule, costs) for costs in candidates(schedule, settings)), key=lambda s: s.makespan
     )
-    return Report(best, simulate(schedule, best.costs.with_free_links()))
+    return ScheduleReport(best, simulate(schedule, best.costs.with_free_links()))
 
 
-def table(reports: list[Report], unfit: list[tuple[str, str]], sized: bool) -> str:
+def report_table(reports: list[ScheduleReport], unfit: list[tuple[str, str]], sized: bool) -> str:
     """Aligned columns; schedules that cannot take the sizes follow with the reason. Peak bytes only where a
     size was given."""
     columns = len(COLUMNS) if sized else len(COLUMNS) - 1

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from schedules.actions import Action, Kind
 from schedules.costs import Costs, StageCosts
-from schedules.plan import Message, Schedule, input_of, lower, output_of
+from schedules.schedule import Message, Schedule, input_of, lower, output_of
 from schedules.timeline import Cause, Simulation, Timed, Transfer
 
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from schedules.actions import Action, Kind
 from schedules.costs import Costs
-from schedules.plan import Message, Schedule
+from schedules.schedule import Message, Schedule
 
 
 class Cause(NamedTuple):

@@ -7,10 +7,10 @@ from collections.abc import Iterator, Sequence
 from typing import Literal, NamedTuple
 
 from schedules.actions import Action, Kind
-from schedules.plan import Message, Schedule, Step, input_of, lower
-from schedules.rendezvous import stuck
+from schedules.deadlock import find_deadlock
+from schedules.schedule import Message, Schedule, ScheduleStep, input_of, lower
 
-Steps = Sequence[Sequence[Step]]
+Steps = Sequence[Sequence[ScheduleStep]]
 Cause = Literal["placement", "work", "order", "message", "channel", "deadlock", "memory"]
 Place = tuple[int, int]  # (rank, position in its list)
 
@@ -215,7 +215,7 @@ def live_chunks(actions: Sequence[Action]) -> list[int]:
 
 
 def _deadlock(steps: Steps, posted: int) -> Iterator[Problem]:
-    for rank, (position, message) in enumerate(stuck(steps, posted)):
+    for rank, (position, message) in enumerate(find_deadlock(steps, posted)):
         if message is None:
             continue
         here = steps[rank]

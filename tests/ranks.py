@@ -26,7 +26,7 @@ from multiprocessing.reduction import send_handle
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from tests.zygote import Branch, Ending, Request
+from tests.fork_server import Branch, Ending, Request
 
 ROOT = Path(__file__).resolve().parent.parent
 PRELOAD = ("torch.distributed",)
@@ -91,7 +91,7 @@ def observe_ranks(
     tests (a stub, an emulation), its name, ``package.module:function``. ``args``, ``kwargs`` and what the target
     returns travel by pickle. After ``timeout`` seconds, or ``grace`` seconds after the first rank ended with a non-zero
     code, the remaining ranks write their stacks and are killed. ``preload`` lists modules (``module``, or
-    ``module:function`` to call) that the zygote imports once, in order; one zygote is kept per list, forked from a
+    ``module:function`` to call) that the fork server imports once, in order; one fork server is kept per list, forked from a
     first one that imported torch. RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT are set, and ``env`` on
     top; the default gloo group exists unless ``process_group`` is False.
     """
@@ -138,8 +138,8 @@ def _environment() -> dict[str, str]:
     return {**os.environ, **_FIXED, "PYTHONPATH": path}
 
 
-class _Zygote:
-    """The pytest side of one zygote process: the first, or one that the first forked."""
+class _ForkServer:
+    """The pytest side of one fork server process: the first, or one that the first forked."""
 
     def __init__(self, connection: Connection, pid: int, log: BinaryIO) -> None:
         self.connection, self.pid, self.log = connection, pid, log
@@ -162,7 +162,7 @@ class _Zygote:
             what = "has died"
         self.stop()
         said = os.pread(self.log.fileno(), 1 << 20, self.log_start).decode(errors="replace")
-        raise RuntimeError(f"the zygote {what}; it said:\n{said}")
+        raise RuntimeError(f"the fork server {what}; it said:\n{said}")
 
     def stop(self) -> None:
         """Ends the process, and through it every rank that it may still have."""
@@ -175,12 +175,12 @@ class _Zygote:
 
 
 class _Zygotes:
-    """The first zygote process, and by list of modules the one forked from it."""
+    """The first fork server process, and by list of modules the one forked from it."""
 
     _running: _Zygotes | None = None
 
     @classmethod
-    def of(cls, preload: tuple[str, ...]) -> _Zygote:
+    def of(cls, preload: tuple[str, ...]) -> _ForkServer:
         if cls._running is None or cls._running.process.poll() is not None:
             cls._running = cls()
         branches = cls._running.branches
@@ -189,11 +189,11 @@ class _Zygotes:
         return branches[preload]
 
     def __init__(self) -> None:
-        self.branches: dict[tuple[str, ...], _Zygote] = {}
+        self.branches: dict[tuple[str, ...], _ForkServer] = {}
         log = tempfile.TemporaryFile()  # noqa: SIM115, lives as long as the process
         here, there = socket.socketpair()
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "tests.zygote", str(there.fileno())],
+            [sys.executable, "-m", "tests.fork_server", str(there.fileno())],
             cwd=ROOT,
             env=_environment(),
             pass_fds=[there.fileno()],
@@ -202,18 +202,18 @@ class _Zygotes:
             stderr=log,
         )
         there.close()
-        self.first = _Zygote(Connection(here.detach()), self.process.pid, log)
+        self.first = _ForkServer(Connection(here.detach()), self.process.pid, log)
         atexit.register(self.stop)
 
-    def _branch(self, preload: tuple[str, ...]) -> _Zygote:
+    def _branch(self, preload: tuple[str, ...]) -> _ForkServer:
         here, there = socket.socketpair()
         self.first.connection.send(Branch(preload, _environment()))
         send_handle(self.first.connection, there.fileno(), self.process.pid)
         there.close()
         pid = self.first.receive(timeout=120.0)
-        return _Zygote(Connection(here.detach()), pid, self.first.log)
+        return _ForkServer(Connection(here.detach()), pid, self.first.log)
 
     def stop(self) -> None:
-        for zygote in (*self.branches.values(), self.first):
-            zygote.stop()
+        for fork_server in (*self.branches.values(), self.first):
+            fork_server.stop()
         self.process.wait()

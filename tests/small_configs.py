@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from hcmegatron.config.checks import check
+from hcmegatron.config.checks import check_config
 from hcmegatron.config.schema import Config
 
 VOCAB = 261  # of small
@@ -47,7 +47,7 @@ def small(architecture: str, connection: str, **parallel: object) -> Config:
     config.optimizer.eps = 1.0  # see one_step
     config.optimizer.clip, config.optimizer.weight_decay = 0.1, 0.01
     put(config, parallel=parallel)
-    check(config)
+    check_config(config)
     return config
 
 

@@ -80,7 +80,7 @@ def test_a_killed_rank_is_seen_and_what_ranks_started_is_ended():
     assert not any(map(_running, started))
 
 
-def test_a_zygote_that_cannot_start_says_why():
+def test_a_fork_server_that_cannot_start_says_why():
     with pytest.raises(RuntimeError, match="No module named 'no_such_module'"):
         run_ranks(1, total, 1, preload=("no_such_module",))
 
@@ -88,6 +88,6 @@ def test_a_zygote_that_cannot_start_says_why():
 def test_ranks_see_no_gpu(monkeypatch):
     """Whatever the machine has: they are forks, and CUDA does not survive one."""
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
-    preload = ("torch.distributed", "tests.zygote")  # a zygote of this test's own
+    preload = ("torch.distributed", "tests.fork_server")  # a fork server of this test's own
     answers = run_ranks(2, "os:getenv", "CUDA_VISIBLE_DEVICES", process_group=False, preload=preload)
     assert answers == ["", ""]

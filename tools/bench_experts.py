@@ -15,11 +15,11 @@ from collections.abc import Callable
 import torch
 
 import hcmegatron.platform.megatron  # noqa: F401  (installs the CPU adapter first)
-from hcmegatron.config.load import load
+from hcmegatron.config.load import load_config
 from hcmegatron.config.schema import Config
 from hcmegatron.model.experts import GroupedExperts
 from hcmegatron.model.gpt import build_chunk, stages
-from hcmegatron.model.initialise import initialise
+from hcmegatron.model.initialise import initialise_weights
 from hcmegatron.model.transformer_config import transformer_config
 from hcmegatron.platform.distributed import process_groups
 from hcmegatron.platform.ranks import RankInfo, free_port
@@ -27,8 +27,8 @@ from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.tensor_parallel import ColumnParallelLinear, RowParallelLinear
 from megatron.core.transformer.mlp import MLPSubmodules
 from megatron.core.transformer.moe.experts import SequentialMLP
-from tools.aims import Aims, status
 from tools.alternate import alternating, ratio
+from tools.targets import Targets, exit_status
 
 ROUNDS = 15
 # experts, tokens that reach them, C, width of an expert, dtype
@@ -41,16 +41,16 @@ SHAPES = (
 
 
 def main() -> int:
-    """Prints medians and ratios, grouped over sequential; returns 1 where one misses its aim."""
+    """Prints medians and ratios, grouped over sequential; returns 1 where one misses its target."""
     argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter).parse_args()
-    config = load("configs/quickstart.yaml", ["--parallel.pipeline=1", "--training.threads=1"])
+    config = load_config("configs/quickstart.yaml", ["--parallel.pipeline=1", "--training.threads=1"])
     alone = RankInfo(0, 1, 0, 1, "127.0.0.1", free_port(), "bench")
-    aims = Aims()
+    targets = Targets()
     with process_groups(config, alone) as groups:
         for shape in SHAPES:
-            compare(shown(*shape), experts(groups, *shape), aims)
-        compare("quickstart model", model(config, groups), aims)
-    return status(aims.missed)
+            compare(shown(*shape), experts(groups, *shape), targets)
+        compare("quickstart model", model(config, groups), targets)
+    return exit_status(targets.missed)
 
 
 def shown(count: int, tokens: int, hidden_size: int, width: int, dtype: str) -> str:
@@ -58,12 +58,12 @@ def shown(count: int, tokens: int, hidden_size: int, width: int, dtype: str) -> 
     return f"{count} experts, {tokens} tokens, C {hidden_size}, width {width}, {dtype}"
 
 
-def compare(name: str, candidates: dict[str, Callable[[], None]], aims: Aims) -> None:
+def compare(name: str, candidates: dict[str, Callable[[], None]], targets: Targets) -> None:
     """Prints one line."""
     times = alternating(candidates, ROUNDS, warmup=2)
     found = ratio(times, "grouped", "sequential")
     medians = ", ".join(f"{key} {1e3 * statistics.median(value):.2f} ms" for key, value in times.items())
-    print(f"{name}: {medians}, ratio {found:.2f} (aim: {aims.below(name, found, 1)})")
+    print(f"{name}: {medians}, ratio {found:.2f} (target: {targets.below(name, found, 1)})")
 
 
 def experts(
@@ -107,7 +107,7 @@ def model(config: Config, groups: ProcessGroupCollection) -> dict[str, Callable[
         own = copy.deepcopy(config)
         own.moe.grouped = name == "grouped"
         chunk = build_chunk(own, stages(own.model.layers, 1)[0], vocab_size, groups)
-        initialise(chunk, own)
+        initialise_weights(chunk, own)
 
         def run(chunk: torch.nn.Module = chunk) -> None:
             chunk.zero_grad()

@@ -26,7 +26,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tools.mhc_peers import CANDIDATES, Candidate, Unavailable
+from tools.mhc_peers import CANDIDATES, Peer, Unavailable
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
@@ -48,7 +48,7 @@ def plan(n: int) -> dict[str, int]:
 
 
 @dataclass
-class Row:
+class KernelTime:
     """One measurement."""
 
     candidate: str
@@ -133,7 +133,7 @@ def kept_bytes(run: Callable[[], Any], known: list[Tensor]) -> int:
     return sum(storages.values())
 
 
-def operations(made: Candidate, H: Tensor, y: Tensor) -> dict[str, Callable[[], Any]]:
+def operations(made: Peer, H: Tensor, y: Tensor) -> dict[str, Callable[[], Any]]:
     """Every operation as a call on its own; backwards keep their graph."""
     C = y.shape[-1]
     leaves = [H, y, *made.parameters]
@@ -175,7 +175,7 @@ def operations(made: Candidate, H: Tensor, y: Tensor) -> dict[str, Callable[[], 
 
 def measure(
     key: str, n: int, C: int, T: int, dtype: torch.dtype, device: str, copy: float, repeating: int = 200
-) -> list[Row]:
+) -> list[KernelTime]:
     """All operations of one candidate at one shape. Raises Unavailable."""
     made = CANDIDATES[key](n, C, dtype, device)
     generator = torch.Generator().manual_seed(1)
@@ -190,7 +190,9 @@ def measure(
             moved = elements * C * T * H.element_size()
             rate = moved / (1e-3 * ms)
             rows.append(
-                Row(made.name, operation, n, C, T, 1e3 * ms, moved, rate / 1e9, 100 * rate / copy, kept)
+                KernelTime(
+                    made.name, operation, n, C, T, 1e3 * ms, moved, rate / 1e9, 100 * rate / copy, kept
+                )
             )
     return rows
 
@@ -225,7 +227,7 @@ def main() -> None:
         for n in args.n:
             for C in args.hidden:
                 print(f"tiles for n={n}, C={C}: {tune(n, C, DTYPES[args.dtype])}")
-    rows: list[Row] = []
+    rows: list[KernelTime] = []
     skipped: dict[str, str] = {}
     for n in args.n:
         for C in args.hidden:
@@ -265,7 +267,7 @@ def main() -> None:
         print(f"wrote {args.out / 'kernels.svg'}")
 
 
-def draw(rows: list[Row], path: Path, title: str) -> None:
+def draw(rows: list[KernelTime], path: Path, title: str) -> None:
     """Time of the sub-layer, forward and backward, over its copy limit, at the largest shape."""
     import matplotlib
 

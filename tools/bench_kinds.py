@@ -14,11 +14,11 @@ from collections.abc import Callable
 from typing import Any
 
 import hcmegatron.platform.megatron  # noqa: F401  (installs the CPU adapter first)
-from hcmegatron.config.load import load
+from hcmegatron.config.load import load_config
 from hcmegatron.connections.kinds import KINDS as kinds
 from hcmegatron.connections.manifold import Manifold
 from hcmegatron.connections.mixing import aggregate, mix_and_add
-from hcmegatron.data.corpus import find
+from hcmegatron.data.corpus import find_corpus
 from hcmegatron.data.dataset import Batches, Text
 from hcmegatron.data.tokenizer import build_tokenizer
 from hcmegatron.platform.distributed import process_groups
@@ -26,8 +26,8 @@ from hcmegatron.platform.local_launch import free_port
 from hcmegatron.platform.ranks import RankInfo
 from hcmegatron.training.model import build_model
 from hcmegatron.training.optimizer import build_optimizer
-from tools.aims import Aims, status
 from tools.alternate import alternating, ratio
+from tools.targets import Targets, exit_status
 
 KINDS = tuple(kinds)
 
@@ -48,7 +48,7 @@ class Eager(Manifold):
 
 def step_of(kind: str, groups: Any, text: Text, eager: bool) -> Callable[[], None]:
     """One step: every micro-batch of a global batch forward and backward, then the optimizer."""
-    config = load(
+    config = load_config(
         "configs/quickstart.yaml",
         [
             "--parallel.pipeline=1",
@@ -78,7 +78,7 @@ def step_of(kind: str, groups: Any, text: Text, eager: bool) -> Callable[[], Non
 
 
 def main() -> int:
-    """Prints medians and every kind's ratio to the residual; returns 1 where mHC's missed its aim."""
+    """Prints medians and every kind's ratio to the residual; returns 1 where mHC's missed its target."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -86,23 +86,25 @@ def main() -> int:
     parser.add_argument("--kinds", nargs="+", choices=KINDS[1:], default=KINDS[1:])
     parser.add_argument("--eager", action="store_true")
     args = parser.parse_args()
-    config = load("configs/quickstart.yaml", ["--parallel.pipeline=1", "--parallel.schedule=megatron_1f1b"])
+    config = load_config(
+        "configs/quickstart.yaml", ["--parallel.pipeline=1", "--parallel.schedule=megatron_1f1b"]
+    )
     alone = RankInfo(0, 1, 0, 1, "127.0.0.1", free_port(), "bench")
     with process_groups(config, alone) as groups:
-        text = Text(find(config.data), build_tokenizer(config.data))
+        text = Text(find_corpus(config.data), build_tokenizer(config.data))
         names = {kind: (kind, False) for kind in ("residual", *args.kinds)} | (
             {"mhc, eager": ("mhc", True)} if args.eager else {}
         )
         steps = {name: step_of(kind, groups, text, eager) for name, (kind, eager) in names.items()}
         times = alternating(steps, args.rounds, warmup=2)
     ratios = {name: ratio(times, name, "residual") for name in times}
-    aims = Aims()
+    targets = Targets()
     for name, seconds in times.items():
-        aim = f" (aim: {aims.at_most(name, ratios[name], 1.8)})" if name == "mhc" else ""
+        target = f" (target: {targets.at_most(name, ratios[name], 1.8)})" if name == "mhc" else ""
         print(
-            f"{name:>10}: {1e3 * statistics.median(seconds):7.1f} ms a step, {ratios[name]:.2f} of residual{aim}"
+            f"{name:>10}: {1e3 * statistics.median(seconds):7.1f} ms a step, {ratios[name]:.2f} of residual{target}"
         )
-    return status(aims.missed)
+    return exit_status(targets.missed)
 
 
 if __name__ == "__main__":

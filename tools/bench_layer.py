@@ -24,21 +24,21 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
 import hcmegatron.platform.megatron  # noqa: F401  (installs the CPU adapter first)
-from hcmegatron.config import check
-from hcmegatron.config.load import load
+from hcmegatron.config import check_config
+from hcmegatron.config.load import load_config
 from hcmegatron.config.schema import Config, micro_batch_tokens
-from hcmegatron.connections.build import described
+from hcmegatron.connections.build import parameter_of
 from hcmegatron.model.gpt import build_chunk, stages, unwrap
-from hcmegatron.pipeline.placement import placement
-from hcmegatron.pipeline.tied import embedding_groups
+from hcmegatron.pipeline.configured_schedule import placement
+from hcmegatron.pipeline.tied_embeddings import embedding_groups
 from hcmegatron.planner.flops import training_flops_per_token
 from hcmegatron.platform.distributed import device, process_groups
 from hcmegatron.platform.local_launch import free_port
 from hcmegatron.platform.ranks import RankInfo
 from hcmegatron.recompute.attach import Recomputation
-from hcmegatron.recompute.plan import mib
+from hcmegatron.recompute.block_plan import mib
 from hcmegatron.training.data_parallel import DataParallel
-from hcmegatron.training.model import wrap
+from hcmegatron.training.model import wrap_chunk
 from megatron.core.process_groups_config import ProcessGroupCollection
 from tools.alternate import alternating, ratio
 
@@ -79,8 +79,8 @@ def configuration(kind: str, recompute: str, tokens: int) -> Config:
         "training.threads": 1,
         **(PAPER_27B if torch.cuda.is_available() else {}),
     }
-    config = load("configs/quickstart.yaml", [f"--{key}={value}" for key, value in settings.items()])
-    check(config)
+    config = load_config("configs/quickstart.yaml", [f"--{key}={value}" for key, value in settings.items()])
+    check_config(config)
     return config
 
 
@@ -98,7 +98,7 @@ def kept(forward: Callable[[], Tensor]) -> int:
     return left
 
 
-class Measured(NamedTuple):
+class MeasuredForm(NamedTuple):
     """Of one form: median seconds, their ratio to the residual's, and bytes kept for backward."""
 
     seconds: float
@@ -114,19 +114,19 @@ def network(config: Config, groups: ProcessGroupCollection) -> DataParallel:
     chunk = build_chunk(config, stage, VOCABULARY, embedding_groups(groups, where)).to(device())
     with torch.no_grad():
         for weight in chunk.parameters():
-            if weight.dim() == 2 and described(weight) is None:
+            if weight.dim() == 2 and parameter_of(weight) is None:
                 weight.normal_(0.0, config.model.init_std)
-    return wrap(chunk, config, groups)
+    return wrap_chunk(chunk, config, groups)
 
 
-class Layer(NamedTuple):
+class MeasuredLayer(NamedTuple):
     """All forms by name, and the residual's TFLOP/s."""
 
-    forms: dict[str, Measured]
+    forms: dict[str, MeasuredForm]
     tflops: float
 
 
-def measure(tokens: int, rounds: int) -> Layer:
+def measure(tokens: int, rounds: int) -> MeasuredLayer:
     """The forms taking turns."""
     alone = RankInfo(0, 1, 0, 1, "127.0.0.1", free_port(), "bench")
     first = configuration("residual", "none", tokens)
@@ -158,11 +158,11 @@ def measure(tokens: int, rounds: int) -> Layer:
 
         times = alternating({name: made(name, *form) for name, form in FORMS.items()}, rounds, warmup=3)
     found = {
-        name: Measured(statistics.median(values), ratio(times, name, "residual"), bytes_kept[name])
+        name: MeasuredForm(statistics.median(values), ratio(times, name, "residual"), bytes_kept[name])
         for name, values in times.items()
     }
     flops = tokens * training_flops_per_token(first, VOCABULARY)
-    return Layer(found, flops / found["residual"].seconds / 1e12)
+    return MeasuredLayer(found, flops / found["residual"].seconds / 1e12)
 
 
 def default_tokens() -> int:
@@ -170,7 +170,7 @@ def default_tokens() -> int:
     return 4096 if torch.cuda.is_available() else 256
 
 
-def main(arguments: list[str] | None = None) -> dict[str, Measured]:
+def main(arguments: list[str] | None = None) -> dict[str, MeasuredForm]:
     """Prints and returns the table."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter

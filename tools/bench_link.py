@@ -33,13 +33,13 @@ from schedules import generate
 from schedules.costs import Costs, Link
 from schedules.runtime import DistributedTransport, Runtime
 from schedules.simulate import simulate
-from tools.aims import Aims, status
+from tools.targets import Targets, exit_status
 
 SHAPE = (64, 4, 64)  # of a message: small, so that what it costs is the emulated link
 
 
 @dataclass(frozen=True)
-class Setting:
+class LinkCase:
     """``forward`` in seconds; ``hop``, the time of a message as a part of it, 0 for a free link; ``wire`` is
     "latency" or "bandwidth"."""
 
@@ -59,7 +59,7 @@ class Setting:
         return Link(latency=hop) if self.wire == "latency" else Link(bandwidth=size / hop)
 
     @property
-    def free(self) -> Setting:
+    def free(self) -> LinkCase:
         return replace(self, hop=0.0)
 
     def simulated(self) -> float:
@@ -93,7 +93,7 @@ class SleepingStage:
         time.sleep(self._forward)
 
 
-def measure(settings: list[Setting]) -> list[float]:
+def measure(settings: list[LinkCase]) -> list[float]:
     """Seconds of a step, from the first rank's start to the last one's end, for each setting in turn. Runs on
     every rank of the default group, all with the same settings; the same answer everywhere."""
     group = dist.group.WORLD
@@ -128,7 +128,7 @@ def measure(settings: list[Setting]) -> list[float]:
     return seconds
 
 
-def _rank_main(rank: int, store: str, settings: list[Setting]) -> None:
+def _rank_main(rank: int, store: str, settings: list[LinkCase]) -> None:
     torch.set_num_threads(1)
     ranks = settings[0].ranks
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=ranks)
@@ -138,17 +138,17 @@ def _rank_main(rank: int, store: str, settings: list[Setting]) -> None:
     dist.destroy_process_group()
 
 
-def _print_table(settings: list[Setting], seconds: list[float]) -> list[str]:
-    """Returns the aims that were missed: the default setting's link costs 3% at most, that of others lies nearer to the
+def _print_table(settings: list[LinkCase], seconds: list[float]) -> list[str]:
+    """Returns the targets that were missed: the default setting's link costs 3% at most, that of others lies nearer to the
     simulator's figure than to lockstep's."""
-    aims = Aims()
+    targets = Targets()
     taken = dict(zip(settings, seconds, strict=True))
     first = settings[0]
     print(
         f"{first.schedule}, {first.ranks} ranks, {first.microbatches} micro-batches, "
         f"F {first.forward * 1e3:.0f} ms, a hop costs {first.hop} F ({first.wire})"
     )
-    print(f"{'':26}{'free link':>12}{'link':>12}{'ratio':>9}{'simulated':>11}  aim")
+    print(f"{'':26}{'free link':>12}{'link':>12}{'ratio':>9}{'simulated':>11}  target")
     simulated = {s.lockstep: s.simulated() / s.free.simulated() for s in settings if s.hop}
     for setting in settings:
         if setting.hop:
@@ -157,26 +157,26 @@ def _print_table(settings: list[Setting], seconds: list[float]) -> list[str]:
             ratio = taken[setting] / taken[free]
             # in small settings lockstep costs no more, and there is nothing to tell apart
             tells = not setting.lockstep and simulated[False] + 0.02 < simulated[True]
-            most = 1.03 if setting == Setting() else sum(simulated.values()) / 2
-            aim = aims.at_most(name, ratio, most) if tells else ""
+            most = 1.03 if setting == LinkCase() else sum(simulated.values()) / 2
+            target = targets.at_most(name, ratio, most) if tells else ""
             expected = simulated[setting.lockstep]
             print(
-                f"{name:26}{taken[free]:10.3f} s{taken[setting]:10.3f} s{ratio:9.3f}{expected:11.3f}  {aim}"
+                f"{name:26}{taken[free]:10.3f} s{taken[setting]:10.3f} s{ratio:9.3f}{expected:11.3f}  {target}"
             )
-    return aims.missed
+    return targets.missed
 
 
 def main() -> int:
-    """Prints the table; returns 1 where an aim was missed."""
+    """Prints the table; returns 1 where a target was missed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    default = Setting()
+    default = LinkCase()
     parser.add_argument("--schedule", default=default.schedule)
     parser.add_argument("--ranks", type=int, default=default.ranks)
     parser.add_argument("--microbatches", type=int, default=default.microbatches)
     parser.add_argument("--forward", type=float, default=default.forward, help="seconds")
     parser.add_argument("--hop", type=float, default=default.hop, help="as a part of F, above 0")
     parser.add_argument("--wire", choices=["latency", "bandwidth"], default=default.wire)
-    setting = Setting(**vars(parser.parse_args()))
+    setting = LinkCase(**vars(parser.parse_args()))
     if setting.hop <= 0 or setting.forward <= 0:
         parser.error(f"--hop {setting.hop} --forward {setting.forward}: both have to be above 0")
     generate(setting.schedule, setting.ranks, setting.microbatches)  # refuses impossible sizes in one line
@@ -184,7 +184,7 @@ def main() -> int:
     settings = [setting, setting.free, lockstep, lockstep.free]
     with tempfile.TemporaryDirectory() as directory:
         torch.multiprocessing.spawn(_rank_main, (f"{directory}/store", settings), nprocs=setting.ranks)
-        return status(json.loads(Path(f"{directory}/store.missed").read_text()))
+        return exit_status(json.loads(Path(f"{directory}/store.missed").read_text()))
 
 
 if __name__ == "__main__":

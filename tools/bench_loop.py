@@ -14,31 +14,31 @@ import tempfile
 from pathlib import Path
 
 import hcmegatron.platform.megatron  # noqa: F401  (installs the CPU adapter first)
-from hcmegatron.config.load import load
-from hcmegatron.data.corpus import find
+from hcmegatron.config.load import load_config
+from hcmegatron.data.corpus import find_corpus
 from hcmegatron.platform.distributed import process_groups
 from hcmegatron.platform.ranks import RankInfo, free_port
-from hcmegatron.training.registry import build_observers
+from hcmegatron.training.observer_registry import build_observers
 from hcmegatron.training.run import one_step
-from hcmegatron.training.setup import assembled
-from tools.aims import Aims, status
+from hcmegatron.training.setup import assemble_run
 from tools.alternate import alternating, ratio
+from tools.targets import Targets, exit_status
 
 ROUNDS = 15
 
 
 def main() -> int:
-    """Prints both medians and the ratio, loop over bare; returns 1 where it misses its aim."""
+    """Prints both medians and the ratio, loop over bare; returns 1 where it misses its target."""
     argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter).parse_args()
     settings = ["parallel.pipeline=1", "parallel.schedule=megatron_1f1b", "training.threads=1"]
     settings += ["training.log_every=1000", "run.peak_tflops=0.1"]
-    config = load("configs/quickstart.yaml", [f"--{setting}" for setting in settings])
+    config = load_config("configs/quickstart.yaml", [f"--{setting}" for setting in settings])
     alone = RankInfo(0, 1, 0, 1, "127.0.0.1", free_port(), "bench")
-    corpus = find(config.data)
+    corpus = find_corpus(config.data)
     with (
         process_groups(config, alone) as groups,
         tempfile.TemporaryDirectory() as folder,
-        assembled(config, alone, groups, corpus, Path(folder)) as run,
+        assemble_run(config, alone, groups, corpus, Path(folder)) as run,
         build_observers(run) as observers,
     ):
         run.observers = observers
@@ -61,9 +61,9 @@ def main() -> int:
     found = ratio(times, "loop", "bare")
     for name, seconds in times.items():
         print(f"{name}: {1e3 * statistics.median(seconds):.1f} ms a step")
-    aims = Aims()
-    print(f"loop / bare: {found:.3f} (aim: {aims.at_most('loop / bare', found, 1.05)})")
-    return status(aims.missed)
+    targets = Targets()
+    print(f"loop / bare: {found:.3f} (target: {targets.at_most('loop / bare', found, 1.05)})")
+    return exit_status(targets.missed)
 
 
 if __name__ == "__main__":

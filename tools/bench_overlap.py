@@ -38,7 +38,7 @@ import hcmegatron.platform.megatron  # noqa: F401  (installs the CPU adapter bef
 from hcmegatron.model.execution import Execution
 from hcmegatron.model.nodes import Lane, MicroBatch, Node
 from hcmegatron.pipeline.overlap import OverlappedStage, Pairing
-from schedules import generate, nodes
+from schedules import generate, node_costs
 from schedules.costs import Costs, Link, stage_costs
 from schedules.placement import Placement
 from schedules.runtime import DistributedTransport, Runtime
@@ -50,7 +50,7 @@ LANES = {"compute": Lane.COMPUTE, "communication": Lane.COMMUNICATION}
 
 
 @dataclass(frozen=True)
-class Setting:
+class OverlapCase:
     """``unit`` in seconds: attention's forward; ``all_to_all`` as a part of it; ``hop`` as a part of a chunk's forward,
     one node after another. ``mode``: together, lockstep or serial."""
 
@@ -65,14 +65,14 @@ class Setting:
     mode: str = "together"
 
     @property
-    def layer(self) -> list[nodes.Node]:
+    def layer(self) -> list[node_costs.NodeCost]:
         """In seconds."""
         u, a = self.unit, self.unit * self.all_to_all
         return [
-            nodes.Node("attention", "compute", u, u, u),
-            nodes.Node("dispatch", "communication", a, a),
-            nodes.Node("experts", "compute", u, u, u),
-            nodes.Node("combine", "communication", a, a),
+            node_costs.NodeCost("attention", "compute", u, u, u),
+            node_costs.NodeCost("dispatch", "communication", a, a),
+            node_costs.NodeCost("experts", "compute", u, u, u),
+            node_costs.NodeCost("combine", "communication", a, a),
         ]
 
     @property
@@ -144,7 +144,7 @@ class _Take(torch.autograd.Function):
     """A node that passes its input on."""
 
     @staticmethod
-    def forward(ctx: Any, streams: Tensor, weight: Tensor, node: nodes.Node, rank: Rank) -> Tensor:
+    def forward(ctx: Any, streams: Tensor, weight: Tensor, node: node_costs.NodeCost, rank: Rank) -> Tensor:
         ctx.node, ctx.rank, ctx.weight = node, rank, weight
         rank.lanes.take(node.forward, LANES[node.lane])
         return streams.clone()
@@ -178,7 +178,7 @@ class Rank:
 class TimedChunk(nn.Module):
     """A chunk of layers whose nodes take set times; as much of ConnectionGPT as a stage uses."""
 
-    def __init__(self, setting: Setting, rank: Rank, first: bool, last: bool) -> None:
+    def __init__(self, setting: OverlapCase, rank: Rank, first: bool, last: bool) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.zeros(1))
         self.first, self.post_process = first, last
@@ -189,7 +189,7 @@ class TimedChunk(nn.Module):
         self.decoder = SimpleNamespace(layers=layers)
         self.input: Tensor | None = None
 
-    def _node(self, node: nodes.Node, rank: Rank) -> Node:
+    def _node(self, node: node_costs.NodeCost, rank: Rank) -> Node:
         def run(state: tuple[Tensor], _: MicroBatch) -> tuple[Tensor]:
             return (_Take.apply(state[0], self.weight, node, rank),)
 
@@ -207,17 +207,17 @@ def forward_step(batches: Any, chunk: Callable[[], Tensor]) -> tuple[Tensor, Any
     return chunk(), lambda output: (output.sum(), 1, {})
 
 
-class Stage(OverlappedStage):
+class MeasuredStage(OverlappedStage):
     """Measures what its FBs expose.
 
     Attributes:
         exposed, communication: seconds, over all FBs.
     """
 
-    def __init__(self, setting: Setting, rank: Rank, first: bool, last: bool) -> None:
+    def __init__(self, setting: OverlapCase, rank: Rank, first: bool, last: bool) -> None:
         chunk = TimedChunk(setting, rank, first, last)
         super().__init__(rank.lanes, chunk, chunk, Execution(), lambda *_: setting.pairing)
-        rank.store = self.weight_gradients
+        rank.store = self.wgrad_store
         self.setting, self.ends = setting, first + last
         self.exposed = self.communication = 0.0
         self.begin(forward_step, iter(()), False, setting.microbatches, lambda: None)
@@ -267,19 +267,19 @@ class Stage(OverlappedStage):
         self.communication += lanes.communicated - communicated + hops * hop
 
 
-def measure(settings: list[Setting]) -> list[tuple[float, float]]:
+def measure(settings: list[OverlapCase]) -> list[tuple[float, float]]:
     """(seconds of a step, share of the FBs' communication that is exposed), per setting. On every rank of the default
     group, with the same answer."""
     return [_measure(setting) for setting in settings]
 
 
-def _measure(setting: Setting) -> tuple[float, float]:
+def _measure(setting: OverlapCase) -> tuple[float, float]:
     group, cpu = dist.group.WORLD, torch.device("cpu")
     schedule = generate(setting.schedule, group.size(), setting.microbatches)
     where: Placement = schedule.placement
     lanes = EmulatedLanes(one=setting.mode == "serial")
     stages = {
-        stage: Stage(setting, Rank(lanes), where.previous(stage) is None, where.next(stage) is None)
+        stage: MeasuredStage(setting, Rank(lanes), where.previous(stage) is None, where.next(stage) is None)
         for stage in where.stages_of(group.rank())
     }
     runtime = Runtime(
@@ -304,17 +304,17 @@ def _measure(setting: Setting) -> tuple[float, float]:
     return float(ends.sum()), float(shares[0] / shares[1])
 
 
-def predicted(setting: Setting) -> float:
+def predicted(setting: OverlapCase) -> float:
     """The simulator's seconds."""
     schedule = generate(setting.schedule, setting.ranks, setting.microbatches)
     return simulate(schedule, setting.costs()).makespan
 
 
-def modes(setting: Setting) -> list[Setting]:
+def modes(setting: OverlapCase) -> list[OverlapCase]:
     return [replace(setting, mode=mode) for mode in ("together", "lockstep", "serial")]
 
 
-def _rank_main(rank: int, store: str, settings: list[Setting]) -> None:
+def _rank_main(rank: int, store: str, settings: list[OverlapCase]) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=settings[0].ranks)
     measured = measure(settings)
@@ -323,7 +323,7 @@ def _rank_main(rank: int, store: str, settings: list[Setting]) -> None:
     dist.destroy_process_group()
 
 
-def _print_table(settings: list[Setting], measured: list[tuple[float, float]]) -> None:
+def _print_table(settings: list[OverlapCase], measured: list[tuple[float, float]]) -> None:
     first = settings[0]
     print(
         f"{first.schedule}, {first.ranks} ranks, {first.microbatches} micro-batches, chunks of {first.layers} MoE "
@@ -341,13 +341,13 @@ def _print_table(settings: list[Setting], measured: list[tuple[float, float]]) -
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    default = Setting()
+    default = OverlapCase()
     parser.add_argument("--schedule", choices=["dualpipe", "dualpipev"], default=default.schedule)
     for name in ("ranks", "microbatches", "layers", "trail"):
         parser.add_argument(f"--{name}", type=int, default=getattr(default, name))
     for name in ("unit", "all-to-all", "hop"):
         parser.add_argument(f"--{name}", type=float, default=getattr(default, name.replace("-", "_")))
-    settings = modes(Setting(**vars(parser.parse_args())))
+    settings = modes(OverlapCase(**vars(parser.parse_args())))
     generate(settings[0].schedule, settings[0].ranks, settings[0].microbatches)  # refuses impossible sizes
     with tempfile.TemporaryDirectory() as directory:
         torch.set_num_threads(1)  # a fork of a process that has used torch's threads would hang

@@ -34,26 +34,26 @@ if __name__ == "__main__":
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 import hcmegatron.platform.megatron  # noqa: F401  (installs the CPU adapter first)
-from hcmegatron.config.checks import check
+from hcmegatron.config.checks import check_config
 from hcmegatron.config.schema import Config
-from hcmegatron.connections import facts
+from hcmegatron.connections import accounting
 from hcmegatron.data.feed import MicroBatchTensors
 from hcmegatron.measure.bench import together
 from hcmegatron.measure.stages import StageClock, done
 from hcmegatron.model.execution import Execution
 from hcmegatron.model.transformer_config import DTYPES
-from hcmegatron.pipeline.placement import placement, training_schedule
+from hcmegatron.pipeline.configured_schedule import placement, training_schedule
+from hcmegatron.pipeline.forward_backward import build_forward_backward
 from hcmegatron.pipeline.runner import ScheduleRunner
-from hcmegatron.pipeline.schedule import build_schedule
 from hcmegatron.platform.distributed import device, process_groups
-from hcmegatron.platform.local_launch import launch
+from hcmegatron.platform.local_launch import launch_ranks
 from hcmegatron.platform.ranks import RankInfo
 from hcmegatron.training.loss import forward_step
 from hcmegatron.training.model import build_model
 from megatron.core.process_groups_config import ProcessGroupCollection
 from schedules.costs import Costs, StageCosts
 from schedules.simulate import simulate
-from tools.aims import Aims, status
+from tools.targets import Targets, exit_status
 
 RANKS = 2
 MICRO_BATCHES = 8
@@ -98,7 +98,7 @@ def config_for(schedule: str, shape: Shape) -> Config:
     config.training.global_batch, config.training.threads = shape.microbatches, 1
     config.training.dtype = shape.dtype
     config.parallel.pipeline, config.parallel.schedule = shape.ranks, schedule
-    check(config)
+    check_config(config)
     return config
 
 
@@ -114,13 +114,13 @@ def _clocked(function: Callable, calls: list[tuple[float, float]]) -> Callable:
     return clocked
 
 
-class Candidate:
+class ScheduledModel:
     """A model of its own under one schedule."""
 
     def __init__(self, config: Config, groups: ProcessGroupCollection) -> None:
         self.config = config
         self.chunks: list[nn.Module] = list(build_model(config, VOCAB, groups))
-        self.schedule: Callable = build_schedule(config, self.chunks, groups, Execution())
+        self.schedule: Callable = build_forward_backward(config, self.chunks, groups, Execution())
         self.batch = batch(config.data.sequence_length)
         self.microbatches = config.training.global_batch  # of one sample each
         if isinstance(self.schedule, ScheduleRunner) and device().type == "cuda":
@@ -135,7 +135,7 @@ class Candidate:
         self.gloo: dict[str, list[tuple[float, float]]] = {"send": [], "receive": []}
         self.mirrored: list[float] = []  # seconds of summing the copies' gradients, of every step
         if isinstance(self.schedule, ScheduleRunner):
-            width = config.model.hidden_size * facts.streams(config.connection)
+            width = config.model.hidden_size * accounting.streams(config.connection)
             shape = config.data.sequence_length, 1, width
             message = partial(torch.randn, shape, device=device(), dtype=DTYPES[config.training.dtype])
             self.clock = StageClock(self.schedule.stages, self.schedule.placement, message)
@@ -143,8 +143,8 @@ class Candidate:
                 setattr(
                     self.schedule.transport, name, _clocked(getattr(self.schedule.transport, name), calls)
                 )
-            if self.schedule.mirrors:
-                self.schedule.mirrors.sum = self._timed(self.schedule.mirrors.sum)
+            if self.schedule.replica_sync:
+                self.schedule.replica_sync.sum = self._timed(self.schedule.replica_sync.sum)
 
     def _timed(self, sum_copies: Callable) -> Callable:
         def timed() -> None:
@@ -228,7 +228,7 @@ class Findings:
     costs: dict[str, list[Costed]]
     overhead: dict[str, float]
     gloo: dict[str, float]
-    mirrors: float
+    replica_sync: float
 
 
 def measure(shape: Shape, ranks: RankInfo) -> Findings:
@@ -239,7 +239,7 @@ def measure(shape: Shape, ranks: RankInfo) -> Findings:
     gaps: dict[str, list[list[float]]] = defaultdict(list)
     gloo: dict[str, list[float]] = defaultdict(list)
     with process_groups(configs["1f1b"], ranks) as groups:
-        candidates = {name: Candidate(config, groups) for name, config in configs.items()}
+        candidates = {name: ScheduledModel(config, groups) for name, config in configs.items()}
         for warm in [True] * 2 + [False] * shape.rounds:
             for name, candidate in candidates.items():
                 seconds = candidate.step()
@@ -269,7 +269,7 @@ def measure(shape: Shape, ranks: RankInfo) -> Findings:
         dist.all_gather_object(gathered, own)
     first = gathered[0]
     for other in gathered[1:]:
-        first.mirrors = max(first.mirrors, other.mirrors)
+        first.replica_sync = max(first.replica_sync, other.replica_sync)
         for name in shape.ours:
             for own_parts, others in zip(first.costs[name], other.costs[name], strict=True):
                 own_parts.update(others)
@@ -282,7 +282,7 @@ def measure(shape: Shape, ranks: RankInfo) -> Findings:
 def expected(shape: Shape, found: Findings) -> dict[str, list[float]]:
     """Seconds of every round's step of our schedules on a link that costs nothing, with its costs."""
     # the sum of the copies comes after the schedule, which knows nothing of gradients
-    after = {"dualpipe": found.mirrors}
+    after = {"dualpipe": found.replica_sync}
     return {
         name: [
             simulated(config_for(name, shape), costs) + after.get(name, 0.0) for costs in found.costs[name]
@@ -292,8 +292,8 @@ def expected(shape: Shape, found: Findings) -> dict[str, list[float]]:
 
 
 def report(shape: Shape, found: Findings) -> tuple[str, list[str]]:
-    """The table, and what missed its aim."""
-    aims = Aims()
+    """The table, and what missed its target."""
+    targets = Targets()
     median = {name: statistics.median(seconds) for name, seconds in found.steps.items()}
 
     def ratio(over: list[float], under: list[float]) -> float:
@@ -321,30 +321,30 @@ def report(shape: Shape, found: Findings) -> tuple[str, list[str]]:
         f"{shape.layers} layers; {shape.rounds} rounds.",
         f"Medians of a step: {steps}. W is {parts('W') / parts('B'):.0%} of B.",
         "",
-        "| | measured | aim |",
+        "| | measured | target |",
         "|---|---|---|",
         f"| our 1F1B / Megatron's 1F1B | {against_megatron:.3f} | "
-        f"{aims.at_most('our 1F1B / Megatron', against_megatron, 1.0)} |",
+        f"{targets.at_most('our 1F1B / Megatron', against_megatron, 1.0)} |",
         *(
             f"| our {name} / our 1F1B | {against_ours[name]:.3f} | "
-            f"{aims.at_most(f'our {name} / our 1F1B', against_ours[name], ratio + 0.02)} (analytic ratio {ratio:.3f}) |"
+            f"{targets.at_most(f'our {name} / our 1F1B', against_ours[name], ratio + 0.02)} (analytic ratio {ratio:.3f}) |"
             for name, ratio in analytic.items()
         ),
         *(
             f"| {name}: measured / simulated step | {predicted[name]:.3f} | "
-            f"{aims.between(f'{name}: measured / simulated', predicted[name], 0.9, 1.1)} |"
+            f"{targets.between(f'{name}: measured / simulated', predicted[name], 0.9, 1.1)} |"
             for name in OURS
         ),
         *(
             f"| {name}: host overhead per action | {1e6 * found.overhead[name]:.0f} µs | "
-            f"{aims.below(f'{name}: host overhead', 1e6 * found.overhead[name], 100, ' µs')} |"
+            f"{targets.below(f'{name}: host overhead', 1e6 * found.overhead[name], 100, ' µs')} |"
             for name in OURS
         ),
         f"| gloo copying a message of {kib} KiB into its socket | {1e6 * found.gloo['send']:.0f} µs | |",
         f"| gloo posting a receive | {1e6 * found.gloo['receive']:.0f} µs | |",
-        f"| dualpipe: summing the two copies of every stage | {1e3 * found.mirrors:.0f} ms | |",
+        f"| dualpipe: summing the two copies of every stage | {1e3 * found.replica_sync:.0f} ms | |",
     ]
-    return "\n".join(lines), aims.missed
+    return "\n".join(lines), targets.missed
 
 
 def rank_main(shape: Shape, path: str, ranks: RankInfo) -> int:
@@ -357,7 +357,7 @@ def rank_main(shape: Shape, path: str, ranks: RankInfo) -> int:
 
 
 def main() -> int:
-    """Print the table; returns 1 where an aim was missed."""
+    """Print the table; returns 1 where a target was missed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--hidden", type=int, default=512, help="C")
     parser.add_argument("--layers", type=int, default=8, help="two a chunk, as 30 layers on 8 ranks have")
@@ -365,11 +365,11 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=15)
     shape = Shape(**vars(parser.parse_args()))
     with tempfile.NamedTemporaryFile("r") as file:
-        if failed := launch(partial(rank_main, shape, file.name), RANKS):
+        if failed := launch_ranks(partial(rank_main, shape, file.name), RANKS):
             return failed
         table, missed = json.load(file)
     print(table)
-    return status(missed)
+    return exit_status(missed)
 
 
 if __name__ == "__main__":

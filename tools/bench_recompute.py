@@ -21,7 +21,7 @@ from typing import NamedTuple
 import torch
 
 import hcmegatron.platform.megatron  # noqa: F401  (installs the CPU adapter first)
-from hcmegatron.config import Config, ConfigError, check, load
+from hcmegatron.config import Config, ConfigError, check_config, load_config
 from hcmegatron.config.schema import micro_batch_tokens
 from hcmegatron.model.execution import Execution, Layer
 from hcmegatron.model.gpt import ConnectionGPT
@@ -30,12 +30,12 @@ from hcmegatron.platform.distributed import device, process_groups
 from hcmegatron.platform.local_launch import free_port
 from hcmegatron.platform.ranks import RankInfo
 from hcmegatron.recompute.attach import Recomputation
+from hcmegatron.recompute.block_plan import mib
 from hcmegatron.recompute.execution import RecomputedBlocks
-from hcmegatron.recompute.measure import Meter, Watch
-from hcmegatron.recompute.plan import mib
+from hcmegatron.recompute.meter import Meter, MeteredPolicy
 from hcmegatron.training.model import initialised_chunks
-from tools.aims import Aims, status
 from tools.alternate import alternating, ratio
+from tools.targets import Targets, exit_status
 
 ROUNDS = 7
 VOCAB = 512
@@ -54,7 +54,7 @@ MODES = {
 
 
 @dataclass(frozen=True)
-class Held:
+class HeldBytes:
     """Bytes of connections, norms and sub-layers' outputs between forward and backward, and with one block rebuilt;
     the same of all activations, and their most at any time."""
 
@@ -64,11 +64,11 @@ class Held:
     peak: int
 
 
-class Sampling(Watch):
+class Sampling(MeteredPolicy):
     """Samples after every sub-layer, also of those that run again in backward."""
 
-    def leave(self, *args: object) -> State:
-        state = super().leave(*args)
+    def write(self, *args: object) -> State:
+        state = super().write(*args)
         self.meter.sample()
         return state
 
@@ -79,7 +79,7 @@ class Watched(Execution):
     def __init__(self, usual: Execution, meter: Meter) -> None:
         self.usual, self.meter = usual, meter
 
-    def keeping(self, sublayers: int) -> Sampling:
+    def activation_policy(self, sublayers: int) -> Sampling:
         return Sampling(self.meter)
 
     def nodes(self, layer: Layer) -> tuple[Node, ...]:
@@ -88,7 +88,7 @@ class Watched(Execution):
 
 def held(
     chunk: ConnectionGPT, recomputation: Recomputation, forward: Callable[[Execution], torch.Tensor]
-) -> Held:
+) -> HeldBytes:
     """What one micro-batch holds."""
     meter = Meter(chunk)
     if recomputation.plan is None:
@@ -97,7 +97,7 @@ def held(
         loss = forward(RecomputedBlocks(recomputation.plan.length, meter))
     around, inside = meter.bytes("around"), meter.bytes("inside")
     loss.backward()
-    return Held(around, max(around, meter.peak), around + inside, meter.everything)
+    return HeldBytes(around, max(around, meter.peak), around + inside, meter.everything)
 
 
 def configurations(overrides: list[str]) -> dict[str, Config]:
@@ -105,26 +105,28 @@ def configurations(overrides: list[str]) -> dict[str, Config]:
     with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
         file.write(MODEL)
         file.flush()
-        configs = {name: load(Path(file.name), [*settings, *overrides]) for name, settings in MODES.items()}
+        configs = {
+            name: load_config(Path(file.name), [*settings, *overrides]) for name, settings in MODES.items()
+        }
     for config in configs.values():
-        check(config)
+        check_config(config)
     return configs
 
 
-class Measured(NamedTuple):
+class MeasuredModes(NamedTuple):
     """By mode: bytes held, seconds of every round, and on a GPU the most bytes that the allocator gave out in a step
     beyond what it had before. `planned`: what the blocks are, in words."""
 
-    held: dict[str, Held]
+    held: dict[str, HeldBytes]
     seconds: dict[str, list[float]]
     allocated: dict[str, int]
     planned: list[str]
 
 
-def measure(configs: dict[str, Config], rounds: int) -> Measured:
+def measure(configs: dict[str, Config], rounds: int) -> MeasuredModes:
     """Every mode's bytes, then their times in turn."""
     config = configs["none"]
-    bytes_held: dict[str, Held] = {}
+    bytes_held: dict[str, HeldBytes] = {}
     steps: dict[str, Callable[[], None]] = {}
     allocated: dict[str, int] = {}
     planned: list[str] = []
@@ -155,7 +157,7 @@ def measure(configs: dict[str, Config], rounds: int) -> Measured:
             if torch.cuda.is_available():
                 allocated[name] = most_allocated(step)
             planned += recomputation.planned() if name == "block" else []
-        return Measured(bytes_held, alternating(steps, rounds), allocated, planned)
+        return MeasuredModes(bytes_held, alternating(steps, rounds), allocated, planned)
 
 
 def most_allocated(step: Callable[[], None]) -> int:
@@ -168,7 +170,7 @@ def most_allocated(step: Callable[[], None]) -> int:
 
 
 def main() -> int:
-    """Prints a table; returns 1 where the default setting misses an aim."""
+    """Prints a table; returns 1 where the default setting misses a target."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     _, overrides = parser.parse_known_args()
     try:
@@ -191,18 +193,18 @@ def main() -> int:
             columns["around"] = columns["rebuilt"] = "-"
         print(f"| {name} | {' | '.join(columns.values())} | {ratio(times, name, 'none'):.3f} |")
     print(f"{1e3 * statistics.median(times['none']):.0f} ms a micro-batch without recomputation")
-    aims = Aims()
+    targets = Targets()
     if not overrides:  # the shares are of this depth and width
         kept, rebuilt = (
             getattr(bytes_held["block"], key) / getattr(plain, key) for key in ("around", "rebuilt")
         )
         print(
-            f"block keeps {kept:.2f} of connections and norms (aim: {aims.below('block keeps', kept, 0.25)})"
+            f"block keeps {kept:.2f} of connections and norms (target: {targets.below('block keeps', kept, 0.25)})"
         )
         print(
-            f"with a block rebuilt {rebuilt:.2f} (aim: {aims.below('with a block rebuilt', rebuilt, 0.34)})"
+            f"with a block rebuilt {rebuilt:.2f} (target: {targets.below('with a block rebuilt', rebuilt, 0.34)})"
         )
-    return status(aims.missed)
+    return exit_status(targets.missed)
 
 
 if __name__ == "__main__":

@@ -12,13 +12,13 @@ import statistics
 import tempfile
 
 import hcmegatron.platform.megatron  # noqa: F401  (installs the CPU adapter first)
-from hcmegatron.config import ConfigError, load
+from hcmegatron.config import ConfigError, load_config
 from hcmegatron.connections.manifold import Manifold
 from hcmegatron.model.gpt import unwrap
 from hcmegatron.platform.ranks import RankInfo, free_port
 from hcmegatron.training.observer import Coefficients, Observer, Step
 from hcmegatron.training.run import train
-from hcmegatron.training.setup import Run
+from hcmegatron.training.setup import TrainingRun
 
 WINDOW = 20  # steps over which the final loss is averaged
 
@@ -26,7 +26,7 @@ WINDOW = 20  # steps over which the final loss is averaged
 class Comparison(Observer):
     """Keeps every step's loss, the dtypes of mHC's parameters, and the row sums of its matrix in the last step."""
 
-    def __init__(self, run: Run) -> None:
+    def __init__(self, run: TrainingRun) -> None:
         self.steps = run.config.training.steps
         self.losses: list[float] = []
         modules = [module for chunk in run.chunks for module in unwrap(chunk).modules()]
@@ -58,7 +58,7 @@ def main() -> None:
     except ConfigError as error:
         parser.error(str(error))
     difference = losses["bf16"] / losses["fp32"] - 1
-    print(f"bf16 against fp32 after {asked.steps} steps: {difference:+.3%} (aim: within 1%)")
+    print(f"bf16 against fp32 after {asked.steps} steps: {difference:+.3%} (target: within 1%)")
 
 
 def loss(dtype: str, steps: int, threads: int, given: list[str]) -> float:
@@ -69,7 +69,7 @@ def loss(dtype: str, steps: int, threads: int, given: list[str]) -> float:
     made: list[Comparison] = []
     with tempfile.TemporaryDirectory() as folder:
         settings |= {"run.dir": f"{folder}/run"}
-        config = load(
+        config = load_config(
             "configs/quickstart.yaml", [*given, *(f"--{key}={value}" for key, value in settings.items())]
         )
         alone = RankInfo(0, 1, 0, 1, "127.0.0.1", free_port(), "tools")
@@ -78,7 +78,7 @@ def loss(dtype: str, steps: int, threads: int, given: list[str]) -> float:
     mean = statistics.mean(found.losses[-WINDOW:])
     print(
         f"{dtype}: loss {mean:.4f} (mean of the last {WINDOW} steps), connections in {found.dtypes}, row sums of "
-        f"mHC's matrix within {max(found.deviations, default=0.0):.1e} of 1 in the last step (aim: 1e-6)"
+        f"mHC's matrix within {max(found.deviations, default=0.0):.1e} of 1 in the last step (target: 1e-6)"
     )
     return mean
 

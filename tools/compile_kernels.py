@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from hcmegatron.kernels import offline, triton_path
+from hcmegatron.kernels import compile_offline, triton_path
 from hcmegatron.kernels.options import ReadOptions
 from hcmegatron.kernels.tiles import SIZES, planned_for
 from tools.kernel_traffic import traffic
@@ -51,7 +51,7 @@ COLUMNS = {  # heading, key and width
 }
 
 
-def sub_layer(n: int, C: int, dtype: torch.dtype, T: int, **options: Any) -> list[offline.Launch]:
+def sub_layer(n: int, C: int, dtype: torch.dtype, T: int, **options: Any) -> list[compile_offline.Launch]:
     """The launches of one mHC sub-layer: forward, the fold and the read after it, and backward."""
     o = ReadOptions(n, **options)
     sizes = [size for size in o.sizes if size]
@@ -64,10 +64,10 @@ def sub_layer(n: int, C: int, dtype: torch.dtype, T: int, **options: Any) -> lis
         out, projection = triton_path.write_and_project(H, x.unsqueeze(1), post, res, phi)
         triton_path.read(out.detach(), phi, scale, bias, o, projection)
 
-    return offline.launches_of(run)
+    return compile_offline.launches_of(run)
 
 
-def dropped_out(n: int, C: int, dtype: torch.dtype, T: int) -> list[offline.Launch]:
+def dropped_out(n: int, C: int, dtype: torch.dtype, T: int) -> list[compile_offline.Launch]:
     """The launches of a write with bias and dropout and of its backward, and of the fold with them."""
     held = _write_inputs(n, 1, C, dtype, T)
     phi = _leaf(n * C, ReadOptions(n).columns)
@@ -76,13 +76,13 @@ def dropped_out(n: int, C: int, dtype: torch.dtype, T: int) -> list[offline.Laun
         triton_path.write(*held, dropout=0.1).backward(held[0].detach())
         triton_path.write_and_project(*held[:4], phi, held[4], dropout=0.1)
 
-    return offline.launches_of(run)
+    return compile_offline.launches_of(run)
 
 
-def frac(n: int, C: int, dtype: torch.dtype, T: int) -> list[offline.Launch]:
+def frac(n: int, C: int, dtype: torch.dtype, T: int) -> list[compile_offline.Launch]:
     """The launches of FC's write, n fractions of C / n channels, with bias, and of its backward."""
     held = _write_inputs(n, n, C // n, dtype, T)
-    return offline.launches_of(lambda: triton_path.write(*held).backward(held[0].detach()))
+    return compile_offline.launches_of(lambda: triton_path.write(*held).backward(held[0].detach()))
 
 
 def _write_inputs(n: int, rows: int, C: int, dtype: torch.dtype, T: int) -> list[torch.Tensor]:
@@ -98,19 +98,23 @@ def _leaf(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
 LAUNCHES = {"mhc": sub_layer, "fc": frac, "dropout": dropped_out}
 
 
-def launches(variant: str, sm: int, n: int, C: int, dtype: torch.dtype, T: int) -> list[offline.Launch]:
+def launches(
+    variant: str, sm: int, n: int, C: int, dtype: torch.dtype, T: int
+) -> list[compile_offline.Launch]:
     """As they would be on a device of sm_`sm`."""
     with planned_for(sm):
         return LAUNCHES[variant](n, C, dtype, T)
 
 
-def row(launch: offline.Launch, sm: int, n: int, C: int, dtype: torch.dtype, streams: bool) -> dict[str, Any]:
+def row(
+    launch: compile_offline.Launch, sm: int, n: int, C: int, dtype: torch.dtype, streams: bool
+) -> dict[str, Any]:
     """One line of the table. `vectors`: 16-byte loads a thread makes for its part of one tile of one stream."""
     given = launch.arguments
     warps = launch.options["num_warps"]
     has = {"fc": given.get("R", 1) > 1, "bias": given.get("HAS_BIAS"), "dropout": given.get("DROPOUT")}
-    report, bytes_of = offline.report(launch, sm), traffic(launch)
-    per_sm = offline.programs_per_sm(report, warps, sm)
+    report, bytes_of = compile_offline.inspect_kernel(launch, sm), traffic(launch)
+    per_sm = compile_offline.programs_per_sm(report, warps, sm)
     tile = [f"{given['BT']}x{given['BC']}", f"w{warps}", f"s{launch.options['num_stages']}"]
     return {
         "sm": sm,
@@ -125,7 +129,7 @@ def row(launch: offline.Launch, sm: int, n: int, C: int, dtype: torch.dtype, str
         "ideal": round(bytes_of.ideal / 1e6, 1),
         "moved": round(bytes_of.moved / 1e6, 1),
         "l2": round(bytes_of.l2 / 1e6),
-        "stream_loads": offline.stream_loads(launch, sm) if streams else "",
+        "stream_loads": compile_offline.stream_loads(launch, sm) if streams else "",
         **asdict(report),
     }
 
@@ -151,7 +155,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--sm", type=int, nargs="+", default=[90], choices=tuple(offline.SHARED))
+    parser.add_argument("--sm", type=int, nargs="+", default=[90], choices=tuple(compile_offline.SHARED))
     parser.add_argument("--n", type=int, nargs="+", default=[4])
     parser.add_argument("--hidden", type=int, nargs="+", default=[2560])
     parser.add_argument("--tokens", type=int, default=8192)

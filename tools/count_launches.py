@@ -30,8 +30,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from hcmegatron.config.schema import Connection
+from hcmegatron.connections.accounting import KINDS, streams
 from hcmegatron.connections.build import build_connection
-from hcmegatron.connections.facts import KINDS, streams
 from hcmegatron.kernels.select import Kernels
 
 ALLOCATIONS = ("empty", "new_empty", "empty_like", "empty_strided", "new_empty_strided")
@@ -87,9 +87,9 @@ class Counting(TorchDispatchMode):
 @contextmanager
 def triton_launches(count: Count) -> Iterator[None]:
     """Within it, Triton kernels are counted and not launched."""
-    from hcmegatron.kernels import offline
+    from hcmegatron.kernels import compile_offline
 
-    with offline.record() as launches:
+    with compile_offline.record() as launches:
         yield
     count.triton.update(launch.kernel.fn.__name__ for launch in launches)
 

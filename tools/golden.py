@@ -19,7 +19,7 @@ import tempfile
 from pathlib import Path
 
 from hcmegatron.config import ConfigError
-from hcmegatron.config.load import load
+from hcmegatron.config.load import load_config
 from tools.table_kinds import KINDS
 
 QUICKSTART = "configs/quickstart.yaml"
@@ -62,7 +62,7 @@ def main() -> int:
     parser.add_argument("--against", type=Path, help="figures of another commit, to compare with")
     options, settings = parser.parse_known_args()
     try:
-        load(QUICKSTART, settings)
+        load_config(QUICKSTART, settings)
     except ConfigError as error:
         parser.error(str(error))
     with tempfile.TemporaryDirectory() as folder:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from hcmegatron.kernels.offline import Launch
+from hcmegatron.kernels.compile_offline import Launch
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,9 @@ from torch.utils._pytree import tree_leaves
 
 from hcmegatron.config.schema import Config, micro_batch_tokens
 from hcmegatron.model.gpt import unwrap
-from hcmegatron.pipeline.placement import most_held
+from hcmegatron.pipeline.configured_schedule import most_held
+from hcmegatron.pipeline.forward_backward import build_forward_backward
 from hcmegatron.pipeline.runner import ScheduleRunner
-from hcmegatron.pipeline.schedule import build_schedule
 from hcmegatron.platform.adam import MOMENTS
 from hcmegatron.platform.distributed import megatron_groups, seed_regions
 from hcmegatron.recompute.attach import Recomputation
@@ -126,7 +126,7 @@ def _moving(config: Config, tokens: int) -> Moving:
         models = [unwrap(chunk) for chunk in chunks]
         recomputation = Recomputation(config.recompute, models, micro_batch_tokens(config), *held)
         optimizer = build_optimizer(config, chunks, groups)
-        schedule = build_schedule(config, chunks, groups, recomputation.execution)
+        schedule = build_forward_backward(config, chunks, groups, recomputation.execution)
         stepper = Stepper(config, chunks, optimizer, schedule, batches, groups)
         stepper.gradients(0)  # as training rehearses: what every step uses again is there
         gc.collect()

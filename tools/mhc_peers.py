@@ -20,7 +20,7 @@ from torch import Tensor
 from hcmegatron.connections.manifold import project, residual_matrix
 from hcmegatron.connections.mixing import aggregate, mix_and_add
 from hcmegatron.kernels.options import ReadOptions
-from hcmegatron.kernels.select import select
+from hcmegatron.kernels.select import select_kernels
 
 
 class Unavailable(Exception):
@@ -28,7 +28,7 @@ class Unavailable(Exception):
 
 
 @dataclass
-class Candidate:
+class Peer:
     """One way to run the sub-layer. `parameters` are the leaves beside the streams."""
 
     name: str
@@ -48,12 +48,12 @@ def _parameters(n: int, C: int, device: str, dtype: torch.dtype = torch.float32)
     return [t.requires_grad_() for t in (phi, scale, bias)]
 
 
-def ours(name: str) -> Callable[..., Candidate]:
+def ours(name: str) -> Callable[..., Peer]:
     """hcmegatron's kernels `name`."""
 
-    def make(n: int, C: int, dtype: torch.dtype, device: str) -> Candidate:
+    def make(n: int, C: int, dtype: torch.dtype, device: str) -> Peer:
         try:
-            kernels = select(name, n=n, device=device, dtype=dtype)
+            kernels = select_kernels(name, n=n, device=device, dtype=dtype)
         except ValueError as error:
             raise Unavailable(str(error)) from error
         if name == "triton" and device == "cpu":
@@ -74,7 +74,7 @@ def ours(name: str) -> Callable[..., Candidate]:
             post, res, streams = held
             return kernels.write_and_project(streams, y.unsqueeze(1), post, res, phi)
 
-        made = Candidate(f"hcmegatron {name}", [phi, scale, bias], read, write)
+        made = Peer(f"hcmegatron {name}", [phi, scale, bias], read, write)
         if kernels.write_and_project:
             made.fold, made.read_folded = fold, read
         return made
@@ -82,10 +82,10 @@ def ours(name: str) -> Callable[..., Candidate]:
     return make
 
 
-def eager(compiled: bool) -> Callable[..., Candidate]:
+def eager(compiled: bool) -> Callable[..., Peer]:
     """The formulas of hcmegatron.connections under autograd, or under torch.compile."""
 
-    def make(n: int, C: int, dtype: torch.dtype, device: str) -> Candidate:
+    def make(n: int, C: int, dtype: torch.dtype, device: str) -> Peer:
         phi, scale, bias = _parameters(n, C, device)
         options = ReadOptions(n)
 
@@ -102,7 +102,7 @@ def eager(compiled: bool) -> Callable[..., Candidate]:
                 raise Unavailable("torch.compile needs a C++ compiler on the CPU")
             read, write = torch.compile(read), torch.compile(write)
         name = "torch.compile" if compiled else "torch eager"
-        return Candidate(name, [phi, scale, bias], read, write)
+        return Peer(name, [phi, scale, bias], read, write)
 
     return make
 
@@ -122,7 +122,7 @@ def _imported(module: str, package: str) -> Any:
         raise Unavailable(f"{module}: {error}") from error
 
 
-def liger(n: int, C: int, dtype: torch.dtype, device: str) -> Candidate:
+def liger(n: int, C: int, dtype: torch.dtype, device: str) -> Peer:
     """Liger-Kernel (LigerMHC's three functions)."""
     ops = _imported("liger_kernel.transformers.functional", "liger_kernel")
     if not hasattr(ops, "liger_mhc_coeffs"):
@@ -141,10 +141,10 @@ def liger(n: int, C: int, dtype: torch.dtype, device: str) -> Candidate:
     def write(H: Tensor, y: Tensor, held: Any) -> Tensor:
         return ops.liger_mhc_post_res(H, y, *held)
 
-    return Candidate("Liger-Kernel", [phi, bias, *alphas], read, write)
+    return Peer("Liger-Kernel", [phi, bias, *alphas], read, write)
 
 
-def transformer_engine(n: int, C: int, dtype: torch.dtype, device: str) -> Candidate:
+def transformer_engine(n: int, C: int, dtype: torch.dtype, device: str) -> Peer:
     """Transformer Engine's Triton kernels. Its streams are [1, T, C, n]: streams innermost."""
     ops = _imported("transformer_engine.pytorch.triton.mhc", "transformer_engine")
     if device == "cpu" or n != 4:
@@ -170,10 +170,10 @@ def transformer_engine(n: int, C: int, dtype: torch.dtype, device: str) -> Candi
     def streams(H: Tensor) -> Tensor:
         return H.mT.contiguous().unsqueeze(0)
 
-    return Candidate("Transformer Engine", [phi, bias, alpha], read, write, streams)
+    return Peer("Transformer Engine", [phi, bias, alpha], read, write, streams)
 
 
-def tile_kernels(n: int, C: int, dtype: torch.dtype, device: str) -> Candidate:
+def tile_kernels(n: int, C: int, dtype: torch.dtype, device: str) -> Peer:
     """DeepSeek's TileKernels. Streams are [1, T, n, C], bf16."""
     ops = _imported("tile_kernels.modeling.mhc.ops", "tile_kernels")
     if device == "cpu" or n != 4 or dtype != torch.bfloat16:
@@ -195,10 +195,10 @@ def tile_kernels(n: int, C: int, dtype: torch.dtype, device: str) -> Candidate:
     def write(H: Tensor, y: Tensor, held: Any) -> Tensor:
         return ops.mhc_post(y.view(1, -1, C), H, *held)
 
-    return Candidate("TileKernels", [rows, scale, bias], read, write, lambda H: H.unsqueeze(0))
+    return Peer("TileKernels", [rows, scale, bias], read, write, lambda H: H.unsqueeze(0))
 
 
-CANDIDATES: dict[str, Callable[..., Candidate]] = {
+CANDIDATES: dict[str, Callable[..., Peer]] = {
     "triton": ours("triton"),
     "torch": ours("torch"),
     "eager": eager(False),

@@ -13,12 +13,12 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from hcmegatron.config import Config, load
+from hcmegatron.config import Config, load_config
 from hcmegatron.planner.layout import Layout
 from hcmegatron.planner.machines import MACHINES
-from hcmegatron.planner.plan import changed, make_plan, overheads
+from hcmegatron.planner.plan import changed_config, make_plan, overheads
 from hcmegatron.planner.rates import Assumptions
-from hcmegatron.planner.search import search
+from hcmegatron.planner.search import search_layouts
 
 ROOT = Path(__file__).resolve().parent.parent
 FILE = ROOT / "docs/plans.md"
@@ -36,12 +36,12 @@ PAPER = {
 
 def model(name: str) -> Config:
     """A configuration of configs/."""
-    return load(ROOT / f"configs/{name}.yaml")
+    return load_config(ROOT / f"configs/{name}.yaml")
 
 
 def row(name: str, gpus: int) -> str:
     """A model's best layout on so many GPUs, as a line of markdown."""
-    found = search(model(name), MACHINE, gpus, Assumptions(), most=1).best
+    found = search_layouts(model(name), MACHINE, gpus, Assumptions(), most=1).best
     if not found:
         return f"| {gpus:,} | none fits | | | | | |"
     plan = found[0].plan
@@ -84,7 +84,7 @@ def models() -> Iterator[str]:
 
 def overhead_row(gpus: int, recompute: str) -> str:
     """What mHC adds to the 27B model's step."""
-    config = changed(model("mhc-27b"), {**PAPER, "recompute.mode": recompute})
+    config = changed_config(model("mhc-27b"), {**PAPER, "recompute.mode": recompute})
     found = overheads(make_plan(config, MACHINE, gpus))
     return f"| {gpus:,} | {recompute} | " + " | ".join(f"{case.share:.1%}" for case in found) + " |"
 

@@ -28,20 +28,20 @@ import torch
 import torch.distributed as dist
 
 import hcmegatron.platform.megatron  # noqa: F401  (installs the CPU adapter first)
-from hcmegatron.config import Config, load
-from hcmegatron.config.checks import check
-from hcmegatron.data.corpus import Corpus, find
+from hcmegatron.config import Config, load_config
+from hcmegatron.config.checks import check_config
+from hcmegatron.data.corpus import Corpus, find_corpus
 from hcmegatron.measure.bench import Bench, together
 from hcmegatron.measure.quiet import Sample, quieter, sample
 from hcmegatron.measure.run import gathered, merged
 from hcmegatron.measure.stages import Times, timed
 from hcmegatron.pipeline.runner import ScheduleRunner
 from hcmegatron.planner.measured import Measured
-from hcmegatron.planner.plan import make_plan, parts
+from hcmegatron.planner.plan import make_plan, time_by_part
 from hcmegatron.platform.distributed import process_groups
-from hcmegatron.platform.local_launch import launch
+from hcmegatron.platform.local_launch import launch_ranks
 from hcmegatron.platform.ranks import RankInfo
-from tools.aims import Aims, status
+from tools.targets import Targets, exit_status
 
 RANKS = 2
 QUICKSTART = Path(__file__).parent.parent / "configs/quickstart.yaml"
@@ -93,8 +93,8 @@ class Row:
 
 def config_for(name: str, *more: str) -> Config:
     """A row's configuration."""
-    config = load(QUICKSTART, [*ROWS[name], *more])
-    check(config)
+    config = load_config(QUICKSTART, [*ROWS[name], *more])
+    check_config(config)
     return config
 
 
@@ -122,7 +122,7 @@ def compare(config: Config, corpus: Corpus, rounds: int, steps: int, path: Path,
         of_ranks = {f"{what}, rank {r}": s for r, own in enumerate(all_took) for what, s in own.items()}
         path.write_bytes(
             pickle.dumps(
-                Row(plan.seconds, statistics.median(seconds), disturbed, parts(plan), of_ranks, costs)
+                Row(plan.seconds, statistics.median(seconds), disturbed, time_by_part(plan), of_ranks, costs)
             )
         )
     return 0
@@ -145,10 +145,10 @@ def _step(bench: Bench, took: Times) -> float:
 def row(name: str, rounds: int, steps: int, *more: str) -> Row:
     """Build, measure and plan one row."""
     config = config_for(name, *more)
-    corpus = find(config.data)
+    corpus = find_corpus(config.data)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "row"
-        if launch(partial(compare, config, corpus, rounds, steps, path), RANKS):
+        if launch_ranks(partial(compare, config, corpus, rounds, steps, path), RANKS):
             raise SystemExit(f"{name}: a rank failed")
         return pickle.loads(path.read_bytes())
 
@@ -168,7 +168,7 @@ def main() -> int:
     chosen = [name for name in ROWS if not options.names or any(part in name for part in options.names)]
     if not chosen:
         parser.error(f"{', '.join(options.names)}: no such row; rows are {'; '.join(ROWS)}")
-    aims = Aims()
+    targets = Targets()
     print(
         "| two ranks | planned, ms | measured, ms | planned / measured | disturbed |",
         "|---|---|---|---|---|",
@@ -176,7 +176,7 @@ def main() -> int:
     )
     for name in chosen:
         found = row(name, options.rounds, options.steps)
-        aims.between(name, found.ratio, 0.9, 1.1)
+        targets.between(name, found.ratio, 0.9, 1.1)
         print(
             f"| {name} | {1e3 * found.planned_s:.1f} | {1e3 * found.measured_s:.1f} | {found.ratio:.3f} | "
             f"{found.disturbed:.0%} |",
@@ -189,7 +189,7 @@ def main() -> int:
                 found.costs.as_yaml(),
                 sep="\n",
             )
-    return status(aims.missed)
+    return exit_status(targets.missed)
 
 
 def _words(what: str, seconds: dict[str, float]) -> str:

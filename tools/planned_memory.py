@@ -21,11 +21,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from hcmegatron.config import Config, check, load
+from hcmegatron.config import Config, check_config, load_config
 from hcmegatron.connections.kinds import KINDS
 from hcmegatron.planner.buffers import Resident, resident
 from hcmegatron.planner.layers import padded_vocab
-from hcmegatron.planner.layout import layout
+from hcmegatron.planner.layout import make_layout
 from hcmegatron.planner.machines import MACHINES
 from hcmegatron.planner.plan import make_plan
 from hcmegatron.planner.rates import Assumptions
@@ -64,8 +64,8 @@ class Case:
         file, small = self.model
         settings = dict(setting.split("=") for setting in f"{small} {self.settings}".split())
         options = [f"--{key}={value}" for key, value in settings.items()]
-        config = load(ROOT / f"configs/{file}.yaml", options)
-        check(config)
+        config = load_config(ROOT / f"configs/{file}.yaml", options)
+        check_config(config)
         return config
 
 
@@ -117,7 +117,7 @@ class Compared:
 
 def planned(config: Config, ranks: int) -> list[tuple[int, int, int]]:
     """Of every rank, in Megatron's order: a pipeline stage's ranks are consecutive."""
-    where = layout(config, MACHINES["h100"], ranks)
+    where = make_layout(config, MACHINES["h100"], ranks)
     vocab = padded_vocab(config.model, config.parallel.tensor, TOKENS)
 
     def of_stage(rank: int) -> Resident:

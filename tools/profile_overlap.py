@@ -24,13 +24,13 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile, record_function
 
 import hcmegatron.platform.megatron  # noqa: F401  (installs the CPU adapter first)
-from hcmegatron.config import check
+from hcmegatron.config import check_config
 from hcmegatron.config.schema import Config, micro_batch_tokens
 from hcmegatron.model.gpt import unwrap
 from hcmegatron.model.nodes import MicroBatch, Node, State
 from hcmegatron.pipeline import overlap
-from hcmegatron.pipeline.placement import most_held
-from hcmegatron.pipeline.schedule import build_schedule
+from hcmegatron.pipeline.configured_schedule import most_held
+from hcmegatron.pipeline.forward_backward import build_forward_backward
 from hcmegatron.platform.distributed import device, process_groups
 from hcmegatron.platform.local_launch import free_port
 from hcmegatron.platform.ranks import RankInfo
@@ -38,7 +38,7 @@ from hcmegatron.recompute.attach import Recomputation
 from hcmegatron.training.loss import forward_step
 from hcmegatron.training.model import build_model
 from megatron.core.tensor_parallel import mappings
-from schedules.nodes import Turn
+from schedules.node_costs import Turn
 
 VOCABULARY = 256
 MICRO_BATCHES = 4
@@ -95,7 +95,7 @@ def prepared(config: Config, groups: Any) -> Callable[[], None]:
         config.recompute, [unwrap(chunk) for chunk in chunks], micro_batch_tokens(config), *held
     )
     recomputation.measured()  # times are without measuring
-    schedule = build_schedule(config, chunks, groups, recomputation.execution)
+    schedule = build_forward_backward(config, chunks, groups, recomputation.execution)
     size, length = config.training.micro_batch, config.data.sequence_length
     text = torch.randint(
         VOCABULARY, (size, length + 1), generator=torch.Generator().manual_seed(1), dtype=torch.long
@@ -138,7 +138,7 @@ def main(arguments: list[str] | None = None) -> None:
     config = small_case()
     config.recompute.mode = args.recompute
     config.training.threads = 1
-    check(config)
+    check_config(config)
     alone = RankInfo(0, 1, 0, 1, "127.0.0.1", free_port(), "profile")
     communicating = all_to_all_of_one_rank() if args.all_to_all else nullcontext()
     with process_groups(config, alone) as groups, communicating, named():

@@ -1,18 +1,18 @@
 """Configuration: dataclasses, YAML with `extends:`, dotted overrides; strict, and without torch."""
 
-from hcmegatron.config.checks import check, check_batch, check_world, smallest_world
+from hcmegatron.config.checks import check_batch, check_config, check_world, smallest_world
 from hcmegatron.config.errors import ConfigError
-from hcmegatron.config.load import dump, load, read
+from hcmegatron.config.load import dump_config, load_config, read_config
 from hcmegatron.config.schema import Config
 
 __all__ = [
     "Config",
     "ConfigError",
-    "check",
     "check_batch",
+    "check_config",
     "check_world",
-    "dump",
-    "load",
-    "read",
+    "dump_config",
+    "load_config",
+    "read_config",
     "smallest_world",
 ]

@@ -15,19 +15,19 @@ from typing import Any, NamedTuple
 import yaml
 
 from hcmegatron.config.errors import ConfigError
-from hcmegatron.config.idle import ineffective
+from hcmegatron.config.ineffective import ineffective
 from hcmegatron.config.ranges import check_value
 from hcmegatron.config.schema import Config
 from hcmegatron.config.types import (
     Dumper,
     Loader,
-    convert,
+    convert_value,
     defaults,
     fields,
     flatten,
     leaves,
     override,
-    shown,
+    shown_value,
 )
 
 # Asked for by name, but not there, or not possible under Megatron-Core: said as such, not as an unknown key.
@@ -58,28 +58,28 @@ ABSENT_VALUES = {
 }
 
 
-class Setting(NamedTuple):
+class WrittenValue(NamedTuple):
     """One value as written, and where."""
 
     node: yaml.Node
     source: str  # "file:line", or the override as typed
 
 
-def load(path: str | Path, overrides: list[str] | None = None) -> Config:
+def load_config(path: str | Path, overrides: list[str] | None = None) -> Config:
     """The Config of a YAML file and overrides like `--training.steps=10`, checked value by value.
 
     Checks between settings are `checks.check`. Raises ConfigError.
     """
-    return read(path, overrides)[0]
+    return read_config(path, overrides)[0]
 
 
-def read(path: str | Path | None, overrides: list[str] | None = None) -> tuple[Config, dict[str, str]]:
-    """As `load`, with where each given setting came from: dotted key -> "file:line" or the override.
+def read_config(path: str | Path | None, overrides: list[str] | None = None) -> tuple[Config, dict[str, str]]:
+    """As `load_config`, with where each given setting came from: dotted key -> "file:line" or the override.
 
     Without a path, the overrides change the defaults.
     """
     typed: dict[
-        str, Setting
+        str, WrittenValue
     ] = {}  # before the file, which may be the value of a mistyped one: --training.stps 10
     for text in overrides or []:
         key, setting = _read_override(text)
@@ -91,13 +91,13 @@ def read(path: str | Path | None, overrides: list[str] | None = None) -> tuple[C
     for key, setting in settings.items():
         section, _, leaf = key.rpartition(".")
         try:
-            value = convert(setting.node, leaves()[key])
+            value = convert_value(setting.node, leaves()[key])
             check_value(key, value)
             if key in PLACES and value is not None:
                 value = at_home(value) if isinstance(value, str) else [at_home(path) for path in value]
         except ConfigError as error:
             raise ConfigError(
-                f"{setting.source}: {key} = {shown(setting.node)} {_better(key, setting, error)}"
+                f"{setting.source}: {key} = {shown_value(setting.node)} {_better(key, setting, error)}"
             ) from None
         setattr(getattr(config, section) if section else config, leaf, value)
     return config, {key: setting.source for key, setting in settings.items()}
@@ -111,7 +111,7 @@ def at_home(path: str) -> str:
     return expanded
 
 
-def dump(config: Config) -> str:
+def dump_config(config: Config) -> str:
     """YAML that loads as `config`. Defaults that have no effect here are comments with the reason."""
     idle = ineffective(config)
     initial = defaults()
@@ -129,19 +129,19 @@ def dump(config: Config) -> str:
     return "\n".join(_without_empty_sections(lines)) + "\n"
 
 
-def _read_file(path: Path, parents: tuple[Path, ...]) -> dict[str, Setting]:
+def _read_file(path: Path, parents: tuple[Path, ...]) -> dict[str, WrittenValue]:
     """Dotted key -> setting of a file, after those of the files it extends."""
     if path.resolve() in parents:
         chain = " -> ".join(str(parent) for parent in (*parents, path.resolve()))
         raise ConfigError(f"{path}: extends itself ({chain}); break the circle")
     root = _compose(path)
-    settings: dict[str, Setting] = {}
+    settings: dict[str, WrittenValue] = {}
     own = _flatten_node(path, root)
     base = own.pop("extends", None)
     if base is not None:
         if not isinstance(base.node, yaml.ScalarNode) or not base.node.value:
             raise ConfigError(
-                f"{base.source}: extends = {shown(base.node)} is not a file; name one YAML file"
+                f"{base.source}: extends = {shown_value(base.node)} is not a file; name one YAML file"
             )
         try:
             parent = path.parent / at_home(base.node.value)
@@ -188,18 +188,18 @@ def _compose(path: Path) -> yaml.MappingNode:
         raise ConfigError(f"{path}: is empty; write settings, or {{}} for all defaults")
     if not isinstance(root, yaml.MappingNode):
         raise ConfigError(
-            f"{path}:{root.start_mark.line + 1}: {shown(root)} is not a section; "
+            f"{path}:{root.start_mark.line + 1}: {shown_value(root)} is not a section; "
             "write sections like training: with keys under them"
         )
     return root
 
 
-def _flatten_node(path: Path, root: yaml.MappingNode) -> dict[str, Setting]:
+def _flatten_node(path: Path, root: yaml.MappingNode) -> dict[str, WrittenValue]:
     """Dotted key -> setting, every key known and given once."""
-    settings: dict[str, Setting] = {}
+    settings: dict[str, WrittenValue] = {}
     for name, node, source in _entries(path, root, ""):
         if name == "extends" or (name in leaves() and name in fields(Config)):
-            settings[name] = Setting(node, source)
+            settings[name] = WrittenValue(node, source)
         elif name in leaves():
             section, _, leaf = name.partition(".")
             raise ConfigError(f"{source}: {name} is written in one word; write {leaf}: under {section}:")
@@ -209,10 +209,10 @@ def _flatten_node(path: Path, root: yaml.MappingNode) -> dict[str, Setting]:
             for key, leaf, leaf_source in _entries(path, node, f"{name}."):
                 if key not in leaves():
                     raise ConfigError(f"{leaf_source}: {_unknown(key)}")
-                settings[key] = Setting(leaf, leaf_source)
+                settings[key] = WrittenValue(leaf, leaf_source)
         else:
             raise ConfigError(
-                f"{source}: {name} = {shown(node)} is not a section; "
+                f"{source}: {name} = {shown_value(node)} is not a section; "
                 f"write its keys under it, like {_example(name)}"
             )
     return settings
@@ -225,7 +225,7 @@ def _entries(path: Path, node: yaml.MappingNode, prefix: str) -> list[tuple[str,
     for key_node, value in node.value:
         line = key_node.start_mark.line + 1
         if not isinstance(key_node, yaml.ScalarNode):
-            raise ConfigError(f"{path}:{line}: {shown(key_node)} is not a key; write key: value")
+            raise ConfigError(f"{path}:{line}: {shown_value(key_node)} is not a key; write key: value")
         key = prefix + key_node.value
         if key in lines:
             raise ConfigError(f"{path}:{line}: {key} is given twice, first in line {lines[key]}; keep one")
@@ -234,7 +234,7 @@ def _entries(path: Path, node: yaml.MappingNode, prefix: str) -> list[tuple[str,
     return entries
 
 
-def _read_override(text: str) -> tuple[str, Setting]:
+def _read_override(text: str) -> tuple[str, WrittenValue]:
     """`--section.key=value` as a key and its setting."""
     key, equals, value = text.removeprefix("--").partition("=")
     if not text.startswith("--") or not key:
@@ -249,7 +249,7 @@ def _read_override(text: str) -> tuple[str, Setting]:
         )
     if key not in leaves():
         raise ConfigError(f"{text}: {_unknown(key)}")
-    return key, Setting(override(value, leaves()[key]), text)
+    return key, WrittenValue(override(value, leaves()[key]), text)
 
 
 def _unknown(key: str) -> str:
@@ -278,7 +278,7 @@ def _unknown(key: str) -> str:
     return f"{key} is not a setting; the sections are {', '.join(fields(Config))}"
 
 
-def _better(key: str, setting: Setting, error: ConfigError) -> str:
+def _better(key: str, setting: WrittenValue, error: ConfigError) -> str:
     """A remedy that knows the key, where there is one."""
     text = setting.node.value if isinstance(setting.node, yaml.ScalarNode) else ""
     for pattern, reason in ABSENT_VALUES.get(key, ()):

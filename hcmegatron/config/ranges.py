@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from hcmegatron.config.errors import ConfigError
-from hcmegatron.connections import facts
+from hcmegatron.connections import accounting
 
 RECOMPUTED_MODULES = ("core_attn", "mla_up_proj", "mlp", "shared_experts")
 TRITON_STREAMS = 8  # the most that the Triton kernels hold (hcmegatron.kernels.select)
@@ -81,7 +81,7 @@ RANGE_OF = {key: (words, test) for words, (test, keys) in _RANGES.items() for ke
 # The connections' stand in their descriptors.
 RANGE_OF |= {
     f"connection.{name}": tuple(own.metadata["range"])
-    for name, (_, own) in facts.FIELDS.items()
+    for name, (_, own) in accounting.FIELDS.items()
     if own.metadata["range"]
 }
 

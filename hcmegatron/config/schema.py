@@ -10,8 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field, make_dataclass
 from typing import Literal
 
-from hcmegatron.config.schedules import SCHEDULES
-from hcmegatron.connections import facts
+from hcmegatron.config.schedule_names import SCHEDULES
+from hcmegatron.connections import accounting
 from hcmegatron.connections.kinds import DEFAULT, KINDS
 
 Schedule = Literal[tuple(SCHEDULES)]  # type: ignore[valid-type]
@@ -89,7 +89,7 @@ Connection = make_dataclass(
     "Connection",
     [
         ("kind", ConnectionKind, DEFAULT),
-        *((name, hint, field(default=own.default)) for name, (hint, own) in facts.FIELDS.items()),
+        *((name, hint, field(default=own.default)) for name, (hint, own) in accounting.FIELDS.items()),
     ],
     namespace={"__doc__": "The connection around every sub-layer.", "__module__": __name__},
 )

@@ -65,7 +65,7 @@ def flatten(config: Config) -> dict[str, Any]:
     return found
 
 
-def describe(hint: Any) -> str:
+def describe_field(hint: Any) -> str:
     """A field's type in words."""
     options, optional = _options(hint)
     words = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
@@ -80,24 +80,24 @@ def describe(hint: Any) -> str:
     return text + (" or null" if optional else "")
 
 
-def convert(node: yaml.Node, hint: Any) -> Any:
+def convert_value(node: yaml.Node, hint: Any) -> Any:
     """The value of a YAML node as the type `hint`; ConfigError (without place or key) where it is not one."""
     kind, optional = _options(hint)
     if typing.get_origin(kind) is list:
         if isinstance(node, yaml.SequenceNode):
             try:
-                return [convert(item, typing.get_args(kind)[0]) for item in node.value]
+                return [convert_value(item, typing.get_args(kind)[0]) for item in node.value]
             except ConfigError as error:
                 raise ConfigError(f"has an entry that {error}") from None
-        raise ConfigError(f"is not {describe(hint)}")
+        raise ConfigError(f"is not {describe_field(hint)}")
     if not isinstance(node, yaml.ScalarNode):
-        raise ConfigError(f"is not {describe(hint)}")
+        raise ConfigError(f"is not {describe_field(hint)}")
     tag, text = node.tag.removeprefix(TAG), node.value
     if tag == "null" and optional:
         return None
     if kind is str and tag in ("str", "int", "float", "bool"):
         if not text.strip():
-            raise ConfigError(f"is empty; give {describe(hint)}")
+            raise ConfigError(f"is empty; give {describe_field(hint)}")
         if re.search(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]", text):
             raise ConfigError("holds a line break or another control character; write it in one line")
         return text
@@ -113,7 +113,7 @@ def convert(node: yaml.Node, hint: Any) -> Any:
         return _bounded(text)
     if kind is float and (_looks(text, "int") or _looks(text, "float")) and tag in ("int", "float"):
         return _finite(text)
-    raise ConfigError(f"is not {describe(hint)}")
+    raise ConfigError(f"is not {describe_field(hint)}")
 
 
 def override(value: str, hint: Any) -> yaml.Node:
@@ -134,17 +134,19 @@ def override(value: str, hint: Any) -> yaml.Node:
     return node
 
 
-def shown(node: yaml.Node, nested: bool = False) -> str:
+def shown_value(node: yaml.Node, nested: bool = False) -> str:
     """What the user wrote, short enough for an error line."""
     if isinstance(node, yaml.ScalarNode):
         quote = node.style if node.style in ("'", '"') else ""
         text = f"{quote}{node.value}{quote}"
     elif isinstance(node, yaml.SequenceNode):
-        items = ["..."] if nested else [shown(item, True) for item in node.value[:4]]
+        items = ["..."] if nested else [shown_value(item, True) for item in node.value[:4]]
         text = "[" + ", ".join(items) + (", ..." if len(node.value) > 4 else "") + "]"
     else:
         text = (
-            "{" + ", ".join(f"{shown(key, True)}: ..." for key, _ in node.value[: 0 if nested else 4]) + "}"
+            "{"
+            + ", ".join(f"{shown_value(key, True)}: ..." for key, _ in node.value[: 0 if nested else 4])
+            + "}"
         )
     return text if len(text) <= 60 else text[:57] + "..."
 

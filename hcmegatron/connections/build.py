@@ -8,13 +8,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from hcmegatron.connections import facts
+from hcmegatron.connections import accounting
 from hcmegatron.connections.connection import Connection
-from hcmegatron.connections.ends import expand
+from hcmegatron.connections.expand_contract import expand
 from hcmegatron.connections.kinds.descriptor import Parameter, Parameters, Settings
-from hcmegatron.kernels.select import select
+from hcmegatron.kernels.select import select_kernels
 
-__all__ = ["build_connection", "build_contract", "described", "expand"]
+__all__ = ["build_connection", "build_contract", "expand", "parameter_of"]
 
 
 def build_connection(
@@ -34,11 +34,13 @@ def build_connection(
     network (attention and FFN each count one). Initial values are a function of (conn, hidden_size, k) and
     draw no random numbers, so every layout starts the same. dtype: of the parameters, fp32 whatever the
     streams' is. kernels: as in hcmegatron.kernels.select, for streams of dtype `streams`, the parameters' if not
-    given. Raises ValueError where facts.check or select do.
+    given. Raises ValueError where accounting.check or select do.
     """
-    facts.check(conn, hidden_size)
-    kind = facts.kind_of(conn)
-    chosen = select(kernels, n=conn.n, device=device, dtype=streams or dtype) if kind.kernels else None
+    accounting.check(conn, hidden_size)
+    kind = accounting.kind_of(conn)
+    chosen = (
+        select_kernels(kernels, n=conn.n, device=device, dtype=streams or dtype) if kind.kernels else None
+    )
     like = {"norm_eps": norm_eps, "kernels": chosen, "dtype": dtype, "device": device}
     connection = _class(kind.module)(conn, hidden_size, index, **like)
     return _describe(connection, kind.parameters(conn, hidden_size))
@@ -52,20 +54,20 @@ def build_contract(
     dtype: torch.dtype = torch.float32,
     device: torch.device | str | None = None,
 ) -> nn.Module:
-    """The module that takes streams [s,b,w,C] to h [s,b,C] before the final norm (facts.head_of)."""
-    facts.check(conn, hidden_size)
-    head, n = facts.head_of(conn), facts.streams(conn)
+    """The module that takes streams [s,b,w,C] to h [s,b,C] before the final norm (accounting.head_of)."""
+    accounting.check(conn, hidden_size)
+    head, n = accounting.head_of(conn), accounting.streams(conn)
     contract = _class(head.module)(conn, n, hidden_size, norm_eps=norm_eps, dtype=dtype, device=device)
     return _describe(contract, head.parameters(n, hidden_size))
 
 
-def described(parameter: nn.Parameter) -> Parameter | None:
+def parameter_of(parameter: nn.Parameter) -> Parameter | None:
     """What a descriptor says of a parameter of a connection or contraction; None of any other."""
     return getattr(parameter, "_connection", None)
 
 
 def _describe(module: Any, table: Parameters) -> Any:
-    """Every parameter of the module with its line of the table, for `described`."""
+    """Every parameter of the module with its line of the table, for `parameter_of`."""
     own = dict(module.named_parameters())
     built, listed = {k: tuple(p.shape) for k, p in own.items()}, {k: p.shape for k, p in table.items()}
     assert built == listed, f"{type(module).__name__} has parameters {built}, its descriptor lists {listed}"

@@ -17,7 +17,7 @@ class Connection(nn.Module):
     """The connection around one sub-layer T (norm -> attention or FFN), in three parts; the head is `ends`' or a module
     of its own (kinds/heads.py).
 
-    Streams H are [s, b, w, C] with w = facts.streams(conn): n for HC and mHC, 1 for residual and FC, which
+    Streams H are [s, b, w, C] with w = accounting.streams(conn): n for HC and mHC, 1 for residual and FC, which
     views its single stream as m contiguous fractions.
 
     - `read` makes T's input and the coefficients, once per token, in fp32 (fp64 for fp64 streams); they stay in that

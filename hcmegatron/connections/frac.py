@@ -20,9 +20,9 @@ from hcmegatron.connections.connection import (
     compute_dtype,
     write_streams,
 )
-from hcmegatron.connections.kinds.frac import Dynamic, Static
+from hcmegatron.connections.kinds.frac import DynamicFracSettings, FracSettings
 from hcmegatron.connections.mixing import mix
-from hcmegatron.connections.norms import normalise
+from hcmegatron.connections.predictor_norm import normalise
 from hcmegatron.kernels.select import Kernels
 
 
@@ -34,7 +34,7 @@ class Frac(Connection):
 
     def __init__(
         self,
-        conn: Static | Dynamic,
+        conn: FracSettings | DynamicFracSettings,
         hidden_size: int,
         index: int = 0,  # a fraction's own start is the same in every sub-layer
         *,

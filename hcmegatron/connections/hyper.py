@@ -20,9 +20,9 @@ from hcmegatron.connections.connection import (
     compute_dtype,
     write_streams,
 )
-from hcmegatron.connections.kinds.hyper import Dynamic, Static
+from hcmegatron.connections.kinds.hyper import DynamicHyperSettings, HyperSettings
 from hcmegatron.connections.mixing import aggregate
-from hcmegatron.connections.norms import normalise
+from hcmegatron.connections.predictor_norm import normalise
 from hcmegatron.kernels.select import Kernels
 
 
@@ -60,7 +60,7 @@ class Hyper(Connection):
 
     def __init__(
         self,
-        conn: Static | Dynamic,
+        conn: HyperSettings | DynamicHyperSettings,
         hidden_size: int,
         index: int,
         *,

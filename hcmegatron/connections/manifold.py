@@ -22,9 +22,9 @@ from hcmegatron.connections.connection import (
     per_token,
     write_streams,
 )
-from hcmegatron.connections.kinds.manifold import Manifold as Settings
+from hcmegatron.connections.kinds.manifold import ManifoldSettings as Settings
 from hcmegatron.connections.mixing import aggregate
-from hcmegatron.connections.norms import inverse_rms
+from hcmegatron.connections.predictor_norm import inverse_rms
 from hcmegatron.connections.sinkhorn import sinkhorn
 from hcmegatron.kernels.options import Orientation, ReadOptions, RmsEps, SinkhornEps
 from hcmegatron.kernels.select import Kernels

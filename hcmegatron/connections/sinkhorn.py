@@ -50,7 +50,7 @@ def sinkhorn(L: Tensor, iterations: int = 20, eps: SinkhornEps = "none") -> Tens
 
     Row sums are 1 to rounding; columns (dim -2 summed) deviate as far as `iterations` leave them. A row or
     column without a finite logit has no normalised form and gives NaN, which spreads over its matrix, except
-    where an epsilon takes the place of a sum of zero. hcmegatron.kernels.sinkhorn has the same with backward
+    where an epsilon takes the place of a sum of zero. hcmegatron.kernels.torch_sinkhorn has the same with backward
     by hand, which recomputes the iterates.
 
     Raises:

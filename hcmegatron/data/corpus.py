@@ -82,7 +82,7 @@ class Corpus:
         return [_read(document) for document in documents]
 
 
-def find(data: Data) -> Corpus:
+def find_corpus(data: Data) -> Corpus:
     """The corpus of a configuration. ConfigError names the path that is missing, empty, unreadable or binary.
 
     Every file is opened and looked through, so that a later read in many ranks does not fail.

@@ -17,7 +17,7 @@ from hcmegatron.platform.transfer import to_device
 MicroBatchTensors = dict[str, Tensor | int]
 
 
-class Chunk(Protocol):
+class ChunkEnds(Protocol):
     """What decides which tensors a chunk reads: whether it has the embedding, and whether it has the loss."""
 
     pre_process: bool
@@ -59,7 +59,7 @@ def document_mask(documents: Tensor) -> Tensor:
     return (later | (documents[:, :, None] != documents[:, None, :]))[:, None]
 
 
-def unused(chunk: Chunk, document_mask: bool) -> set[str]:
+def unused_tensors(chunk: ChunkEnds, document_mask: bool) -> set[str]:
     """What a chunk does not use of a micro-batch: only the first stage reads tokens, only the last has a loss."""
     names = set() if document_mask else {"document_ids"}
     if not chunk.pre_process:

@@ -10,18 +10,9 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import FunctionCtx, once_differentiable
 
-from hcmegatron.kernels import triton_projection, triton_read_backward, triton_read_forward
+from hcmegatron.kernels import tiles, triton_projection, triton_read_backward, triton_read_forward
 from hcmegatron.kernels.options import ReadOptions
-from hcmegatron.kernels.tiles import (
-    columns,
-    hardware,
-    power_of_two,
-    precision,
-    products,
-    split_channels,
-    split_tokens,
-    tile,
-)
+from hcmegatron.kernels.tiles import power_of_two, products, split_channels, split_tokens
 
 Projection = tuple[
     Tensor, Tensor
@@ -67,8 +58,8 @@ def _by_part(options: ReadOptions, parts: tuple[Tensor, ...], absent: Tensor) ->
 def _project(H: Tensor, phi: Tensor, options: ReadOptions) -> Projection:
     """Of the read's own streams [T,n,C]."""
     T, n, C = H.shape
-    size = tile("project", H)
-    span = split_channels(T, n * C, size, hardware(H.device).processors)
+    size = tiles.tile("project", H)
+    span = split_channels(T, n * C, size, tiles.hardware(H.device).processors)
     parts = triton.cdiv(n * C, span)
     proj, square = phi.new_empty(parts, T, options.columns), phi.new_empty(parts, T)
     triton_projection.project[(triton.cdiv(T, size.BT), parts)](
@@ -79,7 +70,7 @@ def _project(H: Tensor, phi: Tensor, options: ReadOptions) -> Projection:
         T,
         W=n * C,
         K=options.columns,
-        KP=columns(n),
+        KP=tiles.columns(n),
         SPAN=span,
         V=size.V,
         STAGES=size.stages,
@@ -113,7 +104,7 @@ class ReadFunction(Function):
         )
         if T:
             proj, square = projection or _project(H, phi, options)
-            size = tile("read_forward", H)
+            size = tiles.tile("read_forward", H)
             chunks = triton.cdiv(C, size.BC)
             triton_read_forward.read_forward[(triton.cdiv(T, size.BT) * (1 + chunks),)](
                 H,
@@ -131,11 +122,11 @@ class ReadFunction(Function):
                 res,
                 T,
                 C=C,
-                KP=columns(n),
+                KP=tiles.columns(n),
                 PARTS=square.numel() // T,
                 FLOOR=options.floor,
                 PRE_EPS=options.pre_eps,
-                PRECISION=precision(H),
+                PRECISION=tiles.precision(H),
                 **_shape(options, scale),
                 **_coefficients(options),
                 **size.launch,
@@ -171,7 +162,7 @@ def _backward_coefficients(ctx: Any, dx: Tensor, *given: Tensor | None) -> tuple
     options = ctx.options
     T, _, C = H.shape
     scale, bias = tuple(parts[: len(parts) // 2]), tuple(parts[len(parts) // 2 :])
-    size = tile("read_backward_coefficients", H)
+    size = tiles.tile("read_backward_coefficients", H)
     programs = triton.cdiv(T, size.BT)
     dp, factor = torch.empty_like(t), torch.empty_like(inv_r)
     sums = t.new_empty(programs, 2, options.columns)
@@ -206,8 +197,8 @@ def _backward_streams(
     """The streams' gradient [T,n,C] and phi's in parts [splits, nC, K]."""
     H, phi, _, _, shift, pre, *_ = ctx.saved_tensors
     T, n, C = H.shape
-    size = tile("read_backward_streams", H)
-    span = split_tokens(T, n, C, H.element_size(), size, hardware(H.device).processors)
+    size = tiles.tile("read_backward_streams", H)
+    span = split_tokens(T, n, C, H.element_size(), size, tiles.hardware(H.device).processors)
     splits = triton.cdiv(T, span)
     out, parts = torch.empty_like(H), phi.new_empty(splits, *phi.shape)
     triton_read_backward.read_backward_streams[(triton.cdiv(C, size.BC), n // size.G, splits)](
@@ -226,11 +217,11 @@ def _backward_streams(
         N=n,
         C=C,
         K=phi.shape[1],
-        KP=columns(n),
+        KP=tiles.columns(n),
         G=size.G,
         STAGES=size.stages,
         HAS_DH=dH is not None,
-        PRECISION=precision(H),
+        PRECISION=tiles.precision(H),
         **size.launch,
     )
     return out, parts
@@ -245,7 +236,7 @@ def _backward_sums(ctx: Any, dphi_parts: Tensor, sums: Tensor) -> list[Tensor]:
     dphi = dphi_parts[0] if whole else torch.empty_like(phi)
     small = phi.new_empty(sum(p.numel() for p in parts))
     dscale, dbias = small.split([sum(s.numel() for s in scale), options.columns])
-    size = tile("read_backward_sums", H)
+    size = tiles.tile("read_backward_sums", H)
     grid = (1 if whole else 1 + triton.cdiv(phi.numel(), size.BC),)
     triton_read_backward.read_backward_sums[grid](
         dphi_parts,
@@ -256,7 +247,7 @@ def _backward_sums(ctx: Any, dphi_parts: Tensor, sums: Tensor) -> list[Tensor]:
         len(dphi_parts),
         len(sums),
         W=phi.numel(),
-        KP=columns(n),
+        KP=tiles.columns(n),
         **_shape(options, scale),
         **size.launch,
     )

@@ -29,7 +29,7 @@ class Kernels:
     write_and_project: Callable[..., Any] | None = None
 
 
-def select(
+def select_kernels(
     name: str, *, n: int, device: torch.device | str | None = None, dtype: torch.dtype = torch.float32
 ) -> Kernels:
     """Kernels for connections of n streams or fractions.

@@ -17,7 +17,7 @@ from torch.autograd import Function
 from torch.autograd.function import FunctionCtx, once_differentiable
 from torch.nn import functional as F
 
-from hcmegatron.kernels import coefficients, rms
+from hcmegatron.kernels import torch_coefficients, torch_rms
 from hcmegatron.kernels.options import ReadOptions
 
 
@@ -27,7 +27,7 @@ def inverse_rms(Hv: Tensor, options: ReadOptions) -> tuple[Tensor, Tensor | None
     Also what rms.scaling says that tokens have to be multiplied by: 1 / r is that of the products.
     """
     r = _rms(Hv)
-    shift = rms.scaling(r, Hv, options.floor)
+    shift = torch_rms.scaling(r, Hv, options.floor)
     if shift is not None:
         r = _rms(_times(Hv, shift))
     eps = options.eps if shift is None else options.eps * shift
@@ -72,7 +72,7 @@ class _Read(Function):
         Hv = Hc.view(T, n * C)
         inv_r, shift = inverse_rms(Hv, options)
         t = torch.mm(phi.mT, _times(Hv, shift).mT).mul_(inv_r)
-        pre, post, res = coefficients.forward(t, scale, bias, options)
+        pre, post, res = torch_coefficients.forward(t, scale, bias, options)
         pre = pre.mT.contiguous()
         x = torch.bmm(pre.unsqueeze(1), Hc).squeeze(1).to(H.dtype)
         ctx.save_for_backward(H, phi, scale, bias, t, inv_r, shift, pre)
@@ -100,7 +100,7 @@ class _Read(Function):
         dpre = through_x if dpre is None else through_x + dpre.mT
         dpost = None if dpost is None else dpost.mT
         dres = None if dres is None else dres.permute(1, 2, 0).contiguous()
-        dt, dscale, dbias = coefficients.backward(t, scale, bias, dpre, dpost, dres, options)
+        dt, dscale, dbias = torch_coefficients.backward(t, scale, bias, dpre, dpost, dres, options)
         c = rms_pullback((dt * t).sum(0), inv_r, shift, n * C, options)
         dp = dt.mul_(inv_r)
         dphi = torch.mm(Hv.mT, dp.mT)

@@ -10,7 +10,7 @@ import triton.language as tl
 from hcmegatron.kernels import triton_coefficients as coefficients
 from hcmegatron.kernels import triton_sinkhorn as sinkhorn
 
-# Mean squares between which a token is taken as it is; others are scaled, see hcmegatron/kernels/rms.py.
+# Mean squares between which a token is taken as it is; others are scaled, see hcmegatron/kernels/torch_rms.py.
 SMALLEST = tl.constexpr(2.0**-80)
 LARGEST = tl.constexpr(2.0**80)
 

@@ -8,8 +8,7 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import FunctionCtx, once_differentiable
 
-from hcmegatron.kernels import triton_write
-from hcmegatron.kernels.tiles import columns, precision, tile
+from hcmegatron.kernels import tiles, triton_write
 
 
 class WriteFunction(Function):
@@ -36,7 +35,7 @@ class WriteFunction(Function):
         proj = square = None
         if fold is not None:
             proj, square = post.new_empty(T, fold.shape[1]), post.new_empty(T)
-            size = tile("write_fold_dropout" if dropout else "write_fold", H)
+            size = tiles.tile("write_fold_dropout" if dropout else "write_fold", H)
             if T:
                 triton_write.write_fold[(triton.cdiv(T, size.BT),)](
                     H,
@@ -52,15 +51,15 @@ class WriteFunction(Function):
                     T,
                     dropout,
                     K=fold.shape[1],
-                    KP=columns(n),
+                    KP=tiles.columns(n),
                     V=size.V,
-                    PRECISION=precision(H),
+                    PRECISION=tiles.precision(H),
                     **flags,
                     **size.launch,
                 )
             ctx.mark_non_differentiable(proj, square)
         elif T:
-            size = tile("write_forward", H)
+            size = tiles.tile("write_forward", H)
             triton_write.write_forward[(triton.cdiv(T, size.BT), triton.cdiv(C, size.BC))](
                 H, y, given, seed, post, res, out, T, dropout, **flags, **size.launch
             )
@@ -79,7 +78,7 @@ class WriteFunction(Function):
         # the bias has the sum of what y has rounded
         dy = torch.empty_like(y, dtype=torch.float32 if with_bias else y.dtype)
         if T:
-            size = tile("write_backward", H)
+            size = tiles.tile("write_backward", H)
             triton_write.write_backward[(triton.cdiv(T, size.BT),)](
                 dout.contiguous(),
                 H,

@@ -9,18 +9,18 @@ import torch
 import torch.distributed as dist
 
 from hcmegatron.config.schema import Config, micro_batch_tokens
-from hcmegatron.connections import facts
+from hcmegatron.connections import accounting
 from hcmegatron.data.corpus import Corpus
 from hcmegatron.data.dataset import Batches, Text
-from hcmegatron.data.feed import Feed, unused
+from hcmegatron.data.feed import Feed, unused_tensors
 from hcmegatron.data.tokenizer import build_tokenizer
 from hcmegatron.measure.messages import Hop, collectives
 from hcmegatron.measure.stages import StageClock, Times, UndividedStage, done, timed
 from hcmegatron.model.gpt import unwrap
 from hcmegatron.model.transformer_config import DTYPES
-from hcmegatron.pipeline.placement import most_held, placement
+from hcmegatron.pipeline.configured_schedule import most_held, placement
+from hcmegatron.pipeline.forward_backward import build_forward_backward
 from hcmegatron.pipeline.runner import ScheduleRunner
-from hcmegatron.pipeline.schedule import build_schedule
 from hcmegatron.platform.distributed import device, timeout
 from hcmegatron.recompute.attach import Recomputation
 from hcmegatron.training import loss
@@ -52,7 +52,7 @@ class Bench:
         gather_parameters(self.chunks)
         self.optimizer = build_optimizer(config, self.chunks, groups)
         set_learning_rate(self.optimizer, 0.0, 0.0)  # weights stay where routers send tokens as in a run
-        self.schedule = build_schedule(config, self.chunks, groups, self.recomputation.execution)
+        self.schedule = build_forward_backward(config, self.chunks, groups, self.recomputation.execution)
         self.stepper = Stepper(config, self.chunks, self.optimizer, self.schedule, batches, groups)
         if isinstance(self.schedule, ScheduleRunner):
             self.stages = self.schedule.stages
@@ -66,7 +66,9 @@ class Bench:
         self.message = torch.randn(message_shape(config, groups), device=device(), dtype=dtype)
         self.clock = StageClock(self.stages, self.where, self.message.clone)
         masked = config.model.document_mask
-        self.feeds = [Feed(partial(batches, 0), masked, unused=unused(model, masked)) for model in models]
+        self.feeds = [
+            Feed(partial(batches, 0), masked, unused=unused_tensors(model, masked)) for model in models
+        ]
         self.recomputation.measured()  # which costs time until it ends
         self.hop = (
             Hop(self._transport(), self.where, groups.pp.rank(), self.message)
@@ -143,7 +145,7 @@ class Bench:
 def message_shape(config: Config, groups: ProcessGroupCollection) -> tuple[int, int, int]:
     """[s, b, n*C] of a message between stages."""
     parts = groups.tp.size() if config.parallel.sequence else 1
-    width = config.model.hidden_size * facts.streams(config.connection)
+    width = config.model.hidden_size * accounting.streams(config.connection)
     return config.data.sequence_length // parts, config.training.micro_batch, width
 
 

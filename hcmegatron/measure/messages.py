@@ -13,9 +13,9 @@ from hcmegatron.measure.stages import Times, timed
 from hcmegatron.platform.distributed import device
 from schedules.actions import Kind
 from schedules.placement import Placement
-from schedules.plan import Message
 from schedules.runtime.torch_distributed import channels
 from schedules.runtime.transport import Pending, Transport
+from schedules.schedule import Message
 
 REPEATS = 12
 OF_A_ROUND = 3

@@ -21,20 +21,20 @@ import torch.distributed as dist
 from hcmegatron.config.checks import check_world, smallest_world
 from hcmegatron.config.errors import ConfigError
 from hcmegatron.config.schema import Config
-from hcmegatron.connections import facts
-from hcmegatron.data.corpus import Corpus, find
+from hcmegatron.connections import accounting
+from hcmegatron.data.corpus import Corpus, find_corpus
 from hcmegatron.measure.bench import Bench
 from hcmegatron.measure.quiet import Sample, quieter, sample
 from hcmegatron.measure.stages import EVALUATED, Times
 from hcmegatron.model.transformer_config import DTYPES
 from hcmegatron.planner.machines import GIB, Machine
 from hcmegatron.planner.measured import Measured, shape
+from hcmegatron.platform import standard_streams
 from hcmegatron.platform.distributed import process_groups
-from hcmegatron.platform.local_launch import launch
-from hcmegatron.platform.peak import peak_tflops
+from hcmegatron.platform.local_launch import launch_ranks
+from hcmegatron.platform.peak_flops import peak_tflops
 from hcmegatron.platform.ranks import RankInfo
-from hcmegatron.platform.standard_streams import tell
-from hcmegatron.platform.versions import megatron_core, version
+from hcmegatron.platform.versions import installed_version, megatron_core
 from schedules.placement import Placement
 from schedules.runtime.gpu import GPU
 
@@ -66,11 +66,11 @@ def measure(config: Config, ranks: int | None = None) -> Measured:
             f"--measure: {world} ranks on {cores} cores would measure how they wait for each other; use {cores} ranks "
             "or fewer"
         )
-    corpus = find(config.data)
-    tell("hcmegatron: measuring, for about a minute")
+    corpus = find_corpus(config.data)
+    standard_streams.tell("hcmegatron: measuring, for about a minute")
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "measured"
-        if launch(partial(_rank, config, corpus, path), world, "spawn" if gpus else "fork"):
+        if launch_ranks(partial(_rank, config, corpus, path), world, "spawn" if gpus else "fork"):
             raise ConfigError("--measure: a rank failed, as it says above")
         return pickle.loads(path.read_bytes())
 
@@ -85,7 +85,7 @@ def _rank(config: Config, corpus: Corpus, path: Path, ranks: RankInfo) -> int:
     if ranks.rank == 0:
         busy = max(one.disturbed for one in quieter(samples))
         if busy > DISTURBED:
-            tell(
+            standard_streams.tell(
                 f"hcmegatron: warning: other programs had a rank's core {busy:.0%} of the time that it wanted it; "
                 "measure again when the machine is quiet"
             )
@@ -154,7 +154,7 @@ def combined(
         # no end takes longer than the whole way, of which the sender's part is in what it is occupied
         beside = min(beside, worst["hop"])
         settings |= {"latency": worst["hop"] - beside, "occupied": beside}
-    n = facts.streams(config.connection)
+    n = accounting.streams(config.connection)
     after: dict[str, float] = defaultdict(float)
     for what, part in AFTER.items():
         after[part] += worst[what]
@@ -166,7 +166,11 @@ def combined(
         shape(config),
         len(of_ranks),
         datetime.now().isoformat(" ", "minutes"),
-        {"hcmegatron": version("hcmegatron"), "torch": version("torch"), "megatron-core": megatron_core()},
+        {
+            "hcmegatron": installed_version("hcmegatron"),
+            "torch": installed_version("torch"),
+            "megatron-core": megatron_core(),
+        },
         machine,
     )
 

@@ -13,7 +13,7 @@ from torch.autograd.graph import GradientEdge
 
 from hcmegatron.model.execution import Execution
 from hcmegatron.model.gpt import ConnectionGPT
-from hcmegatron.pipeline.stage import ChunkStage
+from hcmegatron.pipeline.chunk_stage import ChunkStage
 from schedules.placement import Placement
 from schedules.runtime.gpu import GPU
 from schedules.runtime.stage import OverlappingStage

@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from hcmegatron.config.schedules import MEGATRONS
+from hcmegatron.config.schedule_names import MEGATRONS
 from hcmegatron.model.te_wgrad import of_engine
 from hcmegatron.platform.optional import fused_weight_gradients
 

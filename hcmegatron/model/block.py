@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from hcmegatron.config.schema import Connection
-from hcmegatron.connections import facts
+from hcmegatron.connections import accounting
 from hcmegatron.connections.build import expand
 from hcmegatron.model.execution import Execution
 from hcmegatron.model.layer import AroundSubLayer
-from hcmegatron.model.nodes import Keeping, MicroBatch
+from hcmegatron.model.nodes import ActivationPolicy, MicroBatch
 from hcmegatron.platform.megatron import replace_prefix_for_sharding, sharded_state_dict_default
 from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.transformer.module import MegatronModule
@@ -62,7 +62,7 @@ class ConnectionBlock(MegatronModule):
         self.connection = submodules.connection
         self.tp_group = pg_collection.tp
         # FC and residual are C wide between sub-layers; the connection itself views C as fractions.
-        self.streams = facts.streams(submodules.connection)
+        self.streams = accounting.streams(submodules.connection)
         self.input_tensor: Tensor | None = None
         self.layers = nn.ModuleList(
             build_module(layer, config=config, pg_collection=pg_collection) for layer in submodules.layers
@@ -82,7 +82,7 @@ class ConnectionBlock(MegatronModule):
         """What the previous pipeline stage sent: [s, b, n*C]."""
         self.input_tensor = input_tensor
 
-    def enter(self, hidden_states: Tensor | None) -> Tensor:
+    def streams_in(self, hidden_states: Tensor | None) -> Tensor:
         """The chunk's first streams [s, b, n, C], from the embedding [s, b, C] or the tensor that was received."""
         if self.pre_process:
             return expand(self.connection, hidden_states)
@@ -91,7 +91,7 @@ class ConnectionBlock(MegatronModule):
         s, b, width = received.shape
         return received.view(s, b, self.streams, width // self.streams)
 
-    def leave(self, streams: Tensor) -> Tensor:
+    def streams_out(self, streams: Tensor) -> Tensor:
         """What goes on: normed [s, b, C] to the head, or [s, b, n*C] to the next stage."""
         if self.post_process:
             return self.final_layernorm(self.contract(streams))
@@ -121,9 +121,13 @@ class ConnectionBlock(MegatronModule):
         given = [name for name, value in unused.items() if value is not None]
         assert not given, f"ConnectionBlock does not take {given}"
         execution = execution or Execution()
-        keeping = execution.keeping(len(self.sublayers)) if torch.is_grad_enabled() else Keeping()
-        micro_batch = MicroBatch(attention_mask, rotary_pos_emb, keeping, first_sample)
-        return self.leave(execution.run(self.layers, self.enter(hidden_states), micro_batch))
+        activation_policy = (
+            execution.activation_policy(len(self.sublayers))
+            if torch.is_grad_enabled()
+            else ActivationPolicy()
+        )
+        micro_batch = MicroBatch(attention_mask, rotary_pos_emb, activation_policy, first_sample)
+        return self.streams_out(execution.run(self.layers, self.streams_in(hidden_states), micro_batch))
 
     def sharded_state_dict(
         self, prefix: str = "", sharded_offsets: tuple = (), metadata: dict | None = None

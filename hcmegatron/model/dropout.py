@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from hcmegatron.platform.generators import seed_draws, seed_of
+from hcmegatron.platform.seeds import seed_draws, seed_of
 
 
 @dataclass(frozen=True)

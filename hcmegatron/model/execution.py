@@ -7,7 +7,7 @@
 | `RecomputedBlocks` | one after another; connections and norms are rebuilt block by block | recompute/execution.py |
 | `Overlapped` | as one of the others says, between another micro-batch's backward | pipeline/overlap.py |
 
-Training asks recomputation for one (recompute/attach.py) and hands it to the schedule (pipeline/schedule.py), which
+Training asks recomputation for one (recompute/attach.py) and hands it to the schedule (pipeline/forward_backward.py), which
 calls the chunks. Nothing is set on a chunk, a block or a layer.
 """
 
@@ -19,7 +19,7 @@ from typing import Protocol
 
 from torch import Tensor, nn
 
-from hcmegatron.model.nodes import Keeping, MicroBatch, Node, State
+from hcmegatron.model.nodes import ActivationPolicy, MicroBatch, Node, State
 
 
 class Layer(Protocol):
@@ -34,9 +34,9 @@ class Layer(Protocol):
 class Execution:
     """Plain: layer after layer, node after node. It holds nothing of a micro-batch; the same one serves all chunks."""
 
-    def keeping(self, sublayers: int) -> Keeping:
+    def activation_policy(self, sublayers: int) -> ActivationPolicy:
         """What decides which tensors one micro-batch keeps for backward, in a chunk of so many sub-layers."""
-        return Keeping()
+        return ActivationPolicy()
 
     def nodes(self, layer: Layer) -> tuple[Node, ...]:
         """What is run of a layer, in order."""

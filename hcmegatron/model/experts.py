@@ -17,8 +17,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hcmegatron.model.weight_gradients import Separable, WeightGradients, for_autograd, separable
-from hcmegatron.platform.transfer import beside
+from hcmegatron.model.weight_gradients import (
+    Separable,
+    WeightGradStore,
+    gradient_for_autograd,
+    mark_separable,
+)
+from hcmegatron.platform import transfer
 from megatron.core.dist_checkpointing.mapping import (
     ReplicaId,
     ShardedObject,
@@ -50,7 +55,7 @@ class GroupedExperts(MegatronModule):
 
     def forward(self, tokens: Tensor, tokens_per_expert: Tensor, probs: Tensor) -> tuple[Tensor, None]:
         """Megatron's contract: tokens [T, C], tokens_per_expert [E], probs [T] -> ([T, C], no bias)."""
-        ends = beside(tokens_per_expert.to(torch.int32), tokens).cumsum(0, dtype=torch.int32)
+        ends = transfer.beside(tokens_per_expert.to(torch.int32), tokens).cumsum(0, dtype=torch.int32)
         hidden = self.linear_fc1(tokens, ends)
         if self.config.gated_linear_unit:
             gate, value = hidden.chunk(2, dim=-1)
@@ -98,7 +103,7 @@ class GroupedLinear(nn.Module, Separable):
 
     def forward(self, x: Tensor, ends: Tensor) -> Tensor:
         """x [T, in], ends [E] int32: where each expert's tokens end -> [T, out]."""
-        return _GroupedLinear.apply(x, separable(self.weight), ends, self.store)
+        return _GroupedLinear.apply(x, mark_separable(self.weight), ends, self.store)
 
     def sharded(self, key: str) -> ShardedTensorFactory:
         """How the checkpoint holds the weight: [all experts, out, in], with the expert as a leading index."""
@@ -144,7 +149,7 @@ class _GroupedLinear(torch.autograd.Function):
     """grouped_mm whose weight gradient can be left for later."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, ends: Tensor, store: WeightGradients | None) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, ends: Tensor, store: WeightGradStore | None) -> Tensor:
         ctx.save_for_backward(x, ends)
         ctx.weight, ctx.store = weight, store  # the leaf itself, as in deferred._Linear
         return F.grouped_mm(x, weight.transpose(1, 2), offs=ends)
@@ -159,7 +164,7 @@ class _GroupedLinear(torch.autograd.Function):
             source = x.detach()
             work = partial(_weight_gradient, source, grad_output, ends)
             if ctx.store is None or ctx.store.open is None:
-                grad_weight = for_autograd(weight, work)
+                grad_weight = gradient_for_autograd(weight, work)
             else:
                 ctx.store.open.add(weight, work, source, grad_output)
         return grad_x, grad_weight, None, None

@@ -18,7 +18,7 @@ from hcmegatron.model.experts import GroupedLinear
 from hcmegatron.model.specs import block_submodules
 from hcmegatron.model.transformer_config import transformer_config
 from hcmegatron.planner.layers import padded_vocab, softmax_entries
-from hcmegatron.planner.stages import Stage, stages  # noqa: F401 (whoever builds a chunk asks here for its stage)
+from hcmegatron.planner.stages import ModelStage, stages  # noqa: F401 (whoever builds a chunk asks here for its stage)
 from hcmegatron.platform.megatron import flatten_state_dict
 from megatron.core.dist_checkpointing.mapping import ShardedBase
 from megatron.core.models.gpt import GPTModel
@@ -45,7 +45,7 @@ class ConnectionGPT(GPTModel):
         config: TransformerConfig,
         model: Model,
         submodules: BlockSubmodules,
-        stage: Stage,
+        stage: ModelStage,
         tokens: int,
         sequence_length: int,
         seed: int,
@@ -192,7 +192,7 @@ def mark_weights(model: nn.Module, groups: ProcessGroupCollection) -> None:
 
 def build_chunk(
     config: Config,
-    stage: Stage,
+    stage: ModelStage,
     tokens: int,
     pg_collection: ProcessGroupCollection,
     vp_stage: int | None = None,

@@ -8,8 +8,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from hcmegatron.model.deferred import linear
 from hcmegatron.model.weight_gradients import Separable
+from hcmegatron.model.wgrad_store import deferrable_linear
 from megatron.core.transformer.multi_latent_attention import MLASelfAttention, MLASelfAttentionSubmodules
 from megatron.core.transformer.transformer_config import MLATransformerConfig
 
@@ -53,7 +53,7 @@ class KeyValueDownProjection(nn.Module, Separable):
 
     def forward(self, x: Tensor) -> tuple[Tensor, None]:
         """Megatron's contract for linears: (output, no bias)."""
-        output = linear(x, self.weight, self.store)
+        output = deferrable_linear(x, self.weight, self.store)
         if self.sequence_parallel or self.tp_group.size() == 1:
             return output, None  # Megatron gathers the key's sequence, and sums in that backward
         latent, key = output.split(self.widths, -1)

@@ -47,7 +47,7 @@ class AroundSubLayer:
         dropout: of T's output.
 
     Attributes:
-        following: the next sub-layer's connection in this chunk, whose projection `leave` computes where kernels fold.
+        following: the next sub-layer's connection in this chunk, whose projection `write` computes where kernels fold.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class AroundSubLayer:
         self.dropout = dropout
         self.following: Connection | None = None
 
-    def enter(self, streams: Tensor, *projection: Tensor) -> tuple[Tensor, Coefficients]:
+    def read(self, streams: Tensor, *projection: Tensor) -> tuple[Tensor, Coefficients]:
         """[s, b, n, C] -> T's input [s, b, C] and the coefficients."""
         await_parameters(self.connection)
         x, coefficients = self.connection.read(streams, projection or None)
@@ -69,7 +69,7 @@ class AroundSubLayer:
             hook(self.connection, (streams,), (x, coefficients))
         return self.input_norm(x), coefficients
 
-    def leave(
+    def write(
         self,
         streams: Tensor,
         y: Tensor,
@@ -201,29 +201,29 @@ class ConnectionLayer(MegatronModule, BaseTransformerLayer):
 
     def _attention(self, state: State, micro_batch: MicroBatch) -> State:
         streams, *projection = state
-        x, coefficients = micro_batch.keeping.enter(self.around_attention, streams, *projection)
+        x, coefficients = micro_batch.activation_policy.read(self.around_attention, streams, *projection)
         # Before the whole of attention, as one cannot tell its core: when Megatron computes the core again, it puts
         # the generators back to what they were at its beginning.
         self.core_dropout.begin(micro_batch.first_sample, self.training)
         y, bias = self.self_attention(
             x, attention_mask=micro_batch.attention_mask, rotary_pos_emb=micro_batch.rotary
         )
-        return micro_batch.keeping.leave(
+        return micro_batch.activation_policy.write(
             self.around_attention, streams, y, coefficients, bias, micro_batch.first_sample
         )
 
     def _mlp(self, state: State, micro_batch: MicroBatch) -> State:
         streams, *projection = state
-        x, coefficients = micro_batch.keeping.enter(self.around_mlp, streams, *projection)
+        x, coefficients = micro_batch.activation_policy.read(self.around_mlp, streams, *projection)
         mlp = partial(tensor_parallel.checkpoint, self.mlp, False) if self.recompute_mlp else self.mlp
         y, bias = mlp(x)
-        return micro_batch.keeping.leave(
+        return micro_batch.activation_policy.write(
             self.around_mlp, streams, y, coefficients, bias, micro_batch.first_sample
         )
 
     def _route(self, state: State, micro_batch: MicroBatch) -> State:
         streams, *projection = state
-        x, coefficients = micro_batch.keeping.enter(self.around_mlp, streams, *projection)
+        x, coefficients = micro_batch.activation_policy.read(self.around_mlp, streams, *projection)
         probs, routing_map = self.mlp.route(x)
         tokens, probs = self.mlp.preprocess(x, probs, routing_map)
         return (streams, x, tokens, probs, *self._kept_by_dispatcher(), *coefficients)
@@ -259,6 +259,6 @@ class ConnectionLayer(MegatronModule, BaseTransformerLayer):
         for name in self.merged_by:
             setattr(self.mlp.token_dispatcher, name, rest.pop(0))
         y = self.mlp.postprocess(routed, shared)
-        return micro_batch.keeping.leave(
+        return micro_batch.activation_policy.write(
             self.around_mlp, streams, y, tuple(rest), first_sample=micro_batch.first_sample
         )

@@ -4,7 +4,7 @@ Plain forward runs a layer's nodes in order, recomputation asks to rebuild a blo
 interleaves those of two layers (an F and a B) on the lanes that they name.
 
 A layer is two sub-layers, H' = write(H, T(read(H))). What surrounds T, the connection and the norms, is a `SubLayer`,
-which can be run again from H and y = T's output alone. Nodes run it through their micro-batch's `Keeping`, which so
+which can be run again from H and y = T's output alone. Nodes run it through their micro-batch's `ActivationPolicy`, which so
 decides what autograd keeps of it.
 """
 
@@ -39,13 +39,13 @@ class SubLayer(Protocol):
     and parameters alone, dropout included.
     """
 
-    def enter(self, streams: Tensor, *projection: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """T's input [s, b, C], normed, and the coefficients for `leave`.
+    def read(self, streams: Tensor, *projection: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """T's input [s, b, C], normed, and the coefficients for `write`.
 
-        projection: what the previous sub-layer's `leave` returned after the streams, if it did.
+        projection: what the previous sub-layer's `write` returned after the streams, if it did.
         """
 
-    def leave(
+    def write(
         self,
         streams: Tensor,
         y: Tensor,
@@ -53,24 +53,24 @@ class SubLayer(Protocol):
         bias: Tensor | None = None,
         first_sample: int | None = None,
     ) -> State:
-        """The next streams, then the projection for the next sub-layer's `enter` where kernels fold. It carries no
+        """The next streams, then the projection for the next sub-layer's `read` where kernels fold. It carries no
         gradient. y [s, b, C] and bias [C] are T's output; first_sample is the micro-batch's."""
 
 
-class Keeping:
+class ActivationPolicy:
     """What autograd keeps of one micro-batch's pass through a chunk: here all that it asks for."""
 
     def node(self) -> AbstractContextManager:
         """Around a node's forward."""
         return nullcontext()
 
-    def enter(
+    def read(
         self, sublayer: SubLayer, streams: Tensor, *projection: Tensor
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """`sublayer.enter`; sub-layers come in their order in the chunk."""
-        return sublayer.enter(streams, *projection)
+        """`sublayer.read`; sub-layers come in their order in the chunk."""
+        return sublayer.read(streams, *projection)
 
-    def leave(
+    def write(
         self,
         sublayer: SubLayer,
         streams: Tensor,
@@ -79,8 +79,8 @@ class Keeping:
         bias: Tensor | None = None,
         first_sample: int | None = None,
     ) -> State:
-        """`sublayer.leave` of the sub-layer entered last."""
-        return sublayer.leave(streams, y, coefficients, bias, first_sample)
+        """`sublayer.write` of the sub-layer entered last."""
+        return sublayer.write(streams, y, coefficients, bias, first_sample)
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ class MicroBatch:
 
     attention_mask: Tensor | None = None
     rotary: Tensor | None = None
-    keeping: Keeping = field(default_factory=Keeping)
+    activation_policy: ActivationPolicy = field(default_factory=ActivationPolicy)
     first_sample: int | None = None
 
 
@@ -110,5 +110,5 @@ class Node:
 
     def forward(self, state: State, micro_batch: MicroBatch) -> State:
         """The state after this node."""
-        with micro_batch.keeping.node():
+        with micro_batch.activation_policy.node():
             return self.run(state, micro_batch)

@@ -6,7 +6,7 @@ from functools import partial
 
 from hcmegatron.config.errors import ConfigError
 from hcmegatron.config.schema import SPLIT_BACKWARD, Config, Model
-from hcmegatron.connections import facts
+from hcmegatron.connections import accounting
 from hcmegatron.connections.build import build_connection, build_contract
 from hcmegatron.model import te_wgrad
 from hcmegatron.model.attention import Attention, CoreAttention
@@ -54,14 +54,14 @@ def backend(config: Config) -> LocalSpecProvider:
                 f"implementation: te with parallel.schedule: {config.parallel.schedule}, which leaves weight gradients "
                 f"for later; {reason}: update it, or use implementation: local"
             )
-    if config.implementation == "local" or not HAVE_TE or passed_over(config):
+    if config.implementation == "local" or not HAVE_TE or te_skipped_reason(config):
         return LocalBackend()
     from megatron.core.extensions.transformer_engine_spec_provider import TESpecProvider
 
     return TESpecProvider()
 
 
-def passed_over(config: Config) -> list[str]:
+def te_skipped_reason(config: Config) -> list[str]:
     """Why `implementation: auto` leaves out a Transformer Engine that is installed, in words; nothing where it does
     not."""
     if not HAVE_TE or config.implementation != "auto" or not (reason := _unsplit(config)):
@@ -77,7 +77,7 @@ def _unsplit(config: Config) -> str:
     return te_wgrad.kept_back() if config.parallel.schedule in SPLIT_BACKWARD else ""
 
 
-def norm(model: Model) -> ModuleSpec:
+def norm_spec(model: Model) -> ModuleSpec:
     """The model's norm, over whatever width it is built for."""
     return ModuleSpec(module=Norm, params={"kind": model.norm})
 
@@ -91,16 +91,16 @@ def block_submodules(config: Config, layers: range) -> BlockSubmodules:
         connection=config.connection,
         layers=[layer_spec(config, layer) for layer in layers],
         contract=contract,
-        final_norm=norm(config.model),
+        final_norm=norm_spec(config.model),
     )
 
 
 def layer_spec(config: Config, layer: int) -> ModuleSpec:
     """Layer `layer` (0-based in the whole network) of the model."""
     provider = backend(config)
-    around = norm(config.model)
+    around = norm_spec(config.model)
     # A connection whose read is normed leaves no norm to the layer.
-    before = IdentityOp if facts.kind_of(config.connection).normalises else around
+    before = IdentityOp if accounting.kind_of(config.connection).normalises else around
     position = {
         "pre": {"input_layernorm": before, "pre_mlp_layernorm": before},
         "post": {"attention_output_layernorm": around, "mlp_output_layernorm": around},
@@ -137,7 +137,7 @@ def _attention(config: Config, provider: LocalSpecProvider) -> ModuleSpec:
     kind = AttnMaskType.arbitrary if config.model.document_mask else AttnMaskType.causal
     masked = {"attn_mask_type": kind}
     column, row = provider.column_parallel_linear(), provider.row_parallel_linear()
-    qk_norm = norm(config.model) if config.model.qk_norm else IdentityOp
+    qk_norm = norm_spec(config.model) if config.model.qk_norm else IdentityOp
     if config.model.attention == "gqa":
         return ModuleSpec(
             module=Attention,
@@ -151,7 +151,7 @@ def _attention(config: Config, provider: LocalSpecProvider) -> ModuleSpec:
             ),
         )
     # MLA norms its latents (DeepSeek-V2, section 2.1), whatever qk_norm says of full-width queries and keys.
-    latent = norm(config.model)
+    latent = norm_spec(config.model)
     local = isinstance(provider, LocalBackend)
     # Transformer Engine's: whole on every tensor-parallel rank, as in Megatron's own specs. Local: LatentAttention.
     down = column if local else provider.linear()

@@ -3,7 +3,7 @@
 
 In its backward such a layer asks its `wgrad_store` whether weight gradients are delayed, hands over what they need,
 and computes them in `backward_dw` (2.3 and later: pytorch/module/_common.py, base.py, grouped_linear.py). Here the
-store is one of ours that always says so: the chunk's WeightGradients decides when, in which order, and what is kept.
+store is one of ours that always says so: the chunk's WeightGradStore decides when, in which order, and what is kept.
 The layer adds to `main_grad` itself, in its precision. What autograd is shown for a weight is a placeholder, or nothing
 where hooks on saved tensors (recomputation) have taken the weight's attributes, so that a gradient is reported from
 here alone: when it has been added. Norms inside a layer get their gradients in the input's backward, from autograd.
@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hcmegatron.model.weight_gradients import WeightGradients
+from hcmegatron.model.weight_gradients import WeightGradStore
 
 # Layers that hand over once in a backward, all their weights together. (LayerNormMLP does twice.)
 _ONCE = ("Linear", "LayerNormLinear", "GroupedLinear")
@@ -46,7 +46,7 @@ def kept_back() -> str:
     )
 
 
-def separate(module: nn.Module, store: WeightGradients) -> str:
+def separate(module: nn.Module, store: WeightGradStore) -> str:
     """Let the module's weight gradients go through `store`.
 
     Args:
@@ -85,7 +85,7 @@ class _Store:
     """In place of a layer's WeightGradStore, and of the queue inside it."""
 
     def __init__(
-        self, module: nn.Module, engine: Any, weights: list[nn.Parameter], store: WeightGradients
+        self, module: nn.Module, engine: Any, weights: list[nn.Parameter], store: WeightGradStore
     ) -> None:
         self.module, self.engine, self.weights, self.store = module, engine, weights, store
         self.context = self
@@ -101,7 +101,7 @@ class _Store:
         if self.store.open is None:
             compute()
         else:
-            self.store.open.leave(compute, *_tensors(tensor_list[:2]))  # a third are the buffers to add to
+            self.store.open.defer(compute, *_tensors(tensor_list[:2]))  # a third are the buffers to add to
 
     def pop(self) -> tuple[Any, list]:
         """From backward_dw."""

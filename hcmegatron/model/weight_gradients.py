@@ -20,7 +20,7 @@ from torch import Tensor
 WeightGradient = Callable[[Tensor | None], Tensor | None]
 
 
-class LeftWork:
+class DeferredWgrads:
     """The weight gradients of one I, and the tensors that they keep alive."""
 
     def __init__(self) -> None:
@@ -30,9 +30,9 @@ class LeftWork:
     def add(self, weight: Tensor, gradient: WeightGradient, *needs: Tensor) -> None:
         """Leave `gradient` of the leaf `weight` for later; `needs` are the tensors that it holds."""
         assert weight.is_leaf, "a weight gradient can only be left for a leaf"
-        self.leave(partial(_add_later, weight, gradient), *needs)
+        self.write(partial(_add_later, weight, gradient), *needs)
 
-    def leave(self, work: Callable[[], None], *needs: Tensor) -> None:
+    def write(self, work: Callable[[], None], *needs: Tensor) -> None:
         """Leave `work` for later, which computes and accumulates gradients; `needs` are the tensors that it holds."""
         self._closures.append(work)
         self.tensors += needs
@@ -45,15 +45,15 @@ class LeftWork:
             self._closures.pop()()
 
 
-class WeightGradients:
+class WeightGradStore:
     """A chunk's store of weight gradients left for later: one entry per I, first in, first out."""
 
     def __init__(self) -> None:
-        self._entries: deque[LeftWork] = deque()
-        self.open: LeftWork | None = None  # where a backward in progress leaves its weight gradients
+        self._entries: deque[DeferredWgrads] = deque()
+        self.open: DeferredWgrads | None = None  # where a backward in progress leaves its weight gradients
 
     @contextmanager
-    def deferring(self, queued: bool = True) -> Iterator[LeftWork]:
+    def deferring(self, queued: bool = True) -> Iterator[DeferredWgrads]:
         """Backward inside leaves weight gradients in one new entry.
 
         Args:
@@ -66,7 +66,7 @@ class WeightGradients:
             raise RuntimeError(
                 "deferring() inside deferring() of the same store: end the one before beginning the next"
             )
-        self.open = LeftWork()
+        self.open = DeferredWgrads()
         try:
             yield self.open
             if queued:
@@ -101,16 +101,16 @@ class WeightGradients:
 class Separable:
     """A module of this project that leaves its weight gradients in `store` while that is open."""
 
-    store: WeightGradients | None = None
+    store: WeightGradStore | None = None
 
 
-def separable(weight: Tensor) -> Tensor:
+def mark_separable(weight: Tensor) -> Tensor:
     """The same weight, marked: the data-parallel wrapper expects its gradient later than autograd's hook."""
     weight.separable = True
     return weight
 
 
-def for_autograd(weight: Tensor, gradient: WeightGradient) -> Tensor | None:
+def gradient_for_autograd(weight: Tensor, gradient: WeightGradient) -> Tensor | None:
     """What backward returns for the weight: its gradient, or None where that is in its buffer already."""
     added = getattr(weight, "gradient_added", None)
     if added is None or weight.main_grad.dtype.itemsize < weight.dtype.itemsize:
@@ -122,6 +122,6 @@ def for_autograd(weight: Tensor, gradient: WeightGradient) -> Tensor | None:
 
 def _add_later(weight: Tensor, gradient: WeightGradient) -> None:
     with torch.no_grad():
-        value = for_autograd(weight, gradient)
+        value = gradient_for_autograd(weight, gradient)
     if value is not None:
         torch.autograd.backward((weight,), (value,))

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from hcmegatron.config.errors import ConfigError
 from hcmegatron.config.schema import Parallel
-from hcmegatron.pipeline.placement import is_megatrons, placement, training_schedule
+from hcmegatron.pipeline.configured_schedule import is_megatrons, placement, training_schedule
 from hcmegatron.planner.hops import BANDWIDTH, FLOPS
 from hcmegatron.platform.cuda_environment import dangers
 from schedules.costs import Costs

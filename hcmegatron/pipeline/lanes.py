@@ -12,7 +12,7 @@ from hcmegatron.model.nodes import Lane
 from schedules.runtime.gpu import GPU
 
 
-class Chain:
+class StreamOrder:
     """The nodes of one micro-batch's F or B, each of which waits for the one before.
 
     Attributes:
@@ -41,7 +41,7 @@ class Lanes:
             }
 
     @contextmanager
-    def on(self, lane: Lane, chain: Chain, needs: Iterable[Tensor | None] = ()) -> Iterator[None]:
+    def on(self, lane: Lane, order: StreamOrder, needs: Iterable[Tensor | None] = ()) -> Iterator[None]:
         """What is enqueued inside runs on the lane, after the chain's last node.
 
         Args:
@@ -51,9 +51,9 @@ class Lanes:
             yield
             return
         stream = self._streams.get(lane) or GPU.current_stream()
-        if chain.lane is not lane:
-            if chain.done is not None:
-                stream.wait_event(chain.done)
+        if order.lane is not lane:
+            if order.done is not None:
+                stream.wait_event(order.done)
             elif lane in self._streams:
                 stream.wait_stream(GPU.current_stream())
             for tensor in needs:
@@ -61,4 +61,4 @@ class Lanes:
                     tensor.record_stream(stream)
         with GPU.on(stream):
             yield
-        chain.lane, chain.done = lane, stream.record_event()
+        order.lane, order.done = lane, stream.record_event()

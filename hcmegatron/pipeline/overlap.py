@@ -1,7 +1,7 @@
 """Stages that overlap a forward with another micro-batch's backward, node by node (FB).
 
 The forward sets the pace: it runs as Megatron runs it, and between its nodes come those of the backward whose turn it
-is, in the order published with DeepSeek's profile (schedules/nodes.py). On CUDA every node is enqueued on its lane;
+is, in the order published with DeepSeek's profile (schedules/node_costs.py). On CUDA every node is enqueued on its lane;
 on CPU they run one after another, in the same order.
 """
 
@@ -16,11 +16,11 @@ from torch import Tensor, nn
 
 from hcmegatron.model.execution import Execution, Layer
 from hcmegatron.model.gpt import ConnectionGPT
-from hcmegatron.model.nodes import Keeping, Lane, MicroBatch, Node
-from hcmegatron.pipeline.cut import Pass
+from hcmegatron.model.nodes import ActivationPolicy, Lane, MicroBatch, Node
+from hcmegatron.pipeline.chunk_stage import ChunkStage
 from hcmegatron.pipeline.lanes import Lanes
-from hcmegatron.pipeline.stage import ChunkStage
-from schedules.nodes import Role, Turn, pair_turns
+from hcmegatron.pipeline.micro_batch_graph import MicroBatchGraph
+from schedules.node_costs import Role, Turn, pair_turns
 
 # Roles of a layer's nodes: routing goes with attention, the merge into the streams with the combine. Whole layers
 # (recomputed) are one node.
@@ -42,7 +42,7 @@ def roles(nodes: tuple[Node, ...]) -> dict[Role, int]:
 
 
 class Pairing(NamedTuple):
-    """How an FB is laid out (schedules.nodes.pair_turns): layers of F before B joins, and last layers of B whose weight
+    """How an FB is laid out (schedules.node_costs.pair_turns): layers of F before B joins, and last layers of B whose weight
     gradients come after everything else."""
 
     lead: int
@@ -78,7 +78,7 @@ class OverlappedStage(ChunkStage):
         super().__init__(chunk, model, execution)
         self.lanes, self.pairing = lanes, pairing
         self.executed: list[Turn] = []
-        self._passes: dict[int, Pass] = {}
+        self._micro_batch_graphs: dict[int, MicroBatchGraph] = {}
 
     @property
     def roles(self) -> list[dict[Role, int]]:
@@ -87,15 +87,15 @@ class OverlappedStage(ChunkStage):
 
     def begin(self, *args: object) -> None:
         super().begin(*args)
-        self._passes.clear()
+        self._micro_batch_graphs.clear()
 
     def forward(self, microbatch: int, input: Tensor | None) -> Tensor | None:
         """F, its graph cut between nodes unless the step is forward only."""
         if self._forward_only:
             return super().forward(microbatch, input)
-        passing = self._passes[microbatch] = Pass(self.lanes)
-        output = self._forward(microbatch, input, self._overlapped(passing))
-        passing.join()
+        graph = self._micro_batch_graphs[microbatch] = MicroBatchGraph(self.lanes)
+        output = self._forward(microbatch, input, self._overlapped(graph))
+        graph.join()
         return output
 
     def backward(self, microbatch: int, output_grad: Tensor | None) -> Tensor | None:
@@ -104,18 +104,18 @@ class OverlappedStage(ChunkStage):
         back.join(output_grad)
         for turn in pair_turns([], self.roles):
             back.turn(turn)
-        gradient = back.leave()
+        gradient = back.finish()
         self.weights_done()
         return gradient
 
     def backward_input(self, microbatch: int, output_grad: Tensor | None) -> Tensor | None:
         """I: every weight gradient left for W."""
         back = _Backward(self, microbatch)
-        with self.weight_gradients.deferring():
+        with self.wgrad_store.deferring():
             back.join(output_grad)
             for layer, counts in reversed(list(enumerate(self.roles))):
-                back.passing.backward(layer, sum(counts.values()), None)
-            return back.leave()
+                back.graph.backward(layer, sum(counts.values()), None)
+            return back.finish()
 
     def forward_backward(
         self,
@@ -127,23 +127,23 @@ class OverlappedStage(ChunkStage):
         send_output: Callable[[Tensor | None], None],
         send_input_grad: Callable[[Tensor | None], None],
     ) -> None:
-        """FB, in the order of schedules.nodes.pair_turns."""
+        """FB, in the order of schedules.node_costs.pair_turns."""
         self.executed = []
         both = self.roles, backward_stage.roles
         turns = pair_turns(*both, *self.pairing(*both))
         back = _Backward(backward_stage, backward_microbatch, self.executed)
         pace = _Pace(turns, back, wait_grad, send_input_grad)
-        passing = self._passes[microbatch] = Pass(self.lanes)
-        output = self._forward(microbatch, input, self._overlapped(passing, pace))
-        with self.lanes.on(passing.chain.lane or Lane.COMPUTE, passing.chain):
+        graph = self._micro_batch_graphs[microbatch] = MicroBatchGraph(self.lanes)
+        output = self._forward(microbatch, input, self._overlapped(graph, pace))
+        with self.lanes.on(graph.order.lane or Lane.COMPUTE, graph.order):
             send_output(output)
         del output
         pace.rest()
         backward_stage.weights_done()
-        passing.join()
+        graph.join()
 
-    def _overlapped(self, passing: Pass, pace: _Pace | None = None) -> Overlapped:
-        return Overlapped(self.execution, passing, pace, self.executed, self.model.post_process)
+    def _overlapped(self, graph: MicroBatchGraph, pace: _Pace | None = None) -> Overlapped:
+        return Overlapped(self.execution, graph, pace, self.executed, self.model.post_process)
 
 
 class Overlapped(Execution):
@@ -158,12 +158,12 @@ class Overlapped(Execution):
     """
 
     def __init__(
-        self, usual: Execution, passing: Pass, pace: _Pace | None, executed: list[Turn], head: bool
+        self, usual: Execution, graph: MicroBatchGraph, pace: _Pace | None, executed: list[Turn], head: bool
     ) -> None:
-        self.usual, self.passing, self.pace = usual, passing, pace
+        self.usual, self.graph, self.pace = usual, graph, pace
         self.executed, self.head = executed, head
 
-    def keeping(self, sublayers: int) -> Keeping:
+    def keeping(self, sublayers: int) -> ActivationPolicy:
         return self.usual.keeping(sublayers)
 
     def nodes(self, layer: Layer) -> tuple[Node, ...]:
@@ -171,8 +171,8 @@ class Overlapped(Execution):
 
     def run(self, layers: Iterable[Layer], streams: Tensor, micro_batch: MicroBatch) -> Tensor:
         """As every execution's; on return what was enqueued last is the last node, on its lane."""
-        passing, layers = self.passing, list(layers)
-        passing.begin(streams, len(layers))
+        graph, layers = self.graph, list(layers)
+        graph.begin(streams, len(layers))
         for index, layer in enumerate(layers):
             role = None
             for node in self.nodes(layer):
@@ -180,10 +180,10 @@ class Overlapped(Execution):
                     role = ROLE[node.name]
                     self.pace.until(index, role)
                     self.executed.append(Turn(index, role, "F"))
-                passing.forward(index, node, micro_batch)
+                graph.forward(index, node, micro_batch)
         if self.head:
-            passing.join()
-        return passing.end()
+            graph.join()
+        return graph.end()
 
 
 class _Backward:
@@ -192,28 +192,28 @@ class _Backward:
     def __init__(self, stage: OverlappedStage, microbatch: int, executed: list[Turn] | None = None) -> None:
         self.stage, self.microbatch = stage, microbatch
         self.executed = [] if executed is None else executed
-        self.passing = stage._passes.pop(microbatch)
+        self.graph = stage._micro_batch_graphs.pop(microbatch)
 
     def join(self, output_grad: Tensor | None) -> None:
         """What comes after the layers."""
         self.leaf, edge = self.stage.take_graph(self.microbatch)
         torch.autograd.backward((edge,), (self.stage.root_gradient(output_grad),))
-        self.passing.begin_backward()
+        self.graph.begin_backward()
 
     def turn(self, turn: Turn) -> None:
         """I or W of one role of one layer."""
         self.executed.append(turn)
         key = turn.layer, turn.role
         if turn.phase == "W":
-            self.passing.weights(key)
+            self.graph.weights(key)
         else:
             nodes = self.stage.roles[turn.layer][turn.role]
-            store = self.stage.weight_gradients if turn.role in ("attention", "experts") else None
-            self.passing.backward(turn.layer, nodes, store, key)
+            store = self.stage.wgrad_store if turn.role in ("attention", "experts") else None
+            self.graph.backward(turn.layer, nodes, store, key)
 
-    def leave(self) -> Tensor | None:
+    def finish(self) -> Tensor | None:
         """What comes before the layers; the gradient of the chunk's input."""
-        self.passing.end_backward()
+        self.graph.end_backward()
         return None if self.leaf is None else self.leaf.grad
 
 
@@ -250,5 +250,5 @@ class _Pace:
         self.back.turn(turn)
         if self.position == self.last:
             # ahead of the weight gradients that are left: the previous stage waits for it
-            self.send_input_grad(self.back.leave())
+            self.send_input_grad(self.back.finish())
         self.position += 1

@@ -14,28 +14,28 @@ from torch import Tensor, nn
 from hcmegatron.config.schema import SPLIT_BACKWARD, Parallel
 from hcmegatron.model.execution import Execution
 from hcmegatron.model.gpt import ConnectionGPT
+from hcmegatron.pipeline.chunk_stage import ChunkStage
+from hcmegatron.pipeline.configured_schedule import evaluation_schedule, placement, training_schedule
 from hcmegatron.pipeline.cuda_streams import check_channels
 from hcmegatron.pipeline.lanes import Lanes
-from hcmegatron.pipeline.mirrors import Mirrors
 from hcmegatron.pipeline.overlap import OverlappedStage
-from hcmegatron.pipeline.placement import evaluation_schedule, placement, training_schedule
-from hcmegatron.pipeline.stage import ChunkStage
-from hcmegatron.pipeline.tied import embedding_groups, sum_gradients, tied_weights
-from hcmegatron.pipeline.warm_start import Alone, copies, run_alone
-from hcmegatron.platform.attention import leave_room
-from hcmegatron.platform.communicators import touch
+from hcmegatron.pipeline.replica_sync import ReplicaSync
+from hcmegatron.pipeline.tied_embeddings import embedding_groups, sum_gradients, tied_weights
+from hcmegatron.pipeline.warm_start import Alone, copies_to_device, run_alone
+from hcmegatron.platform import transfer
+from hcmegatron.platform.communicators import start_communicators
 from hcmegatron.platform.distributed import device, timeout
-from hcmegatron.platform.transfer import reserve
+from hcmegatron.platform.sdpa import disable_persistent_sdpa
 from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.transformer.moe.moe_utils import MoEAuxLossAutoScaler
 from schedules.costs import Costs
-from schedules.plan import Message, Schedule
 from schedules.runtime.gpu import GPU
 from schedules.runtime.record import Record
 from schedules.runtime.runtime import Runtime
 from schedules.runtime.torch_distributed import DistributedTransport
 from schedules.runtime.transport import Transport
 from schedules.runtime.watchdog import Watchdog
+from schedules.schedule import Message, Schedule
 
 
 class ScheduleRunner:
@@ -73,7 +73,7 @@ class ScheduleRunner:
         if GPU.present():
             check_channels(parallel)
         if parallel.overlap:
-            leave_room()
+            disable_persistent_sdpa()
         splits = parallel.schedule in SPLIT_BACKWARD
         build = (
             partial(OverlappedStage, Lanes(device()))
@@ -93,9 +93,11 @@ class ScheduleRunner:
         self.tied = tied_weights(models) if models[0].share_embeddings_and_output_weights else None
         self.finalise_groups = embedding_groups(groups, self.placement)
         mirrored = len(self.placement.paths) > 1
-        self.mirrors = Mirrors(chunks, self.placement, groups.pp, timeout(parallel)) if mirrored else None
+        self.replica_sync = (
+            ReplicaSync(chunks, self.placement, groups.pp, timeout(parallel)) if mirrored else None
+        )
         # Sums over copies of a parameter in the pipeline come before the data-parallel reduction.
-        self._summed_first = bool(self.tied or self.mirrors)
+        self._summed_first = bool(self.tied or self.replica_sync)
         self._runtimes: dict[tuple[int, bool], Runtime] = {}
         self._shapes: list[tuple[int, ...]] = []
         self.record: Record | None = None
@@ -155,8 +157,8 @@ class ScheduleRunner:
             batches: of each chunk, as many micro-batches as are asked for.
             num_microbatches: of the steps to come.
         """
-        touch(self.groups)
-        reserve(copies(self.chunks, [next(own) for own in batches], num_microbatches))
+        start_communicators(self.groups)
+        transfer.reserve(copies_to_device(self.chunks, [next(own) for own in batches], num_microbatches))
         (shape,) = self._message_shapes([seq_length], 1, micro_batch_size)
         dtype, generator = self.network.pipeline_dtype, torch.Generator(device()).manual_seed(0)
         message = partial(torch.randn, shape, dtype=dtype, device=device(), generator=generator)
@@ -191,8 +193,8 @@ class ScheduleRunner:
         """End the groups that this runner has made, on all ranks; ending torch.distributed ends them too."""
         if self._own_transport:
             self.transport.close()
-        if self.mirrors:
-            self.mirrors.close()
+        if self.replica_sync:
+            self.replica_sync.close()
 
     def _runtime(self, microbatches: int, forward_only: bool) -> Runtime:
         key = microbatches, forward_only
@@ -246,8 +248,8 @@ class ScheduleRunner:
     def _finalise(self) -> None:
         if self.tied:
             sum_gradients(self.tied)
-        if self.mirrors:
-            self.mirrors.sum()
+        if self.replica_sync:
+            self.replica_sync.sum()
         tokens = torch.zeros((), dtype=torch.int, device=device())
         for stage in self.stages.values():
             tokens += stage.tokens

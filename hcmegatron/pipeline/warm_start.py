@@ -13,7 +13,7 @@ from itertools import count
 from torch import Tensor, nn
 
 from hcmegatron.model.experts import GroupedExperts
-from hcmegatron.pipeline.stage import ChunkStage
+from hcmegatron.pipeline.chunk_stage import ChunkStage
 from schedules.actions import Action, Kind
 from schedules.placement import Placement
 from schedules.runtime.stage import OverlappingStage
@@ -75,7 +75,7 @@ class Alone:
             result.detach().clone().contiguous()
 
 
-def copies(chunks: Sequence[nn.Module], batches: Sequence[dict], microbatches: int) -> list[int]:
+def copies_to_device(chunks: Sequence[nn.Module], batches: Sequence[dict], microbatches: int) -> list[int]:
     """Bytes of every copy to the device in a step: what chunks use of each micro-batch, and the experts' counts.
 
     Args:

@@ -7,8 +7,8 @@ from collections import Counter
 from hcmegatron.config.schema import distributed_optimizer
 from hcmegatron.planner.counts import held_parameters
 from hcmegatron.planner.layout import Group, Layout
-from hcmegatron.planner.memory import of_network
 from hcmegatron.planner.stage_costs import Operations
+from hcmegatron.planner.state_bytes import of_network
 
 LAST_BUCKET = 0.1  # of a reduction that overlaps with backward: what is left when backward ends, at least
 

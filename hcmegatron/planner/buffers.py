@@ -18,7 +18,7 @@ from functools import cached_property
 from typing import NamedTuple
 
 from hcmegatron.config.schema import Config, distributed_optimizer
-from hcmegatron.connections import facts
+from hcmegatron.connections import accounting
 from hcmegatron.planner.layers import (
     Matrix,
     attention,
@@ -28,9 +28,9 @@ from hcmegatron.planner.layers import (
     shared_out,
     vocabulary,
 )
-from hcmegatron.planner.memory import Bytes, of_connections, of_network
 from hcmegatron.planner.scheduled import placement
-from hcmegatron.planner.stages import Stage
+from hcmegatron.planner.stages import ModelStage
+from hcmegatron.planner.state_bytes import Bytes, of_connections, of_network
 
 ALIGNED, PADDED = 64, 128  # numbers: where a parameter begins, and what a bucket's length is a multiple of
 
@@ -51,7 +51,7 @@ class Held(NamedTuple):
     alone: bool = False
 
 
-def parameters(config: Config, vocab_size: int, part: Stage) -> Iterator[Held]:
+def parameters(config: Config, vocab_size: int, part: ModelStage) -> Iterator[Held]:
     """A chunk's parameters in the order of its modules. vocab_size: padded."""
     C, tied, usual = config.model.hidden_size, config.model.tie_embeddings, of_network(config)
     embedding, head = vocabulary(config, vocab_size)[0], vocabulary(config, vocab_size)[-1]
@@ -64,7 +64,7 @@ def parameters(config: Config, vocab_size: int, part: Stage) -> Iterator[Held]:
         else:
             around[norm.key] = sizes
     # a descriptor lists its parameters as its module has them
-    connection = [Held(p.count, of_connections()) for p in facts.table(config.connection, C).values()]
+    connection = [Held(p.count, of_connections()) for p in accounting.table(config.connection, C).values()]
     if part.first:
         yield Held(shared_out(config, embedding), usual, alone=elsewhere)
     for layer in part.layers:
@@ -79,7 +79,9 @@ def parameters(config: Config, vocab_size: int, part: Stage) -> Iterator[Held]:
         yield from _matrices(config, feed_forward(config, layer))
         yield from around.get("mlp_output_layernorm", [])
     if part.last:
-        yield from (Held(p.count, of_connections()) for p in facts.head_table(config.connection, C).values())
+        yield from (
+            Held(p.count, of_connections()) for p in accounting.head_table(config.connection, C).values()
+        )
         yield from (Held(size, usual) for size in final_norm(config).parameters.values())
         if not (tied and part.first):
             yield Held(shared_out(config, head), usual, alone=elsewhere)
@@ -181,7 +183,7 @@ class Resident:
 
 
 def resident(
-    config: Config, vocab_size: int, parts: Iterable[Stage], world_size: int, first: bool
+    config: Config, vocab_size: int, parts: Iterable[ModelStage], world_size: int, first: bool
 ) -> Resident:
     """Of the ranks that hold the chunks `parts`.
 

@@ -7,9 +7,9 @@ from typing import Any
 
 from hcmegatron.config.errors import ConfigError
 from hcmegatron.config.schema import Config
-from hcmegatron.planner.layout import layout
+from hcmegatron.planner.layout import make_layout
 from hcmegatron.planner.machines import Machine
-from hcmegatron.planner.plan import Plan, changed, make_plan
+from hcmegatron.planner.plan import Plan, changed_config, make_plan
 from hcmegatron.planner.rates import Rates
 from hcmegatron.planner.search import least_peak
 from hcmegatron.planner.stage_costs import Operations
@@ -43,7 +43,7 @@ def moves(config: Config, machine: Machine) -> list[dict[str, Any]]:
 
 
 @dataclass(frozen=True)
-class Change:
+class LighterPlan:
     """Settings changed, and the plan with them."""
 
     changes: dict[str, Any]
@@ -62,7 +62,7 @@ class Change:
         return " ".join(f"--{key}={word(value)}" for key, value in self.changes.items())
 
 
-def lighter(plan: Plan, most: int = 3) -> list[Change]:
+def lighter_plans(plan: Plan, most: int = 3) -> list[LighterPlan]:
     """The quickest changes that lower the peak: below the machine's memory where the plan does not fit, and then of two
     settings together where those of one are too few."""
     room = min(plan.layout.machine.memory, 0.95 * plan.peak)
@@ -74,12 +74,12 @@ def lighter(plan: Plan, most: int = 3) -> list[Change]:
     return sorted(found, key=lambda change: change.plan.seconds)[:most]
 
 
-def _fitting(plan: Plan, candidates: list[dict[str, Any]], room: float) -> list[Change]:
+def _fitting(plan: Plan, candidates: list[dict[str, Any]], room: float) -> list[LighterPlan]:
     found = []
     for changes in candidates:
         try:
-            config = changed(plan.config, changes)
-            where = layout(config, plan.layout.machine, plan.layout.gpus)
+            config = changed_config(plan.config, changes)
+            where = make_layout(config, plan.layout.machine, plan.layout.gpus)
             rates = Rates(where.machine, plan.assumptions, config.training.dtype)
             if least_bytes(where) > room or least_peak(where, Operations(where, rates)) > room:
                 continue
@@ -87,5 +87,5 @@ def _fitting(plan: Plan, candidates: list[dict[str, Any]], room: float) -> list[
         except ConfigError:
             continue  # this change does not go with the configuration; others may
         if other.peak <= room:
-            found.append(Change(changes, other))
+            found.append(LighterPlan(changes, other))
     return found

@@ -10,16 +10,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from hcmegatron.config import Config, ConfigError, check, read
+from hcmegatron.config import Config, ConfigError, check_config, read_config
 from hcmegatron.config.types import leaves
-from hcmegatron.planner.changes import lighter
-from hcmegatron.planner.machines import MACHINES, machine
+from hcmegatron.planner.changes import lighter_plans
+from hcmegatron.planner.machines import MACHINES, find_machine
 from hcmegatron.planner.measured import Measured
 from hcmegatron.planner.measured import read as read_costs
 from hcmegatron.planner.plan import make_plan, overheads
 from hcmegatron.planner.rates import Assumptions
-from hcmegatron.platform.standard_streams import tell
-from schedules import files
+from hcmegatron.platform import standard_streams
+from schedules import output_files
 
 COSTS = Path("costs.yaml")
 Measure = Callable[
@@ -126,22 +126,22 @@ def main(options: argparse.Namespace, overrides: list[str], measure: Measure) ->
         raise ConfigError("--out without --measure: it takes what was measured")
     out = (options.out or COSTS) if options.measure else None
     try:
-        files.check(
+        output_files.check(
             [path for path in (options.json, options.picture, options.html, options.write, out) if path]
         )
     except ValueError as error:
         raise ConfigError(str(error)) from None
     if options.costs:
         overrides = [*overrides, f"--parallel.costs={json.dumps(str(options.costs))}"]
-    config, sources = read(options.file, overrides)
+    config, sources = read_config(options.file, overrides)
     if options.measure or config.parallel.costs:
         _refuse_beside_costs(options, config)
     elif gpus is None:
         raise ConfigError("--gpus is missing: how many GPUs there will be, or --measure this machine")
     if options.search:
         _refuse_chosen(sources)
-    for warning in check(config, sources):
-        tell(f"hcmegatron: warning: {warning}")
+    for warning in check_config(config, sources):
+        standard_streams.tell(f"hcmegatron: warning: {warning}")
     measured, texts = None, []
     if options.measure:
         measured = measure(config, gpus)
@@ -153,16 +153,18 @@ def main(options: argparse.Namespace, overrides: list[str], measure: Measure) ->
         gpus, described = measured.ranks, measured.machine
         assumed = Assumptions(longest=1.1)
     else:
-        described = machine(options.gpu or "h100")
+        described = find_machine(options.gpu or "h100")
     if options.search:
-        from hcmegatron.planner.search_report import run
+        from hcmegatron.planner.search_report import describe_run
 
-        return run(config, described, gpus, assumed, options.file, write, options.write, options.json)
+        return describe_run(
+            config, described, gpus, assumed, options.file, write, options.write, options.json
+        )
     plan = make_plan(config, described, gpus, assumed, measured)
-    beside, changes = overheads(plan), [] if measured else lighter(plan)
+    beside, changes = overheads(plan), [] if measured else lighter_plans(plan)
     from hcmegatron.planner.report import (
         as_json,
-        show,
+        show_plan,
     )  # and rich, for which a search's mistakes need not wait
 
     if options.json:
@@ -177,7 +179,7 @@ def main(options: argparse.Namespace, overrides: list[str], measure: Measure) ->
 
         texts.append((options.html, to_html(plan, beside, changes, price, options.file.name)))
     write(texts)
-    show(plan, beside, changes, price)
+    show_plan(plan, beside, changes, price)
     if out:
         print(f"costs written to {out}")
     return 0
@@ -190,7 +192,7 @@ def write(texts: list[tuple[Path, str]]) -> None:
         ConfigError: one cannot be written.
     """
     try:
-        files.write(texts)
+        output_files.write(texts)
     except ValueError as error:
         raise ConfigError(str(error)) from None
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from typing import Literal
 
 from hcmegatron.config.schema import Config
-from hcmegatron.connections import facts
+from hcmegatron.connections import accounting
 from hcmegatron.planner.layers import (
     Matrix,
     attention,
@@ -22,7 +22,7 @@ from hcmegatron.planner.layers import (
 )
 from hcmegatron.planner.layout import Layout
 from hcmegatron.planner.parameters import layer_norm_parameters, norm_parameters
-from hcmegatron.planner.stages import Stage
+from hcmegatron.planner.stages import ModelStage
 
 Class = Literal[
     "embedding", "attention", "dense", "experts", "shared experts", "router", "norms", "connections", "head"
@@ -53,12 +53,12 @@ def _size(matrices: list[Matrix]) -> int:
     return sum(matrix.size for matrix in matrices)
 
 
-def whole_model(config: Config) -> Stage:
+def whole_model(config: Config) -> ModelStage:
     """The network as one stage."""
-    return Stage(range(config.model.layers), True, True)
+    return ModelStage(range(config.model.layers), True, True)
 
 
-def parameters(config: Config, stage: Stage, active: bool = False) -> Counter[Class]:
+def parameters(config: Config, stage: ModelStage, active: bool = False) -> Counter[Class]:
     """Parameters of a stage, unsharded. A tied head counts only in a stage without the embedding.
 
     Args:
@@ -72,7 +72,7 @@ def parameters(config: Config, stage: Stage, active: bool = False) -> Counter[Cl
         {
             "attention": layers * _size(attention(config)),
             "norms": layers * layer_norm_parameters(config),
-            "connections": layers * 2 * facts.parameters(config.connection, C),
+            "connections": layers * 2 * accounting.parameters(config.connection, C),
             "experts": mixtures * (moe.top_k if active else moe.experts) * expert,
             "shared experts": mixtures * moe.shared_experts * expert,
             "router": mixtures * C * moe.experts,
@@ -84,13 +84,13 @@ def parameters(config: Config, stage: Stage, active: bool = False) -> Counter[Cl
         count["embedding"] += vocabulary
     if stage.last:
         count["norms"] += norm_parameters(final_norm(config))
-        count["connections"] += facts.contract_parameters(config.connection, C)
+        count["connections"] += accounting.contract_parameters(config.connection, C)
         if active or not (stage.first and model.tie_embeddings):
             count["head"] += vocabulary
     return count
 
 
-def rank_parameters(config: Config, stages: Iterable[Stage]) -> Counter[Class]:
+def rank_parameters(config: Config, stages: Iterable[ModelStage]) -> Counter[Class]:
     """Parameters that a rank holds of its chunks, sharded as planner.buffers has them."""
     parallel, total = config.parallel, Counter()
     for stage in stages:
@@ -109,7 +109,7 @@ def held_parameters(layout: Layout, rank: int) -> Counter[Class]:
     return layout.once(("parameters", rank), lambda: rank_parameters(layout.config, layout.held(rank)))
 
 
-def forward_flops(config: Config, stage: Stage) -> Counter[Class]:
+def forward_flops(config: Config, stage: ModelStage) -> Counter[Class]:
     """FLOPs per token of a stage's forward, a multiply-add counted as two, causal attention as half of s x s."""
     model, moe, C = config.model, config.moe, config.model.hidden_size
     active = parameters(config, stage, active=True)
@@ -119,6 +119,6 @@ def forward_flops(config: Config, stage: Stage) -> Counter[Class]:
     layers = len(stage.layers)
     core = config.data.sequence_length * model.heads * sum(head_widths(config))
     flops["attention"] += layers * core
-    flops["connections"] = 2 * layers * facts.flops(config.connection, C)
+    flops["connections"] = 2 * layers * accounting.flops(config.connection, C)
     assert moe.experts or not flops["experts"]
     return flops

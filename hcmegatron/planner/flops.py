@@ -8,7 +8,7 @@ formula without connections is within 0.4%.
 from __future__ import annotations
 
 from hcmegatron.config.schema import Config
-from hcmegatron.connections import facts
+from hcmegatron.connections import accounting
 from hcmegatron.planner.layers import head_widths, matrices
 
 
@@ -25,5 +25,5 @@ def training_flops_per_token(config: Config, vocab_size: int) -> float:
     """
     layers = config.model.layers
     attention = 3 * layers * config.data.sequence_length * config.model.heads * sum(head_widths(config))
-    connections = 3 * 2 * layers * facts.flops(config.connection, config.model.hidden_size)
+    connections = 3 * 2 * layers * accounting.flops(config.connection, config.model.hidden_size)
     return 6.0 * active_matmul_parameters(config, vocab_size) + attention + connections

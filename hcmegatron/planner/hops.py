@@ -9,13 +9,13 @@ is the message's bytes on the network of planner/machines.py. The ratio decides 
 from __future__ import annotations
 
 from hcmegatron.config.schema import Config
-from hcmegatron.connections import facts
+from hcmegatron.connections import accounting
 from hcmegatron.planner import measured
 from hcmegatron.planner.flops import training_flops_per_token
 from hcmegatron.planner.machines import MACHINES
-from hcmegatron.planner.memory import ITEMSIZE
+from hcmegatron.planner.state_bytes import ITEMSIZE
 from schedules.costs import Costs, Link, StageCosts
-from schedules.plan import Schedule
+from schedules.schedule import Schedule
 
 H100 = MACHINES["h100"]
 FLOPS = 0.4e12 * H100.peak_tflops  # a second: the best published steps reach 0.3 to 0.41 of the dense peak
@@ -41,7 +41,7 @@ def pipeline_costs(config: Config, stages: int) -> Costs:
     parallel = config.parallel
     tokens = config.training.micro_batch * config.data.sequence_length
     forward = tokens * training_flops_per_token(config, 0) / 3 / stages / parallel.tensor / FLOPS
-    width = config.model.hidden_size * facts.streams(config.connection)
+    width = config.model.hidden_size * accounting.streams(config.connection)
     size = tokens * width * ITEMSIZE[config.training.dtype]
     if parallel.sequence:
         size /= parallel.tensor

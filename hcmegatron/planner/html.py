@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from html import escape
 
 from hcmegatron.planner import tables
-from hcmegatron.planner.changes import Change
+from hcmegatron.planner.changes import LighterPlan
 from hcmegatron.planner.picture import to_svg
 from hcmegatron.planner.plan import Overhead, Plan
 from hcmegatron.planner.step_memory import COMPONENTS
@@ -36,7 +36,7 @@ svg { width: 100%; height: auto; } code { font: 13px/1.5 ui-monospace, monospace
 
 
 def to_html(
-    plan: Plan, overheads: list[Overhead], lighter: list[Change], price: float | None, title: str
+    plan: Plan, overheads: list[Overhead], lighter: list[LighterPlan], price: float | None, title: str
 ) -> str:
     """The page.
 
@@ -56,7 +56,7 @@ def to_html(
         f"<h1>{escape(title)} on {plan.layout.gpus} x {escape(plan.layout.machine.name)}</h1>",
         *(f"<p>{escape(line)}</p>" for line in words[:-1]),
         f'<p class="verdict {"fits" if plan.fits else "not"}">{escape(words[-1])}</p>',
-        *(f"<p>{escape(line)}</p>" for line in tables.run(plan, price)),
+        *(f"<p>{escape(line)}</p>" for line in tables.describe_run(plan, price)),
         "<h2>Memory over the step</h2>",
         to_svg(plan),
         "<h2>What it is</h2>",

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from typing import Literal, NamedTuple
 
 from hcmegatron.config.schema import Config, Model
-from hcmegatron.connections import facts
+from hcmegatron.connections import accounting
 
 
 class Matrix(NamedTuple):
@@ -40,7 +40,7 @@ class Matrix(NamedTuple):
         return self.out * self.into
 
 
-class Norm(NamedTuple):
+class NormShape(NamedTuple):
     """A norm over `width` channels; `key` as a Matrix's, without the parameter's own name."""
 
     key: str
@@ -165,13 +165,15 @@ def vocabulary(config: Config, vocab_size: int) -> list[Matrix]:
     return [embedding._replace(active=1)] if config.model.tie_embeddings else [embedding, head]
 
 
-def norms(config: Config) -> list[Norm]:
+def norms(config: Config) -> list[NormShape]:
     """One layer's, those inside its attention included."""
     m, C = config.model, config.model.hidden_size
-    before = [] if facts.kind_of(config.connection).normalises else ["input_layernorm", "pre_mlp_layernorm"]
+    before = (
+        [] if accounting.kind_of(config.connection).normalises else ["input_layernorm", "pre_mlp_layernorm"]
+    )
     around = before if m.norm_position == "pre" else ["attention_output_layernorm", "mlp_output_layernorm"]
-    return [Norm(key, C, m.norm) for key in around] + [
-        Norm(f"self_attention.{key}", width, kind) for key, width, kind in _inside(config)
+    return [NormShape(key, C, m.norm) for key in around] + [
+        NormShape(f"self_attention.{key}", width, kind) for key, width, kind in _inside(config)
     ]
 
 
@@ -189,9 +191,9 @@ def _inside(config: Config) -> Iterator[tuple[str, int, str]]:
         yield "k_layernorm", width, m.norm
 
 
-def final_norm(config: Config) -> Norm:
+def final_norm(config: Config) -> NormShape:
     """Before the head."""
-    return Norm("decoder.final_layernorm", config.model.hidden_size, config.model.norm)
+    return NormShape("decoder.final_layernorm", config.model.hidden_size, config.model.norm)
 
 
 def matrices(config: Config, vocab_size: int) -> dict[str, Matrix]:

@@ -16,7 +16,7 @@ from hcmegatron.config.schema import Config
 from hcmegatron.planner.machines import Machine
 from hcmegatron.planner.scheduled import placement
 from hcmegatron.planner.scheduled import training_schedule as schedule  # noqa: F401 (whoever simulates asks here)
-from hcmegatron.planner.stages import Stage, stages
+from hcmegatron.planner.stages import ModelStage, stages
 from schedules.placement import Placement
 
 T = TypeVar("T")
@@ -69,7 +69,7 @@ class Layout:
         return self.once("placement", lambda: placement(self.config.parallel))
 
     @property
-    def stages(self) -> tuple[Stage, ...]:
+    def stages(self) -> tuple[ModelStage, ...]:
         """Model stages."""
         layers, count = self.config.model.layers, self.placement.model_stages
         return self.once("stages", lambda: tuple(stages(layers, count)))
@@ -84,7 +84,7 @@ class Layout:
 
         return self.once("model stages", find)
 
-    def held(self, rank: int) -> tuple[Stage, ...]:
+    def held(self, rank: int) -> tuple[ModelStage, ...]:
         """The chunks of a pipeline rank."""
         return tuple(self.stages[stage] for stage in self.model_stages[rank])
 
@@ -101,7 +101,7 @@ class Layout:
 
         return self.once("distinct ranks", find)
 
-    def layers_of_kinds(self, stage: Stage) -> tuple[int, int]:
+    def layers_of_kinds(self, stage: ModelStage) -> tuple[int, int]:
         """How many layers are dense, and how many have experts."""
         layers, moe = stage.layers, self.config.moe
         dense = max(0, min(layers.stop, moe.first_dense) - layers.start) if moe.experts else len(layers)
@@ -163,7 +163,7 @@ class Layout:
         return "; ".join(words)
 
 
-def layout(config: Config, machine: Machine, gpus: int) -> Layout:
+def make_layout(config: Config, machine: Machine, gpus: int) -> Layout:
     """The configuration on `gpus` GPUs.
 
     Raises:

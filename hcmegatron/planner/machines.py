@@ -1,6 +1,6 @@
 """Machines as data: what a GPU, its node and the network between nodes can do, each figure with its source.
 
-A figure marked "assumed" is nobody's measurement: replace it by your own in a YAML file (`load`), which may build on
+A figure marked "assumed" is nobody's measurement: replace it by your own in a YAML file (`load_machine`), which may build on
 a machine of this table with `extends: h100`.
 """
 
@@ -15,7 +15,7 @@ from pathlib import Path
 import yaml
 
 from hcmegatron.config.errors import ConfigError
-from hcmegatron.config.types import Loader, convert, shown
+from hcmegatron.config.types import Loader, convert_value, shown_value
 
 GIB = 2**30
 YAML = (".yaml", ".yml")
@@ -92,14 +92,14 @@ def matmul_share(smallest: float) -> float:
     return table[-1][1]
 
 
-def machine(name: str, below: tuple[Path, ...] = ()) -> Machine:
+def find_machine(name: str, below: tuple[Path, ...] = ()) -> Machine:
     """A machine by its name, or one described in a YAML file.
 
     Raises:
         ConfigError: unknown, with the nearest that is known; or a file that is none.
     """
     if name.endswith(YAML):
-        return load(Path(name), below)
+        return load_machine(Path(name), below)
     found = MACHINES.get(name.lower().replace("-", "").replace("_", ""))
     if found is None:
         near = difflib.get_close_matches(name.lower(), MACHINES, 1, 0.4)
@@ -108,7 +108,7 @@ def machine(name: str, below: tuple[Path, ...] = ()) -> Machine:
     return found
 
 
-def load(path: Path, below: tuple[Path, ...] = ()) -> Machine:
+def load_machine(path: Path, below: tuple[Path, ...] = ()) -> Machine:
     """A machine as a YAML file describes it: Machine's fields; `extends: NAME` starts from a known one.
 
     Args:
@@ -132,7 +132,7 @@ def load(path: Path, below: tuple[Path, ...] = ()) -> Machine:
     for key_node, node in root.value:
         where = f"{path}:{key_node.start_mark.line + 1}"
         if not isinstance(key_node, yaml.ScalarNode):
-            raise ConfigError(f"{where}: {shown(key_node)} is not a key; write key: value")
+            raise ConfigError(f"{where}: {shown_value(key_node)} is not a key; write key: value")
         key = key_node.value
         if key != "extends" and key not in types:
             near = difflib.get_close_matches(key, types, 1)
@@ -141,25 +141,25 @@ def load(path: Path, below: tuple[Path, ...] = ()) -> Machine:
         if key in values:
             raise ConfigError(f"{where}: {key} is given twice; keep one")
         try:
-            values[key] = convert(node, types.get(key, str))
+            values[key] = convert_value(node, types.get(key, str))
         except ConfigError as error:
-            raise ConfigError(f"{where}: {key} = {shown(node)} {error}") from None
+            raise ConfigError(f"{where}: {key} = {shown_value(node)} {error}") from None
     base = values.pop("extends", None)
     if base and str(base).endswith(YAML):
         base = str(path.parent / str(base))  # as configurations have it
-    known = asdict(machine(str(base), (*below, path.resolve()))) if base else {"name": path.stem}
+    known = asdict(find_machine(str(base), (*below, path.resolve()))) if base else {"name": path.stem}
     needed = [name for name in _REQUIRED if name not in {**known, **values}]
     if needed:
         raise ConfigError(f"{path}: lacks {', '.join(needed)}; give them, or extends: h100")
     if base and "name" not in values:
         values["name"] = path.stem
-    return check(Machine(**{**known, **values}), str(path))
+    return check_machine(Machine(**{**known, **values}), str(path))
 
 
 _REQUIRED = tuple(f.name for f in fields(Machine))[1:8]
 
 
-def check(described: Machine, where: str) -> Machine:
+def check_machine(described: Machine, where: str) -> Machine:
     """The machine itself; ConfigError where it cannot exist."""
     for name, value in asdict(described).items():
         if name == "name":

@@ -1,7 +1,7 @@
 """Costs that were measured (hcmegatron/measure): their file, the configuration that it fits, and what simulates a step.
 
 The file is one of `hcmegatron schedule --costs` too: seconds of F, I, W and B by stage and of a hop stand at its top,
-under the keys of schedules/settings.py; `measured` holds where, when and of what, and what follows the pipeline.
+under the keys of schedules/cost_config.py; `measured` holds where, when and of what, and what follows the pipeline.
 Imports no torch.
 """
 
@@ -15,15 +15,15 @@ from typing import Any
 import yaml
 
 from hcmegatron.config.errors import ConfigError
-from hcmegatron.config.idle import ineffective
-from hcmegatron.config.schedules import MEGATRONS, SCHEDULES
+from hcmegatron.config.ineffective import ineffective
+from hcmegatron.config.schedule_names import MEGATRONS, SCHEDULES
 from hcmegatron.config.schema import Config
 from hcmegatron.config.types import Dumper, flatten
 from hcmegatron.planner.layers import has_experts
 from hcmegatron.planner.machines import Machine
+from schedules.cost_config import costs_for, read_cost_config
 from schedules.costs import Costs
-from schedules.plan import Schedule
-from schedules.settings import costs_for, read_settings
+from schedules.schedule import Schedule
 
 FORMAT = 1
 # What the times of a stage, of a message or of the optimizer depend on. The schedule may be another of as many stages.
@@ -41,7 +41,7 @@ class Measured:
     """What the operations of a configuration took. Seconds and bytes.
 
     Attributes:
-        settings: for schedules.settings: forward, input, weight, backward and, of pairs, overlapped, each by model
+        settings: for schedules.cost_config: forward, input, weight, backward and, of pairs, overlapped, each by model
             stage; of a message `latency`, `occupied`, and its hop_bytes and streams.
         forward_only: of an evaluation, by model stage.
         after: of a step's parts outside the pipeline (step_time.PARTS).
@@ -139,7 +139,7 @@ def read(path: str | Path) -> Measured:
         ConfigError: it cannot be read, or was not written by `plan --measure`.
     """
     try:
-        settings = read_settings(Path(path))
+        settings = read_cost_config(Path(path))
     except ValueError as error:
         raise ConfigError(str(error)) from None
     meta = settings.pop("measured", None)

@@ -12,9 +12,9 @@ from typing import Literal
 
 from hcmegatron.config.schema import Config
 from hcmegatron.planner.layout import Layout
-from hcmegatron.planner.memory import ITEMSIZE
 from hcmegatron.planner.rates import Assumptions, Rates
-from schedules.nodes import Role
+from hcmegatron.planner.state_bytes import ITEMSIZE
+from schedules.node_costs import Role
 
 Family = Literal["compute", "connections", "all-to-all", "tensor parallel"]
 

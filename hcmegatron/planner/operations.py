@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from hcmegatron.config.ranges import TRITON_STREAMS
 from hcmegatron.config.schema import Config
-from hcmegatron.connections import facts
+from hcmegatron.connections import accounting
 from hcmegatron.planner.attention_operations import attention
 from hcmegatron.planner.counts import padded_vocabulary
 from hcmegatron.planner.layers import has_experts
@@ -14,18 +14,18 @@ from hcmegatron.planner.layout import Layout
 from hcmegatron.planner.mlp_operations import dense, experts
 from hcmegatron.planner.operation import Operation, linear, sizes
 from hcmegatron.planner.rates import Rates
-from schedules.nodes import Role
+from schedules.node_costs import Role
 
 
 def fused(config: Config) -> bool:
     """Whether the connections have Triton kernels on a GPU (hcmegatron.kernels.select)."""
-    has_kernels = facts.kind_of(config.connection).kernels
+    has_kernels = accounting.kind_of(config.connection).kernels
     return has_kernels and config.kernels != "torch" and config.connection.n <= TRITON_STREAMS
 
 
 def folds(config: Config) -> bool:
     """Whether a sub-layer's write also makes the next one's projection."""
-    return facts.kind_of(config.connection).folds and fused(config)
+    return accounting.kind_of(config.connection).folds and fused(config)
 
 
 def connection_traffic(config: Config) -> tuple[float, float]:
@@ -35,7 +35,7 @@ def connection_traffic(config: Config) -> tuple[float, float]:
     3w+2 and 4w+2. At w = 4: 18 (14 folded) and 32. HC and FC with dynamic weights are taken alike, static ones read
     the streams once. Without Triton, plain torch moves about twice as much (assumed). A residual adds: 3 and 3.
     """
-    w, passes = facts.streams(config.connection), facts.kind_of(config.connection).passes
+    w, passes = accounting.streams(config.connection), accounting.kind_of(config.connection).passes
     if not passes:
         return 3, 3
     forward = ((passes - folds(config)) * w + 1) + (2 * w + 1)
@@ -72,8 +72,8 @@ def _around(config: Config, rates: Rates, role: Role) -> list[Operation]:
     size, C, conn = sizes(config), config.model.hidden_size, config.connection
     element = C * size.itemsize * size.local
     forward, backward = connection_traffic(config)
-    adds = not facts.kind_of(conn).passes
-    normed = element if not facts.kind_of(conn).normalises else 0.0
+    adds = not accounting.kind_of(conn).passes
+    normed = element if not accounting.kind_of(conn).normalises else 0.0
     share = rates.assumptions.elementwise if adds else rates.assumptions.kernels
     return [
         Operation(
@@ -83,8 +83,8 @@ def _around(config: Config, rates: Rates, role: Role) -> list[Operation]:
             "connection",
             forward=rates.memory(forward * element, share),
             dgrad=rates.memory(backward * element, share),
-            kept=facts.saved_bytes(conn, C, size.itemsize) * size.local + element,
-            transient=2 * facts.streams(conn) * element,
+            kept=accounting.saved_bytes(conn, C, size.itemsize) * size.local + element,
+            transient=2 * accounting.streams(conn) * element,
         ),
         Operation(
             "norm",
@@ -100,7 +100,7 @@ def _around(config: Config, rates: Rates, role: Role) -> list[Operation]:
     ]
 
 
-def ends(layout: Layout, rates: Rates, first: bool, last: bool) -> list[Operation]:
+def embedding_and_head(layout: Layout, rates: Rates, first: bool, last: bool) -> list[Operation]:
     """Embedding and head, where a stage has them. Logits are kept in fp32 from the loss's forward to its backward."""
     config, size = layout.config, sizes(layout.config)
     C, T, z, t = config.model.hidden_size, size.tokens, size.itemsize, config.parallel.tensor

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from hcmegatron.config.schema import Config
-from hcmegatron.connections import facts
-from hcmegatron.planner.layers import Norm, final_norm, matrices, norms
+from hcmegatron.connections import accounting
+from hcmegatron.planner.layers import NormShape, final_norm, matrices, norms
 
 
 def total_parameters(config: Config, vocab_size: int) -> int:
@@ -19,7 +19,7 @@ def active_parameters(config: Config, vocab_size: int) -> int:
     return active + _norms(config) + connection_parameters(config)
 
 
-def norm_parameters(norm: Norm) -> int:
+def norm_parameters(norm: NormShape) -> int:
     """Of one norm."""
     return sum(norm.parameters.values())
 
@@ -32,8 +32,8 @@ def layer_norm_parameters(config: Config) -> int:
 def connection_parameters(config: Config) -> int:
     """All connections (two a layer) and the contraction."""
     C = config.model.hidden_size
-    of_one = facts.parameters(config.connection, C)
-    return 2 * config.model.layers * of_one + facts.contract_parameters(config.connection, C)
+    of_one = accounting.parameters(config.connection, C)
+    return 2 * config.model.layers * of_one + accounting.contract_parameters(config.connection, C)
 
 
 def _norms(config: Config) -> int:

@@ -9,12 +9,12 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
-from hcmegatron.config.checks import check
+from hcmegatron.config.checks import check_config
 from hcmegatron.config.schema import Config
 from hcmegatron.planner import counts
 from hcmegatron.planner.counts import mlp_parameters
 from hcmegatron.planner.layers import has_experts, head_widths
-from hcmegatron.planner.layout import Layout, layout
+from hcmegatron.planner.layout import Layout, make_layout
 from hcmegatron.planner.machines import Machine
 from hcmegatron.planner.measured import Measured
 from hcmegatron.planner.rates import Assumptions, Rates
@@ -111,7 +111,7 @@ def make_plan(
     Raises:
         ConfigError: the GPUs do not fit layout or batch.
     """
-    where = layout(config, machine, gpus)
+    where = make_layout(config, machine, gpus)
     assumptions = assumptions or Assumptions()
     operations = Operations(where, Rates(machine, assumptions, config.training.dtype))
     time = step_time(where, operations, measured)
@@ -142,7 +142,7 @@ def recomputed_flops(config: Config) -> float:
     )
 
 
-def changed(config: Config, changes: Mapping[str, Any]) -> Config:
+def changed_config(config: Config, changes: Mapping[str, Any]) -> Config:
     """A copy with dotted settings changed, checked.
 
     Raises:
@@ -152,16 +152,16 @@ def changed(config: Config, changes: Mapping[str, Any]) -> Config:
     for key, value in changes.items():
         section, _, leaf = key.rpartition(".")
         setattr(getattr(other, section) if section else other, leaf, value)
-    check(other)
+    check_config(other)
     return other
 
 
-def plain(config: Config) -> Config:
+def without_connection(config: Config) -> Config:
     """The same model and layout with the plain residual, which has no blocks to recompute."""
     changes: dict[str, Any] = {"connection.kind": "residual"}
     if config.recompute.mode == "block":
         changes["recompute.mode"] = "selective" if config.recompute.modules else "none"
-    return changed(config, changes)
+    return changed_config(config, changes)
 
 
 @dataclass(frozen=True)
@@ -182,7 +182,7 @@ def overheads(plan: Plan) -> list[Overhead]:
     """The connection beside the residual: kernels at 50%, 80% and 100% of copy speed, and with nothing hidden."""
     if plan.config.connection.kind == "residual" or plan.measured:  # which know this connection only
         return []
-    where, bare = plan.layout, plain(plan.config)
+    where, bare = plan.layout, without_connection(plan.config)
     cases = [
         (f"kernels at {share:.0%} of copy speed", replace(plan.assumptions, kernels=share))
         for share in (0.5, 0.8, 1.0)
@@ -205,6 +205,6 @@ def _seconds(config: Config, where: Layout, assumed: Assumptions) -> float:
     return step_time(again, Operations(again, Rates(where.machine, assumed, config.training.dtype))).total
 
 
-def parts(plan: Plan) -> Counter[str]:
+def time_by_part(plan: Plan) -> Counter[str]:
     """Where the time of the busiest rank goes."""
     return plan.time.parts[plan.time.busiest]

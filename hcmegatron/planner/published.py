@@ -15,8 +15,8 @@ from rich.table import Table
 
 from hcmegatron.config.schema import Config
 from hcmegatron.planner import counts
-from hcmegatron.planner.machines import GIB, machine
-from hcmegatron.planner.plan import Plan, changed, make_plan
+from hcmegatron.planner.machines import GIB, find_machine
+from hcmegatron.planner.plan import Plan, changed_config, make_plan
 from hcmegatron.planner.rates import Assumptions
 
 _COMMON = {"connection.kind": "residual", "training.dtype": "bf16", "training.micro_batch": 1}
@@ -85,7 +85,7 @@ def _layout(
 
 
 @dataclass(frozen=True)
-class Row:
+class PublishedRate:
     """A published rate.
 
     Attributes:
@@ -107,30 +107,30 @@ class Row:
 _BRIDGE = "Megatron Bridge performance summary"
 _HERD = "2407.21783, Table 4; 128 layers, one each on 128 stages"
 ROWS = (
-    Row(
+    PublishedRate(
         *("Qwen3-30B-A3B", "h100", 16, 1024, _layout(1, 1, 16), 1024 * 4096 / 20.1 / 16),  # 20.1 s a step
         *("tuned, 299 TFLOP/s; the layout is the recipe's, its overlap left out", 62.0),
     ),
-    Row("GPT-OSS-120B", "h100", 64, 1280, _layout(4, 1, 8), 5824, f"{_BRIDGE} 26.04.01"),
+    PublishedRate("GPT-OSS-120B", "h100", 64, 1280, _layout(4, 1, 8), 5824, f"{_BRIDGE} 26.04.01"),
     # 430 and 400 TFLOP/s, at 2.53 TFLOP a token. The paper leaves a layer out of the first and of the last stage.
-    Row(
+    PublishedRate(
         *("Llama-3.1-405B", "h100", 8192, 2048, _layout(16, 8, 1, 8), 170, _HERD), more={"model.layers": 128}
     ),
-    Row(
+    PublishedRate(
         *("Llama-3.1-405B", "h100", 16384, 2048, _layout(16, 8, 1, 8), 158, _HERD), more={"model.layers": 128}
     ),
-    Row(
+    PublishedRate(
         *("GPT-OSS-120B", "gb200", 64, 1280, _layout(1, 1, 64), 16640, f"{_BRIDGE} 26.04.01"),
         more={"training.micro_batch": 4},
     ),
-    Row("Qwen3-235B-A22B", "gb200", 256, 8192, _layout(8, 1, 32, 3), 4916, f"{_BRIDGE} 25.11"),
-    Row("DeepSeek-V3", "gb200", 256, 4096, _layout(4, 1, 64, 4), 3139, f"{_BRIDGE} 25.11"),
+    PublishedRate("Qwen3-235B-A22B", "gb200", 256, 8192, _layout(8, 1, 32, 3), 4916, f"{_BRIDGE} 25.11"),
+    PublishedRate("DeepSeek-V3", "gb200", 256, 4096, _layout(4, 1, 64, 4), 3139, f"{_BRIDGE} 25.11"),
 )
 
 
 def model(name: str, changes: dict[str, Any] | None = None) -> Config:
     """A published model as a configuration."""
-    return changed(Config(), {**_COMMON, **MODELS[name], **(changes or {})})
+    return changed_config(Config(), {**_COMMON, **MODELS[name], **(changes or {})})
 
 
 def flops_per_token(config: Config) -> float:
@@ -139,11 +139,11 @@ def flops_per_token(config: Config) -> float:
     return 3.0 * (forward.total() - forward["router"] - forward["connections"])
 
 
-def predicted(row: Row) -> Plan:
+def predicted(row: PublishedRate) -> Plan:
     """The row's plan, with fused kernels."""
     changes = {**row.layout, "training.global_batch": row.batch, **row.more}
     assumed = Assumptions(fused=True, imbalance=1.0)  # their benchmarks balance the experts by force
-    return make_plan(model(row.model, changes), machine(row.gpu), row.gpus, assumed)
+    return make_plan(model(row.model, changes), find_machine(row.gpu), row.gpus, assumed)
 
 
 def main() -> None:
@@ -186,7 +186,7 @@ def main() -> None:
 def _mfu(tflops: float, source: str) -> str:
     """Of dense 16-bit peak, whatever the row's precision."""
     gpu = source.split("-")[1].split(",")[0].lower()
-    peak = {"gb300": 2500.0}.get(gpu) or machine(gpu).peak_tflops  # GB300's dense bf16 is GB200's
+    peak = {"gb300": 2500.0}.get(gpu) or find_machine(gpu).peak_tflops  # GB300's dense bf16 is GB200's
     return f"{tflops / peak:.1%}"
 
 

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from hcmegatron.planner import counts, tables
-from hcmegatron.planner.changes import Change
+from hcmegatron.planner.changes import LighterPlan
 from hcmegatron.planner.plan import Overhead, Plan
 
 
@@ -21,7 +21,7 @@ class Output(Console):
         raise BrokenPipeError
 
 
-def show(plan: Plan, overheads: list[Overhead], lighter: list[Change], price: float | None) -> None:
+def show_plan(plan: Plan, overheads: list[Overhead], lighter: list[LighterPlan], price: float | None) -> None:
     """Print the plan."""
     console = Output(highlight=False, width=None if Console().is_terminal else 120)
 
@@ -32,7 +32,7 @@ def show(plan: Plan, overheads: list[Overhead], lighter: list[Change], price: fl
     say(tables.headline(plan))
     console.print(_table(memory))
     console.print(_table(time))
-    say(tables.run(plan, price))
+    say(tables.describe_run(plan, price))
     for grid in rest:
         console.print(_table(grid))
     say(tables.advice(plan, lighter))
@@ -49,7 +49,7 @@ def _table(grid: tables.Grid) -> Table:
 
 
 def as_json(
-    plan: Plan, overheads: list[Overhead], lighter: list[Change], price: float | None
+    plan: Plan, overheads: list[Overhead], lighter: list[LighterPlan], price: float | None
 ) -> dict[str, Any]:
     """Every figure. Bytes and seconds."""
     whole = counts.whole_model(plan.config)
@@ -57,7 +57,7 @@ def as_json(
     return {
         "machine": vars(where.machine),
         "gpus": where.gpus,
-        "layout": tables.describe(where),
+        "layout": tables.describe_config(where),
         "nodes": where.nodes(),
         "data_parallel": where.data,
         "microbatches": where.microbatches,

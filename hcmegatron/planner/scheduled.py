@@ -6,15 +6,15 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from hcmegatron.config.errors import ConfigError
-from hcmegatron.config.schedules import MEGATRONS, SCHEDULES
+from hcmegatron.config.schedule_names import MEGATRONS, SCHEDULES
 from hcmegatron.config.schema import Parallel
 from schedules.actions import Kind
-from schedules.descriptor import Descriptor
+from schedules.descriptor import ScheduleDescriptor
 from schedules.placement import Placement
-from schedules.plan import Schedule
+from schedules.schedule import Schedule
 
 
-def descriptor(parallel: Parallel) -> Descriptor:
+def descriptor(parallel: Parallel) -> ScheduleDescriptor:
     """What there is to know of the schedule without generating it."""
     return SCHEDULES[parallel.schedule]
 

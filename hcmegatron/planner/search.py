@@ -13,16 +13,16 @@ from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any, Literal, TypeVar
 
-from hcmegatron.config.checks import check, check_world
+from hcmegatron.config.checks import check_config, check_world
 from hcmegatron.config.errors import ConfigError
 from hcmegatron.config.schema import Config, Parallel, Recompute, distributed_optimizer
-from hcmegatron.connections import facts
+from hcmegatron.connections import accounting
 from hcmegatron.planner.layout import Layout
 from hcmegatron.planner.machines import Machine
 from hcmegatron.planner.plan import Plan
 from hcmegatron.planner.rates import Assumptions, Rates
 from hcmegatron.planner.stage_costs import Operations
-from hcmegatron.planner.step_memory import chunk, least_bytes, least_static, step_memory
+from hcmegatron.planner.step_memory import chunk_memory, least_bytes, least_static, step_memory
 from hcmegatron.planner.step_time import lower_bound, step_time
 
 VIRTUAL = (2, 3, 4, 5, 6, 8)  # chunks of an interleaved schedule
@@ -88,7 +88,7 @@ class Candidate:
 
 
 @dataclass(frozen=True)
-class Found:
+class SearchResult:
     """A search's result.
 
     Attributes:
@@ -106,7 +106,7 @@ class Found:
         return sum(candidate.plan is not None for candidate in self.looked_at)
 
 
-def search(
+def search_layouts(
     config: Config,
     machine: Machine,
     gpus: int,
@@ -114,7 +114,7 @@ def search(
     most: int = 10,
     exhaustive: bool = False,
     watch: Callable[[Iterable[Any], str], Iterable[Any]] = unwatched,
-) -> Found:
+) -> SearchResult:
     """The `most` quickest layouts that fit.
 
     Args:
@@ -147,7 +147,7 @@ def search(
         looked_at.append(candidate)
         if plan.fits:
             best = sorted([*best, candidate], key=lambda found: found.seconds)[:most]
-    return Found(tuple(best), tuple(looked_at), refused)
+    return SearchResult(tuple(best), tuple(looked_at), refused)
 
 
 def _pieces(where: Layout) -> tuple:
@@ -166,7 +166,7 @@ def least_peak(layout: Layout, operations: Operations) -> float:
     name = layout.config.parallel.schedule.removeprefix("megatron_")
     most = 0.0
     for rank in layout.distinct_ranks:
-        held = [chunk(layout, operations, stage) for stage in set(layout.model_stages[rank])]
+        held = [chunk_memory(layout, operations, stage) for stage in set(layout.model_stages[rank])]
         if name == "gpipe":
             live = M
         elif name == "1f1b":
@@ -183,7 +183,7 @@ def _layouts(config: Config, machine: Machine, gpus: int, refused: Counter[str])
     for parallel in _parallel(config, machine, gpus):
         shaped = replace(config, parallel=parallel, recompute=Recompute())
         try:
-            check(replace(shaped, training=replace(config.training, micro_batch=1)))
+            check_config(replace(shaped, training=replace(config.training, micro_batch=1)))
         except ConfigError as error:
             refused[str(error).partition(" = ")[0]] += 1
             continue
@@ -251,7 +251,9 @@ def _recomputation(config: Config) -> Iterator[Recompute]:
     modules: list[list[str]] = [["mla_up_proj"]] if config.model.attention == "mla" else []
     for names in modules:
         yield Recompute(mode="selective", modules=names)
-    if facts.saved_bytes(config.connection, config.model.hidden_size, 4):  # something that blocks rebuild
+    if accounting.saved_bytes(
+        config.connection, config.model.hidden_size, 4
+    ):  # something that blocks rebuild
         for names in [[], *modules]:
             yield Recompute(mode="block", modules=names)
 
@@ -260,7 +262,7 @@ def _divisors(number: int, most: int) -> list[int]:
     return [d for d in range(1, min(number, most) + 1) if number % d == 0]
 
 
-def losers(found: Found) -> list[str]:
+def losers(found: SearchResult) -> list[str]:
     """Why other choices lose to the best, one line for each: the best that each could do, all else free."""
     if not found.best:
         return []

@@ -13,17 +13,17 @@ from rich.markup import escape
 from rich.progress import track
 from rich.table import Table
 
-from hcmegatron.config import Config, ConfigError, dump
+from hcmegatron.config import Config, ConfigError, dump_config
 from hcmegatron.planner.machines import Machine
 from hcmegatron.planner.rates import Assumptions
 from hcmegatron.planner.report import Output
-from hcmegatron.planner.search import Found, losers, search
-from hcmegatron.planner.tables import describe, gib
+from hcmegatron.planner.search import SearchResult, losers, search_layouts
+from hcmegatron.planner.tables import describe_config, gib
 
 Write = Callable[[list[tuple[Path, str]]], None]
 
 
-def run(
+def describe_run(
     config: Config,
     machine: Machine,
     gpus: int,
@@ -38,7 +38,7 @@ def run(
     Raises:
         ConfigError: nothing fits.
     """
-    found = search(config, machine, gpus, assumptions, watch=_on_a_terminal)
+    found = search_layouts(config, machine, gpus, assumptions, watch=_on_a_terminal)
     if not found.best:
         raise ConfigError(f"no layout of {file} on {gpus} x {machine.name}: {_nothing(found)}")
     texts = [(config_file, as_config(found, file))] if config_file else []
@@ -54,7 +54,9 @@ def run(
         plan = candidate.plan
         assert plan is not None
         mfu = plan.utilisation(plan.model_flops)
-        table.add_row(f"{plan.seconds:.4f}", f"{mfu:.1%}", gib(plan.peak), escape(describe(plan.layout)))
+        table.add_row(
+            f"{plan.seconds:.4f}", f"{mfu:.1%}", gib(plan.peak), escape(describe_config(plan.layout))
+        )
     console.print(table)
     bounded = sum(candidate.outcome == "slower" for candidate in found.looked_at)
     large = sum(candidate.outcome == "memory" for candidate in found.looked_at)
@@ -77,36 +79,36 @@ def _on_a_terminal(items: Iterable[Any], what: str) -> Iterable[Any]:
     return track(items, f"search: {what}", console=console, transient=True, disable=not console.is_terminal)
 
 
-def _nothing(found: Found) -> str:
+def _nothing(found: SearchResult) -> str:
     if not found.looked_at:
         key, _ = found.refused.most_common(1)[0]
         return f"none goes with {key}; change it, or use another number of GPUs"
     least = min(found.looked_at, key=lambda candidate: candidate.peak)
     over = least.peak - least.layout.machine.memory
     return (
-        f"the smallest ({describe(least.layout)}) needs at least {gib(over)} GiB more than a GPU has; use more GPUs, a "
+        f"the smallest ({describe_config(least.layout)}) needs at least {gib(over)} GiB more than a GPU has; use more GPUs, a "
         "larger GPU or a smaller model"
     )
 
 
-def as_config(found: Found, file: Path) -> str:
+def as_config(found: SearchResult, file: Path) -> str:
     """The best layout as YAML that `train` takes."""
     plan = found.best[0].plan
     assert plan is not None
     where = plan.layout
     words = (
         f"# {file.name} for {where.gpus} x {where.machine.name}, as `hcmegatron plan --search` chose it: planned "
-        f"{plan.seconds:.3f} s a step,\n# {gib(plan.peak)} GiB on the fullest rank. {describe(where)}.\n"
+        f"{plan.seconds:.3f} s a step,\n# {gib(plan.peak)} GiB on the fullest rank. {describe_config(where)}.\n"
     )
-    return words + dump(plan.config)
+    return words + dump_config(plan.config)
 
 
-def as_json(found: Found) -> dict[str, Any]:
+def as_json(found: SearchResult) -> dict[str, Any]:
     """The best, and every choice that lost."""
     return {
         "best": [
             {
-                "layout": describe(candidate.layout),
+                "layout": describe_config(candidate.layout),
                 "step_s": candidate.seconds,
                 "peak_bytes": candidate.peak,
                 "parallel": vars(candidate.layout.config.parallel),

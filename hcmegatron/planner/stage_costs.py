@@ -7,20 +7,20 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
-from hcmegatron.config.schedules import MEGATRONS
+from hcmegatron.config.schedule_names import MEGATRONS
 from hcmegatron.config.schema import Recompute
-from hcmegatron.connections import facts
+from hcmegatron.connections import accounting
 from hcmegatron.planner.layers import has_experts
 from hcmegatron.planner.layout import Layout
 from hcmegatron.planner.operation import Operation, sizes
-from hcmegatron.planner.operations import ends, layer_operations
+from hcmegatron.planner.operations import embedding_and_head, layer_operations
 from hcmegatron.planner.rates import Assumptions, Rates
 from schedules.costs import Costs, Link, StageCosts, stage_costs
-from schedules.nodes import ROLES, Node
+from schedules.node_costs import ROLES, NodeCost
 
 
 @dataclass(frozen=True)
-class Piece:
+class OperationGroup:
     """Operations with their sums: a layer, an embedding or a head.
 
     Attributes:
@@ -67,14 +67,14 @@ class Piece:
         return max((op.transient for op in self.operations), default=0.0)
 
     @cached_property
-    def nodes(self) -> tuple[Node, ...]:
+    def nodes(self) -> tuple[NodeCost, ...]:
         """A layer as the simulator's nodes; all-to-alls on the communication lane."""
         nodes = []
         for role in ROLES:
-            own = Piece(tuple(op for op in self.operations if op.role == role))
+            own = OperationGroup(tuple(op for op in self.operations if op.role == role))
             if own.operations:
                 lane = "communication" if role in ("dispatch", "combine") else "compute"
-                nodes.append(Node(role, lane, *own.phases))
+                nodes.append(NodeCost(role, lane, *own.phases))
         return tuple(nodes)
 
 
@@ -87,23 +87,25 @@ class Operations:
 
     def __init__(self, layout: Layout, rates: Rates, known: dict[Any, Any] | None = None) -> None:
         self.layout, self.rates = layout, rates
-        self._pieces: dict[str, Piece] = {} if known is None else known.setdefault("pieces", {})
-        self._stages: dict[Any, Stage] = {} if known is None else known.setdefault("stages", {})
+        self._pieces: dict[str, OperationGroup] = {} if known is None else known.setdefault("pieces", {})
+        self._stages: dict[Any, StageOperations] = {} if known is None else known.setdefault("stages", {})
 
-    def of_layer(self, layer: int) -> Piece:
+    def of_layer(self, layer: int) -> OperationGroup:
         """One layer's."""
         kind = "experts" if has_experts(self.layout.config, layer) else "dense"
         if kind not in self._pieces:
-            self._pieces[kind] = Piece(tuple(layer_operations(self.layout, self.rates, layer)))
+            self._pieces[kind] = OperationGroup(tuple(layer_operations(self.layout, self.rates, layer)))
         return self._pieces[kind]
 
-    def _end(self, name: str) -> Piece:
+    def _end(self, name: str) -> OperationGroup:
         if name not in self._pieces:
             first, last = name == "embedding", name == "head"
-            self._pieces[name] = Piece(tuple(ends(self.layout, self.rates, first, last)))
+            self._pieces[name] = OperationGroup(
+                tuple(embedding_and_head(self.layout, self.rates, first, last))
+            )
         return self._pieces[name]
 
-    def of_stage(self, stage: int) -> Stage:
+    def of_stage(self, stage: int) -> StageOperations:
         """A model stage's; stages with as many layers of each kind are one."""
         held = self.layout.stages[stage]
         kind = (*self.layout.layers_of_kinds(held), held.first, held.last)
@@ -112,7 +114,7 @@ class Operations:
             outside = [
                 self._end(name) for name, there in (("embedding", held.first), ("head", held.last)) if there
             ]
-            self._stages[kind] = Stage(tuple(pieces), tuple(outside))
+            self._stages[kind] = StageOperations(tuple(pieces), tuple(outside))
         return self._stages[kind]
 
     @cached_property
@@ -123,14 +125,14 @@ class Operations:
 
 
 @dataclass(frozen=True)
-class Stage:
+class StageOperations:
     """A model stage's layers, first to last, and its embedding and head."""
 
-    layers: tuple[Piece, ...]
-    ends: tuple[Piece, ...]
+    layers: tuple[OperationGroup, ...]
+    ends: tuple[OperationGroup, ...]
 
     @cached_property
-    def pieces(self) -> tuple[Piece, ...]:
+    def pieces(self) -> tuple[OperationGroup, ...]:
         return (*self.layers, *self.ends)
 
     @cached_property
@@ -154,7 +156,7 @@ def overlaps(layout: Layout, assumed: Assumptions) -> bool:
     return assumed.hide and config.parallel.overlap and config.recompute.mode != "full"
 
 
-def costs(layout: Layout, operations: Operations) -> Costs:
+def schedule_costs(layout: Layout, operations: Operations) -> Costs:
     """What the simulator needs."""
     config, assumed = layout.config, operations.rates.assumptions
     together = overlaps(layout, assumed)
@@ -169,7 +171,7 @@ def costs(layout: Layout, operations: Operations) -> Costs:
         stages=tuple(_stage(operations, s, together) for s in range(layout.placement.model_stages)),
         links=links,
         hop_bytes=size.local * config.model.hidden_size * size.itemsize,
-        streams=facts.streams(config.connection),
+        streams=accounting.streams(config.connection),
         early=assumed.hide and config.parallel.schedule not in MEGATRONS,
         lead=0.0 if together and moe else 1.0,  # as pipeline.overlap lays pairs out
     )

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Stage:
+class ModelStage:
     """Which part of the network a chunk is: its layers, and whether the embedding and the head belong to it."""
 
     layers: range
@@ -14,10 +14,10 @@ class Stage:
     last: bool
 
 
-def stages(layers: int, count: int) -> list[Stage]:
+def stages(layers: int, count: int) -> list[ModelStage]:
     """`layers` split over `count` stages as evenly as possible, the earlier ones taking what is left over."""
     bounds = [-(-layers * stage // count) for stage in range(count + 1)]
     return [
-        Stage(range(bounds[stage], bounds[stage + 1]), stage == 0, stage == count - 1)
+        ModelStage(range(bounds[stage], bounds[stage + 1]), stage == 0, stage == count - 1)
         for stage in range(count)
     ]

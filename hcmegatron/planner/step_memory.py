@@ -13,16 +13,16 @@ from functools import cached_property
 from typing import NamedTuple
 
 from hcmegatron.config.schema import distributed_optimizer
-from hcmegatron.connections import facts
+from hcmegatron.connections import accounting
 from hcmegatron.planner.buffers import resident
 from hcmegatron.planner.counts import held_parameters, padded_vocabulary
 from hcmegatron.planner.layout import Layout
 from hcmegatron.planner.machines import GIB
-from hcmegatron.planner.memory import of_connections, of_network
 from hcmegatron.planner.operation import sizes
 from hcmegatron.planner.scheduled import most_held
 from hcmegatron.planner.stage_costs import Operations
-from hcmegatron.recompute.plan import blocks, expected_terms, plan
+from hcmegatron.planner.state_bytes import of_connections, of_network
+from hcmegatron.recompute.block_plan import blocks, expected_terms, plan_blocks
 from schedules.actions import Kind
 from schedules.timeline import Simulation
 
@@ -37,7 +37,7 @@ MOVING = ("activations", "deferred weight gradients", "receive buffers", "workin
 COMPONENTS = (*STATIC, *MOVING, *ALLOWANCES)
 
 
-class Chunk(NamedTuple):
+class ChunkMemory(NamedTuple):
     """What one chunk of a rank holds for one micro-batch: kept from F to B, left from I to W; and while F runs, while
     B or I runs."""
 
@@ -47,7 +47,7 @@ class Chunk(NamedTuple):
     backward: float
 
 
-def chunk(layout: Layout, operations: Operations, stage: int, live: int = 1) -> Chunk:
+def chunk_memory(layout: Layout, operations: Operations, stage: int, live: int = 1) -> ChunkMemory:
     """Of a model stage, with the recomputation that the configuration asks for.
 
     Args:
@@ -55,7 +55,7 @@ def chunk(layout: Layout, operations: Operations, stage: int, live: int = 1) -> 
     """
     config, size = layout.config, sizes(layout.config)
     held, own = layout.stages[stage], operations.of_stage(stage)
-    C, n = config.model.hidden_size, facts.streams(config.connection)
+    C, n = config.model.hidden_size, accounting.streams(config.connection)
     kept, left = sum(piece.kept for piece in own.pieces), sum(piece.left for piece in own.pieces)
     streams = n * C * size.itemsize * size.local
     working = max(piece.transient for piece in own.pieces)
@@ -72,13 +72,13 @@ def chunk(layout: Layout, operations: Operations, stage: int, live: int = 1) -> 
             terms = expected_terms(config.connection, C, size.itemsize, round(size.local))
             if length.isdigit():  # of the longest stage
                 length = str(min(int(length), sublayers))
-            chosen = plan(sublayers, length, terms, live)
+            chosen = plan_blocks(sublayers, length, terms, live)
             kept += terms.streams * len(blocks(sublayers, chosen.length))
             backward += terms.rebuilt * chosen.length - terms.streams
-    return Chunk(kept, left, forward, backward)
+    return ChunkMemory(kept, left, forward, backward)
 
 
-def static(layout: Layout, rank: int) -> Counter[str]:
+def static_memory(layout: Layout, rank: int) -> Counter[str]:
     """Weights, gradients and optimizer state of a pipeline rank, of the data-parallel one among them that has most."""
 
     def find() -> Counter[str]:
@@ -168,10 +168,10 @@ def step_memory(layout: Layout, operations: Operations, simulation: Simulation) 
     found = []
     for rank in range(where.ranks):
         chunks = {
-            stage: chunk(layout, operations, where.model_stage(stage), max(1, live[rank]))
+            stage: chunk_memory(layout, operations, where.model_stage(stage), max(1, live[rank]))
             for stage in where.stages_of(rank)
         }
-        resident = static(layout, rank) + Counter(
+        resident = static_memory(layout, rank) + Counter(
             {"context": CONTEXT, "communicators": COMMUNICATOR * communicators(layout)}
         )
         found.append(_over_time(simulation, rank, chunks, resident))
@@ -187,7 +187,7 @@ class _Change(NamedTuple):
 
 
 def _over_time(
-    simulation: Simulation, rank: int, chunks: dict[int, Chunk], resident: Counter[str]
+    simulation: Simulation, rank: int, chunks: dict[int, ChunkMemory], resident: Counter[str]
 ) -> RankMemory:
     kept, left, buffers, working = range(len(MOVING))
     changes: list[_Change] = []

@@ -13,7 +13,7 @@ from hcmegatron.config.schema import SPLIT_BACKWARD
 from hcmegatron.planner.after_pipeline import after_the_pipeline
 from hcmegatron.planner.layout import Layout, schedule
 from hcmegatron.planner.measured import Measured
-from hcmegatron.planner.stage_costs import Operations, costs, overlaps
+from hcmegatron.planner.stage_costs import Operations, overlaps, schedule_costs
 from schedules.costs import Costs
 from schedules.simulate import simulate
 from schedules.timeline import Simulation
@@ -74,7 +74,9 @@ def step_time(layout: Layout, operations: Operations, measured: Measured | None 
     """
     M, P = layout.microbatches, layout.config.parallel.pipeline
     price = (
-        measured.costs(layout.config, schedule(layout.config, M)) if measured else costs(layout, operations)
+        measured.costs(layout.config, schedule(layout.config, M))
+        if measured
+        else schedule_costs(layout, operations)
     )
     # Groups of an interleaved schedule that M does not fill evenly have no steady state.
     uneven = layout.config.parallel.virtual and M % P

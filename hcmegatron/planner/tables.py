@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from hcmegatron.connections import facts
+from hcmegatron.connections import accounting
 from hcmegatron.planner import counts
-from hcmegatron.planner.changes import Change
+from hcmegatron.planner.changes import LighterPlan
 from hcmegatron.planner.layout import Layout
 from hcmegatron.planner.machines import GIB
-from hcmegatron.planner.plan import Overhead, Plan, parts
+from hcmegatron.planner.plan import Overhead, Plan, time_by_part
 from hcmegatron.planner.step_memory import COMMUNICATOR, COMPONENTS, CONTEXT, FRAGMENTATION
 from hcmegatron.planner.step_time import PARTS
 
@@ -35,7 +35,7 @@ def gib(size: float) -> str:
     return f"{size / GIB:,.2f}"
 
 
-def describe(where: Layout) -> str:
+def describe_config(where: Layout) -> str:
     """A layout in one line."""
     parallel, recompute = where.config.parallel, where.config.recompute
     words = [f"{parallel.schedule}{'+overlap' if parallel.overlap else ''}", f"pipeline {parallel.pipeline}"]
@@ -66,8 +66,8 @@ def headline(plan: Plan) -> list[str]:
     )
     return [
         f"{total:,} parameters, {active:,} active, connection {conn.kind}"
-        + (f" n = {conn.n}" if "n" in facts.kind_of(conn).fields else ""),
-        f"{where.gpus} x {machine.name}: {describe(where)}",
+        + (f" n = {conn.n}" if "n" in accounting.kind_of(conn).fields else ""),
+        f"{where.gpus} x {machine.name}: {describe_config(where)}",
         where.nodes(),
         f"{verdict} (pipeline rank {plan.fullest}, during {fullest.action}; most of it {largest})",
     ]
@@ -88,7 +88,7 @@ def memory(plan: Plan) -> Grid:
 
 def time(plan: Plan) -> Grid:
     """Where the time of the busiest rank goes."""
-    own = parts(plan)
+    own = time_by_part(plan)
     rows = [
         (name, f"{own[name]:.4f}", f"{own[name] / plan.seconds:.1%}")
         for name in PARTS
@@ -99,7 +99,7 @@ def time(plan: Plan) -> Grid:
     return Grid(title, ("", "seconds", "share"), tuple(rows))
 
 
-def run(plan: Plan, price: float | None) -> list[str]:
+def describe_run(plan: Plan, price: float | None) -> list[str]:
     """The rates, and what all steps cost."""
     low, high = plan.assumptions.shortest, plan.assumptions.longest
     peak = plan.layout.machine.peak_tflops
@@ -144,7 +144,7 @@ def parameters(plan: Plan) -> Grid:
 def over_residual(plan: Plan, overheads: list[Overhead]) -> Grid:
     """What the connection adds."""
     conn = plan.config.connection
-    printed = facts.kind_of(conn).paper_overhead(conn)
+    printed = accounting.kind_of(conn).paper_overhead(conn)
     known = "" if printed is None else f" (the paper's 27B: {printed:.1%})"
     rows = [
         (row.assuming, f"{row.seconds:.4f}", f"{row.residual:.4f}", f"{row.share:.1%}") for row in overheads
@@ -153,7 +153,7 @@ def over_residual(plan: Plan, overheads: list[Overhead]) -> Grid:
     return Grid(title, ("assuming", "step, s", "residual, s", "adds"), tuple(rows))
 
 
-def advice(plan: Plan, lighter: list[Change]) -> list[str]:
+def advice(plan: Plan, lighter: list[LighterPlan]) -> list[str]:
     """What would lower the peak."""
     if plan.measured:
         return []  # other settings were not measured

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 
 from hcmegatron.config.schema import Config
 from hcmegatron.config.types import flatten
-from hcmegatron.platform.versions import megatron_core, version
+from hcmegatron.platform.versions import installed_version, megatron_core
 
 # Of all settings, these may be a rank's own: they change how fast it computes, not what.
 OF_A_RANK = frozenset({"training.threads"})
@@ -21,7 +21,7 @@ SHOWN = 3  # differences that are spelled out
 Facts = Mapping[str, str]
 
 
-def facts(config: Config, world_size: int, data: str | None = None) -> dict[str, str]:
+def rank_facts(config: Config, world_size: int, data: str | None = None) -> dict[str, str]:
     """Every setting by dotted key, the versions and the data.
 
     Args:
@@ -30,9 +30,9 @@ def facts(config: Config, world_size: int, data: str | None = None) -> dict[str,
     found = {key: _text(value) for key, value in flatten(config).items() if key not in OF_A_RANK}
     found |= {"the world size": str(world_size), "Python": platform.python_version()}
     found |= {
-        "torch": version("torch"),
+        "torch": installed_version("torch"),
         "megatron-core": megatron_core(),
-        "hcmegatron": version("hcmegatron"),
+        "hcmegatron": installed_version("hcmegatron"),
     }
     return found if data is None else found | {"the data's fingerprint": data}
 

@@ -12,7 +12,7 @@ from megatron.core import parallel_state
 from megatron.core.process_groups_config import ProcessGroupCollection
 
 
-def touch(groups: ProcessGroupCollection) -> None:
+def start_communicators(groups: ProcessGroupCollection) -> None:
     """A message through the default group and every group of the collection that this rank belongs to. Collective:
     all ranks go through the same fields in the same order."""
     found = [getattr(groups, field.name, None) for field in fields(groups)]

@@ -13,9 +13,9 @@ import torch.distributed as dist
 import hcmegatron.platform.megatron  # noqa: F401  (installs the CPU adapter before Megatron is imported)
 from hcmegatron.config.errors import ConfigError
 from hcmegatron.config.schema import Config, Parallel
-from hcmegatron.platform.agreement import facts
+from hcmegatron.platform.agreement import rank_facts
 from hcmegatron.platform.ranks import RankInfo
-from hcmegatron.platform.rendezvous import rendezvous
+from hcmegatron.platform.rendezvous import meet_ranks
 from megatron.core import parallel_state, tensor_parallel
 from megatron.core.process_groups_config import ProcessGroupCollection
 from schedules.runtime.gpu import GPU
@@ -78,7 +78,7 @@ def process_groups(
         torch.set_num_threads(threads(config, ranks))
     dist.init_process_group(
         GPU.backend if GPU.present() else "gloo",
-        store=rendezvous(ranks, facts(config, ranks.world_size, data), timeout(config.parallel)),
+        store=meet_ranks(ranks, rank_facts(config, ranks.world_size, data), timeout(config.parallel)),
         rank=ranks.rank,
         world_size=ranks.world_size,
         timeout=timeout(config.parallel),

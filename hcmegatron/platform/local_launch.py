@@ -26,10 +26,10 @@ from types import FrameType
 from typing import Literal, NamedTuple
 
 from hcmegatron.config.errors import ConfigError
+from hcmegatron.platform import standard_streams
+from hcmegatron.platform.collective_failure import Ended, PeerFailed
 from hcmegatron.platform.exit_status import STOPPED, USER_ERROR
 from hcmegatron.platform.ranks import STARTED_HERE, RankInfo, free_port
-from hcmegatron.platform.standard_streams import tell
-from hcmegatron.platform.together import Ended, PeerFailed
 
 FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 GRACE_S = 10.0  # for the other ranks to end after one has failed
@@ -56,7 +56,7 @@ class _Rank(NamedTuple):
     messages: Connection  # one Failure, if it raised
 
 
-def launch(worker: Worker, world_size: int, method: Literal["fork", "spawn"] = "fork") -> int:
+def launch_ranks(worker: Worker, world_size: int, method: Literal["fork", "spawn"] = "fork") -> int:
     """Run `worker` as world_size ranks on this machine, and return the exit status of them all.
 
     `worker` returns an exit status. It may raise ConfigError or Ended, which is then raised here, once. Any other
@@ -160,13 +160,13 @@ class _Launch:
             return STOPPED if self.stopped else 0
         cause = min(failures)
         if self.interrupted and cause.status > 128:
-            tell(f"hcmegatron: ended by {signal.Signals(self.interrupted).name}")
+            standard_streams.tell(f"hcmegatron: ended by {signal.Signals(self.interrupted).name}")
             return 128 + self.interrupted
         if cause.status == USER_ERROR and cause.text:
             raise ConfigError(cause.text)
         if cause.ended:
             raise Ended(cause.text, cause.status)
-        tell(f"hcmegatron: {cause.text}")
+        standard_streams.tell(f"hcmegatron: {cause.text}")
         return cause.status
 
     def _forward(self, number: int, frame: FrameType | None) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 from types import ModuleType
 
 from hcmegatron.config.errors import ConfigError
-from hcmegatron.config.idle import ineffective
+from hcmegatron.config.ineffective import ineffective
 from hcmegatron.config.schema import Config
 from hcmegatron.config.types import flatten
 

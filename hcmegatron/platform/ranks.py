@@ -36,7 +36,7 @@ class RankInfo:
     source: str  # who said so, in words
 
 
-def discover(environ: Mapping[str, str]) -> RankInfo | None:
+def discover_ranks(environ: Mapping[str, str]) -> RankInfo | None:
     """The place that a launcher gave this process in `environ`, or None where there is no launcher.
 
     Raises:

@@ -21,9 +21,9 @@ from datetime import timedelta
 import torch.distributed as dist
 
 from hcmegatron.config.errors import ConfigError
+from hcmegatron.platform import standard_streams
 from hcmegatron.platform.agreement import Facts, disagreement, in_words
 from hcmegatron.platform.ranks import RankInfo
-from hcmegatron.platform.standard_streams import tell
 
 FIRST_WORD_S = 5.0  # of waiting, after which it is said whom for; then twice as long each time
 _POLL_S = 0.1
@@ -31,7 +31,7 @@ _VERDICT = "verdict"
 _PORT = "hcmegatron port"  # in the store of torchrun's agent: of rank 0's own
 
 
-def rendezvous(ranks: RankInfo, facts: Facts, limit: timedelta) -> dist.Store:
+def meet_ranks(ranks: RankInfo, facts: Facts, limit: timedelta) -> dist.Store:
     """The store that the ranks of this job share, once all have come and agree. Collective.
 
     Args:
@@ -91,7 +91,7 @@ class _Waiting:
         if spent > self.next:
             self.next *= 2
             if self.speaks:
-                tell(
+                standard_streams.tell(
                     f"hcmegatron: rank {self.ranks.rank}: waiting for {whom} of {self.ranks.world_size} "
                     f"at {self.place}, {spent:.0f} s so far, of at most {self.limit:.0f}"
                 )

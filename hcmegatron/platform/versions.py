@@ -7,7 +7,7 @@ import importlib.metadata
 import sys
 
 
-def version(module: str, distribution: str | None = None) -> str:
+def installed_version(module: str, distribution: str | None = None) -> str:
     """The version of an importable module.
 
     A module that is imported answers for itself: the metadata may be that of another copy, further down the path.
@@ -29,4 +29,4 @@ def version(module: str, distribution: str | None = None) -> str:
 
 def megatron_core() -> str:
     """Megatron-Core's, without the commit that 0.19 adds to it: that of whatever repository its folder lies in."""
-    return version("megatron.core", "megatron-core").partition("+")[0]
+    return installed_version("megatron.core", "megatron-core").partition("+")[0]

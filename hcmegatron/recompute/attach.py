@@ -8,10 +8,17 @@ from hcmegatron.config.schema import Recompute
 from hcmegatron.model.block import ConnectionBlock
 from hcmegatron.model.execution import Execution
 from hcmegatron.model.gpt import ConnectionGPT
+from hcmegatron.recompute.block_plan import (
+    BlockPlan,
+    Terms,
+    compare_with_measured,
+    describe_plan,
+    mib,
+    plan_blocks,
+)
 from hcmegatron.recompute.execution import RecomputedBlocks, RecomputedLayers
-from hcmegatron.recompute.measure import Meter
-from hcmegatron.recompute.plan import BlockPlan, Terms, compare, describe, mib, plan
-from hcmegatron.recompute.terms import measure_terms
+from hcmegatron.recompute.measure_terms import measure_terms
+from hcmegatron.recompute.meter import Meter
 
 
 class Recomputation:
@@ -46,21 +53,21 @@ class Recomputation:
             sublayers, length = len(longest.sublayers), asked.block_length
             if length.isdigit():  # that fits the longest stage of all ranks; shorter ones are one block
                 length = str(min(int(length), sublayers))
-            self.plan = plan(sublayers, length, _terms(longest, tokens), live, deferred)
+            self.plan = plan_blocks(sublayers, length, _terms(longest, tokens), live, deferred)
             self.execution = RecomputedBlocks(self.plan.length, Meter(*decoders))
 
     def planned(self) -> list[str]:
         """The plan in words, before training."""
         if self.plan is None:
             return []
-        return describe(self.plan, self.asked.block_length, self.streams)
+        return describe_plan(self.plan, self.asked.block_length, self.streams)
 
     def measured(self) -> list[str]:
         """What was held so far, in words, beside the plan. Measuring, which costs time, ends here."""
         if not isinstance(self.execution, RecomputedBlocks) or self.execution.meter is None:
             return []
         meter, self.execution.meter = self.execution.meter, None
-        lines = compare(self.plan, meter.kept, meter.peak, meter.everything)
+        lines = compare_with_measured(self.plan, meter.kept, meter.peak, meter.everything)
         if torch.cuda.is_available():
             lines.append(f"  allocator's peak: {mib(torch.cuda.max_memory_allocated())}")
         return lines

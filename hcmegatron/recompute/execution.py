@@ -6,9 +6,9 @@ from torch import Tensor
 
 from hcmegatron.model.execution import Execution, Layer
 from hcmegatron.model.nodes import Lane, MicroBatch, Node, State
-from hcmegatron.recompute.measure import Meter
-from hcmegatron.recompute.plan import blocks
-from hcmegatron.recompute.tape import Tape
+from hcmegatron.recompute.block_checkpoint import BlockCheckpoint
+from hcmegatron.recompute.block_plan import blocks
+from hcmegatron.recompute.meter import Meter
 from megatron.core import tensor_parallel
 
 
@@ -20,7 +20,7 @@ class RecomputedLayers(Execution):
 
 
 class RecomputedBlocks(Execution):
-    """recompute.mode = block: micro-batches keep blocks of sub-layers (tape.py).
+    """recompute.mode = block: micro-batches keep blocks of sub-layers (block_checkpoint.py).
 
     Args:
         length: sub-layers of a block; a shorter chunk is one block.
@@ -30,8 +30,8 @@ class RecomputedBlocks(Execution):
     def __init__(self, length: int, meter: Meter | None = None) -> None:
         self.length, self.meter = length, meter
 
-    def keeping(self, sublayers: int) -> Tape:
-        return Tape(blocks(sublayers, min(self.length, sublayers)), self.meter)
+    def activation_policy(self, sublayers: int) -> BlockCheckpoint:
+        return BlockCheckpoint(blocks(sublayers, min(self.length, sublayers)), self.meter)
 
 
 def _checkpointed(nodes: tuple[Node, ...]) -> Node:

@@ -20,22 +20,22 @@ import torch.distributed as dist
 from torch import nn
 
 from hcmegatron.config.errors import ConfigError
-from hcmegatron.config.idle import ineffective
+from hcmegatron.config.ineffective import ineffective
 from hcmegatron.config.schema import Config, resumes
 from hcmegatron.config.types import flatten
-from hcmegatron.kernels.select import select
+from hcmegatron.kernels.select import select_kernels
 from hcmegatron.model.specs import backend
 from hcmegatron.model.transformer_config import DTYPES
 from hcmegatron.platform import adam
-from hcmegatron.platform.together import PeerFailed, gathered, in_one_line, on_first_rank
-from hcmegatron.training import manifest, resume
+from hcmegatron.platform.collective_failure import PeerFailed, gathered, in_one_line, on_first_rank
+from hcmegatron.training import manifest, resume, run_directory, shard_files
+from hcmegatron.training.checkpoint_state import to_load, to_save
 from hcmegatron.training.checksums import File, summed
-from hcmegatron.training.manifest import Damaged, Manifest, Position
+from hcmegatron.training.manifest import Damaged, Manifest, Progress
 from hcmegatron.training.model import gather_parameters
-from hcmegatron.training.pieces import FAULTS, cause, read, reason, shapes, write
 from hcmegatron.training.resume import Start
-from hcmegatron.training.run_directory import locked, versions
-from hcmegatron.training.stored import to_load, to_save
+from hcmegatron.training.run_directory import locked
+from hcmegatron.training.shard_files import FAULTS
 from megatron.core.optimizer.optimizer import ChainedOptimizer
 
 T = TypeVar("T")
@@ -53,7 +53,7 @@ class NotDone(Exception):
 
 def depends_on(config: Config) -> dict[str, Any]:
     """What a run's numbers depend on beside configuration and text, by name."""
-    found = versions()
+    found = run_directory.versions()
     packages = ("triton", "transformer-engine") if torch.cuda.is_available() else ()
     return {
         "ranks": dist.get_world_size(),
@@ -76,7 +76,7 @@ def find(config: Config, directory: Path, text: str) -> Start | None:
         ConfigError: see resume.find.
     """
     environment, damaged = depends_on(config), dict[Path, str]()
-    while start := on_first_rank(lambda: resume.find(config, directory, text, environment, damaged)):
+    while start := on_first_rank(lambda: resume.find_start(config, directory, text, environment, damaged)):
         try:
             verify(start)
         except Damaged as error:
@@ -113,7 +113,7 @@ def _set_aside(start: Start, directory: Path) -> Start:
 
 
 def _kernels(config: Config) -> str:
-    return select(config.kernels, n=config.connection.n, dtype=DTYPES[config.training.dtype]).name
+    return select_kernels(config.kernels, n=config.connection.n, dtype=DTYPES[config.training.dtype]).name
 
 
 def _installed(package: str) -> str | None:
@@ -136,11 +136,11 @@ class Checkpoints:
     ) -> None:
         self.folder = directory / "checkpoints"
         self.config, self.text, self.chunks, self.optimizer = config, text, chunks, optimizer
-        self.saved: Position | None = None
+        self.saved: Progress | None = None
         self.failed: str | None = None
         self.tidied = manifest.tidy(self.folder) if dist.get_rank() == 0 else []
 
-    def save(self, at: Position, keep_older: bool = False) -> list[str]:
+    def save(self, at: Progress, keep_older: bool = False) -> list[str]:
         """Write the state, which is that of `at`, unless it is saved. A failure is said and leaves nothing behind.
 
         Args:
@@ -170,15 +170,15 @@ class Checkpoints:
             ConfigError: it cannot be read; on every rank, whichever found it.
         """
         try:
-            # Before the first collective of `read`: a rank that cannot see the files would leave the others in it.
-            stored = _everywhere(lambda: shapes(start.path), _unreadable)
+            # Before the first collective of `shard_files.read`: a rank that cannot see the files would leave the others in it.
+            stored = _everywhere(lambda: shard_files.shapes(start.path), _unreadable)
         except NotDone as error:
             raise ConfigError(
                 f"checkpoint {start.path} cannot be read: {error}; every rank has to see it whole"
             ) from None
         try:
             for pieces in to_load(self.chunks, self.optimizer):
-                _everywhere(lambda pieces=pieces: read(pieces, start.path, stored), _unreadable)
+                _everywhere(lambda pieces=pieces: shard_files.read(pieces, start.path, stored), _unreadable)
         except NotDone as error:
             raise manifest.corrupt(start.path, str(error)) from None
         for optimizer in self._inner():
@@ -186,13 +186,13 @@ class Checkpoints:
         if self.folder in start.path.parents:
             self.saved = start.position
 
-    def _write(self, partial: Path, path: Path, at: Position) -> None:
+    def _write(self, partial: Path, path: Path, at: Progress) -> None:
         """Raises NotDone on every rank where it failed on one."""
         first, rank = dist.get_rank() == 0, dist.get_rank()
         gather_parameters(self.chunks)
         _everywhere(lambda: _emptied(partial) if first else None)
         pieces = _everywhere(lambda: list(to_save(self.chunks, self.optimizer)))
-        _everywhere(lambda: write(pieces, partial))
+        _everywhere(lambda: shard_files.write(pieces, partial))
 
         def read_back() -> tuple[dict[str, File], int]:
             mine = [file.name for file in partial.glob(f"__{rank}_*")] + [".metadata"] * first
@@ -228,11 +228,11 @@ class Checkpoints:
 
 
 def _unwritable(error: BaseException) -> bool:
-    return isinstance(cause(error), UNWRITABLE)
+    return isinstance(shard_files.cause(error), UNWRITABLE)
 
 
 def _unreadable(error: BaseException) -> bool:
-    return not isinstance(cause(error), MISTAKES)
+    return not isinstance(shard_files.cause(error), MISTAKES)
 
 
 def _everywhere(work: Callable[[], T], expected: Callable[[BaseException], bool] = _unwritable) -> T:
@@ -250,7 +250,7 @@ def _everywhere(work: Callable[[], T], expected: Callable[[BaseException], bool]
         answer = work()
     except FAULTS as error:
         failure = error
-    told = None if failure is None else (expected(failure), reason(failure))
+    told = None if failure is None else (expected(failure), shard_files.reason(failure))
     failures = {rank: found for rank, found in enumerate(gathered(told)) if found is not None}
     if failure is not None and not told[0]:
         if isinstance(failure, Exception):

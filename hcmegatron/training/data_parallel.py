@@ -11,7 +11,7 @@ from megatron.core.distributed import DistributedDataParallel
 
 
 class DataParallel(DistributedDataParallel):
-    """Gradients left for later (model/deferred.py) are added, and reported as ready, when they come.
+    """Gradients left for later (model/wgrad_store.py) are added, and reported as ready, when they come.
 
     Autograd calls a weight's hook in I too, without a gradient; Megatron takes that for an error where
     reduction overlaps with backward, and elsewhere has nothing to add.

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from hcmegatron.config.errors import ConfigError
-from hcmegatron.platform.together import Ended
+from hcmegatron.platform.collective_failure import Ended
 from hcmegatron.training import checksums
 from hcmegatron.training.checksums import File
 
@@ -48,7 +48,7 @@ class NotSaved(Ended):
     """A checkpoint could not be written, for a reason in words."""
 
 
-class Position(NamedTuple):
+class Progress(NamedTuple):
     """How far a run is: steps done, and samples of the data's order that they took."""
 
     step: int

@@ -12,16 +12,16 @@ import torch
 
 from hcmegatron.model.transformer_config import DTYPES
 from hcmegatron.planner.flops import training_flops_per_token
-from hcmegatron.platform.peak import peak_tflops
+from hcmegatron.platform.peak_flops import peak_tflops
 from hcmegatron.training.observer import Observer, Step
 
 if TYPE_CHECKING:
-    from hcmegatron.training.setup import Run
+    from hcmegatron.training.setup import TrainingRun
 
 GIB = 2**30
 
 
-class Work(NamedTuple):
+class StepWork(NamedTuple):
     """What a step of a run is measured by.
 
     Attributes:
@@ -40,11 +40,11 @@ class Figure(NamedTuple):
     """A figure of every step: its name, its value, and its words in the log line ("": not in it)."""
 
     name: str
-    of: Callable[[Step, Work], float]
+    of: Callable[[Step, StepWork], float]
     words: str = ""
 
 
-def tflops_per_rank(step: Step, work: Work) -> float:
+def tflops_per_rank(step: Step, work: StepWork) -> float:
     """TFLOP/s of one rank."""
     return work.tflop / step.seconds / work.ranks
 
@@ -65,13 +65,13 @@ FIGURES = (
 class Metrics(Observer):
     """Adds FIGURES to every step, and to its log line how long the run has taken and will take."""
 
-    def __init__(self, run: Run, clock: Callable[[], float] = time.perf_counter) -> None:
+    def __init__(self, run: TrainingRun, clock: Callable[[], float] = time.perf_counter) -> None:
         config = run.config
         self.steps, self.clock = config.training.steps, clock
         peak, name = peak_tflops(config.run.peak_tflops, DTYPES[config.training.dtype])
         tokens = config.training.global_batch * config.data.sequence_length
         tflop = tokens * training_flops_per_token(config, run.vocab_size) / 1e12
-        self.work = Work(tokens, tflop, run.ranks.world_size, peak)
+        self.work = StepWork(tokens, tflop, run.ranks.world_size, peak)
         self.done = 0  # steps of this process
         run.log.say(f"MFU is of {peak:.3g} TFLOP/s a rank ({name})")
 

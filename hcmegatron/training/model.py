@@ -9,10 +9,10 @@ from torch import Tensor, nn
 
 from hcmegatron.config.schema import Config, distributed_optimizer
 from hcmegatron.model.gpt import ConnectionGPT, build_chunk, stages, unwrap
-from hcmegatron.model.initialise import initialise
+from hcmegatron.model.initialise import initialise_weights
+from hcmegatron.pipeline.configured_schedule import placement
 from hcmegatron.pipeline.megatron_schedule import widen_messages
-from hcmegatron.pipeline.placement import placement
-from hcmegatron.pipeline.tied import embedding_groups
+from hcmegatron.pipeline.tied_embeddings import embedding_groups
 from hcmegatron.platform.distributed import device
 from hcmegatron.training.data_parallel import DataParallel
 from megatron.core.distributed import DistributedDataParallelConfig, finalize_model_grads
@@ -26,7 +26,7 @@ def build_model(config: Config, tokens: int, groups: ProcessGroupCollection) -> 
     Args:
         tokens: of the tokenizer.
     """
-    return [wrap(chunk, config, groups) for chunk in initialised_chunks(config, tokens, groups)]
+    return [wrap_chunk(chunk, config, groups) for chunk in initialised_chunks(config, tokens, groups)]
 
 
 def initialised_chunks(config: Config, tokens: int, groups: ProcessGroupCollection) -> list[ConnectionGPT]:
@@ -38,14 +38,14 @@ def initialised_chunks(config: Config, tokens: int, groups: ProcessGroupCollecti
     for index, stage in enumerate(where.stages_of(groups.pp.rank())):
         vp_stage = index if where.stages > where.ranks else None
         model = build_chunk(config, layers[where.model_stage(stage)], tokens, groups, vp_stage)
-        initialise(model.to(device()), config)
+        initialise_weights(model.to(device()), config)
         if where.path_of(stage):
             model.mark_copy(where.path_of(stage))
         chunks.append(model)
     return chunks
 
 
-def wrap(model: ConnectionGPT, config: Config, groups: ProcessGroupCollection) -> DataParallel:
+def wrap_chunk(model: ConnectionGPT, config: Config, groups: ProcessGroupCollection) -> DataParallel:
     """Megatron's wrappers: 16-bit weights where asked for, and gradient buffers with data-parallel reduction."""
     parallel, megatron_config = config.parallel, model.config
     module = half(model) if config.training.dtype == "bf16" else model

@@ -9,7 +9,7 @@
             step.add("largest_loss", self.largest, "largest {:.3f}")
 
 `run.observers: [my_module:LargestLoss]` in the configuration, or `train(..., observers=[LargestLoss])`, adds it: its
-figure is then in the log line, metrics.jsonl, TensorBoard and Weights & Biases. registry.py has the library's own.
+figure is then in the log line, metrics.jsonl, TensorBoard and Weights & Biases. observer_registry.py has the library's own.
 
 Every rank has its observers, and every hook is called on every rank, in the same order: an observer may communicate.
 Those that write files are made on rank 0 alone. What a hook raises ends the run.
@@ -25,12 +25,12 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from hcmegatron.training.coefficients import listening
+from hcmegatron.training.coefficient_hooks import coefficients_heard
 
 if TYPE_CHECKING:
     from hcmegatron.data.dataset import Validation
-    from hcmegatron.training.manifest import Position
-    from hcmegatron.training.setup import Run
+    from hcmegatron.training.manifest import Progress
+    from hcmegatron.training.setup import TrainingRun
     from hcmegatron.training.step import StepResult
 
 
@@ -93,9 +93,9 @@ class End:
 
 
 class Observer:
-    """Watches a run. Made with its `Run` when model and files are there; every hook does nothing here."""
+    """Watches a run. Made with its `TrainingRun` when model and files are there; every hook does nothing here."""
 
-    def __init__(self, run: Run) -> None:
+    def __init__(self, run: TrainingRun) -> None:
         """Most keep what they need of the run."""
 
     def on_start(self) -> None:
@@ -107,7 +107,7 @@ class Observer:
     def on_eval(self, evaluation: Evaluation) -> None:
         """Held-out text was evaluated."""
 
-    def on_checkpoint(self, saved: Position) -> None:
+    def on_checkpoint(self, saved: Progress) -> None:
         """A checkpoint is complete."""
 
     def on_end(self, end: End) -> None:
@@ -142,7 +142,7 @@ class Observers(Observer):
         for observer in self.observers:
             observer.on_eval(evaluation)
 
-    def on_checkpoint(self, saved: Position) -> None:
+    def on_checkpoint(self, saved: Progress) -> None:
         for observer in self.observers:
             observer.on_checkpoint(saved)
 
@@ -164,7 +164,7 @@ class Observers(Observer):
             self.on_end(End(self._step, error=error))
 
     @contextmanager
-    def listening(self, run: Run, step: int) -> Iterator[None]:
+    def listening(self, run: TrainingRun, step: int) -> Iterator[None]:
         """Around a step: those who ask for them are given the connections' coefficients."""
         asking = [observer for observer in self.observers if observer.wants_coefficients(step)]
 
@@ -172,10 +172,10 @@ class Observers(Observer):
             for observer in asking:
                 observer.on_coefficients(Coefficients(step, sublayer, values))
 
-        with listening(run.chunks, tell) if asking else nullcontext():
+        with coefficients_heard(run.chunks, tell) if asking else nullcontext():
             yield
 
 
-def due(step: int, every: int, steps: int) -> bool:
+def is_due(step: int, every: int, steps: int) -> bool:
     """Every so many steps (0: never), and at the end."""
     return step == steps or (every > 0 and step % every == 0)

@@ -8,7 +8,7 @@ from torch import nn
 
 from hcmegatron.config import schema
 from hcmegatron.config.schema import Config, distributed_optimizer
-from hcmegatron.connections.build import described
+from hcmegatron.connections.build import parameter_of
 from hcmegatron.model.transformer_config import DTYPES
 from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
 from megatron.core.optimizer.optimizer import MegatronOptimizer
@@ -22,7 +22,7 @@ def decays(parameter: nn.Parameter) -> bool:
     Connections' have their own answer (Parameter.decays); of the rest, matrices decay and vectors (norms, biases) do
     not. Megatron's default decays by dimension alone: it would decay A_r and b_res, and spare W_m.
     """
-    of_connection = described(parameter)
+    of_connection = parameter_of(parameter)
     return parameter.dim() > 1 if of_connection is None else of_connection.decays
 
 
@@ -32,7 +32,7 @@ def build_optimizer(
     """The optimizer of this rank's chunks. kind: adam, or sgd without momentum (for tests)."""
     settings = config.optimizer
     undecayed = ParamWithNamePredicate("undecayed", lambda p, _: not decays(p))
-    theirs = ParamWithNamePredicate("connection", lambda p, _: described(p) is not None)
+    theirs = ParamWithNamePredicate("connection", lambda p, _: parameter_of(p) is not None)
     overrides = {
         ParamKey(with_name_predicate=undecayed): {"wd_mult": 0.0},
         ParamKey(with_name_predicate=theirs): {"lr_mult": config.connection.lr_multiplier},

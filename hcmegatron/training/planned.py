@@ -17,15 +17,15 @@ from hcmegatron.planner.machines import GIB, MACHINES, Machine
 from hcmegatron.planner.plan import Plan, make_plan
 from hcmegatron.planner.report import as_json
 from hcmegatron.planner.step_memory import MOVING, STATIC
-from hcmegatron.platform.memory import available
+from hcmegatron.platform import standard_streams
+from hcmegatron.platform.available_memory import available_bytes
 from hcmegatron.platform.ranks import RankInfo
-from hcmegatron.platform.standard_streams import tell
 from hcmegatron.training.metrics import peak_memory_gib
 from hcmegatron.training.observer import Observer, Step
 from hcmegatron.training.sink import writable
 
 if TYPE_CHECKING:
-    from hcmegatron.training.setup import Run
+    from hcmegatron.training.setup import TrainingRun
 
 COMPARED = (
     5  # steps after which plan and run are compared; the first, which is slower, is left out of the time
@@ -41,7 +41,7 @@ def machine(ranks: RankInfo) -> Machine:
         known = max(named, key=len, default=UNKNOWN)
         name, memory = known if named else properties.name, properties.total_memory
     else:
-        known, name, memory = UNKNOWN, "CPU", available() / ranks.local_world_size
+        known, name, memory = UNKNOWN, "CPU", available_bytes() / ranks.local_world_size
     return replace(MACHINES[known], name=name, memory_gib=memory / GIB, gpus_per_node=ranks.local_world_size)
 
 
@@ -74,7 +74,7 @@ def require_room(config: Config, ranks: RankInfo) -> None:
     )
     if not config.run.overcommit:
         raise ConfigError(f"{lacking}, or start all the same with run.overcommit = true")
-    tell(f"hcmegatron: warning: {lacking}")
+    standard_streams.tell(f"hcmegatron: warning: {lacking}")
 
 
 class Planned(Observer):
@@ -84,7 +84,7 @@ class Planned(Observer):
         run: its directory gets plan.json.
     """
 
-    def __init__(self, run: Run) -> None:
+    def __init__(self, run: TrainingRun) -> None:
         self.log, self.last = run.log, run.config.training.steps
         self.plan = plan_here(run.config, run.ranks)
         known = self.plan.measured or (

@@ -8,11 +8,11 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hcmegatron.training.observer import End, Evaluation, Observer, Step, due
+from hcmegatron.training.observer import End, Evaluation, Observer, Step, is_due
 from hcmegatron.training.sink import Sink, writable
 
 if TYPE_CHECKING:
-    from hcmegatron.training.setup import Run
+    from hcmegatron.training.setup import TrainingRun
 
 
 class Recorder(Observer):
@@ -24,7 +24,7 @@ class Recorder(Observer):
         ConfigError: the run directory cannot be written.
     """
 
-    def __init__(self, run: Run) -> None:
+    def __init__(self, run: TrainingRun) -> None:
         self.log, self.training = run.log, run.config.training
         path = run.directory / "metrics.jsonl"
         with writable(run.directory):
@@ -38,7 +38,7 @@ class Recorder(Observer):
         self._metrics.write(metrics_line({"step": step.number, "kind": "train", **step.metrics}))
         steps = self.training.steps
         line = "  ".join([f"step {step.number:>{len(str(steps))}}/{steps}", *step.shown])
-        show = due(step.number, self.training.log_every, steps)
+        show = is_due(step.number, self.training.log_every, steps)
         self.log.step(step.number, line, f"loss {step.result.loss:.3f}", show)
 
     def on_eval(self, evaluation: Evaluation) -> None:

@@ -14,15 +14,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from hcmegatron.config.errors import ConfigError
-from hcmegatron.config.idle import ineffective
+from hcmegatron.config.ineffective import ineffective
 from hcmegatron.config.schema import Config, resumes
 from hcmegatron.config.types import defaults, flatten
 from hcmegatron.training import manifest
-from hcmegatron.training.manifest import Damaged, Manifest, Position
+from hcmegatron.training.manifest import Damaged, Manifest, Progress
 from hcmegatron.training.resume_rules import HOW_COMPUTED, RULE_OF, Rule, more_than_rounding
 
 
-class Change(NamedTuple):
+class SettingChange(NamedTuple):
     """A value that is another here than in the checkpoint."""
 
     key: str
@@ -50,13 +50,13 @@ class Start:
 
     path: Path
     manifest: Manifest
-    position: Position
+    position: Progress
     says: tuple[str, ...]
     damaged: Mapping[Path, str]
     aside: tuple[str, ...] = ()
 
 
-def find(
+def find_start(
     config: Config,
     directory: Path,
     text: str,
@@ -173,7 +173,7 @@ def words(config: Config, directory: Path, start: Start | None) -> tuple[str, ..
     return ()
 
 
-def stopped(signal: str, step: int, saved: Position | None) -> str:
+def stopped(signal: str, step: int, saved: Progress | None) -> str:
     """What a run has to say that ended for a signal after `step` steps."""
     if saved is None:
         return f"stopped by {signal} after step {step}; no checkpoint was saved"
@@ -187,7 +187,7 @@ def _start(
     resumed, steps = resumes(config), config.training.steps
     changed = _changed(saved, config)
 
-    def by(rule: Rule) -> list[Change]:
+    def by(rule: Rule) -> list[SettingChange]:
         return [change for change in changed if RULE_OF[change.key] is rule]
 
     for change in by(Rule.ARCHITECTURE):
@@ -241,13 +241,13 @@ def _start(
     return Start(
         path,
         saved,
-        Position(saved.step, 0 if other_data else seen),
+        Progress(saved.step, 0 if other_data else seen),
         tuple(says),
         {},
     )
 
 
-def _changed(saved: Manifest, config: Config) -> list[Change]:
+def _changed(saved: Manifest, config: Config) -> list[SettingChange]:
     """Settings that are another here. One that nothing reads here is none.
 
     A setting that the checkpoint's version did not know had its default's effect.
@@ -264,8 +264,10 @@ def _changed(saved: Manifest, config: Config) -> list[Change]:
     ]
 
 
-def _differences(there: dict[str, Any], here: dict[str, Any]) -> list[Change]:
-    return [Change(key, there.get(key), value) for key, value in here.items() if there.get(key) != value]
+def _differences(there: dict[str, Any], here: dict[str, Any]) -> list[SettingChange]:
+    return [
+        SettingChange(key, there.get(key), value) for key, value in here.items() if there.get(key) != value
+    ]
 
 
 def _written(value: Any) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from enum import Enum
 
 from hcmegatron.config.schema import Config
-from hcmegatron.connections import facts
+from hcmegatron.connections import accounting
 
 
 class Rule(Enum):
@@ -46,7 +46,7 @@ _RULES = {
         checkpoint.load run.dir run.tensorboard run.wandb run.observers run.overcommit run.peak_tflops""",
 }
 RULE_OF = {key: rule for rule, keys in _RULES.items() for key in keys.split()} | {
-    f"connection.{name}": Rule[own.metadata["change"].upper()] for name, (_, own) in facts.FIELDS.items()
+    f"connection.{name}": Rule[own.metadata["change"].upper()] for name, (_, own) in accounting.FIELDS.items()
 }
 
 # Of what the numbers depend on beside configuration and text: what changes where and how the same are computed.

@@ -7,18 +7,18 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from hcmegatron.config.schema import Config
-from hcmegatron.data.corpus import Corpus, find
+from hcmegatron.data.corpus import Corpus, find_corpus
+from hcmegatron.platform import standard_streams
+from hcmegatron.platform.collective_failure import on_first_rank
 from hcmegatron.platform.distributed import process_groups
 from hcmegatron.platform.exit_status import STOPPED
 from hcmegatron.platform.ranks import STARTED_HERE, RankInfo
-from hcmegatron.platform.standard_streams import tell
-from hcmegatron.platform.together import on_first_rank
 from hcmegatron.training import checkpoint, resume
-from hcmegatron.training.observer import End, Evaluation, Step, due
+from hcmegatron.training.observer import End, Evaluation, Step, is_due
+from hcmegatron.training.observer_registry import Factory, build_observers, named_factory
 from hcmegatron.training.optimizer import learning_rate, set_learning_rate
-from hcmegatron.training.registry import Factory, build_observers, named_factory
-from hcmegatron.training.run_directory import choose
-from hcmegatron.training.setup import Run, assembled, warn
+from hcmegatron.training.run_directory import choose_directory
+from hcmegatron.training.setup import TrainingRun, assemble_run, warn_of_environment
 from hcmegatron.training.stopping import StopFlag
 
 
@@ -42,25 +42,25 @@ def train(
     """
     for observer in config.run.observers:
         named_factory(observer)  # a mistake is found before anything is started or written
-    corpus = corpus or find(config.data)
-    warn(config, ranks)
+    corpus = corpus or find_corpus(config.data)
+    warn_of_environment(config, ranks)
     with process_groups(config, ranks, corpus.fingerprint) as groups:
         stop = StopFlag(launched=ranks.source == STARTED_HERE and ranks.world_size > 1)
-        path: Path = on_first_rank(lambda: choose(config, name))
+        path: Path = on_first_rank(lambda: choose_directory(config, name))
         start = checkpoint.find(config, path, corpus.fingerprint)
         if start and start.position.step == config.training.steps:
             if ranks.rank == 0:
                 for line in resume.finished(start):
-                    tell(f"hcmegatron: {line}")
+                    standard_streams.tell(f"hcmegatron: {line}")
             return 0
-        with assembled(config, ranks, groups, corpus, path, start) as run:
+        with assemble_run(config, ranks, groups, corpus, path, start) as run:
             run.log.say(*run.introduction)
             done = loop(run, stop, observers)
             run.log.say(f"run directory: {path}")
     return STOPPED if done < config.training.steps and ranks.source == STARTED_HERE else 0
 
 
-def loop(run: Run, stop: StopFlag, more: Iterable[Factory] = ()) -> int:
+def loop(run: TrainingRun, stop: StopFlag, more: Iterable[Factory] = ()) -> int:
     """Step after step, until the last one or until any rank is told to stop; how many are done. Collective."""
     training, validation = run.config.training, run.validation
     with build_observers(run, more) as observers:
@@ -72,14 +72,16 @@ def loop(run: Run, stop: StopFlag, more: Iterable[Factory] = ()) -> int:
             step = one_step(run, done + 1, seen)
             done, seen = step.number, step.result.samples.stop
             observers.on_step(step)
-            if validation and due(done, training.eval_every, training.steps) and not stop.agreed():
+            if validation and is_due(done, training.eval_every, training.steps) and not stop.agreed():
                 total = run.stepper.evaluate(validation, validation.micro_batches)
                 observers.on_eval(Evaluation(done, validation.nats_per_byte(total), validation))
         observers.on_end(End(done, stop.name))
     return done
 
 
-def one_step(run: Run, number: int, seen: int, clock: Callable[[], float] = time.perf_counter) -> Step:
+def one_step(
+    run: TrainingRun, number: int, seen: int, clock: Callable[[], float] = time.perf_counter
+) -> Step:
     """Step `number` (1-based), after `seen` samples, timed."""
     began = clock()
     settings = run.config.optimizer

@@ -16,22 +16,22 @@ from pathlib import Path
 from typing import IO
 
 from hcmegatron.config.errors import ConfigError
-from hcmegatron.config.load import dump
+from hcmegatron.config.load import dump_config
 from hcmegatron.config.schema import Config, resumes
-from hcmegatron.platform.standard_streams import tell
-from hcmegatron.platform.together import on_first_rank
+from hcmegatron.platform import standard_streams
+from hcmegatron.platform.collective_failure import on_first_rank
 
 RESOLVED = ("config.yaml", "config.resolved.yaml")  # the second where the first is somebody's own
 ENVIRONMENT = "environment.json"
 LOCK = ".lock"
 
 
-def choose(config: Config, name: str) -> Path:
+def choose_directory(config: Config, name: str) -> Path:
     """run.dir, or runs/<name>-<date and time>."""
     return Path(config.run.dir or f"runs/{name}-{datetime.now():%Y%m%d-%H%M%S}")
 
 
-def examine(path: Path, config: Config) -> list[str]:
+def examine_directory(path: Path, config: Config) -> list[str]:
     """Whether a run may write to `path`; writes nothing. Returns warnings, one line each.
 
     Raises:
@@ -68,7 +68,7 @@ class RunDirectory:
     """The files that reproduce the run, and a lock that this job holds until it ends. Collective.
 
     Raises:
-        ConfigError: another job holds it, or see `examine`.
+        ConfigError: another job holds it, or see `examine_directory`.
     """
 
     def __init__(self, path: Path, config: Config) -> None:
@@ -76,11 +76,11 @@ class RunDirectory:
         on_first_rank(lambda: self._claim(path, config))
 
     def _claim(self, path: Path, config: Config) -> None:
-        examine(path, config)
+        examine_directory(path, config)
         try:
             path.mkdir(parents=True, exist_ok=True)
             self._lock = locked(path)
-            text = dump(config)
+            text = dump_config(config)
             _replace(path / _name_of_resolved(path), _mark(text) + text)
             _replace(path / ENVIRONMENT, json.dumps(versions(), indent=1) + "\n")
         except OSError as error:
@@ -105,7 +105,7 @@ def locked(path: Path) -> IO:
             f"run.dir = {path} is in use by a job that is still running; choose another"
         ) from None
     except OSError as error:  # a shared file system without locks, such as Lustre without its flock option
-        tell(
+        standard_streams.tell(
             f"hcmegatron: warning: run.dir = {path}: its file system has no locks ({error.strerror}); do not "
             "start another job there while this one runs"
         )

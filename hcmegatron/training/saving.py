@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from hcmegatron.training import resume
-from hcmegatron.training.manifest import NotSaved, Position
-from hcmegatron.training.observer import End, Observer, Step, due
+from hcmegatron.training.manifest import NotSaved, Progress
+from hcmegatron.training.observer import End, Observer, Step, is_due
 
 if TYPE_CHECKING:
-    from hcmegatron.training.setup import Run
+    from hcmegatron.training.setup import TrainingRun
 
 
 class Saving(Observer):
@@ -18,18 +18,18 @@ class Saving(Observer):
     A step that was skipped has changed nothing: what there is to save is from before it, and older checkpoints stay.
     """
 
-    def __init__(self, run: Run) -> None:
+    def __init__(self, run: TrainingRun) -> None:
         self.run, self.checkpoints = run, run.checkpoints
         self.every, self.steps = run.config.checkpoint.save_every, run.config.training.steps
-        self.reached: Position | None = None
+        self.reached: Progress | None = None
         self.skipped = False  # the last step was
 
     def on_step(self, step: Step) -> None:
         """Save where it is time to."""
         self.skipped = not step.result.updated
         if not self.skipped:
-            self.reached = Position(step.number, step.result.samples.stop)
-        if step.number == self.steps or (not self.skipped and due(step.number, self.every, self.steps)):
+            self.reached = Progress(step.number, step.result.samples.stop)
+        if step.number == self.steps or (not self.skipped and is_due(step.number, self.every, self.steps)):
             self._save()
 
     def on_end(self, end: End) -> None:

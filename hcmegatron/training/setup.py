@@ -17,23 +17,22 @@ from hcmegatron.data.dataset import Batches, Text, Validation
 from hcmegatron.data.tokenizer import build_tokenizer
 from hcmegatron.model import accumulate
 from hcmegatron.model.gpt import unwrap
-from hcmegatron.model.specs import passed_over
+from hcmegatron.model.specs import te_skipped_reason
 from hcmegatron.pipeline import cuda_streams
-from hcmegatron.pipeline.mirrors import copies_planned
-from hcmegatron.pipeline.placement import most_held, training_schedule
-from hcmegatron.pipeline.schedule import build_schedule, start_watchdog
+from hcmegatron.pipeline.configured_schedule import most_held, training_schedule
+from hcmegatron.pipeline.forward_backward import build_forward_backward, start_watchdog
+from hcmegatron.pipeline.replica_sync import replicas_planned
 from hcmegatron.planner.hops import hop_costs
 from hcmegatron.planner.layers import padded_vocab
-from hcmegatron.platform import cuda_environment
+from hcmegatron.platform import cuda_environment, standard_streams
+from hcmegatron.platform.collective_failure import Ended, kept_on_first_rank, on_first_rank
 from hcmegatron.platform.ranks import STARTED_HERE, RankInfo
-from hcmegatron.platform.standard_streams import tell
-from hcmegatron.platform.together import Ended, kept_on_first_rank, on_first_rank
 from hcmegatron.recompute.attach import Recomputation
 from hcmegatron.training import checkpoint, resume
 from hcmegatron.training.data_parallel import DataParallel
 from hcmegatron.training.log import Log
-from hcmegatron.training.manifest import Position
-from hcmegatron.training.memory import expected
+from hcmegatron.training.manifest import Progress
+from hcmegatron.training.memory_check import expected_memory
 from hcmegatron.training.model import build_model, gather_parameters, kernels_chosen
 from hcmegatron.training.observer import Observers
 from hcmegatron.training.optimizer import build_optimizer
@@ -47,7 +46,7 @@ from schedules.runtime.gpu import GPU
 
 
 @dataclass
-class Run:
+class TrainingRun:
     """A run on this rank, as the loop and its observers see it.
 
     Attributes:
@@ -72,20 +71,20 @@ class Run:
     stepper: Stepper
     checkpoints: checkpoint.Checkpoints
     start: Start | None
-    position: Position
+    position: Progress
     introduction: list[str] = field(default_factory=list)
     observers: Observers = field(default_factory=lambda: Observers(()))
 
 
 @contextmanager
-def assembled(
+def assemble_run(
     config: Config,
     ranks: RankInfo,
     groups: ProcessGroupCollection,
     corpus: Corpus,
     path: Path,
     start: Start | None = None,
-) -> Iterator[Run]:
+) -> Iterator[TrainingRun]:
     """The run, with its directory claimed, its log open and its watchdog awake until the context is left. Collective.
 
     Raises:
@@ -104,7 +103,7 @@ def assembled(
             f"{config.data.tokenizer}; raise it, or leave it null"
         )
     vocab_size = padded_vocab(config.model, config.parallel.tensor, tokens)
-    memory = on_first_rank(lambda: expected(config, vocab_size, ranks, batches.micro_batches))
+    memory = on_first_rank(lambda: expected_memory(config, vocab_size, ranks, batches.micro_batches))
     on_first_rank(lambda: require_room(config, ranks))
     # made when all that can be refused has been
     directory = RunDirectory(path, config)
@@ -116,19 +115,19 @@ def assembled(
     gather_parameters(chunks)  # measuring a sub-layer for the plan has set their gathering off
     optimizer = build_optimizer(config, chunks, groups)
     with _watchdog(config, path) as watchdog:
-        schedule = build_schedule(config, chunks, groups, recomputation.execution, watchdog)
+        schedule = build_forward_backward(config, chunks, groups, recomputation.execution, watchdog)
         stepper = Stepper(config, chunks, optimizer, schedule, batches, groups)
         checkpoints = checkpoint.Checkpoints(path, config, corpus.fingerprint, chunks, optimizer)
         if start:
             checkpoints.load(start)
-        position = start.position if start else Position(0, 0)
+        position = start.position if start else Progress(0, 0)
         opened = kept_on_first_rank(
             lambda: Log(
                 directory.path, config.training.steps, position.step + 1, ranks.source == STARTED_HERE
             )
         )
         with opened or Log(None) as log:
-            run = Run(
+            run = TrainingRun(
                 config,
                 ranks,
                 directory.path,
@@ -148,7 +147,7 @@ def assembled(
             yield run
 
 
-def _introduction(run: Run, corpus: Corpus, memory: str, pipeline_rank: int) -> list[str]:
+def _introduction(run: TrainingRun, corpus: Corpus, memory: str, pipeline_rank: int) -> list[str]:
     """What a run says of itself before its first step."""
     config, chunks = run.config, run.chunks
     return [
@@ -162,17 +161,17 @@ def _introduction(run: Run, corpus: Corpus, memory: str, pipeline_rank: int) -> 
         *_of_the_gpu(config, run.stepper.batches.micro_batches, pipeline_rank),
         *resume.words(config, run.directory, run.start),
         *run.checkpoints.tidied,
-        *passed_over(config),
-        *copies_planned(config.parallel, chunks),
+        *te_skipped_reason(config),
+        *replicas_planned(config.parallel, chunks),
         *run.recomputation.planned(),
     ]
 
 
-def warn(config: Config, ranks: RankInfo) -> None:
+def warn_of_environment(config: Config, ranks: RankInfo) -> None:
     """Say what of the environment may hang the run on GPUs, before anything is started that could."""
     if GPU.present() and ranks.rank == 0:
         for warning in cuda_streams.warnings(config.parallel, os.environ):
-            tell(f"hcmegatron: {warning}")
+            standard_streams.tell(f"hcmegatron: {warning}")
 
 
 def _of_the_gpu(config: Config, microbatches: int, rank: int) -> list[str]:

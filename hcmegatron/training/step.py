@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from hcmegatron.config.schema import Config
 from hcmegatron.data.dataset import Batches
-from hcmegatron.data.feed import Feed, MicroBatchTensors, filled_up, unused
+from hcmegatron.data.feed import Feed, MicroBatchTensors, filled_up, unused_tensors
 from hcmegatron.model.gpt import unwrap
-from hcmegatron.pipeline.placement import evaluated_micro_batches, first_micro_batches
+from hcmegatron.pipeline.configured_schedule import evaluated_micro_batches, first_micro_batches
 from hcmegatron.pipeline.runner import ScheduleRunner
 from hcmegatron.training import loss
 from megatron.core.optimizer.clip_grads import clip_grad_by_total_norm_fp32
@@ -128,7 +128,7 @@ class Stepper:
         start = time.perf_counter()
         masked = self.config.model.document_mask
         feeds = [
-            Feed(partial(self.batches, 0), masked, unused=unused(unwrap(chunk), masked))
+            Feed(partial(self.batches, 0), masked, unused=unused_tensors(unwrap(chunk), masked))
             for chunk in self.chunks
         ]
         self.schedule.warm_start(
@@ -164,7 +164,7 @@ class Stepper:
         masked = self.config.model.document_mask
         firsts = first_micro_batches(self.config.parallel, self.groups.pp.rank(), micro_batches)
         feeds = [
-            Feed(make, masked, first, unused(unwrap(chunk), masked))
+            Feed(make, masked, first, unused_tensors(unwrap(chunk), masked))
             for first, chunk in zip(firsts, self.chunks, strict=True)
         ]
         micro_batch_losses = self.schedule(

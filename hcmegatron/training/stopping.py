@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING
 import torch
 import torch.distributed as dist
 
+from hcmegatron.platform.collective_failure import Ended
 from hcmegatron.platform.distributed import device
 from hcmegatron.platform.exit_status import DIVERGED
-from hcmegatron.platform.together import Ended
 from hcmegatron.training.observer import Observer, Step
 
 if TYPE_CHECKING:
-    from hcmegatron.training.setup import Run
+    from hcmegatron.training.setup import TrainingRun
 
 
 class Diverged(Ended):
@@ -84,7 +84,7 @@ def _say(line: bytes) -> None:
 class Finite(Observer):
     """Counts steps whose loss or gradient was not finite, says which they were, and gives up after several."""
 
-    def __init__(self, run: Run) -> None:
+    def __init__(self, run: TrainingRun) -> None:
         self.limit, self.log = run.config.training.max_bad_steps, run.log
         self.row = self.total = 0
 

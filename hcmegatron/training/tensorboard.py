@@ -11,13 +11,13 @@ from hcmegatron.training.observer import End, Evaluation, Observer, Step
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
-    from hcmegatron.training.setup import Run
+    from hcmegatron.training.setup import TrainingRun
 
 
 class TensorBoard(Observer):
     """Every figure under train/<name> or validation/<name>."""
 
-    def __init__(self, run: Run) -> None:
+    def __init__(self, run: TrainingRun) -> None:
         # importing TensorBoard takes a second
         from torch.utils.tensorboard import SummaryWriter
 

@@ -11,11 +11,11 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from hcmegatron.config.types import flatten
-from hcmegatron.platform.together import in_one_line
+from hcmegatron.platform.collective_failure import in_one_line
 from hcmegatron.training.observer import End, Evaluation, Observer, Step
 
 if TYPE_CHECKING:
-    from hcmegatron.training.setup import Run
+    from hcmegatron.training.setup import TrainingRun
 
 ID = "wandb.id"  # in the run directory: a run that is resumed goes on under its first name
 
@@ -23,7 +23,7 @@ ID = "wandb.id"  # in the run directory: a run that is resumed goes on under its
 class WeightsAndBiases(Observer):
     """Every figure under train/<name> or validation/<name>, and the configuration."""
 
-    def __init__(self, run: Run) -> None:
+    def __init__(self, run: TrainingRun) -> None:
         import wandb
 
         self._report = run.log.report

@@ -20,7 +20,7 @@ class Box(NamedTuple):
     lane: int
 
 
-def boxes(timed: Timed) -> Iterator[Box]:
+def action_boxes(timed: Timed) -> Iterator[Box]:
     action = timed.action
     if action.overlapped is None:
         yield Box(action.kind, action.stage, action.microbatch, timed.start, timed.end, 0)

@@ -6,7 +6,7 @@ darker."""
 from __future__ import annotations
 
 from schedules.actions import Kind
-from schedules.draw.boxes import Box, boxes, chunk_of
+from schedules.draw.boxes import Box, action_boxes, chunk_of
 from schedules.timeline import Simulation
 
 WIDTH, LEFT, RIGHT, TOP, ROW, GAP = 1000.0, 58.0, 10.0, 52.0, 24.0, 4.0
@@ -41,7 +41,7 @@ def to_svg(simulation: Simulation) -> str:
         labels: dict[tuple[str, str], list[str]] = {}
         frames = []
         for timed in timeline:
-            for box in boxes(timed):
+            for box in action_boxes(timed):
                 style = f"{box.kind.value}{chunk[box.stage]}"
                 x, width = LEFT + box.start * scale, (box.end - box.start) * scale
                 top = y + (ROW / 2 if box.lane == 2 else 0)

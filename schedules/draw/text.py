@@ -2,7 +2,7 @@
 takes."""
 
 from schedules.actions import Kind
-from schedules.draw.boxes import boxes
+from schedules.draw.boxes import action_boxes
 from schedules.timeline import Simulation
 
 COLOURS = {Kind.F: "30;48;5;222", Kind.I: "30;48;5;151", Kind.B: "97;48;5;65", Kind.W: "97;48;5;24"}
@@ -18,7 +18,7 @@ def to_text(simulation: Simulation, columns: int = 120, colour: bool = False) ->
     for rank, timeline in enumerate(simulation.timeline):
         line, at = "", 0
         for timed in timeline:
-            for box in boxes(timed):
+            for box in action_boxes(timed):
                 start, end = box.start, box.end
                 if box.lane:
                     middle = (timed.start + timed.end) / 2

@@ -14,7 +14,7 @@ from typing import Any
 
 from schedules.actions import Kind
 from schedules.memory import memory_over_time
-from schedules.nodes import LANES, Slot, backward_slots, forward_slots, makespan, pair_slots
+from schedules.node_costs import LANES, Slot, backward_slots, forward_slots, makespan, pair_slots
 from schedules.timeline import Simulation, Timed
 
 MESSAGES = len(LANES)  # the first of the lanes of messages, below those of the nodes

@@ -7,7 +7,7 @@ descriptor; nobody tests for a name.
 
 from collections.abc import Callable
 
-from schedules.descriptor import Descriptor
+from schedules.descriptor import ScheduleDescriptor
 from schedules.generators.dualpipe import DUALPIPE
 from schedules.generators.dualpipev import DUALPIPEV
 from schedules.generators.gpipe import GPIPE
@@ -15,9 +15,9 @@ from schedules.generators.interleaved import INTERLEAVED
 from schedules.generators.one_f_one_b import ONE_F_ONE_B
 from schedules.generators.zb_h1 import ZB_H1
 from schedules.generators.zb_v import ZB_V
-from schedules.plan import Schedule
+from schedules.schedule import Schedule
 
-SCHEDULES: dict[str, Descriptor] = {
+SCHEDULES: dict[str, ScheduleDescriptor] = {
     schedule.name: schedule
     for schedule in (
         GPIPE,

@@ -1,10 +1,10 @@
 """DualPipe: micro-batches enter at both ends (DeepSeek-AI, arXiv:2412.19437, section 3.2.1)."""
 
 from schedules.actions import Action
-from schedules.descriptor import Descriptor
+from schedules.descriptor import ScheduleDescriptor
 from schedules.generators.eight_phases import eight_phases
 from schedules.placement import bidirectional
-from schedules.plan import Schedule
+from schedules.schedule import Schedule
 
 
 def dualpipe(ranks: int, microbatches: int) -> Schedule:
@@ -25,7 +25,7 @@ def _rank(r: int, P: int, Mh: int) -> tuple[Action, ...]:
     return eight_phases(P // 2, min(r, P - 1 - r), Mh, stages, first)
 
 
-DUALPIPE = Descriptor(
+DUALPIPE = ScheduleDescriptor(
     "dualpipe",
     dualpipe,
     bidirectional,

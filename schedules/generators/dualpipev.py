@@ -1,10 +1,10 @@
 """DualPipeV: DualPipe cut in half, one copy of the parameters, the pipeline folded into a V
 (Sea AI Lab's "cut-in-half"; github.com/deepseek-ai/DualPipe)."""
 
-from schedules.descriptor import Descriptor
+from schedules.descriptor import ScheduleDescriptor
 from schedules.generators.eight_phases import eight_phases
 from schedules.placement import v_shape
-from schedules.plan import Schedule
+from schedules.schedule import Schedule
 
 
 def dualpipev(ranks: int, microbatches: int) -> Schedule:
@@ -18,6 +18,6 @@ def dualpipev(ranks: int, microbatches: int) -> Schedule:
     return Schedule("dualpipev", v_shape(P), microbatches, actions, (2 * P + 1,) * P)
 
 
-DUALPIPEV = Descriptor(
+DUALPIPEV = ScheduleDescriptor(
     "dualpipev", dualpipev, v_shape, splits=True, pairs=True, microbatches_least=lambda P: 2 * P
 )

@@ -1,9 +1,9 @@
 """GPipe: all forwards, then all backwards (Huang et al., arXiv:1811.06965)."""
 
 from schedules.actions import B, F
-from schedules.descriptor import Descriptor
+from schedules.descriptor import ScheduleDescriptor
 from schedules.placement import one_per_rank
-from schedules.plan import Schedule
+from schedules.schedule import Schedule
 
 
 def gpipe(ranks: int, microbatches: int) -> Schedule:
@@ -15,4 +15,4 @@ def gpipe(ranks: int, microbatches: int) -> Schedule:
     return Schedule("gpipe", one_per_rank(ranks), microbatches, actions, (microbatches,) * ranks)
 
 
-GPIPE = Descriptor("gpipe", gpipe, one_per_rank)
+GPIPE = ScheduleDescriptor("gpipe", gpipe, one_per_rank)

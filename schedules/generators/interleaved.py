@@ -6,9 +6,9 @@ evenly as possible, larger ones first, so that any M works; the paper's case is 
 """
 
 from schedules.actions import Action, B, F
-from schedules.descriptor import Descriptor
+from schedules.descriptor import ScheduleDescriptor
 from schedules.placement import round_robin
-from schedules.plan import Schedule
+from schedules.schedule import Schedule
 
 CHUNKS = 2  # where none are given
 
@@ -54,6 +54,6 @@ def _rank(rank: int, P: int, chunks: int, sizes: list[int], warmup: int) -> tupl
     return tuple(order + backwards[len(forwards) - warmup :])
 
 
-INTERLEAVED = Descriptor(
+INTERLEAVED = ScheduleDescriptor(
     "interleaved", interleaved, lambda ranks, chunks=CHUNKS: round_robin(ranks, chunks), chosen=True
 )

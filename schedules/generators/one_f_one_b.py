@@ -1,9 +1,9 @@
 """1F1B: after a warm-up, one forward and one backward in turn (Narayanan et al., arXiv:2006.09503)."""
 
 from schedules.actions import Action, B, F
-from schedules.descriptor import Descriptor
+from schedules.descriptor import ScheduleDescriptor
 from schedules.placement import one_per_rank
-from schedules.plan import Schedule
+from schedules.schedule import Schedule
 
 
 def one_f_one_b(ranks: int, microbatches: int) -> Schedule:
@@ -22,4 +22,4 @@ def _rank(stage: int, warmup: int, microbatches: int) -> tuple[Action, ...]:
     return tuple(order)
 
 
-ONE_F_ONE_B = Descriptor("1f1b", one_f_one_b, one_per_rank)
+ONE_F_ONE_B = ScheduleDescriptor("1f1b", one_f_one_b, one_per_rank)

@@ -2,9 +2,9 @@
 2.2)."""
 
 from schedules.actions import Action, F, I, W
-from schedules.descriptor import Descriptor
+from schedules.descriptor import ScheduleDescriptor
 from schedules.placement import one_per_rank
-from schedules.plan import Schedule
+from schedules.schedule import Schedule
 
 
 def zb_h1(ranks: int, microbatches: int) -> Schedule:
@@ -31,4 +31,4 @@ def _rank(r: int, P: int, M: int) -> tuple[Action, ...]:
     return tuple(order)
 
 
-ZB_H1 = Descriptor("zb_h1", zb_h1, one_per_rank, splits=True)
+ZB_H1 = ScheduleDescriptor("zb_h1", zb_h1, one_per_rank, splits=True)

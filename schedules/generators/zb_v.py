@@ -5,9 +5,9 @@ No bubble inside a rank's own span where F = I = W, with the memory of 1F1B.
 """
 
 from schedules.actions import Action, F, I, W
-from schedules.descriptor import Descriptor
+from schedules.descriptor import ScheduleDescriptor
 from schedules.placement import v_shape
-from schedules.plan import Schedule
+from schedules.schedule import Schedule
 
 
 def zb_v(ranks: int, microbatches: int) -> Schedule:
@@ -53,4 +53,4 @@ def _rank(r: int, P: int, M: int) -> list[Action]:
     return order
 
 
-ZB_V = Descriptor("zb_v", zb_v, v_shape, splits=True)
+ZB_V = ScheduleDescriptor("zb_v", zb_v, v_shape, splits=True)

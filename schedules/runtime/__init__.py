@@ -13,8 +13,8 @@ record = runtime.step()
 """
 
 from schedules.runtime.in_process import InProcessWorld, step_all
-from schedules.runtime.mail import PipelineError
-from schedules.runtime.record import Event, Record
+from schedules.runtime.p2p import PipelineError
+from schedules.runtime.record import Record, RecordedAction
 from schedules.runtime.runtime import Runtime
 from schedules.runtime.stage import OverlappingStage, Stage
 from schedules.runtime.torch_distributed import DistributedTransport
@@ -23,11 +23,11 @@ from schedules.runtime.watchdog import Watchdog
 
 __all__ = [
     "DistributedTransport",
-    "Event",
     "InProcessWorld",
     "OverlappingStage",
     "PipelineError",
     "Record",
+    "RecordedAction",
     "Runtime",
     "Stage",
     "Transport",

@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 
 
-def everyones(own: Sequence[int], device: torch.device) -> list[tuple[int, ...]]:
+def groups_of_all(own: Sequence[int], device: torch.device) -> list[tuple[int, ...]]:
     """What the ranks of the whole job have as ``own``, each once, sorted. Collective over all of them, and all
     have as many numbers.
 

@@ -14,13 +14,13 @@ import torch
 from torch import Tensor
 
 from schedules.costs import Link
-from schedules.plan import Message
 from schedules.runtime.gpu import GPU
 from schedules.runtime.link import EmulatedLink, sleep_until
-from schedules.runtime.mail import PipelineError
+from schedules.runtime.p2p import PipelineError
 from schedules.runtime.record import Record
 from schedules.runtime.runtime import Runtime
 from schedules.runtime.transport import Pending, Transport
+from schedules.schedule import Message
 
 _Key = tuple[tuple[int, int], int]  # channel, micro-batch
 

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import time
 
-from schedules.plan import Message
 from schedules.runtime.program import Op
+from schedules.schedule import Message
 
 
 class Position:
     """Written by the rank as it goes (a few attributes, no locks), read by a watchdog at any time.
 
     ``index``: of the action in progress, behind the last one while the last messages leave; ``waiting``: for this
-    message, set by Mail while it does; ``since``: the time of the last sign of progress.
+    message, set by P2PChannels while it does; ``since``: the time of the last sign of progress.
     """
 
     def __init__(self, name: str, rank: int, ops: tuple[Op, ...]) -> None:

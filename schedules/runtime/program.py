@@ -9,17 +9,17 @@ from typing import NamedTuple
 
 from schedules.actions import Action, Kind
 from schedules.costs import Costs
-from schedules.plan import Message, Schedule, input_of, lower_rank, output_of
 from schedules.receives import receive_leads
+from schedules.schedule import Message, Schedule, input_of, lower_rank, output_of
 from schedules.simulate import simulate
 
 Channel = tuple[int, int]
 Handover = tuple[Kind, int, int]  # between two stages of one rank: (payload, consuming stage, micro-batch)
 
 
-class Part(NamedTuple):
+class ActionPart(NamedTuple):
     """A plain action (FB has two). At most one of ``receive`` and ``take`` is set, and of ``send`` and
-    ``give``: a message between ranks, or a value handed over within the rank. ``closes``: nothing of the
+    ``give``: a message between ranks, or a value handed over within the rank. ``is_last_use``: nothing of the
     (stage, micro-batch) is needed on this rank afterwards."""
 
     action: Action
@@ -27,12 +27,12 @@ class Part(NamedTuple):
     take: Handover | None
     send: Message | None
     give: Handover | None
-    closes: bool
+    is_last_use: bool
 
 
 class Op(NamedTuple):
     action: Action
-    parts: tuple[Part, ...]
+    parts: tuple[ActionPart, ...]
 
 
 class Peaks(NamedTuple):
@@ -112,7 +112,7 @@ def compile_rank(schedule: Schedule, rank: int, late: Costs | None = None) -> Pr
                 take = needed[0], part.stage, part.microbatch
             if send is None and (produced := output_of(placement, part)) is not None:
                 give = produced[0], produced[1], part.microbatch
-            parts.append(Part(part, receive, take, send, give, last[key] == part))
+            parts.append(ActionPart(part, receive, take, send, give, last[key] == part))
         ops.append(Op(action, tuple(parts)))
     received: dict[Channel, list[Message]] = defaultdict(list)
     for op in ops:
@@ -192,7 +192,7 @@ def _peaks(
             pending += (part.action.kind is Kind.I) - (part.action.kind is Kind.W)
             peak_live, peak_pending = max(peak_live, live), max(peak_pending, pending)
             peak_buffers = max(peak_buffers, buffers)
-            if part.closes:
+            if part.is_last_use:
                 live -= 1
                 buffers -= held.pop((stage, microbatch), 0)
     return Peaks(peak_live, peak_pending, peak_buffers)

@@ -15,7 +15,7 @@ from schedules.runtime.program import Peaks, Program
 Mark = float | torch.cuda.Event
 
 
-class Event(NamedTuple):
+class RecordedAction(NamedTuple):
     """A plain action (an FB gives two events) at ``position`` in the rank's list. Times are in seconds: on
     CPU the monotonic clock, which all processes of a machine share; on CUDA since the step's first event on
     this device. ``waited`` is what of the time before ``start`` the host spent waiting for the message (on
@@ -58,7 +58,7 @@ class Record:
     @property
     def peaks(self) -> Peaks:
         """Most at any time, by what was executed."""
-        closing = {part.action for op in self._ops for part in op.parts if part.closes}
+        closing = {part.action for op in self._ops for part in op.parts if part.is_last_use}
         live = pending = most_live = most_pending = 0
         for _, part, *_ in self._marks:
             live += part.kind is Kind.F
@@ -67,14 +67,16 @@ class Record:
             live -= part in closing
         return Peaks(most_live, most_pending, self.most_buffers)
 
-    def events(self) -> list[Event]:
+    def events(self) -> list[RecordedAction]:
         """In order of their ends. On CUDA this waits for the device."""
         if not self._cuda:
-            return [Event(*marks) for marks in self._marks]
+            return [RecordedAction(*marks) for marks in self._marks]
         GPU.synchronize()
         first = self._marks[0][3]
         return [
-            Event(position, part, waited, first.elapsed_time(start) * 1e-3, first.elapsed_time(end) * 1e-3)
+            RecordedAction(
+                position, part, waited, first.elapsed_time(start) * 1e-3, first.elapsed_time(end) * 1e-3
+            )
             for position, part, waited, start, end in self._marks
         ]
 

@@ -16,15 +16,15 @@ from torch import Tensor
 
 from schedules.actions import Kind
 from schedules.costs import Costs
-from schedules.plan import Message, Schedule
 from schedules.runtime.buffers import BufferPool
-from schedules.runtime.mail import Mail
+from schedules.runtime.p2p import P2PChannels
 from schedules.runtime.position import Position
-from schedules.runtime.program import Handover, Op, Part, compile_rank, forward_only
+from schedules.runtime.program import ActionPart, Handover, Op, compile_rank, forward_only
 from schedules.runtime.record import Mark, Record
 from schedules.runtime.stage import OverlappingStage, Stage
 from schedules.runtime.transport import Transport
 from schedules.runtime.watchdog import Watchdog
+from schedules.schedule import Message, Schedule
 from schedules.validate import validate
 
 _Started = tuple[float, Mark]  # host seconds waited before, and when it began
@@ -103,14 +103,14 @@ class Runtime:
     def _execute(self) -> Record:
         program, position = self.program, self.position
         record = Record(program, self._device)
-        mail = Mail(self._transport, self._pool, self._shape, program, position)
-        self._record, self._mail = record, mail
+        p2p = P2PChannels(self._transport, self._pool, self._shape, program, position)
+        self._record, self._p2p = record, p2p
         self._handed: dict[Handover, Tensor] = {}
         posts = program.posts is not None
         for index, op in enumerate(program.ops):
             position.index, position.since = index, time.monotonic()
             if posts:
-                mail.post(index)
+                p2p.post(index)
             if len(op.parts) == 1:
                 self._run(op.parts[0])
             elif self._lockstep:
@@ -121,18 +121,18 @@ class Runtime:
                 for part in op.parts:
                     self._run(part)
         position.index, position.since = len(program.ops), time.monotonic()
-        mail.finish()
-        record.finish(mail.waited, mail.most_buffers)
+        p2p.finish()
+        record.finish(p2p.waited, p2p.most_buffers)
         return record
 
-    def _run(self, part: Part) -> None:
+    def _run(self, part: ActionPart) -> None:
         value = self._take(part)
         started = self._start()
         result = self._compute(part, value)
         self._end(part, started)
         self._give(part, result)
-        if part.closes:
-            self._mail.release(part.action)
+        if part.is_last_use:
+            self._p2p.release(part.action)
 
     def _run_in_lockstep(self, op: Op) -> None:
         values = [self._take(part) for part in op.parts]
@@ -143,13 +143,13 @@ class Runtime:
             self._end(part, started)
         for part, result in zip(op.parts, results, strict=True):
             self._give(part, result)
-            if part.closes:
-                self._mail.release(part.action)
+            if part.is_last_use:
+                self._p2p.release(part.action)
 
     def _run_overlapped(self, op: Op) -> None:
         forward, backward = op.parts
         calls: list[str] = []
-        started: dict[Part, _Started] = {}
+        started: dict[ActionPart, _Started] = {}
 
         def wait_grad() -> Tensor | None:
             calls.append("wait_grad")
@@ -184,10 +184,10 @@ class Runtime:
             )
         self._end(backward, started[backward])
         for part in op.parts:
-            if part.closes:
-                self._mail.release(part.action)
+            if part.is_last_use:
+                self._p2p.release(part.action)
 
-    def _compute(self, part: Part, value: Tensor | None) -> Tensor | None:
+    def _compute(self, part: ActionPart, value: Tensor | None) -> Tensor | None:
         kind, number, microbatch, _ = part.action
         stage = self._stages[number]
         if kind is Kind.F:
@@ -198,13 +198,13 @@ class Runtime:
             return stage.backward_input(microbatch, value)
         return stage.backward_weight(microbatch)
 
-    def _take(self, part: Part) -> Tensor | None:
+    def _take(self, part: ActionPart) -> Tensor | None:
         """The part's input: a message, a value from another stage of this rank, or nothing."""
         if part.take is not None:
             return self._handed.pop(part.take)
-        return None if part.receive is None else self._mail.receive(part.receive)
+        return None if part.receive is None else self._p2p.receive(part.receive)
 
-    def _give(self, part: Part, value: Tensor | None) -> None:
+    def _give(self, part: ActionPart, value: Tensor | None) -> None:
         """Where the part's result goes."""
         if part.send is None and part.give is None:
             return
@@ -213,14 +213,14 @@ class Runtime:
         if value.requires_grad:
             value = value.detach()
         if part.send is not None:
-            self._mail.send(part.send, value)
+            self._p2p.send(part.send, value)
         else:
             self._handed[part.give] = self._pool.own(value)
 
     def _start(self) -> _Started:
-        waited, self._mail.waited = self._mail.waited, 0.0
+        waited, self._p2p.waited = self._p2p.waited, 0.0
         return waited, self._record.mark()
 
-    def _end(self, part: Part, started: _Started) -> None:
+    def _end(self, part: ActionPart, started: _Started) -> None:
         record = self._record
         record.add((self.position.index, part.action, *started, record.mark()))

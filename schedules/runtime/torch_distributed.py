@@ -18,11 +18,11 @@ from torch import Tensor
 from schedules.actions import Kind
 from schedules.costs import Link
 from schedules.placement import Placement
-from schedules.plan import Message
 from schedules.runtime.gpu import GPU
-from schedules.runtime.groups import everyones
+from schedules.runtime.groups import groups_of_all
 from schedules.runtime.link import EmulatedLink, sleep_until
 from schedules.runtime.transport import Pending, Transport
+from schedules.schedule import Message
 
 MOST_CHANNELS = 32  # of a rank, on CUDA: torch's streams of the priority that channels have
 _MICROBATCHES, _STAGES = 1 << 17, 1 << 12  # what a tag of 31 bits has room for
@@ -117,7 +117,7 @@ def _channel_groups(
     group: dist.ProcessGroup, placement: Placement, device: torch.device, timeout: timedelta | None
 ) -> dict[tuple[int, int], dist.ProcessGroup]:
     """A group of two ranks for every channel of this rank. All ranks of the job make the groups of all pipelines
-    (see groups.everyones): for those that do not belong to a group it is a line in a table.
+    (see groups.groups_of_all): for those that do not belong to a group it is a line in a table.
 
     NCCL connects a pair at its first message, and both hosts wait there: in a schedule that would deadlock,
     so each channel carries one message here.
@@ -130,7 +130,7 @@ def _channel_groups(
         )
     members = tuple(dist.get_process_group_ranks(group))
     rank_of, own = placement.rank_of, {}
-    for pipeline in everyones(members, device):
+    for pipeline in groups_of_all(members, device):
         for source, target in channels(placement):
             pair = dist.new_group(
                 sorted((pipeline[rank_of[source]], pipeline[rank_of[target]])),

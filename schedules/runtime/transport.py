@@ -7,7 +7,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-from schedules.plan import Message
+from schedules.schedule import Message
 
 
 class Pending(Protocol):

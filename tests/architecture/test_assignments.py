@@ -15,7 +15,7 @@ OWN = {"self", "cls", "ctx"}
 
 # Attributes of the same names as ours, on objects that are not ours.
 NAMESAKES = {
-    ("hcmegatron.kernels.offline", "run"): "Triton's compiled functions",
+    ("hcmegatron.kernels.compile_offline", "run"): "Triton's compiled functions",
     ("hcmegatron.model.gpt", "shared"): "Megatron's mark on a parameter",
     ("hcmegatron.pipeline.megatron_schedule", "config"): "of Megatron's wrapper of a chunk",
     ("hcmegatron.pipeline.megatron_schedule", "hidden_size"): "of Megatron's configuration, copied",
@@ -70,9 +70,9 @@ def test_an_attribute_set_from_another_room_is_found():
         "hcmegatron.model.block": "class Block:\n    def __init__(self):\n        self.traverse = None",
         "hcmegatron.model.gpt": "def f(block):\n    block.traverse = 1",
         "hcmegatron.pipeline.overlap": "def f(model):\n    model.decoder.traverse, model.else_ = 1, 2",
-        "hcmegatron.pipeline.stage": "class Own:\n    def f(self):\n        self.traverse = 1",
+        "hcmegatron.pipeline.chunk_stage": "class Own:\n    def f(self):\n        self.traverse = 1",
     }
     trees = {name: ast.parse(text) for name, text in texts.items()}
     assert foreign(trees) == {}, "a room whose classes have one of that name may set it"
-    del trees["hcmegatron.pipeline.stage"]
+    del trees["hcmegatron.pipeline.chunk_stage"]
     assert foreign(trees) == {("hcmegatron.pipeline.overlap", "traverse"): [2]}

@@ -15,8 +15,8 @@ import torch
 
 import hcmegatron
 from hcmegatron import cli
-from hcmegatron.config import Config, load
-from hcmegatron.data.corpus import find
+from hcmegatron.config import Config, load_config
+from hcmegatron.data.corpus import find_corpus
 from hcmegatron.platform.ranks import RankInfo
 from hcmegatron.training.manifest import NotSaved
 
@@ -64,7 +64,7 @@ def test_config_prints_what_loads_as_the_same(tmp_path, capsys):
     assert cli.main(["config", str(QUICKSTART), "--training.steps=3"]) == 0
     printed = capsys.readouterr()
     (tmp_path / "again.yaml").write_text(printed.out)
-    assert load(tmp_path / "again.yaml") == load(QUICKSTART, ["--training.steps=3"])
+    assert load_config(tmp_path / "again.yaml") == load_config(QUICKSTART, ["--training.steps=3"])
     assert "warning: optimizer.warmup_steps" in printed.err
 
 
@@ -81,7 +81,7 @@ def test_config_warns_of_what_is_not_installed_here(setting, tmp_path, capsys, m
 def test_config_alone_prints_the_defaults(tmp_path, capsys):
     assert cli.main(["config"]) == 0
     (tmp_path / "again.yaml").write_text(capsys.readouterr().out)
-    assert load(tmp_path / "again.yaml") == Config()
+    assert load_config(tmp_path / "again.yaml") == Config()
 
 
 def test_help_and_version(capsys):
@@ -201,9 +201,9 @@ def test_a_configuration_of_ones_own_in_the_run_directory_is_told_of(
 def test_a_rank_of_a_launcher_trains_in_this_process(torchrun, trained):
     assert cli.main(["train", str(QUICKSTART), "--training.steps=40"]) == 0
     ((config, ranks, name, corpus),) = trained
-    assert corpus == find(config.data)  # what was looked for is handed on, not read and hashed again
+    assert corpus == find_corpus(config.data)  # what was looked for is handed on, not read and hashed again
     assert ranks == RankInfo(1, 2, 1, 2, "h", 1234, "torchrun") and name == "quickstart"
-    assert config == load(QUICKSTART, ["--training.steps=40"])
+    assert config == load_config(QUICKSTART, ["--training.steps=40"])
 
 
 def test_a_run_whose_last_checkpoint_failed_ends_with_one_line_and_status_1(torchrun, monkeypatch, capsys):

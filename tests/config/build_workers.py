@@ -6,22 +6,22 @@ import os
 from pathlib import Path
 
 from hcmegatron.config.schema import Config
-from hcmegatron.data.corpus import find
+from hcmegatron.data.corpus import find_corpus
 from hcmegatron.platform.distributed import megatron_groups
-from hcmegatron.platform.ranks import discover
-from hcmegatron.training.registry import build_observers
-from hcmegatron.training.setup import assembled
+from hcmegatron.platform.ranks import discover_ranks
+from hcmegatron.training.observer_registry import build_observers
+from hcmegatron.training.setup import assemble_run
 
 
 def built(cases: list[tuple[str, Config]], folder: Path) -> int:
     """How many were built. What fails says which it was."""
-    ranks = discover(os.environ)
+    ranks = discover_ranks(os.environ)
     for number, (words, config) in enumerate(cases):
         try:
-            corpus = find(config.data)
+            corpus = find_corpus(config.data)
             with (
                 megatron_groups(config) as groups,
-                assembled(config, ranks, groups, corpus, folder / str(number)) as run,
+                assemble_run(config, ranks, groups, corpus, folder / str(number)) as run,
                 build_observers(run) as observers,
             ):
                 assert len(observers.observers) >= 3 and len(run.chunks) > 0

@@ -8,7 +8,7 @@ from collections import defaultdict
 
 import pytest
 
-from hcmegatron.config.checks import check, check_world
+from hcmegatron.config.checks import check_config, check_world
 from hcmegatron.config.load import scalar
 from hcmegatron.config.types import defaults, flatten
 from tests.config import build_workers
@@ -27,7 +27,7 @@ def accepted(text):
             config.training.steps, config.data.paths = 100, [str(text)]  # so that a warmup ends
             if config.kernels == "triton":  # what a machine without a GPU refuses is not the schema's
                 config.kernels = "auto"
-            assert check(config) == [], " ".join(words(config))
+            assert check_config(config) == [], " ".join(words(config))
             check_world(config, ranks)
             found[ranks].append(config)
     return found

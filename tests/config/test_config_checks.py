@@ -2,7 +2,15 @@
 
 import pytest
 
-from hcmegatron.config import Config, ConfigError, check, check_batch, check_world, load, read
+from hcmegatron.config import (
+    Config,
+    ConfigError,
+    check_batch,
+    check_config,
+    check_world,
+    load_config,
+    read_config,
+)
 from hcmegatron.config.ranges import RANGE_OF
 from hcmegatron.config.schema import distributed_optimizer
 from hcmegatron.config.types import leaves
@@ -10,7 +18,7 @@ from hcmegatron.config.types import leaves
 
 def make(*settings):
     """A Config with `section.key=value` settings, through the same door as a user's."""
-    return load(make.file, [f"--{text}" for text in settings])
+    return load_config(make.file, [f"--{text}" for text in settings])
 
 
 @pytest.fixture(autouse=True)
@@ -20,7 +28,7 @@ def _file(tmp_path):
 
 
 def test_the_defaults_are_fine_and_silent():
-    assert check(Config()) == []
+    assert check_config(Config()) == []
 
 
 def test_every_number_has_a_range():
@@ -34,7 +42,7 @@ def test_ranges_hold_for_configs_built_in_code_too():
     config = Config()
     config.model.layers = 0
     with pytest.raises(ConfigError, match=r"model\.layers = 0 is out of range; it must be from 1"):
-        check(config)
+        check_config(config)
 
 
 def test_optimizer_state_is_sharded_with_bf16_or_where_it_is_said():
@@ -213,7 +221,7 @@ SEQUENCE = ["parallel.tensor=2", "parallel.sequence=true"]
 )
 def test_contradictions(settings, words):
     with pytest.raises(ConfigError) as caught:
-        check(make(*settings))
+        check_config(make(*settings))
     for word in words:
         assert word in str(caught.value)
 
@@ -250,7 +258,7 @@ def test_contradictions(settings, words):
     ],
 )
 def test_fitting_settings_pass(settings):
-    assert check(make(*settings)) == []
+    assert check_config(make(*settings)) == []
 
 
 @pytest.mark.parametrize(
@@ -304,17 +312,17 @@ def test_fitting_settings_pass(settings):
     ],
 )
 def test_what_has_no_effect_is_said(settings, key, reason):
-    config, sources = read(make.file, [f"--{text}" for text in settings])
-    (warning,) = check(config, sources)
+    config, sources = read_config(make.file, [f"--{text}" for text in settings])
+    (warning,) = check_config(config, sources)
     assert key in warning and reason in warning
 
 
 def test_errors_and_warnings_name_the_place():
     make.file.write_text("model:\n  hidden_size: 130\n")
     with pytest.raises(ConfigError, match=r"model\.hidden_size = 130 \(.*c\.yaml:2\) is not divisible"):
-        check(*read(make.file))
+        check_config(*read_config(make.file))
     make.file.write_text("connection:\n  kind: residual\n  n: 4\n")
-    (warning,) = check(*read(make.file))
+    (warning,) = check_config(*read_config(make.file))
     assert "c.yaml:3" in warning
 
 

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hcmegatron.config import Config, ConfigError, dump, load, read
+from hcmegatron.config import Config, ConfigError, dump_config, load_config, read_config
 from hcmegatron.config.load import _read_file
-from hcmegatron.config.types import convert, leaves
+from hcmegatron.config.types import convert_value, leaves
 
 
 @pytest.fixture
@@ -27,7 +27,7 @@ def write(tmp_path):
 def refused(path, *overrides):
     """The error's text: one line, not empty."""
     with pytest.raises(ConfigError) as caught:
-        load(path, list(overrides))
+        load_config(path, list(overrides))
     text = str(caught.value)
     assert text and text.isprintable()
     return text
@@ -35,7 +35,9 @@ def refused(path, *overrides):
 
 def test_defaults_then_file_then_overrides(write):
     path = write("training:\n  steps: 7\n  micro_batch: 2\noptimizer:\n  lr: 1e-3\nkernels: torch\n")
-    config = load(path, ["--training.steps=9", "--kernels=auto", "--data.paths=[a b, c]", "--run.dir=x: y"])
+    config = load_config(
+        path, ["--training.steps=9", "--kernels=auto", "--data.paths=[a b, c]", "--run.dir=x: y"]
+    )
     assert (config.training.steps, config.training.micro_batch, config.optimizer.lr) == (9, 2, 1e-3)
     assert config.kernels == "auto" and config.data.paths == ["a b", "c"] and config.run.dir == "x: y"
     assert config.model == Config().model
@@ -46,7 +48,7 @@ def test_extends_is_relative_and_overridden_key_by_key(write, tmp_path):
     write("extends: deep.yaml\nmodel:\n  layers: 6\n", "base/mid.yaml")
     write("model:\n  layers: 2\n  heads: 8\n", "base/deep.yaml")
     path = write("extends: base/mid.yaml\nmodel:\n  hidden_size: 64\n")
-    config, sources = read(path, [])
+    config, sources = read_config(path, [])
     assert (config.model.layers, config.model.heads, config.model.hidden_size) == (6, 8, 64)
     assert sources["model.layers"].endswith("mid.yaml:3") and sources["model.heads"].endswith("deep.yaml:3")
 
@@ -188,7 +190,7 @@ def test_override_mistakes(write, override, words):
 )
 def test_text_on_the_command_line_stands_as_it_was_typed(write, override, value):
     key = override.removeprefix("--").partition("=")[0]
-    config = load(write("{}"), [override])
+    config = load_config(write("{}"), [override])
     section, _, leaf = key.partition(".")
     assert getattr(getattr(config, section), leaf) == value
 
@@ -197,7 +199,7 @@ def test_home_is_where_paths_begin_with_a_tilde(write, tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     write("training:\n  steps: 3\n", "base.yaml")
     path = write("extends: ~/base.yaml\nrun:\n  dir: ~/x\ndata:\n  paths: [~/a, b~, ./~c]\n")
-    config = load(path, ["--checkpoint.load=~/y"])
+    config = load_config(path, ["--checkpoint.load=~/y"])
     assert (config.training.steps, config.run.dir, config.checkpoint.load) == (
         3,
         f"{tmp_path}/x",
@@ -247,18 +249,18 @@ def test_missing_file_and_directory(tmp_path):
 
 
 def test_byte_order_mark_crlf_and_flow_style(write):
-    assert load(write(b"\xef\xbb\xbftraining:\r\n  steps: 3\r\n")).training.steps == 3
-    assert load(write("{training: {steps: 3}}")).training.steps == 3
-    assert load(write("{}")) == Config()
+    assert load_config(write(b"\xef\xbb\xbftraining:\r\n  steps: 3\r\n")).training.steps == 3
+    assert load_config(write("{training: {steps: 3}}")).training.steps == 3
+    assert load_config(write("{}")) == Config()
 
 
 def test_numbers_are_numbers_and_words_are_words(write):
-    config = load(
+    config = load_config(
         write("optimizer:\n  lr: 1e-3\n  eps: 1E-20\n  clip: 1\nrun:\n  dir: 2024\nmla:\n  q_rank: null\n")
     )
     assert (config.optimizer.lr, config.optimizer.eps, config.run.dir) == (1e-3, 1e-20, "2024")
     assert type(config.optimizer.clip) is float and config.mla.q_rank is None
-    assert load(write("run:\n  dir: 1e-3\n")).run.dir == "1e-3"
+    assert load_config(write("run:\n  dir: 1e-3\n")).run.dir == "1e-3"
 
 
 def _strategy(hint):
@@ -287,24 +289,26 @@ def test_dump_loads_as_the_same_config(tmp_path_factory, data):
         section, _, leaf = key.rpartition(".")
         setattr(getattr(config, section) if section else config, leaf, data.draw(_strategy(leaves()[key])))
     path = tmp_path_factory.getbasetemp() / "dumped.yaml"
-    path.write_text(dump(config), encoding="utf-8")
+    path.write_text(dump_config(config), encoding="utf-8")
     again = Config()
     for key, setting in _read_file(path, ()).items():  # ranges aside: any value must survive
         section, _, leaf = key.rpartition(".")
-        setattr(getattr(again, section) if section else again, leaf, convert(setting.node, leaves()[key]))
+        setattr(
+            getattr(again, section) if section else again, leaf, convert_value(setting.node, leaves()[key])
+        )
     assert dataclasses.asdict(again) == dataclasses.asdict(config)
 
 
 def test_dump_says_what_has_no_effect(write):
-    text = dump(load(write("{}"), ["--connection.kind=residual"]))
+    text = dump_config(load_config(write("{}"), ["--connection.kind=residual"]))
     assert "#   n: 4  (no effect: connection.kind is residual)" in text
-    assert load(write(text)) == load(write("{}"), ["--connection.kind=residual"])
+    assert load_config(write(text)) == load_config(write("{}"), ["--connection.kind=residual"])
 
 
 def test_loading_needs_no_torch(write):
     code = (
-        "import sys; from hcmegatron.config import *; from hcmegatron.config import check; "
-        f"check(load({str(write('{}'))!r})); "
+        "import sys; from hcmegatron.config import *; from hcmegatron.config import check_config; "
+        f"check_config(load_config({str(write('{}'))!r})); "
         "print([name for name in ('torch', 'numpy', 'megatron') if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -6,8 +6,8 @@ from torch.nn import functional as F
 
 from hcmegatron.config.schema import Connection as ConnectionConfig
 from hcmegatron.connections import kinds
+from hcmegatron.connections.accounting import streams
 from hcmegatron.connections.build import build_connection, build_contract, expand
-from hcmegatron.connections.facts import streams
 
 KINDS = tuple(kinds.KINDS)
 WIDE = tuple(kind for kind in KINDS if streams(ConnectionConfig(kind=kind, n=2)) == 2)  # with streams to mix

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
+from hcmegatron.connections.accounting import streams
 from hcmegatron.connections.build import build_connection, build_contract, expand
 from hcmegatron.connections.connection import Connection
-from hcmegatron.connections.facts import streams
 from hcmegatron.connections.kinds import KINDS as KINDS_BY_NAME
 from tests.connections.small_network import KINDS, config, randomise
 

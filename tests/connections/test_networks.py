@@ -6,7 +6,7 @@ import torch
 
 from hcmegatron.connections import kinds
 from hcmegatron.connections.build import build_connection
-from hcmegatron.connections.unfold import connection_matrix
+from hcmegatron.connections.connection_matrix import connection_matrix
 from tests.connections.small_network import KINDS, LINEAR, WIDE, Network, config, randomise, tokens
 
 AT_PRENORM = [kind for kind in KINDS if kinds.KINDS[kind].starts == "at"]

@@ -8,10 +8,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hcmegatron.config import Config, check
-from hcmegatron.config.idle import ineffective
+from hcmegatron.config import Config, check_config
+from hcmegatron.config.ineffective import ineffective
 from hcmegatron.config.schema import Model
-from hcmegatron.connections import facts
+from hcmegatron.connections import accounting
 from tests.connections.small_network import KINDS, WIDE, Network, config, randomise, tokens
 
 SEEN_ELSEWHERE = ("lr_multiplier", "scale_output_init")  # the optimizer and initialise() read them
@@ -19,7 +19,7 @@ SEEN_ELSEWHERE = ("lr_multiplier", "scale_output_init")  # the optimizer and ini
 
 def values_of(name):
     """What a field may be, as far as tests try it."""
-    hint, own = facts.FIELDS[name]
+    hint, own = accounting.FIELDS[name]
     values = own.metadata["tries"] or ((True, False) if hint is bool else get_args(hint))
     assert len(values) > 1, f"connection.{name}: give its setting() values that tests try"
     return values
@@ -28,7 +28,7 @@ def values_of(name):
 # Another value than the default of every field that a connection is built from.
 OTHER = {
     name: [value for value in values_of(name) if value != own.default][-1]
-    for name, (_, own) in facts.FIELDS.items()
+    for name, (_, own) in accounting.FIELDS.items()
     if name not in SEEN_ELSEWHERE
 }
 OTHER["n"], OTHER["pre_eps"] = 3, 1e-3  # divides the small network's 12 channels; shows in single outputs
@@ -55,7 +55,7 @@ def made(conn):
 
 def connections():
     """Any connection that the schema can write, over fields that divide the small network's 12 channels."""
-    values = {name: st.sampled_from(values_of(name)) for name in facts.FIELDS}
+    values = {name: st.sampled_from(values_of(name)) for name in accounting.FIELDS}
     values |= {"kind": st.sampled_from(KINDS), "n": st.sampled_from([1, 2, 3, 4, 6])}
     return st.builds(type(Config().connection), **values)
 
@@ -63,7 +63,7 @@ def connections():
 @settings(max_examples=25, deadline=None)
 @given(connections())
 def test_whatever_is_accepted_builds_and_what_is_idle_changes_nothing(conn):
-    check(Config(connection=conn, model=Model(hidden_size=12, heads=3)))
+    check_config(Config(connection=conn, model=Model(hidden_size=12, heads=3)))
     reference, idle = made(conn), unread(conn)
     assert ("lr_multiplier" in idle) == (not Network(conn).connection_parameters())
     assert made(dataclasses.replace(conn, **{name: OTHER[name] for name in idle & OTHER.keys()})) == reference

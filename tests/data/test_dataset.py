@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from hcmegatron.config.schema import Data, Training
-from hcmegatron.data.corpus import find
+from hcmegatron.data.corpus import find_corpus
 from hcmegatron.data.dataset import Batches, Text, Validation, permutation
 from hcmegatron.data.tokenizer import ByteTokenizer
 
@@ -24,7 +24,7 @@ def text(tmp_path_factory):
     folder = tmp_path_factory.mktemp("corpus")
     for index in range(30):
         (folder / f"{index}.txt").write_text(f"file {index} " * (3 + index))
-    return Text(find(Data(paths=[str(folder)], sequence_length=S, holdout=0.2)), ByteTokenizer())
+    return Text(find_corpus(Data(paths=[str(folder)], sequence_length=S, holdout=0.2)), ByteTokenizer())
 
 
 def step_of(text, made, step, data_parallel=1):
@@ -163,6 +163,6 @@ def test_baselines(text):
 
 
 def test_baselines_of_the_standard_library():
-    validation = Validation(Text(find(Data()), ByteTokenizer()), Data(), Training())
+    validation = Validation(Text(find_corpus(Data()), ByteTokenizer()), Data(), Training())
     assert 5.54 < validation.uniform < 5.56
     assert 3.0 < validation.unigram < 3.5  # about 3.25

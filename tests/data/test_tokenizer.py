@@ -10,7 +10,7 @@ from hcmegatron.config import ConfigError
 from hcmegatron.config.ranges import BYTE_VOCABULARY
 from hcmegatron.config.schema import Data, Training
 from hcmegatron.config.types import leaves
-from hcmegatron.data.corpus import find
+from hcmegatron.data.corpus import find_corpus
 from hcmegatron.data.dataset import Batches, Text, Validation
 from hcmegatron.data.tokenizer import TOKENIZERS, ByteTokenizer, build_tokenizer
 
@@ -62,7 +62,7 @@ def test_what_every_tokenizer_keeps_to(tokenizer):
 def text(tmp_path):
     for index in range(12):
         (tmp_path / f"{index}.txt").write_text(("abcd" * 9 + "dca"[: index % 3]) * (index + 2))
-    return find(Data(paths=[str(tmp_path)], sequence_length=8, holdout=0.3))
+    return find_corpus(Data(paths=[str(tmp_path)], sequence_length=8, holdout=0.3))
 
 
 def made(sequence_length=8):

@@ -9,14 +9,14 @@ from pathlib import Path
 from tests.descriptors.throw_away import KIND, LAST_FIRST  # isort: skip  (before configuration)
 
 from hcmegatron import cli
-from hcmegatron.config import ConfigError, check, check_batch, dump, read
-from hcmegatron.config.idle import ineffective
-from hcmegatron.connections import facts
+from hcmegatron.config import ConfigError, check_batch, check_config, dump_config, read_config
+from hcmegatron.config.ineffective import ineffective
+from hcmegatron.connections import accounting
 from hcmegatron.planner.buffers import parameters
 from hcmegatron.planner.flops import training_flops_per_token
 from hcmegatron.planner.parameters import connection_parameters, total_parameters
 from hcmegatron.planner.stages import stages
-from hcmegatron.recompute.plan import expected_terms, plan
+from hcmegatron.recompute.block_plan import expected_terms, plan_blocks
 
 SMALL = """
 connection: {kind: throwaway, n: 3, leak: 0.25, lr_multiplier: 2.0}
@@ -33,8 +33,8 @@ run: {tensorboard: false, peak_tflops: 0.01}
 def refused(overrides: list[str], file: Path, batch: int | None = None) -> str:
     """What is said of settings that do not go together."""
     try:
-        config = read(file, overrides)[0]
-        check(config)
+        config = read_config(file, overrides)[0]
+        check_config(config)
         if batch:
             check_batch(config, batch)
     except ConfigError as error:
@@ -46,11 +46,11 @@ def main(folder: Path) -> None:
     """Configuration, counts, plans; then two steps of training on two ranks."""
     file, run = folder / "small.yaml", folder / "run"
     file.write_text(SMALL)
-    config, sources = read(file)
+    config, sources = read_config(file)
     connection, C = config.connection, config.model.hidden_size
     seen = {
-        "warnings": check(config, sources),
-        "kept by dump": "leak: 0.25" in dump(config),
+        "warnings": check_config(config, sources),
+        "kept by dump": "leak: 0.25" in dump_config(config),
         "torch": "torch" in sys.modules,
         "refused": [
             refused(["--connection.leak=2"], file),
@@ -59,19 +59,19 @@ def main(folder: Path) -> None:
             refused(["--training.global_batch=3"], file),
             refused(["--parallel.overlap=true"], file),
         ],
-        "idle": ineffective(read(file, ["--connection.tanh=false", "--kernels=triton"])[0]),
-        "idle for mhc": ineffective(read(file, ["--connection.kind=mhc"])[0]).get("connection.leak"),
+        "idle": ineffective(read_config(file, ["--connection.tanh=false", "--kernels=triton"])[0]),
+        "idle for mhc": ineffective(read_config(file, ["--connection.kind=mhc"])[0]).get("connection.leak"),
         "connections": connection_parameters(config),
         "parameters": total_parameters(config, 257),
         "on ranks": [sum(p.numbers for p in parameters(config, 257, stage)) for stage in stages(2, 2)],
         "flops": training_flops_per_token(config, 257)
         - training_flops_per_token(
-            read(file, ["--connection.kind=residual", "--recompute.mode=none"])[0], 257
+            read_config(file, ["--connection.kind=residual", "--recompute.mode=none"])[0], 257
         ),
-        "width": facts.streams(connection),
-        "plan": plan(4, "2", expected_terms(connection, C, 4, 16)).kept,
+        "width": accounting.streams(connection),
+        "plan": plan_blocks(4, "2", expected_terms(connection, C, 4, 16)).kept,
     }
-    from hcmegatron.pipeline.placement import most_held
+    from hcmegatron.pipeline.configured_schedule import most_held
     from hcmegatron.training.resume import RULE_OF
 
     seen["held"] = list(most_held(config.parallel, 4, 0))

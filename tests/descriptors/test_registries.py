@@ -6,15 +6,19 @@ import pkgutil
 import pytest
 
 from hcmegatron.connections import kinds
-from hcmegatron.connections.kinds.descriptor import Head, Kind
+from hcmegatron.connections.kinds.descriptor import ConnectionDescriptor, Head
 from hcmegatron.connections.kinds.heads import HEADS
 from schedules import generators
-from schedules.descriptor import Descriptor
+from schedules.descriptor import ScheduleDescriptor
 
 
 @pytest.mark.parametrize(
     ("package", "sort", "registry"),
-    [(kinds, Kind, kinds.KINDS), (kinds, Head, HEADS), (generators, Descriptor, generators.SCHEDULES)],
+    [
+        (kinds, ConnectionDescriptor, kinds.KINDS),
+        (kinds, Head, HEADS),
+        (generators, ScheduleDescriptor, generators.SCHEDULES),
+    ],
     ids=["kinds", "heads", "schedules"],
 )
 def test_every_descriptor_of_a_folder_is_in_its_registry(package, sort, registry):

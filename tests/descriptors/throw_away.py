@@ -10,14 +10,14 @@ import dataclasses
 import sys
 
 from hcmegatron.connections import kinds
-from hcmegatron.connections.kinds.descriptor import Kind, Parameter, Range, setting
+from hcmegatron.connections.kinds.descriptor import ConnectionDescriptor, Parameter, Range, setting
 from hcmegatron.connections.kinds.heads import Streams
-from hcmegatron.connections.kinds.settings import Trained
+from hcmegatron.connections.kinds.shared_settings import Trained
 from schedules import generators
 from schedules.actions import F, I, W
-from schedules.descriptor import Descriptor
+from schedules.descriptor import ScheduleDescriptor
 from schedules.placement import one_per_rank
-from schedules.plan import Schedule
+from schedules.schedule import Schedule
 
 assert "hcmegatron.config" not in sys.modules, (
     "configuration is derived from the registries when it is imported"
@@ -31,7 +31,7 @@ class Settings(Trained, Streams):
     leak: float = setting(0.5, Range("from 0 to 1", lambda v: 0 <= v <= 1), tries=(0.5, 0.25))
 
 
-KIND = Kind(
+KIND = ConnectionDescriptor(
     name="throwaway",
     title="a normed read by static gates, an identity carry",
     settings=Settings,
@@ -60,7 +60,7 @@ def last_first(ranks: int, microbatches: int) -> Schedule:
     return Schedule("last_first", one_per_rank(ranks), microbatches, actions, (microbatches,) * ranks)
 
 
-LAST_FIRST = Descriptor(
+LAST_FIRST = ScheduleDescriptor(
     "last_first",
     last_first,
     one_per_rank,

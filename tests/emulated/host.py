@@ -267,14 +267,14 @@ def _telling(factory: Callable) -> Callable:
 
 
 PHASES = {
-    ("schedules/runtime/mail.py", ""): "messages",
+    ("schedules/runtime/p2p.py", ""): "messages",
     ("pipeline/warm_start.py", ""): "warm start",
-    ("pipeline/stage.py", "forward"): "F",
-    ("pipeline/stage.py", "backward"): "B",
+    ("pipeline/chunk_stage.py", "forward"): "F",
+    ("pipeline/chunk_stage.py", "backward"): "B",
     ("pipeline/overlap.py", "backward"): "B",
-    ("pipeline/stage.py", "backward_input"): "I",
+    ("pipeline/chunk_stage.py", "backward_input"): "I",
     ("pipeline/overlap.py", "backward_input"): "I",
-    ("pipeline/stage.py", "backward_weight"): "W",
+    ("pipeline/chunk_stage.py", "backward_weight"): "W",
     ("pipeline/overlap.py", "forward_backward"): "FB",
     ("pipeline/runner.py", "_finalise"): "finalising",
     ("training/step.py", "_router_biases"): "biases",

@@ -15,9 +15,9 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from schedules.plan import Message
 from schedules.runtime.torch_distributed import DistributedTransport
 from schedules.runtime.transport import Pending
+from schedules.schedule import Message
 
 ON_THE_HOST = ("aten._local_scalar_dense", "aten.detach", "aten.alias", "aten.lift_fresh", "prim.")
 

@@ -318,11 +318,11 @@ def _words(line: Line) -> str:
 @contextmanager
 def checking() -> Iterator[Checker]:
     """Inside, every operation is looked at; streams.install() comes first."""
-    from hcmegatron.recompute import tape
+    from hcmegatron.recompute import block_checkpoint
 
     checker = Checker()
 
-    usual = tape._used_here
+    usual = block_checkpoint._used_here
 
     def used_here(tensor: Tensor | None) -> None:
         usual(None if tensor is None else tensor.detach().as_subclass(OnDevice))
@@ -332,7 +332,7 @@ def checking() -> Iterator[Checker]:
         mock.patch.object(
             torch.Tensor, "record_stream", lambda tensor, stream: checker.record(tensor, stream)
         ),
-        mock.patch.object(tape, "_used_here", used_here),
+        mock.patch.object(block_checkpoint, "_used_here", used_here),
         checker,
     ):
         yield checker

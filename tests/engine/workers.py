@@ -20,21 +20,21 @@ from torch import Tensor
 from hcmegatron.config.errors import ConfigError
 from hcmegatron.config.schema import Config, micro_batch_tokens
 from hcmegatron.model import specs
-from hcmegatron.model.deferred import separate_weight_gradients
 from hcmegatron.model.execution import Execution, running
 from hcmegatron.model.te_wgrad import of_engine
-from hcmegatron.pipeline.placement import most_held
-from hcmegatron.pipeline.schedule import build_schedule
+from hcmegatron.model.wgrad_store import separate_weight_gradients
+from hcmegatron.pipeline.configured_schedule import most_held
+from hcmegatron.pipeline.forward_backward import build_forward_backward
 from hcmegatron.platform.distributed import seed_regions
 from hcmegatron.recompute.attach import Recomputation
 from hcmegatron.recompute.execution import RecomputedBlocks
-from hcmegatron.training.model import wrap
+from hcmegatron.training.model import wrap_chunk
 from hcmegatron.training.optimizer import build_optimizer
 from hcmegatron.training.step import Stepper
 from tests.engine.found import Found
 from tests.engine.signatures import RECORDED
 from tests.layouts.network import Batches, chunks_of, gradients, whole_gradients
-from tests.model.deferred_ranks import Matmuls, backward
+from tests.model.wgrad_store_ranks import Matmuls, backward
 from tests.model.workers import groups_of
 from tests.small_configs import small
 
@@ -51,12 +51,12 @@ def steps(configs: list[Config]) -> list[Found]:
 def _step(config: Config, groups: object) -> Found:
     seed_regions(config)
     chunks = chunks_of(config, groups)
-    wrapped = [wrap(chunk, config, groups) for chunk in chunks]
+    wrapped = [wrap_chunk(chunk, config, groups) for chunk in chunks]
     batches = Batches(config, groups.dp.rank(), groups.dp.size())
     held = most_held(config.parallel, batches.micro_batches, groups.pp.rank())
     execution = Recomputation(config.recompute, chunks, micro_batch_tokens(config), *held).execution
     optimizer = build_optimizer(config, wrapped, groups)
-    schedule = build_schedule(config, wrapped, groups, execution)
+    schedule = build_forward_backward(config, wrapped, groups, execution)
     stepper = Stepper(config, wrapped, optimizer, schedule, batches, groups)
     if config.parallel.overlap_grad_reduce:
         stepper.rehearse()  # Megatron overlaps from the second step on
@@ -173,7 +173,7 @@ def refusals() -> dict:
             [p for n, p in inspect.signature(te.Linear).parameters.items() if "delay" not in n]
         )
         te.Linear.__init__.__signature__ = old.replace()
-        found["auto"], found["unsplit"] = specs.passed_over(config), specs.passed_over(unsplit)
+        found["auto"], found["unsplit"] = specs.te_skipped_reason(config), specs.te_skipped_reason(unsplit)
         found["te"] = _refusal(specs.backend, named)
         found["local"] = isinstance(specs.backend(config), specs.LocalBackend)
     return found
@@ -198,7 +198,7 @@ def reduced() -> dict[str, tuple[dict[str, Tensor], int]]:
         for how in ("local", "engine", "engine, rebuilt"):
             config.implementation = "local" if how == "local" else "auto"
             (model,) = chunks_of(config, groups)
-            chunk = wrap(model, config, groups)
+            chunk = wrap_chunk(model, config, groups)
             execution = RecomputedBlocks(2) if how == "engine, rebuilt" else Execution()
             store = separate_weight_gradients(model)
             ready: list[Tensor] = []

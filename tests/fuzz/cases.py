@@ -21,10 +21,10 @@ import hypothesis
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from hcmegatron.config.checks import check, check_world
+from hcmegatron.config.checks import check_config, check_world
 from hcmegatron.config.errors import ConfigError
-from hcmegatron.config.idle import ineffective
-from hcmegatron.config.load import read, scalar
+from hcmegatron.config.ineffective import ineffective
+from hcmegatron.config.load import read_config, scalar
 from hcmegatron.config.schema import Config
 from hcmegatron.config.types import defaults, flatten, leaves
 from tests.fuzz import space
@@ -139,7 +139,7 @@ def put(config: Config, key: str, value: Any) -> None:
 
 def fits(config: Config, ranks: int) -> None:
     """ConfigError where the settings do not fit together or do not fit `ranks` ranks."""
-    check(config)
+    check_config(config)
     check_world(config, ranks)
 
 
@@ -190,7 +190,7 @@ def _overrides(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
 
 def _changed(config: Config, overrides: list[str]) -> Config:
     """A copy of `config` with overrides on top."""
-    given, sources = read(None, overrides)
+    given, sources = read_config(None, overrides)
     changed, values = copy.deepcopy(config), flatten(given)
     for key in sources:
         put(changed, key, values[key])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import cache
 
-from hcmegatron.config.idle import ineffective
+from hcmegatron.config.ineffective import ineffective
 from hcmegatron.config.types import flatten
 from tests.fuzz import space
 from tests.fuzz.cases import Case, of_seed

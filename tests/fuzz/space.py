@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from hcmegatron.config.ranges import RECOMPUTED_MODULES
 from hcmegatron.config.types import defaults, leaves
-from hcmegatron.connections import facts
+from hcmegatron.connections import accounting
 
 # Settings that every fuzzed run shares -> (value, why). `run.dir`, `data.paths` and `checkpoint.resume` are set by
 # whoever runs a case.
@@ -113,7 +113,7 @@ VALUES: dict[str, list[Any]] = {
 # What the kinds' descriptors say that tests try.
 VALUES |= {
     f"connection.{name}": list(own.metadata["tries"])
-    for name, (_, own) in facts.FIELDS.items()
+    for name, (_, own) in accounting.FIELDS.items()
     if own.metadata["tries"]
 }
 

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from hcmegatron.config.errors import ConfigError
 from hcmegatron.config.schema import Config
 from hcmegatron.model.gpt import unwrap
-from hcmegatron.platform.ranks import discover
+from hcmegatron.platform.ranks import discover_ranks
 from hcmegatron.training import checkpoint, step
 from hcmegatron.training.model import gather_parameters
 from hcmegatron.training.run import train
@@ -71,7 +71,7 @@ def run(config: Config, first: int, values: bool) -> Report:
     step.Stepper.step, step.Stepper.gradients = watched_step, watched_gradients
     checkpoint.Checkpoints.save = watched_save
     try:
-        code = train(config, discover(os.environ))
+        code = train(config, discover_ranks(os.environ))
         assert code == 0, f"train returned {code}"
     except ConfigError as error:
         report.refused = str(error)

@@ -8,7 +8,8 @@ import sys
 
 import pytest
 
-from hcmegatron.kernels.tiles import Key, rule
+from hcmegatron.kernels import tiles
+from hcmegatron.kernels.tiles import Key
 from tests.ranks import ROOT
 
 LIMIT = {80: 163, 90: 227, 100: 227}  # KiB of shared memory a program may have
@@ -64,7 +65,7 @@ def fits(r):
     """Within the device's limits, nothing spilled, and as many programs on a multiprocessor as splits count on."""
     assert r["shared"] <= LIMIT[r["sm"]] * 1024 and r["registers"] <= 255, r
     assert r["stack"] <= SPILLED.get(r["name"], 0), r
-    assert r["per_sm"] >= rule(Key(r["name"], r["n"], r["C"], 2, r["sm"])).per_sm, r
+    assert r["per_sm"] >= tiles.rule(Key(r["name"], r["n"], r["C"], 2, r["sm"])).per_sm, r
 
 
 def one_wave(r):

@@ -5,7 +5,7 @@ import torch
 
 from hcmegatron.kernels import torch_path
 from hcmegatron.kernels.options import ReadOptions
-from hcmegatron.kernels.select import select
+from hcmegatron.kernels.select import select_kernels
 from tests.kernels.reference import VARIANTS, compare, inputs, name_of
 
 pytestmark = [
@@ -17,7 +17,7 @@ OPTIONS = ReadOptions(4)
 
 @pytest.fixture
 def kernels():
-    return select("triton", n=4, device="cuda")
+    return select_kernels("triton", n=4, device="cuda")
 
 
 def on_gpu(options, **shape):
@@ -76,4 +76,4 @@ def test_token_counts_share_one_compilation(kernels):
 
 def test_auto_takes_triton_and_says_so():
     major, minor = torch.cuda.get_device_capability()
-    assert select("auto", n=4).reason == f"triton: n=4, fp32, sm_{major}{minor}"
+    assert select_kernels("auto", n=4).reason == f"triton: n=4, fp32, sm_{major}{minor}"

@@ -6,12 +6,12 @@ import pytest
 import torch
 
 from hcmegatron.kernels import read_function
-from hcmegatron.model.nodes import Keeping, Lane, MicroBatch, Node
-from hcmegatron.pipeline.cut import Pass
+from hcmegatron.model.nodes import ActivationPolicy, Lane, MicroBatch, Node
 from hcmegatron.pipeline.lanes import Lanes
-from hcmegatron.recompute.measure import Meter
-from hcmegatron.recompute.tape import Tape
-from hcmegatron.recompute.terms import measure_terms
+from hcmegatron.pipeline.micro_batch_graph import MicroBatchGraph
+from hcmegatron.recompute.block_checkpoint import BlockCheckpoint
+from hcmegatron.recompute.measure_terms import measure_terms
+from hcmegatron.recompute.meter import Meter
 from tests.recompute.stack import Stack
 
 pytestmark = pytest.mark.skipif(
@@ -25,12 +25,12 @@ def stack(kernels, **options):
     return Stack("mhc", N, SUBLAYERS, C, kernels=kernels, **options)
 
 
-def run(model, keeping, tokens=TOKENS):
+def run(model, activation_policy, tokens=TOKENS):
     """The output, and the gradients of all parameters and of the input."""
     model.zero_grad()
     torch.manual_seed(5)
     x = model.input(tokens)
-    output = model(x, keeping)
+    output = model(x, activation_policy)
     output.square().sum().backward()
     return [output.detach(), x.grad, *(p.grad for p in model.parameters())]
 
@@ -50,9 +50,9 @@ def reads(monkeypatch):
 
 
 def test_every_read_but_the_first_is_handed_its_projection(reads):
-    folded = run(stack("triton"), Keeping())
+    folded = run(stack("triton"), ActivationPolicy())
     assert reads == [False] + [True] * (SUBLAYERS - 1)
-    for ours, plain in zip(folded, run(stack("torch"), Keeping()), strict=True):
+    for ours, plain in zip(folded, run(stack("torch"), ActivationPolicy()), strict=True):
         torch.testing.assert_close(ours, plain, rtol=1e-5, atol=1e-5)
 
 
@@ -60,7 +60,7 @@ def test_a_connection_without_a_projection_takes_none(reads):
     model = stack("triton")
     for sublayer, following in pairwise(model.sublayers):
         sublayer.following = None if following is model.sublayers[2] else following.connection
-    run(model, Keeping())
+    run(model, ActivationPolicy())
     assert reads == [False, True, False, True, True]
 
 
@@ -68,9 +68,9 @@ def test_a_connection_without_a_projection_takes_none(reads):
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
 def test_across_a_recomputed_blocks_boundary_bit_for_bit(reads, lengths, dropout):
     model = stack("triton", dropout=dropout)
-    plain = run(model, Keeping())
+    plain = run(model, ActivationPolicy())
     reads.clear()
-    rebuilt = run(model, Tape(lengths))
+    rebuilt = run(model, BlockCheckpoint(lengths))
     # the forward, and each block again from what it kept: only the chunk's first streams come without a projection
     assert reads.count(False) == 2
     assert len(reads) == 2 * SUBLAYERS
@@ -85,7 +85,7 @@ def test_the_plan_counts_the_projection_that_a_block_keeps():
     projection = TOKENS * (K + 1) * 4
     assert folding.streams - plain.streams == projection
     model, meter = stack("triton"), Meter()
-    output = model(model.input(TOKENS), Tape([1] * SUBLAYERS, meter))
+    output = model(model.input(TOKENS), BlockCheckpoint([1] * SUBLAYERS, meter))
     # the first block has none
     assert meter.bytes() == SUBLAYERS * (folding.streams + folding.output) - projection
     del output
@@ -94,20 +94,20 @@ def test_the_plan_counts_the_projection_that_a_block_keeps():
 def test_the_projection_crosses_the_cuts_of_an_overlapped_pass(reads):
     """As under parallel.overlap: every sub-layer's graph apart, the projection from node to node beside the streams."""
     model = stack("triton")
-    plain = run(model, Keeping())
+    plain = run(model, ActivationPolicy())
     reads.clear()
 
     def node(sublayer, linear):
         def forward(state, micro_batch):
             streams, *projection = state
-            x, coefficients = micro_batch.keeping.enter(sublayer, streams, *projection)
-            return micro_batch.keeping.leave(sublayer, streams, linear(x), coefficients)
+            x, coefficients = micro_batch.activation_policy.read(sublayer, streams, *projection)
+            return micro_batch.activation_policy.write(sublayer, streams, linear(x), coefficients)
 
         return Node("mlp", Lane.COMPUTE, forward)
 
     model.zero_grad()
     torch.manual_seed(5)
-    x, micro_batch, passing = model.input(TOKENS), MicroBatch(), Pass(Lanes(torch.device("cpu")))
+    x, micro_batch, passing = model.input(TOKENS), MicroBatch(), MicroBatchGraph(Lanes(torch.device("cpu")))
     passing.begin(x.view_as(x), SUBLAYERS)
     for layer, parts in enumerate(zip(model.sublayers, model.linears, strict=True)):
         passing.forward(layer, node(*parts), micro_batch)

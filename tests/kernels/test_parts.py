@@ -3,9 +3,8 @@
 import pytest
 import torch
 
-from hcmegatron.kernels import torch_path, triton_path, triton_read_backward
+from hcmegatron.kernels import tiles, torch_path, triton_path, triton_read_backward
 from hcmegatron.kernels.options import ReadOptions
-from hcmegatron.kernels.tiles import columns
 from tests.kernels.reference import inputs, leaf, name_of, weights_like
 
 pytestmark = pytest.mark.skipif(
@@ -65,7 +64,7 @@ def test_parts_are_summed(options, stride):
         W=len(dphi),
         N=n,
         K=K,
-        KP=columns(n),
+        KP=tiles.columns(n),
         SCALE_STRIDE=stride,
         USE_PRE=options.use_pre,
         USE_POST=options.use_post,

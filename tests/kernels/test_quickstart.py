@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from hcmegatron.config import load
+from hcmegatron.config import load_config
 from tests.ranks import ROOT, run_ranks
 from tests.training import workers
 
@@ -32,7 +32,7 @@ SHORT = (
 def train(kernels, directory, *settings):
     """Three steps of configs/quickstart.yaml: their metrics, and what the run said."""
     overrides = [f"--{key}" for key in (*SHORT, f"kernels={kernels}", f"run.dir={directory}", *settings)]
-    config = load(ROOT / "configs/quickstart.yaml", overrides)
+    config = load_config(ROOT / "configs/quickstart.yaml", overrides)
     run_ranks(2, workers.run, config, **RUN)
     metrics = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
     return metrics, (directory / "train.log").read_text().splitlines()

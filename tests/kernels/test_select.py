@@ -5,7 +5,7 @@ from hcmegatron.config.ranges import TRITON_STREAMS
 from hcmegatron.config.schema import Config, Connection
 from hcmegatron.connections.build import build_connection
 from hcmegatron.kernels import tuning
-from hcmegatron.kernels.select import MAX_STREAMS, select
+from hcmegatron.kernels.select import MAX_STREAMS, select_kernels
 from hcmegatron.model.specs import layer_spec
 
 no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="says what happens where there is no GPU")
@@ -16,28 +16,28 @@ def test_the_limit_that_the_configuration_knows():
 
 
 def test_torch_when_asked():
-    chosen = select("torch", n=4)
+    chosen = select_kernels("torch", n=4)
     assert (chosen.name, chosen.reason) == ("torch", "torch: asked for")
 
 
 @no_gpu
 def test_auto_says_why_it_takes_torch(monkeypatch):
-    assert select("auto", n=4).reason == "torch: the interpreter is for tests"
-    assert select("auto", n=9).reason == "torch: n=9, the Triton kernels hold up to 8"
-    assert select("auto", n=4, dtype=torch.float64).reason == "torch: fp64"
+    assert select_kernels("auto", n=4).reason == "torch: the interpreter is for tests"
+    assert select_kernels("auto", n=9).reason == "torch: n=9, the Triton kernels hold up to 8"
+    assert select_kernels("auto", n=4, dtype=torch.float64).reason == "torch: fp64"
     import triton
 
     monkeypatch.setattr(triton.knobs.runtime, "interpret", False)
-    assert select("auto", n=4).reason == "torch: no CUDA device"
+    assert select_kernels("auto", n=4).reason == "torch: no CUDA device"
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    assert select("auto", n=4).reason == "torch: Triton is not installed"
+    assert select_kernels("auto", n=4).reason == "torch: Triton is not installed"
 
 
 @no_gpu
 def test_an_explicit_choice_that_cannot_run_is_an_error(monkeypatch):
-    assert select("triton", n=4).reason == "triton: n=4, fp32, interpreter"
+    assert select_kernels("triton", n=4).reason == "triton: n=4, fp32, interpreter"
     with pytest.raises(ValueError, match="kernels=triton cannot run: n=9"):
-        select("triton", n=9)
+        select_kernels("triton", n=9)
     import triton
 
     monkeypatch.setattr(triton.knobs.runtime, "interpret", False)
@@ -49,7 +49,7 @@ def test_an_explicit_choice_that_cannot_run_is_an_error(monkeypatch):
 
 def test_unknown_name():
     with pytest.raises(ValueError, match="kernels='cuda': choose one of auto, torch, triton"):
-        select("cuda", n=4)
+        select_kernels("cuda", n=4)
 
 
 @pytest.fixture
@@ -61,13 +61,13 @@ def hopper(monkeypatch):
 
 
 def test_auto_takes_triton_on_a_gpu_and_says_for_which_streams(hopper, monkeypatch):
-    assert select("auto", n=4, dtype=torch.bfloat16).reason == "triton: n=4, bf16, sm_90"
-    assert select("auto", n=8, dtype=torch.float16).reason == "triton: n=8, fp16, sm_90"
-    assert select("auto", n=4, dtype=torch.float64).reason == "torch: fp64"
+    assert select_kernels("auto", n=4, dtype=torch.bfloat16).reason == "triton: n=4, bf16, sm_90"
+    assert select_kernels("auto", n=8, dtype=torch.float16).reason == "triton: n=8, fp16, sm_90"
+    assert select_kernels("auto", n=4, dtype=torch.float64).reason == "torch: fp64"
     with pytest.raises(ValueError, match="kernels=triton cannot run: fp64; use kernels=auto or torch"):
-        select("triton", n=4, dtype=torch.float64)
+        select_kernels("triton", n=4, dtype=torch.float64)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
-    assert select("auto", n=4).reason == "torch: sm_75, the Triton kernels need sm_80 or later"
+    assert select_kernels("auto", n=4).reason == "torch: sm_75, the Triton kernels need sm_80 or later"
 
 
 @pytest.mark.parametrize(

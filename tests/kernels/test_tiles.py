@@ -6,7 +6,7 @@ import triton
 from triton import language as tl
 
 from hcmegatron.kernels import tiles, triton_coefficients
-from hcmegatron.kernels.tiles import Key, Tile, rule, split_tokens
+from hcmegatron.kernels.tiles import Key, Tile, split_tokens
 
 WIDTHS = (1280, 1920, 2048, 2560, 4096, 7168)  # of the models in configs/, and DeepSeek-V3's
 
@@ -21,7 +21,7 @@ def choices(OUT):
 @pytest.mark.parametrize("C", WIDTHS)
 def test_tokens_are_split_so_that_a_hopper_is_full_once(C, tokens):
     """And phi's gradient is not left in more parts than that takes."""
-    tile = rule(Key("read_backward_streams", 4, C, 2))
+    tile = tiles.rule(Key("read_backward_streams", 4, C, 2))
     span = split_tokens(tokens, 4, C, 2, tile, 132)
     splits = -(-tokens // span)
     assert span % tile.BT == 0
@@ -41,7 +41,7 @@ def test_any_number_of_tokens_is_covered_and_no_split_is_empty(tokens, processor
 
 def test_the_split_follows_from_the_device_alone():
     """So that results repeat: the same for every call, another where there are more multiprocessors."""
-    tile = rule(Key("read_backward_streams", 4, 2560, 2))
+    tile = tiles.rule(Key("read_backward_streams", 4, 2560, 2))
     spans = {split_tokens.__wrapped__(8192, 4, 2560, 2, tile, 132) for _ in range(3)}
     assert len(spans) == 1
     assert split_tokens(8192, 4, 2560, 2, tile, 264) < spans.pop()
@@ -50,7 +50,7 @@ def test_the_split_follows_from_the_device_alone():
 @pytest.mark.parametrize("C", WIDTHS)
 @pytest.mark.parametrize("kernel", ["write_forward", "write_backward"])
 def test_few_lanes_idle_at_the_end_of_a_row(kernel, C):
-    BC = rule(Key(kernel, 4, C, 2)).BC
+    BC = tiles.rule(Key(kernel, 4, C, 2)).BC
     assert -C % BC <= 0.1 * C
 
 

@@ -10,14 +10,14 @@ import torch.distributed as dist
 from torch import nn
 
 from hcmegatron.config.schema import Config
-from hcmegatron.connections.build import described
+from hcmegatron.connections.build import parameter_of
 from hcmegatron.model.execution import Execution
-from hcmegatron.model.global_view import parts
 from hcmegatron.model.gpt import ConnectionGPT, unwrap
 from hcmegatron.model.initialise import _generator
-from hcmegatron.pipeline.schedule import build_schedule
+from hcmegatron.model.param_shards import param_shards
+from hcmegatron.pipeline.forward_backward import build_forward_backward
 from hcmegatron.platform.distributed import seed_regions
-from hcmegatron.training.model import gather_parameters, initialised_chunks, wrap
+from hcmegatron.training.model import gather_parameters, initialised_chunks, wrap_chunk
 from hcmegatron.training.optimizer import build_optimizer, set_learning_rate
 from hcmegatron.training.step import Stepper
 from tests.small_configs import VOCAB
@@ -25,8 +25,8 @@ from tests.small_configs import VOCAB
 
 def randomise(chunk: nn.Module, scale: float = 0.2) -> None:
     """Moves connections and norms away from their symmetric start, by amounts that depend on name alone."""
-    for part in parts(chunk):
-        if described(part.data) or len(part.shape) == 1:
+    for part in param_shards(chunk):
+        if parameter_of(part.data) or len(part.shape) == 1:
             noise = torch.randn(part.shape, generator=_generator(7, part)) * scale
             part.data.detach().add_(part.slice_of(noise))
 
@@ -97,11 +97,11 @@ def one_step(
     if fault is not None:
         fault(chunks)
     execution = recomputed(chunks) if recomputed else None
-    wrapped = [wrap(chunk, config, groups) for chunk in chunks]
+    wrapped = [wrap_chunk(chunk, config, groups) for chunk in chunks]
     optimizer = build_optimizer(config, wrapped, groups)
     set_learning_rate(optimizer, 1 / config.optimizer.clip, config.optimizer.weight_decay)
     batches = Batches(config, groups.dp.rank(), groups.dp.size())
-    schedule = build_schedule(config, wrapped, groups, execution)
+    schedule = build_forward_backward(config, wrapped, groups, execution)
     stepper = Stepper(config, wrapped, optimizer, schedule, batches, groups)
     if config.parallel.overlap_grad_reduce:
         stepper.rehearse()  # Megatron overlaps from the second step on
@@ -123,7 +123,7 @@ def values(chunks: list[nn.Module]) -> list:
     return [
         (part.key, part.leading, part.offset, part.data.detach().float().numpy().copy())
         for chunk in chunks
-        for part in parts(chunk)
+        for part in param_shards(chunk)
     ]
 
 

@@ -4,7 +4,7 @@ import pytest
 
 from hcmegatron.config import ConfigError
 from hcmegatron.measure.run import combined, measure
-from hcmegatron.pipeline.placement import placement
+from hcmegatron.pipeline.configured_schedule import placement
 from hcmegatron.planner.machines import Machine
 from tests.ranks import run_ranks
 from tests.small_configs import tiny

@@ -7,7 +7,7 @@ import torch
 from hcmegatron.config.schema import Config
 from hcmegatron.model.execution import Execution
 from hcmegatron.model.gpt import build_chunk, stages
-from hcmegatron.pipeline.schedule import build_schedule
+from hcmegatron.pipeline.forward_backward import build_forward_backward
 from hcmegatron.platform.distributed import megatron_groups, seed_regions
 from hcmegatron.training.model import build_model
 from hcmegatron.training.optimizer import build_optimizer, set_learning_rate
@@ -39,7 +39,7 @@ def two_steps(configs: list[Config]) -> list[tuple[list[float], int, int]]:
             optimizer = build_optimizer(config, chunks, groups)
             set_learning_rate(optimizer, 3e-3, config.optimizer.weight_decay)
             batches = Batches(config, 0, 1)
-            schedule = build_schedule(config, chunks, groups, Execution())
+            schedule = build_forward_backward(config, chunks, groups, Execution())
             stepper = Stepper(config, chunks, optimizer, schedule, batches, groups)
             before = [p.detach().clone() for p in chunks[0].parameters()]
             results = [stepper.step(0) for _ in range(3)]

@@ -1,4 +1,4 @@
-"""What the ranks of test_deferred.py do: micro-batches with weight gradients at once, or left for later."""
+"""What the ranks of test_wgrad_store.py do: micro-batches with weight gradients at once, or left for later."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from contextlib import nullcontext
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from hcmegatron.model import deferred
-from hcmegatron.model.deferred import separate_weight_gradients
+from hcmegatron.model import wgrad_store
 from hcmegatron.model.gpt import unwrap
+from hcmegatron.model.wgrad_store import separate_weight_gradients
 from hcmegatron.platform.distributed import megatron_groups
-from hcmegatron.training.model import wrap
+from hcmegatron.training.model import wrap_chunk
 from tests.layouts.network import Batches, chunks_of
 from tests.small_configs import small
 
@@ -59,7 +59,7 @@ def compare(architecture: str, parallel: dict, dtype: str, tied: bool, grouped: 
         def twice(separate: bool, order: list[str]) -> tuple:
             """The second step's gradients: overlapped reduction learns in the first when they come."""
             (model,) = chunks_of(config, groups)
-            chunk = wrap(model, config, groups)
+            chunk = wrap_chunk(model, config, groups)
             store = separate_weight_gradients(model) if separate else None
             during = {"B": Matmuls(), "I": Matmuls(), "W": Matmuls()}
             held = []
@@ -103,7 +103,7 @@ def exact() -> dict[str, dict[str, float]]:
     config = small("dense", "shc")
     config.training.dtype = "bf16"
     found: dict[str, dict[str, float]] = {}
-    usual = deferred.add_product
+    usual = wgrad_store.add_product
     with megatron_groups(config) as groups:
         batches = Batches(config, 0, 1)
         for how, order in (("whole", "B0 B1 B2"), ("deferred", "I0 I1 W0 I2 W1 W2")):
@@ -115,17 +115,17 @@ def exact() -> dict[str, dict[str, float]]:
                 usual(into, left, right)
 
             (model,) = chunks_of(config, groups)
-            chunk = wrap(model, config, groups)
+            chunk = wrap_chunk(model, config, groups)
             store = separate_weight_gradients(model)
             chunk.zero_grad_buffer()
-            deferred.add_product = noted
+            wgrad_store.add_product = noted
             for kind, i in order.split():
                 if kind == "W":
                     store.pop_and_run()
                     continue
                 with store.deferring() if kind == "I" else nullcontext():
                     backward(chunk, batches(0, int(i)))
-            deferred.add_product = usual
+            wgrad_store.add_product = usual
             found[how] = {
                 name: float(
                     (p.main_grad.double() - sums[p.main_grad.data_ptr()]).abs().max()

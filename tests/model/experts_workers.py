@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from hcmegatron.model.experts import GroupedExperts
-from hcmegatron.model.global_view import parts
+from hcmegatron.model.param_shards import param_shards
 from hcmegatron.model.transformer_config import transformer_config
 from hcmegatron.platform.distributed import megatron_groups
 from megatron.core import dist_checkpointing
@@ -58,7 +58,7 @@ def same_parts(parallel: dict) -> tuple[list, list]:
         with megatron_groups(config) as groups:
             (chunk,) = chunks_of(config, groups)
             key = lambda part: (part.key, part.leading, part.offset)  # noqa: E731
-            found.append([(*key(p), p.shape, p.data.clone()) for p in sorted(parts(chunk), key=key)])
+            found.append([(*key(p), p.shape, p.data.clone()) for p in sorted(param_shards(chunk), key=key)])
     return found[0], found[1]
 
 
@@ -68,15 +68,17 @@ def interchange(directory: str, parallel: dict, saved_grouped: bool) -> bool:
     config.moe.grouped = saved_grouped
     with megatron_groups(config) as groups:
         (chunk,) = chunks_of(config, groups)
-        before = {(p.key, p.leading, p.offset): p.data.clone() for p in parts(chunk)}
+        before = {(p.key, p.leading, p.offset): p.data.clone() for p in param_shards(chunk)}
         dist_checkpointing.save(chunk.sharded_state_dict(), directory)
     config.moe.grouped, config.training.seed = not saved_grouped, 99
     with megatron_groups(config) as groups:
         (chunk,) = chunks_of(config, groups)
-        different = any(not torch.equal(before[p.key, p.leading, p.offset], p.data) for p in parts(chunk))
+        different = any(
+            not torch.equal(before[p.key, p.leading, p.offset], p.data) for p in param_shards(chunk)
+        )
         state = dist_checkpointing.load(chunk.sharded_state_dict(), directory)
         chunk.load_state_dict(state, strict=True)
-        after = {(p.key, p.leading, p.offset): p.data for p in parts(chunk)}
+        after = {(p.key, p.leading, p.offset): p.data for p in param_shards(chunk)}
         return (
             different
             and before.keys() == after.keys()

@@ -7,7 +7,7 @@ from unittest.mock import patch
 
 from hcmegatron.config.schema import Config, micro_batch_tokens
 from hcmegatron.model.gpt import unwrap
-from hcmegatron.pipeline.schedule import build_schedule
+from hcmegatron.pipeline.forward_backward import build_forward_backward
 from hcmegatron.platform.distributed import megatron_groups
 from hcmegatron.recompute.attach import Recomputation
 from hcmegatron.training import model
@@ -50,7 +50,7 @@ def train(configs: list[Config], steps: int) -> list[tuple[int, list[float]]]:
     ):
         for config in configs:
             with megatron_groups(config) as groups:
-                chunks = [model.wrap(chunk, config, groups) for chunk in chunks_of(config, groups)]
+                chunks = [model.wrap_chunk(chunk, config, groups) for chunk in chunks_of(config, groups)]
                 execution = None
                 if config.recompute.mode != "none":
                     models = [unwrap(chunk) for chunk in chunks]
@@ -61,7 +61,7 @@ def train(configs: list[Config], steps: int) -> list[tuple[int, list[float]]]:
                 optimizer = build_optimizer(config, chunks, groups)
                 set_learning_rate(optimizer, 0.05, 0.0)
                 batches = Batches(config, groups.dp.rank(), groups.dp.size())
-                schedule = build_schedule(config, chunks, groups, execution)
+                schedule = build_forward_backward(config, chunks, groups, execution)
                 stepper = Stepper(config, chunks, optimizer, schedule, batches, groups)
                 losses = [stepper.step(step).loss for step in range(steps)]
                 found.append((sum(len(chunk.bucket_groups) for chunk in chunks), losses))

@@ -5,8 +5,8 @@ import sys
 
 import pytest
 
-from hcmegatron.config.checks import check
-from hcmegatron.config.load import load
+from hcmegatron.config.checks import check_config
+from hcmegatron.config.load import load_config
 from hcmegatron.planner.counts import padded_vocabulary
 from hcmegatron.planner.parameters import active_parameters, connection_parameters, total_parameters
 from tests.model import counts_workers
@@ -40,8 +40,8 @@ NAMES = ("olmo-1b", "olmo-7b", "olmo2-1b", "olmoe-1b-7b", "mhc-3b", "mhc-9b", "m
 
 
 def config(name, *overrides):
-    loaded = load(ROOT / f"configs/{name}.yaml", list(overrides))
-    assert check(loaded) == []
+    loaded = load_config(ROOT / f"configs/{name}.yaml", list(overrides))
+    assert check_config(loaded) == []
     return loaded
 
 
@@ -51,14 +51,14 @@ def counted(loaded):
 
 @pytest.mark.parametrize("name, overrides", BASELINES)
 def test_baselines_to_the_integer(name, overrides):
-    loaded = load(ROOT / f"configs/{name}.yaml", [*RESIDUAL, *overrides])
+    loaded = load_config(ROOT / f"configs/{name}.yaml", [*RESIDUAL, *overrides])
     assert counted(loaded) == BASELINES[name, overrides]
 
 
 @pytest.mark.parametrize("name, kind, n, norm", ADDED)
 def test_connections_to_the_integer(name, kind, n, norm):
     settings = {"kind": kind, "n": n, "norm": norm}
-    loaded = load(
+    loaded = load_config(
         ROOT / f"configs/{name}.yaml", [f"--connection.{key}={value}" for key, value in settings.items()]
     )
     assert connection_parameters(loaded) == ADDED[name, kind, n, norm]
@@ -82,7 +82,7 @@ def test_counting_needs_no_torch():
 @pytest.mark.ranks
 def test_built_models_have_the_counted_parameters():
     configs = [config(path.stem) for path in sorted((ROOT / "configs").glob("*.yaml"))] + [
-        load(ROOT / f"configs/{name}.yaml", [*RESIDUAL, *overrides]) for name, overrides in BASELINES
+        load_config(ROOT / f"configs/{name}.yaml", [*RESIDUAL, *overrides]) for name, overrides in BASELINES
     ]
     configs.append(
         config("mhc-3b", "--connection.contract=head", "--mla.q_rank=700", "--model.norm=layernorm")

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from hcmegatron.model.dropout import Dropout
-from hcmegatron.platform.generators import seed_draws, seed_of
+from hcmegatron.platform.seeds import seed_draws, seed_of
 from megatron.core.tensor_parallel import get_cuda_rng_tracker
 
 

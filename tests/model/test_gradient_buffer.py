@@ -4,12 +4,12 @@ import pytest
 import torch
 from torch.autograd.graph import saved_tensors_hooks
 
-from hcmegatron.model.deferred import linear
 from hcmegatron.model.experts import _GroupedLinear
-from hcmegatron.model.nodes import Keeping
-from hcmegatron.model.weight_gradients import WeightGradients
-from hcmegatron.recompute.measure import Meter, Watch
-from hcmegatron.recompute.tape import Tape
+from hcmegatron.model.nodes import ActivationPolicy
+from hcmegatron.model.weight_gradients import WeightGradStore
+from hcmegatron.model.wgrad_store import deferrable_linear
+from hcmegatron.recompute.block_checkpoint import BlockCheckpoint
+from hcmegatron.recompute.meter import Meter, MeteredPolicy
 
 
 def buffered(*shape):
@@ -21,7 +21,7 @@ def buffered(*shape):
 
 
 def plain(x, weight, store):
-    return linear(x, weight, store)
+    return deferrable_linear(x, weight, store)
 
 
 def grouped(x, weight, store):
@@ -29,13 +29,15 @@ def grouped(x, weight, store):
 
 
 @pytest.mark.parametrize("deferred", [False, True])
-@pytest.mark.parametrize("keeping", [Keeping, lambda: Tape([1]), lambda: Watch(Meter())])
+@pytest.mark.parametrize(
+    "activation_policy", [ActivationPolicy, lambda: BlockCheckpoint([1]), lambda: MeteredPolicy(Meter())]
+)
 @pytest.mark.parametrize(("operation", "shape"), [(plain, (8, 4)), (grouped, (2, 8, 4))])
-def test_the_buffer_is_added_to(operation, shape, keeping, deferred):
+def test_the_buffer_is_added_to(operation, shape, activation_policy, deferred):
     weight, told = buffered(*shape)
     x = torch.randn(8, 4, generator=torch.Generator().manual_seed(1)).requires_grad_()
-    store = WeightGradients()
-    with keeping().node():
+    store = WeightGradStore()
+    with activation_policy().node():
         y = operation(x, weight, store)
     if deferred:
         with store.deferring():
@@ -55,7 +57,7 @@ def test_a_buffer_of_less_precision_leaves_it_to_autograd():
     weight, told = buffered(6, 4)
     weight.main_grad = weight.main_grad.bfloat16()
     with saved_tensors_hooks(lambda t: t, lambda t: t):
-        linear(torch.ones(3, 4), weight, WeightGradients()).sum().backward()
+        deferrable_linear(torch.ones(3, 4), weight, WeightGradStore()).sum().backward()
     assert told == [] and weight.grad is not None and weight.main_grad.eq(1).all()
 
 
@@ -63,6 +65,6 @@ def test_a_buffer_of_more_precision_is_added_to_in_it():
     weight, told = buffered(6, 4)
     weight.main_grad = weight.main_grad.double()
     x = torch.full((3, 4), 1 / 3)
-    linear(x, weight, WeightGradients()).sum().backward()
+    deferrable_linear(x, weight, WeightGradStore()).sum().backward()
     assert weight.grad is None and len(told) == 1
     assert torch.equal(weight.main_grad, 1 + x.double().sum(0).expand(6, 4))

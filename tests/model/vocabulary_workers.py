@@ -17,17 +17,17 @@ def steps(configs: list[Config]) -> list[tuple[float, float, float, int]]:
 
 def _step(config: Config, groups: object) -> tuple[float, float, float, int]:
     chunks = []
-    usual = network.wrap
+    usual = network.wrap_chunk
 
     def noted(model, *args):
         chunks.append(usual(model, *args))
         return chunks[-1]
 
-    network.wrap = noted
+    network.wrap_chunk = noted
     try:
         outcome = network.one_step(config, groups)
     finally:
-        network.wrap = usual
+        network.wrap_chunk = usual
     largest, entries = 0.0, 0
     for chunk in chunks:
         model = unwrap(chunk)

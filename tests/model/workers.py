@@ -13,13 +13,13 @@ import torch
 import torch.nn.functional as F
 
 from hcmegatron.config.schema import Config
-from hcmegatron.connections.build import described
+from hcmegatron.connections.build import parameter_of
 from hcmegatron.model.execution import Execution
-from hcmegatron.model.global_view import parts
 from hcmegatron.model.gpt import unwrap
+from hcmegatron.model.param_shards import param_shards
+from hcmegatron.pipeline.configured_schedule import first_micro_batches
+from hcmegatron.pipeline.forward_backward import build_forward_backward
 from hcmegatron.pipeline.megatron_schedule import widen_messages
-from hcmegatron.pipeline.placement import first_micro_batches
-from hcmegatron.pipeline.schedule import build_schedule
 from hcmegatron.platform.distributed import megatron_groups, seed_regions
 from hcmegatron.training.loss import token_loss
 from hcmegatron.training.model import build_model, initialised_chunks
@@ -32,8 +32,8 @@ KINDS = ("residual", "shc", "dhc", "sfc", "dfc", "mhc")
 
 def randomise_connections(chunk: torch.nn.Module) -> None:
     """At init half of the connections' gradients vanish by symmetry; move every parameter by a function of its key."""
-    for part in parts(chunk):
-        if described(part.data):
+    for part in param_shards(chunk):
+        if parameter_of(part.data):
             seed = int.from_bytes(hashlib.sha256(part.key.encode()).digest()[:6], "little")
             noise = torch.randn(part.shape, generator=torch.Generator().manual_seed(seed))
             with torch.no_grad():
@@ -111,7 +111,7 @@ def fp64_step(config: Config, count: int) -> Step:
         wrapped = [Bare(chunk.config, chunk) for chunk in chunks]
         widen_messages(wrapped, chunks[0].decoder.streams)
         firsts = first_micro_batches(config.parallel, groups.pp.rank(), count)
-        losses = build_schedule(config, wrapped, groups, Execution())(
+        losses = build_forward_backward(config, wrapped, groups, Execution())(
             forward_step_func=own_loss_step,
             data_iterator=[iter(batches(count, config.training.micro_batch)[first:]) for first in firsts],
             model=wrapped,
@@ -141,7 +141,7 @@ def fp32_step(config: Config, count: int) -> Step:
         for chunk in chunks:
             chunk.zero_grad_buffer()
         firsts = first_micro_batches(config.parallel, groups.pp.rank(), count)
-        losses = build_schedule(config, chunks, groups, Execution())(
+        losses = build_forward_backward(config, chunks, groups, Execution())(
             forward_step_func=megatron_loss_step,
             data_iterator=[iter(batches(count, config.training.micro_batch)[first:]) for first in firsts],
             model=chunks,
@@ -173,7 +173,7 @@ def collect(chunks, gradient):
     found = {}
     for c, chunk in enumerate(chunks):
         by_storage = {p.untyped_storage().data_ptr(): p for p in chunk.parameters()}
-        for part in parts(chunk):
+        for part in param_shards(chunk):
             parameter = by_storage.get(part.data.untyped_storage().data_ptr())
             if parameter is None or (grad := gradient(c, id(parameter))) is None:
                 continue  # a buffer

@@ -1,6 +1,6 @@
 """A small network under a schedule, and what a schedule without pairs does."""
 
-from hcmegatron.config.schedules import SCHEDULES
+from hcmegatron.config.schedule_names import SCHEDULES
 from tests.small_configs import small_config
 
 

@@ -9,15 +9,15 @@ import torch
 import torch.distributed as dist
 
 from hcmegatron.config.schema import Config
-from hcmegatron.pipeline.placement import placement
+from hcmegatron.pipeline.configured_schedule import placement
 from hcmegatron.platform.distributed import megatron_groups, process_groups
-from hcmegatron.platform.ranks import discover
+from hcmegatron.platform.ranks import discover_ranks
 from megatron.core import parallel_state
 from schedules.actions import Kind
 from schedules.placement import Placement
-from schedules.plan import Message
 from schedules.runtime.gpu import CHANNEL_BLOCKS, GPU
 from schedules.runtime.torch_distributed import DistributedTransport, channels
+from schedules.schedule import Message
 from tests.emulated import gpu
 from tests.emulated.communicators import Communicator
 
@@ -29,7 +29,7 @@ def channels_of(configs: list[Config], limit: float) -> list[tuple[int, list]]:
     gpu.install()
     timeout = timedelta(seconds=limit)
     found = []
-    with process_groups(configs[0], discover(os.environ)):
+    with process_groups(configs[0], discover_ranks(os.environ)):
         parallel_state.destroy_model_parallel()
         for config in configs:
             with megatron_groups(config) as groups:

@@ -10,7 +10,7 @@ import torch.distributed as dist
 
 from hcmegatron.model.execution import Execution
 from hcmegatron.pipeline import runner
-from hcmegatron.pipeline.schedule import build_schedule
+from hcmegatron.pipeline.forward_backward import build_forward_backward
 from hcmegatron.training.model import build_model
 from megatron.core.pipeline_parallel import schedules as megatrons
 from tests.model.workers import VOCAB, S, batches, groups_of, megatron_loss_step
@@ -28,7 +28,7 @@ def timeouts() -> tuple[list, list]:
         mock.patch.object(dist, "new_group", wraps=dist.new_group) as new_group,
         mock.patch.object(runner, "DistributedTransport", wraps=runner.DistributedTransport) as transport,
     ):
-        build_schedule(config, build_model(config, VOCAB, groups), groups, Execution())
+        build_forward_backward(config, build_model(config, VOCAB, groups), groups, Execution())
     return tuple(
         [call.kwargs["timeout"].total_seconds() for call in calls.call_args_list]
         for calls in (transport, new_group)
@@ -42,7 +42,7 @@ def persistent_attention() -> list[bool]:
         config = small_config("mhc", False)
         config.parallel.schedule, config.parallel.overlap = "dualpipev", overlap
         with groups_of(config) as groups:
-            build_schedule(config, build_model(config, VOCAB, groups), groups, Execution())
+            build_forward_backward(config, build_model(config, VOCAB, groups), groups, Execution())
         found.append(torch.backends.cuda.cudnn_sdp_enabled())
     return found
 
@@ -54,7 +54,7 @@ def calls(cases: list[dict]) -> list[tuple[str, str] | list[float]]:
     found = []
     with groups_of(config) as groups:
         chunks = build_model(config, VOCAB, groups)
-        schedule = build_schedule(config, chunks, groups, Execution())
+        schedule = build_forward_backward(config, chunks, groups, Execution())
         for case in cases:
             arguments = {
                 "forward_step_func": megatron_loss_step,

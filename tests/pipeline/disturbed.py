@@ -10,8 +10,8 @@ import time
 from functools import partial
 
 from hcmegatron.config.schema import Config
-from hcmegatron.pipeline.stage import ChunkStage
-from hcmegatron.platform.local_launch import launch
+from hcmegatron.pipeline.chunk_stage import ChunkStage
+from hcmegatron.platform.local_launch import launch_ranks
 from hcmegatron.platform.ranks import RankInfo
 from hcmegatron.training import run
 from hcmegatron.training.step import Stepper
@@ -21,7 +21,7 @@ MICRO_BATCH = 3  # during whose forward it happens
 
 def start(config: Config, how: str, culprit: int, world_size: int) -> int:
     """The exit status of the ranks, started on this machine."""
-    return launch(partial(rank, config, how, culprit), world_size)
+    return launch_ranks(partial(rank, config, how, culprit), world_size)
 
 
 def rank(config: Config, how: str, culprit: int, ranks: RankInfo) -> int:

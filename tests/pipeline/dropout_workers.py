@@ -16,10 +16,10 @@ from hcmegatron.config.schema import Config, micro_batch_tokens
 from hcmegatron.model import dropout
 from hcmegatron.model.dropout import Dropout
 from hcmegatron.model.execution import Execution
-from hcmegatron.pipeline.placement import most_held
-from hcmegatron.pipeline.schedule import build_schedule
+from hcmegatron.pipeline.configured_schedule import most_held
+from hcmegatron.pipeline.forward_backward import build_forward_backward
 from hcmegatron.recompute.attach import Recomputation
-from hcmegatron.training.model import wrap
+from hcmegatron.training.model import wrap_chunk
 from hcmegatron.training.optimizer import build_optimizer
 from hcmegatron.training.step import Stepper
 from tests.layouts.network import Batches, Outcome, chunks_of, one_step
@@ -71,9 +71,9 @@ def steps(configs: list[Config], shared: bool = False) -> list[Step]:
 def evaluation(config: Config) -> tuple[list[Mask], bool]:
     """The masks of an evaluation, and whether the generator is after it what it was before."""
     with groups_of(config) as groups:
-        chunks = [wrap(chunk, config, groups) for chunk in chunks_of(config, groups)]
+        chunks = [wrap_chunk(chunk, config, groups) for chunk in chunks_of(config, groups)]
         optimizer = build_optimizer(config, chunks, groups)
-        schedule = build_schedule(config, chunks, groups, Execution())
+        schedule = build_forward_backward(config, chunks, groups, Execution())
         batches = Batches(config, groups.dp.rank(), groups.dp.size())
         stepper = Stepper(config, chunks, optimizer, schedule, batches, groups)
         stepper.gradients(0)

@@ -10,8 +10,8 @@ import torch
 
 from hcmegatron.config.schema import Config
 from hcmegatron.model.gpt import unwrap
-from hcmegatron.pipeline.placement import placement
-from hcmegatron.platform.ranks import discover
+from hcmegatron.pipeline.configured_schedule import placement
+from hcmegatron.platform.ranks import discover_ranks
 from hcmegatron.training import checkpoint, model
 from hcmegatron.training.run import train
 from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
@@ -38,7 +38,7 @@ def run(config: Config, bucket_size: int | None = None) -> dict[int, dict[str, s
         return usual_save(self, at, **options)
 
     checkpoint.Checkpoints.save = looking
-    assert train(config, discover(os.environ)) == 0
+    assert train(config, discover_ranks(os.environ)) == 0
     return found
 
 

@@ -12,12 +12,12 @@ import torch
 
 from hcmegatron.config.schema import Config, micro_batch_tokens
 from hcmegatron.model.gpt import unwrap
-from hcmegatron.pipeline.placement import most_held
-from hcmegatron.pipeline.schedule import build_schedule
+from hcmegatron.pipeline.configured_schedule import most_held
+from hcmegatron.pipeline.forward_backward import build_forward_backward
 from hcmegatron.platform.distributed import process_groups
-from hcmegatron.platform.ranks import discover
+from hcmegatron.platform.ranks import discover_ranks
 from hcmegatron.recompute.attach import Recomputation
-from hcmegatron.training.model import wrap
+from hcmegatron.training.model import wrap_chunk
 from hcmegatron.training.optimizer import build_optimizer
 from hcmegatron.training.step import Stepper
 from megatron.core import parallel_state
@@ -57,7 +57,7 @@ def on_gpu(configs: list[Config]) -> list[Step]:
 
 
 def _steps(configs: list[Config]) -> Iterator[Step]:
-    with process_groups(configs[0], discover(os.environ)):
+    with process_groups(configs[0], discover_ranks(os.environ)):
         parallel_state.destroy_model_parallel()
         for config in configs:
             with groups_of(config) as groups:
@@ -66,14 +66,14 @@ def _steps(configs: list[Config]) -> Iterator[Step]:
 
 def _step(config: Config, groups: object) -> Step:
     """A rehearsal and two steps, the second of which is looked at."""
-    chunks = [wrap(chunk, config, groups) for chunk in chunks_of(config, groups)]
+    chunks = [wrap_chunk(chunk, config, groups) for chunk in chunks_of(config, groups)]
     batches = Batches(config, groups.dp.rank(), groups.dp.size())
     held = most_held(config.parallel, batches.micro_batches, groups.pp.rank())
     execution = Recomputation(
         config.recompute, [unwrap(chunk) for chunk in chunks], micro_batch_tokens(config), *held
     ).execution
     optimizer = build_optimizer(config, chunks, groups)
-    schedule = build_schedule(config, chunks, groups, execution)
+    schedule = build_forward_backward(config, chunks, groups, execution)
     stepper = Stepper(config, chunks, optimizer, schedule, batches, groups)
     with watching() if GPU.present() else nullcontext() as watched:
         stepper.rehearse()

@@ -10,12 +10,12 @@ import torch
 from hcmegatron.config.schema import Config, micro_batch_tokens
 from hcmegatron.model.gpt import unwrap
 from hcmegatron.model.nodes import Node
-from hcmegatron.model.weight_gradients import LeftWork
-from hcmegatron.pipeline.cut import Piece
+from hcmegatron.model.weight_gradients import DeferredWgrads
+from hcmegatron.pipeline.chunk_stage import ChunkStage
+from hcmegatron.pipeline.configured_schedule import first_micro_batches, most_held
+from hcmegatron.pipeline.forward_backward import build_forward_backward
+from hcmegatron.pipeline.micro_batch_graph import GraphSegment
 from hcmegatron.pipeline.overlap import OverlappedStage
-from hcmegatron.pipeline.placement import first_micro_batches, most_held
-from hcmegatron.pipeline.schedule import build_schedule
-from hcmegatron.pipeline.stage import ChunkStage
 from hcmegatron.recompute.attach import Recomputation
 from hcmegatron.training.model import build_model
 from schedules.actions import FB, Action, B, F, I, W
@@ -53,7 +53,7 @@ def step(config: Config, count: int) -> Step:
             randomise_connections(chunk)
         for chunk in wrapped:
             chunk.zero_grad_buffer()
-        runner = build_schedule(config, wrapped, groups, execution)
+        runner = build_forward_backward(config, wrapped, groups, execution)
         called = log_calls(runner.stages)
         own = batches(count * groups.dp.size(), config.training.micro_batch)[
             groups.dp.rank() :: groups.dp.size()
@@ -111,11 +111,11 @@ class watching:
     def __enter__(self) -> list[tuple[list, list]]:
         pairs: list[tuple[list, list]] = []
         open_pair: list[list] = []
-        usual_forward, usual_backward = Node.forward, Piece.backward
-        usual_init, usual_pair = Piece.__init__, OverlappedStage.forward_backward
-        usual_left, usual_run = LeftWork.__init__, LeftWork.run
+        usual_forward, usual_backward = Node.forward, GraphSegment.backward
+        usual_init, usual_pair = GraphSegment.__init__, OverlappedStage.forward_backward
+        usual_left, usual_run = DeferredWgrads.__init__, DeferredWgrads.run
         last: list[str] = [""]
-        unnamed: list[LeftWork] = []  # of the node whose backward comes next
+        unnamed: list[DeferredWgrads] = []  # of the node whose backward comes next
 
         def forward(node, state, micro_batch):
             last[0] = node.name
@@ -150,10 +150,10 @@ class watching:
 
         self.patches = [
             mock.patch.object(Node, "forward", forward),
-            mock.patch.object(Piece, "backward", backward),
-            mock.patch.object(Piece, "__init__", init),
-            mock.patch.object(LeftWork, "__init__", left),
-            mock.patch.object(LeftWork, "run", run),
+            mock.patch.object(GraphSegment, "backward", backward),
+            mock.patch.object(GraphSegment, "__init__", init),
+            mock.patch.object(DeferredWgrads, "__init__", left),
+            mock.patch.object(DeferredWgrads, "run", run),
             mock.patch.object(OverlappedStage, "forward_backward", pair),
         ]
         for patch in self.patches:

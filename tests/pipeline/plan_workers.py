@@ -7,13 +7,13 @@ from dataclasses import dataclass
 
 import torch
 
-from hcmegatron.config import check
+from hcmegatron.config import check_config
 from hcmegatron.config.schema import Config
 from hcmegatron.model import specs
 from hcmegatron.model.execution import Execution
 from hcmegatron.model.gpt import ConnectionGPT, unwrap
 from hcmegatron.model.transformer_config import transformer_config
-from hcmegatron.pipeline.schedule import build_schedule
+from hcmegatron.pipeline.forward_backward import build_forward_backward
 from hcmegatron.platform.distributed import device, process_groups
 from hcmegatron.platform.ranks import RankInfo, free_port
 from hcmegatron.training.loss import forward_step
@@ -48,7 +48,7 @@ def compare() -> tuple[Compared, Compared, int]:
     config.parallel.schedule, config.parallel.overlap = "dualpipev", True
     config.training.global_batch = COUNT * config.training.micro_batch
     config.training.threads = 1
-    check(config)
+    check_config(config)
     alone = RankInfo(0, 1, 0, 1, "127.0.0.1", free_port(), "test")
     made = [
         {name: value.to(device()) for name, value in batch.items() if name != "first_sample"}
@@ -78,7 +78,7 @@ def _whole(chunks: list[ConnectionGPT]) -> dict[str, torch.nn.Parameter]:
 def _plain(config: Config, groups, chunks: list[ConnectionGPT]) -> GPTModel:
     """Megatron's own model and layers over the same parts, with the same weights."""
     provider = specs.backend(config)
-    around = specs.norm(config.model)
+    around = specs.norm_spec(config.model)
     layers = [
         ModuleSpec(
             TransformerLayer,
@@ -133,7 +133,7 @@ def _by_plans(model: GPTModel, made: list[dict[str, torch.Tensor]]) -> Compared:
 
 
 def _by_runner(config: Config, chunks: list, groups, made: list) -> tuple[Compared, int]:
-    schedule = build_schedule(config, chunks, groups, Execution())
+    schedule = build_forward_backward(config, chunks, groups, Execution())
     for chunk in chunks:
         chunk.zero_grad_buffer()
     losses = schedule(

@@ -3,7 +3,7 @@
 import pytest
 
 from hcmegatron.config.schema import Config
-from hcmegatron.pipeline.placement import placement
+from hcmegatron.pipeline.configured_schedule import placement
 from schedules.runtime.torch_distributed import channels
 from tests.pipeline import channel_workers
 from tests.ranks import run_ranks

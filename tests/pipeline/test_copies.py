@@ -5,8 +5,8 @@ import weakref
 import torch
 
 from hcmegatron.model.experts import GroupedExperts
-from hcmegatron.pipeline.warm_start import copies
-from hcmegatron.platform.transfer import reserve
+from hcmegatron.pipeline.warm_start import copies_to_device
+from hcmegatron.platform import transfer
 
 
 def test_pinned_memory_is_reserved_for_a_whole_step_at_once(monkeypatch):
@@ -22,10 +22,10 @@ def test_pinned_memory_is_reserved_for_a_whole_step_at_once(monkeypatch):
     chunk = torch.nn.ModuleList([experts(5), torch.nn.Linear(2, 2), experts(3)])
     batch = {"labels": torch.zeros(2, 3), "attention_mask": torch.zeros(9), "first_sample": 7}
     monkeypatch.setattr(torch, "empty", Block)
-    reserve([8, 8])
+    transfer.reserve([8, 8])
     assert most == [], "only where there is a GPU"
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    reserve(copies([chunk], [batch], 2))
+    transfer.reserve(copies_to_device([chunk], [batch], 2))
     assert most == [(size, number + 1) for number, size in enumerate([24, 20, 12] * 2)]
     assert len(alive) == 0
 

@@ -3,7 +3,7 @@
 import torch
 
 from hcmegatron.model.nodes import Lane
-from hcmegatron.pipeline.lanes import Chain, Lanes
+from hcmegatron.pipeline.lanes import Lanes, StreamOrder
 
 
 class Stream:
@@ -21,7 +21,7 @@ def test_communication_and_merges_come_before_computation(monkeypatch):
 
 
 def test_on_cpu_there_are_none():
-    lanes, chain = Lanes(torch.device("cpu")), Chain()
-    with lanes.on(Lane.COMMUNICATION, chain):
+    lanes, order = Lanes(torch.device("cpu")), StreamOrder()
+    with lanes.on(Lane.COMMUNICATION, order):
         pass
-    assert chain.done is None
+    assert order.done is None

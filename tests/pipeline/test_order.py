@@ -2,7 +2,7 @@
 
 import pytest
 
-from hcmegatron.pipeline.placement import training_schedule
+from hcmegatron.pipeline.configured_schedule import training_schedule
 from schedules.generators import SCHEDULES as descriptors
 from tests.pipeline import overlap_workers
 from tests.pipeline.cases import config_for, flat

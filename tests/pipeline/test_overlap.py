@@ -5,8 +5,8 @@ import copy
 import pytest
 
 from hcmegatron.model.gpt import stages
-from hcmegatron.pipeline.placement import placement, training_schedule
-from schedules.nodes import pair_turns
+from hcmegatron.pipeline.configured_schedule import placement, training_schedule
+from schedules.node_costs import pair_turns
 from tests.pipeline import overlap_workers
 from tests.pipeline.cases import flat
 from tests.ranks import run_ranks

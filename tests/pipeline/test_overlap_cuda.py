@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch.profiler import ProfilerActivity, profile
 
-from hcmegatron.platform.attention import leave_room
 from hcmegatron.platform.ranks import free_port
+from hcmegatron.platform.sdpa import disable_persistent_sdpa
 from tests.pipeline.cuda_run import CASES
 
 ALONE = {
@@ -74,7 +74,7 @@ def test_overlapped_and_serialised_runs_are_equal_over_200_steps(case, tmp_path)
 def test_no_attention_kernel_is_persistent(tmp_path):
     """Blocks of every attention kernel, where there are tiles for many times the SMs: a persistent one has no more
     than fit at once."""
-    leave_room()
+    disable_persistent_sdpa()
     shape = (8, 32, 2048, 128)
     q, k, v = (torch.randn(shape, device="cuda", dtype=torch.bfloat16, requires_grad=True) for _ in range(3))
     with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as trace:

@@ -8,11 +8,11 @@ import pytest
 from hcmegatron.pipeline.overlap import Pairing, pairing
 from schedules import generate, simulate
 from schedules.costs import Costs, Link, stage_costs
-from schedules.nodes import Node
+from schedules.node_costs import NodeCost
 from tests.ranks import run_ranks
-from tools.bench_overlap import Setting, modes, predicted
+from tools.bench_overlap import OverlapCase, modes, predicted
 
-SETTING = Setting(ranks=2, microbatches=6, unit=0.006)
+SETTING = OverlapCase(ranks=2, microbatches=6, unit=0.006)
 
 
 @pytest.mark.ranks
@@ -75,6 +75,6 @@ def test_the_order_of_an_fb_is_the_simulators_choice(all_to_all, hop):
 
 
 def test_trailing_weight_gradients_leave_the_results_early():
-    node = Node("experts", "compute", 1, 1, 1)
+    node = NodeCost("experts", "compute", 1, 1, 1)
     inline, last = (stage_costs([[node]] * 4, trail=trail) for trail in (0, 4))
     assert (inline.FB, inline.tail, last.FB, last.tail) == (12, 0, 12, 4)

@@ -12,11 +12,11 @@ import torch.distributed as dist
 
 from hcmegatron.config.schema import Config, micro_batch_tokens
 from hcmegatron.model.gpt import unwrap
-from hcmegatron.pipeline.placement import most_held
-from hcmegatron.pipeline.schedule import build_schedule
-from hcmegatron.platform.communicators import touch
+from hcmegatron.pipeline.configured_schedule import most_held
+from hcmegatron.pipeline.forward_backward import build_forward_backward
+from hcmegatron.platform.communicators import start_communicators
 from hcmegatron.recompute.attach import Recomputation
-from hcmegatron.training.model import wrap
+from hcmegatron.training.model import wrap_chunk
 from hcmegatron.training.optimizer import build_optimizer
 from hcmegatron.training.step import Stepper
 from tests.emulated.kernels import loading
@@ -39,14 +39,14 @@ def runs(configs: list[Config], warm: bool = True) -> list[Start]:
     found = []
     for config in configs:
         with groups_of(config) as groups:
-            chunks = [wrap(chunk, config, groups) for chunk in chunks_of(config, groups)]
+            chunks = [wrap_chunk(chunk, config, groups) for chunk in chunks_of(config, groups)]
             batches = Batches(config, groups.dp.rank(), groups.dp.size())
             held = most_held(config.parallel, batches.micro_batches, groups.pp.rank())
             execution = Recomputation(
                 config.recompute, [unwrap(chunk) for chunk in chunks], micro_batch_tokens(config), *held
             ).execution
             optimizer = build_optimizer(config, chunks, groups)
-            schedule = build_schedule(config, chunks, groups, execution)
+            schedule = build_forward_backward(config, chunks, groups, execution)
             stepper = Stepper(config, chunks, optimizer, schedule, batches, groups)
             with loading() as mode:
                 with nullcontext() if warm else mock.patch.object(Stepper, "_warm_start", lambda _: []):
@@ -59,10 +59,10 @@ def runs(configs: list[Config], warm: bool = True) -> list[Start]:
 
 
 def untouched(config: Config) -> list[str]:
-    """Groups of several ranks, this one among them, through which `touch` sent nothing."""
+    """Groups of several ranks, this one among them, through which `start_communicators` sent nothing."""
     with groups_of(config) as groups:
         sent = []
         with mock.patch.object(dist, "all_reduce", lambda tensor, group: sent.append(group)):
-            touch(groups)
+            start_communicators(groups)
         known = dist.distributed_c10d._world.pg_map
         return sorted({group.group_desc for group in known if group.size() > 1 and group not in sent})

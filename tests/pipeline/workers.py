@@ -11,12 +11,12 @@ import torch.distributed as dist
 from hcmegatron.config.schema import Config
 from hcmegatron.model.execution import Execution
 from hcmegatron.model.gpt import unwrap
-from hcmegatron.pipeline.placement import training_schedule
+from hcmegatron.pipeline.chunk_stage import ChunkStage
+from hcmegatron.pipeline.configured_schedule import training_schedule
+from hcmegatron.pipeline.forward_backward import build_forward_backward
 from hcmegatron.pipeline.runner import ScheduleRunner
-from hcmegatron.pipeline.schedule import build_schedule
-from hcmegatron.pipeline.stage import ChunkStage
 from hcmegatron.training.loss import forward_step
-from hcmegatron.training.model import wrap
+from hcmegatron.training.model import wrap_chunk
 from hcmegatron.training.optimizer import build_optimizer
 from hcmegatron.training.step import Stepper
 from megatron.core.tensor_parallel import get_cuda_rng_tracker
@@ -46,9 +46,9 @@ def evaluations(configs: list[Config], counts: list[int]) -> list[list[float]]:
     found = []
     for config in configs:
         with groups_of(config) as groups:
-            chunks = [wrap(chunk, config, groups) for chunk in chunks_of(config, groups)]
+            chunks = [wrap_chunk(chunk, config, groups) for chunk in chunks_of(config, groups)]
             optimizer = build_optimizer(config, chunks, groups)
-            schedule = build_schedule(config, chunks, groups, Execution())
+            schedule = build_forward_backward(config, chunks, groups, Execution())
             batches = Batches(config, groups.dp.rank(), groups.dp.size())
             stepper = Stepper(config, chunks, optimizer, schedule, batches, groups)
             stepper.gradients(0)
@@ -84,9 +84,9 @@ def lengths(configs: list[Config], lengths: list[int]) -> list[Outcome]:
     outcomes = []
     for config in configs:
         with groups_of(config) as groups:
-            chunks = [wrap(chunk, config, groups) for chunk in chunks_of(config, groups)]
+            chunks = [wrap_chunk(chunk, config, groups) for chunk in chunks_of(config, groups)]
             batches = Trimmed(config, lengths)
-            losses = build_schedule(config, chunks, groups, Execution())(
+            losses = build_forward_backward(config, chunks, groups, Execution())(
                 forward_step_func=forward_step,
                 data_iterator=[(batches(0, i) for i in range(len(lengths))) for _ in chunks],
                 model=chunks,
@@ -124,9 +124,9 @@ def held(configs: list[Config]) -> list[Held]:
 
 
 def _held(config: Config, groups: object) -> Held:
-    chunks = [wrap(chunk, config, groups) for chunk in chunks_of(config, groups)]
+    chunks = [wrap_chunk(chunk, config, groups) for chunk in chunks_of(config, groups)]
     optimizer = build_optimizer(config, chunks, groups)
-    runner = build_schedule(config, chunks, groups, Execution())
+    runner = build_forward_backward(config, chunks, groups, Execution())
     assert isinstance(runner, ScheduleRunner)
     batches = Batches(config, groups.dp.rank(), groups.dp.size())
     stepper = Stepper(config, chunks, optimizer, runner, batches, groups)
@@ -145,7 +145,7 @@ def _held(config: Config, groups: object) -> Held:
 
     def note() -> None:
         graphs = sum(len(stage._graphs) for stage in runner.stages.values())
-        pending = sum(len(stage.weight_gradients) for stage in runner.stages.values())
+        pending = sum(len(stage.wgrad_store) for stage in runner.stages.values())
         for place, value in enumerate((graphs + pending, pending, runtime._pool.in_use)):
             most[place] = max(most[place], value)
 

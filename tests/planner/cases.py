@@ -1,9 +1,9 @@
 """Configurations and plans that several tests use."""
 
-from hcmegatron.config import load
-from hcmegatron.planner.layout import layout
-from hcmegatron.planner.machines import machine
-from hcmegatron.planner.plan import changed
+from hcmegatron.config import load_config
+from hcmegatron.planner.layout import make_layout
+from hcmegatron.planner.machines import find_machine
+from hcmegatron.planner.plan import changed_config
 from hcmegatron.planner.rates import Assumptions, Rates
 from hcmegatron.planner.stage_costs import Operations
 from tests.ranks import ROOT
@@ -13,8 +13,8 @@ SCHEDULES = ("gpipe", "1f1b", "interleaved", "zb_h1", "zb_v", "dualpipev", "dual
 
 def config(name="mhc-27b", **changes):
     """A configuration with settings changed: section__key=value."""
-    return changed(
-        load(ROOT / f"configs/{name}.yaml"), {key.replace("__", "."): v for key, v in changes.items()}
+    return changed_config(
+        load_config(ROOT / f"configs/{name}.yaml"), {key.replace("__", "."): v for key, v in changes.items()}
     )
 
 
@@ -32,5 +32,5 @@ def pipelined(schedule, pipeline=4, **changes):
 
 def operations(loaded, gpus, gpu="h100", **assumed):
     """The operations of a configuration on so many GPUs; their layout is in them."""
-    where = layout(loaded, machine(gpu), gpus)
+    where = make_layout(loaded, find_machine(gpu), gpus)
     return Operations(where, Rates(where.machine, Assumptions(**assumed), loaded.training.dtype))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from hcmegatron.config.schema import Config
-from hcmegatron.connections.build import described
+from hcmegatron.connections.build import parameter_of
 from hcmegatron.model.gpt import build_chunk
 from hcmegatron.planner.stages import stages
 from hcmegatron.platform.distributed import megatron_groups
@@ -24,7 +24,7 @@ def built(configs: list[Config]) -> list[tuple[Shapes, set[str], list[int]]]:
                     config, stages(config.model.layers, 1)[0], config.model.vocab_size, groups
                 )
             parameters = dict(model.named_parameters())
-            theirs = {name for name, parameter in parameters.items() if described(parameter)}
+            theirs = {name for name, parameter in parameters.items() if parameter_of(parameter)}
             shapes = {
                 name: (parameter.numel(), tuple(parameter.shape[-2:]))
                 for name, parameter in parameters.items()

@@ -4,22 +4,22 @@ from types import SimpleNamespace
 
 import pytest
 
-from hcmegatron.config import load
+from hcmegatron.config import load_config
 from hcmegatron.data.tokenizer import TOKENIZERS
 from hcmegatron.planner import counts, published
 from hcmegatron.planner.buffers import parameters
 from hcmegatron.planner.flops import training_flops_per_token
-from hcmegatron.planner.layout import layout
-from hcmegatron.planner.machines import machine
+from hcmegatron.planner.layout import make_layout
+from hcmegatron.planner.machines import find_machine
 from hcmegatron.planner.parameters import active_parameters, total_parameters
-from hcmegatron.planner.plan import changed
+from hcmegatron.planner.plan import changed_config
 from tests.ranks import ROOT
 
 FILES = sorted(path.stem for path in (ROOT / "configs").glob("*.yaml"))
 
 
 def config(name, **changes):
-    return changed(load(ROOT / f"configs/{name}.yaml"), changes)
+    return changed_config(load_config(ROOT / f"configs/{name}.yaml"), changes)
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -42,7 +42,7 @@ def test_the_vocabulary_is_the_tokenizer_s_where_none_is_given(monkeypatch):
 @pytest.mark.parametrize("name", ["mhc-27b", "olmo-1b", "olmoe-1b-7b"])
 def test_ranks_hold_the_model_together(name, schedule):
     loaded = config(name, **{"parallel.pipeline": 2, "parallel.schedule": schedule})
-    where = layout(loaded, machine("h100"), 2)
+    where = make_layout(loaded, find_machine("h100"), 2)
     held = sum((counts.held_parameters(where, rank) for rank in (0, 1)), start=counts.Counter())
     whole = counts.parameters(loaded, counts.whole_model(loaded))
     copies = 2 if schedule == "dualpipe" else 1
@@ -57,7 +57,7 @@ def test_tensor_and_expert_parallelism_shard_their_own():
     changes = {"parallel.tensor": 2, "parallel.sequence": True, "parallel.expert": 8}
     loaded = config("mhc-27b", **changes)
     whole = counts.parameters(loaded, counts.whole_model(loaded))
-    held = counts.held_parameters(layout(loaded, machine("h100"), 8), 0)
+    held = counts.held_parameters(make_layout(loaded, find_machine("h100"), 8), 0)
     for name in counts.CLASSES:
         shards = 8 if name == "experts" else 1 if name in counts.WHOLE else 2
         down = 30 * 2560 * (512 + 64) if name == "attention" else 0  # of keys and values, whole on every rank
@@ -68,7 +68,7 @@ def test_tensor_and_expert_parallelism_shard_their_own():
 @pytest.mark.parametrize("tensor", [1, 4])
 def test_a_rank_s_classes_sum_to_the_parameters_that_it_holds(name, tensor):
     changes = {"parallel.tensor": tensor, "parallel.sequence": tensor > 1, "parallel.pipeline": 2}
-    where = layout(config(name, **changes), machine("h100"), 2 * tensor)
+    where = make_layout(config(name, **changes), find_machine("h100"), 2 * tensor)
     vocab_size = counts.padded_vocabulary(where.config)
     for rank in range(where.config.parallel.pipeline):
         held = [p.numbers for part in where.held(rank) for p in parameters(where.config, vocab_size, part)]
@@ -87,7 +87,7 @@ def test_the_mfu_of_a_published_row_is_computed_again():
     flops = published.flops_per_token(published.model("Qwen3-30B-A3B"))
     rate = flops * 1024 * 4096 / 20.1 / 16
     assert rate == pytest.approx(299e12, rel=5e-3)
-    assert round(rate / (machine("h100").peak_tflops * 1e12), 2) == 0.30
+    assert round(rate / (find_machine("h100").peak_tflops * 1e12), 2) == 0.30
 
 
 def test_recomputation_counts_in_hardware_flops_alone():

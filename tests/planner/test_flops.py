@@ -3,7 +3,7 @@
 import pytest
 
 from hcmegatron.config import Config
-from hcmegatron.connections import facts
+from hcmegatron.connections import accounting
 from hcmegatron.planner.flops import training_flops_per_token
 from tests.small_configs import put
 
@@ -102,4 +102,4 @@ def test_a_contraction_by_hand():
         ("dfc", "sum", 0),
     ):
         connection.kind, connection.contract = kind, contract
-        assert facts.contract_flops(connection, 8) == expected
+        assert accounting.contract_flops(connection, 8) == expected

@@ -2,7 +2,7 @@
 
 import pytest
 
-from hcmegatron.config import Config, check, read
+from hcmegatron.config import Config, check_config, read_config
 from hcmegatron.planner import layers
 from hcmegatron.planner.buffers import parameters
 from hcmegatron.planner.stages import stages
@@ -42,9 +42,9 @@ ARCHITECTURES = {
 @pytest.fixture
 def configs(tmp_path):
     (tmp_path / "small.yaml").write_text(SMALL)
-    found = [read(tmp_path / "small.yaml", overrides)[0] for overrides in ARCHITECTURES.values()]
+    found = [read_config(tmp_path / "small.yaml", overrides)[0] for overrides in ARCHITECTURES.values()]
     for config in found:
-        check(config)
+        check_config(config)
     return found
 
 

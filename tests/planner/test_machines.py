@@ -4,7 +4,7 @@ import pytest
 
 from hcmegatron.config import ConfigError
 from hcmegatron.planner.layout import Group
-from hcmegatron.planner.machines import MACHINES, MATMUL_BY_SIZE, check, machine, matmul_share
+from hcmegatron.planner.machines import MACHINES, MATMUL_BY_SIZE, check_machine, find_machine, matmul_share
 from hcmegatron.planner.rates import Assumptions, Rates
 
 OWN = "peak_tflops: 100\nmatmul_tflops: 80\nmemory_gib: 40\ncopy_tbs: 1\ngpus_per_node: 4\nnvlink_gbs: 100\n"
@@ -12,21 +12,21 @@ OWN = "peak_tflops: 100\nmatmul_tflops: 80\nmemory_gib: 40\ncopy_tbs: 1\ngpus_pe
 
 @pytest.mark.parametrize("name", MACHINES)
 def test_known_machines_can_exist(name):
-    assert check(machine(name), name) is MACHINES[name]
+    assert check_machine(find_machine(name), name) is MACHINES[name]
 
 
 @pytest.mark.parametrize("name, nearest", [("h10", "h100"), ("H-200s", "h200"), ("mi300", "mi300x")])
 def test_an_unknown_gpu_names_the_nearest(name, nearest):
     with pytest.raises(ConfigError, match=f"did you mean {nearest}"):
-        machine(name)
+        find_machine(name)
 
 
 def test_one_s_own(tmp_path):
     path = tmp_path / "mine.yaml"
     path.write_text(OWN + "network_gbs: 12.5\n")
-    assert (machine(str(path)).name, machine(str(path)).network_gbs) == ("mine", 12.5)
+    assert (find_machine(str(path)).name, find_machine(str(path)).network_gbs) == ("mine", 12.5)
     path.write_text("extends: h100\nnetwork_gbs: 25\n")
-    mine = machine(str(path))
+    mine = find_machine(str(path))
     assert (mine.network_gbs, mine.peak_tflops, mine.name) == (25, 989, "mine")
 
 
@@ -56,13 +56,13 @@ def test_what_no_machine_is(tmp_path, text, words):
     path = tmp_path / "mine.yaml"
     path.write_text(text)
     with pytest.raises(ConfigError) as refused:
-        machine(str(path))
+        find_machine(str(path))
     assert words in str(refused.value) and "\n" not in str(refused.value)
 
 
 def test_a_missing_file():
     with pytest.raises(ConfigError, match="No such file"):
-        machine("nowhere.yaml")
+        find_machine("nowhere.yaml")
 
 
 def test_matmul_shares_are_the_table_and_grow_between():
@@ -72,7 +72,7 @@ def test_matmul_shares_are_the_table_and_grow_between():
 
 
 def rates(**assumed):
-    return Rates(machine("h100"), Assumptions(**assumed), "bf16")
+    return Rates(find_machine("h100"), Assumptions(**assumed), "bf16")
 
 
 def test_a_large_matmul_runs_at_the_measured_rate_and_a_thin_one_at_copy_speed():

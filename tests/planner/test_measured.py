@@ -7,15 +7,15 @@ import pytest
 import yaml
 
 from hcmegatron.cli import main
-from hcmegatron.config import ConfigError, load
+from hcmegatron.config import ConfigError, load_config
 from hcmegatron.config.types import flatten
-from hcmegatron.connections import facts
+from hcmegatron.connections import accounting
 from hcmegatron.planner import measured
 from hcmegatron.planner.hops import hop_costs
 from hcmegatron.planner.layout import schedule
 from hcmegatron.planner.machines import Machine
 from hcmegatron.planner.measured import Measured
-from hcmegatron.planner.plan import changed, make_plan
+from hcmegatron.planner.plan import changed_config, make_plan
 from schedules.receives import most_ahead, receive_leads
 from schedules.simulate import simulate
 from tests.ranks import ROOT
@@ -27,7 +27,7 @@ HERE = Machine("here", 0.1, 0.1, 8, 0.02, 2, 1.0, 1.0)
 def config(**changes):
     """The quickstart under 1F1B: two stages, four micro-batches."""
     settings = {"parallel.schedule": "1f1b"} | {key.replace("__", "."): v for key, v in changes.items()}
-    return changed(load(FILE), settings)
+    return changed_config(load_config(FILE), settings)
 
 
 def costs(loaded=None, **settings):
@@ -110,7 +110,9 @@ def test_every_setting_is_one_that_times_depend_on_or_not():
     keys = flatten(config()).keys()
     assert set(measured._OF_TIMES.split()) <= keys
     assert {key.partition(".")[0] for key in keys} >= set(measured.SECTIONS)
-    assert f"connection.{next(iter(facts.kind_of(config().connection).fields))}" in measured.shape(config())
+    assert f"connection.{next(iter(accounting.kind_of(config().connection).fields))}" in measured.shape(
+        config()
+    )
 
 
 @pytest.mark.parametrize(

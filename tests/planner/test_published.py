@@ -7,7 +7,7 @@ import pytest
 from hcmegatron.planner import published
 from hcmegatron.planner.machines import GIB
 from hcmegatron.planner.plan import make_plan, overheads
-from tests.planner.cases import machine, pipelined
+from tests.planner.cases import find_machine, pipelined
 from tests.ranks import ROOT
 
 DOCS = (ROOT / "docs/planner.md").read_text()
@@ -33,7 +33,7 @@ def test_flops_are_printed_one_by_one(name):
 
 @pytest.mark.parametrize("recompute", ["none", "block"])
 def test_the_overhead_of_mhc_is_what_the_planner_says(recompute):
-    plan = make_plan(pipelined("dualpipev", recompute__mode=recompute), machine("h100"), 256)
+    plan = make_plan(pipelined("dualpipev", recompute__mode=recompute), find_machine("h100"), 256)
     shares = [f"{row.share:.1%}" for row in overheads(plan)]
     row = "| added to the residual's step | " + " | ".join(shares) + " |"
     text = "the same plan says " + ", ".join(shares[:3]) + " and " + shares[3]

@@ -5,14 +5,14 @@ from dataclasses import replace
 
 import pytest
 
-from hcmegatron.config import check, check_world, load
+from hcmegatron.config import check_config, check_world, load_config
 from hcmegatron.config.types import flatten
 from hcmegatron.planner.plan import make_plan
 from hcmegatron.planner.rates import Assumptions
-from hcmegatron.planner.search import CHOSEN, DIMENSIONS, losers, search
+from hcmegatron.planner.search import CHOSEN, DIMENSIONS, losers, search_layouts
 from hcmegatron.planner.search_report import as_config, as_json
-from hcmegatron.planner.tables import describe
-from tests.planner.cases import config, machine
+from hcmegatron.planner.tables import describe_config
+from tests.planner.cases import config, find_machine
 
 # name, changes, GPUs, machine: small enough to try everything, and with memory that decides something
 FEW = {"model__layers": 4, "moe__experts": 2, "moe__top_k": 2, "training__global_batch": 8}
@@ -28,9 +28,9 @@ CASES = {
 def test_the_bounds_leave_out_nothing_that_is_among_the_best(case):
     name, changes, gpus, gpu = CASES[case]
     loaded, assumed = config(name, **changes), Assumptions()
-    where = replace(machine("a100"), memory_gib=12) if gpu == "small" else machine(gpu)
-    found = search(loaded, where, gpus, assumed, most=5)
-    every = search(loaded, where, gpus, assumed, most=5, exhaustive=True)
+    where = replace(find_machine("a100"), memory_gib=12) if gpu == "small" else find_machine(gpu)
+    found = search_layouts(loaded, where, gpus, assumed, most=5)
+    every = search_layouts(loaded, where, gpus, assumed, most=5, exhaustive=True)
     assert case != "tight" or any(c.outcome == "memory" for c in found.looked_at if c.plan is None)
     assert every.simulated == len(every.looked_at) == len(found.looked_at)
     assert [c.seconds for c in found.best] == [c.seconds for c in every.best]
@@ -50,7 +50,7 @@ def id_of(candidate):
 @pytest.fixture(scope="module")
 def large():
     began = time.process_time()
-    found = search(config(), machine("h100"), 512, Assumptions(), most=10)
+    found = search_layouts(config(), find_machine("h100"), 512, Assumptions(), most=10)
     assert time.process_time() - began < 10  # of this process, which others on the machine do not lengthen
     return found
 
@@ -72,7 +72,7 @@ def test_experts_are_whole_or_split_as_attention_is(large):
     assert split and all(
         c.layout.config.parallel.expert_tensor == c.layout.config.parallel.tensor for c in split
     )
-    assert any("expert tensor 2" in describe(c.layout) for c in split)
+    assert any("expert tensor 2" in describe_config(c.layout) for c in split)
 
 
 def test_whoever_watches_sees_every_layout():
@@ -84,17 +84,19 @@ def test_whoever_watches_sees_every_layout():
             yield item
 
     changes = {**FEW, "connection__kind": "residual"}
-    found = search(config("olmoe-1b-7b", **changes), machine("h200"), 2, Assumptions(), watch=watch)
+    found = search_layouts(
+        config("olmoe-1b-7b", **changes), find_machine("h200"), 2, Assumptions(), watch=watch
+    )
     assert seen == ["layouts"] * len(found.looked_at) + ["the quickest"] * len(found.looked_at)
 
 
 def test_the_chosen_configuration_is_what_train_takes_and_plans_the_same(large, tmp_path):
     path = tmp_path / "best.yaml"
     path.write_text(as_config(large, tmp_path / "mhc-27b.yaml"))
-    chosen = load(path)
-    assert check(chosen) == []
+    chosen = load_config(path)
+    assert check_config(chosen) == []
     check_world(chosen, 512)
-    plan = make_plan(chosen, machine("h100"), 512)
+    plan = make_plan(chosen, find_machine("h100"), 512)
     assert (plan.seconds, plan.peak) == (large.best[0].seconds, large.best[0].peak)
     assert chosen.parallel == large.best[0].layout.config.parallel
 

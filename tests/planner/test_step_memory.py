@@ -2,24 +2,24 @@
 
 import pytest
 
-from hcmegatron.planner.changes import lighter
+from hcmegatron.planner.changes import lighter_plans
 from hcmegatron.planner.machines import GIB
 from hcmegatron.planner.plan import make_plan
 from hcmegatron.planner.search import least_peak
 from hcmegatron.planner.step_memory import (
     COMPONENTS,
     MOVING,
-    chunk,
+    chunk_memory,
     communicators,
     least_bytes,
     least_static,
-    static,
+    static_memory,
     step_memory,
 )
 from hcmegatron.planner.step_time import step_time
-from hcmegatron.recompute.plan import expected_terms, plan
+from hcmegatron.recompute.block_plan import expected_terms, plan_blocks
 from tests.planner import kept_workers
-from tests.planner.cases import SCHEDULES, config, machine, operations, pipelined
+from tests.planner.cases import SCHEDULES, config, find_machine, operations, pipelined
 from tests.ranks import run_ranks
 
 
@@ -35,7 +35,7 @@ def test_the_peak_is_the_most_of_a_walk_over_the_actions(schedule, recompute):
     """Activations alone, action by action in the order of their ends and starts, against the curve."""
     own, time, memory = held(pipelined(schedule, recompute__mode=recompute))
     for rank, found in enumerate(memory):
-        chunks = [chunk(own.layout, own, stage) for stage in range(len(own.layout.stages))]
+        chunks = [chunk_memory(own.layout, own, stage) for stage in range(len(own.layout.stages))]
         events = []
         for timed in time.simulation.timeline[rank]:
             for part in timed.action.parts:
@@ -69,7 +69,7 @@ def test_live_chunks_are_the_schedules_own():
 def test_states_shard_dense_and_experts_apart():
     loaded = pipelined("1f1b")
     own = operations(loaded, 256)
-    of_rank = static(own.layout, 1)
+    of_rank = static_memory(own.layout, 1)
     from hcmegatron.planner.counts import held_parameters
 
     count = held_parameters(own.layout, 1)
@@ -86,7 +86,7 @@ def test_states_shard_dense_and_experts_apart():
 
 def test_dualpipe_holds_two_copies():
     one, two = (operations(pipelined(name), 64) for name in ("dualpipev", "dualpipe"))
-    held_by = [sum(static(own.layout, rank)["weights"] for rank in range(4)) for own in (one, two)]
+    held_by = [sum(static_memory(own.layout, rank)["weights"] for rank in range(4)) for own in (one, two)]
     assert held_by[1] == pytest.approx(2 * held_by[0], rel=1e-4)  # to padding
 
 
@@ -94,22 +94,22 @@ def test_block_recomputation_keeps_what_its_plan_says():
     loaded = pipelined("1f1b", recompute__mode="block")
     own, bare = operations(loaded, 64), operations(pipelined("1f1b"), 64)
     terms = expected_terms(loaded.connection, 2560, 2, 4096)
-    chosen = plan(16, "paper", terms)
-    inside = chunk(own.layout, own, 0).kept - chosen.one
+    chosen = plan_blocks(16, "paper", terms)
+    inside = chunk_memory(own.layout, own, 0).kept - chosen.one
     around = (terms.rebuilt + terms.output) * 16
-    assert chunk(bare.layout, bare, 0).kept - around == pytest.approx(inside)
+    assert chunk_memory(bare.layout, bare, 0).kept - around == pytest.approx(inside)
 
 
 def test_recomputation_and_narrow_streams_hold_less():
     kept = {}
     for mode in ("none", "block", "full"):
         own = operations(pipelined("1f1b", recompute__mode=mode), 64)
-        kept[mode] = chunk(own.layout, own, 1).kept
+        kept[mode] = chunk_memory(own.layout, own, 1).kept
     assert kept["full"] < kept["block"] < kept["none"]
     # full: the streams that enter each of 7 layers
     assert kept["full"] == 7 * 4 * 2560 * 2 * 4096
     bare = operations(pipelined("1f1b", connection__kind="residual"), 64)
-    assert chunk(bare.layout, bare, 1).kept < kept["none"]
+    assert chunk_memory(bare.layout, bare, 1).kept < kept["none"]
 
 
 def test_split_backward_leaves_what_weight_gradients_need():
@@ -129,10 +129,10 @@ def test_a_latent_of_queries_waits_for_its_weight_gradients():
 
 def test_an_imbalance_fills_the_experts_rank():
     even, uneven = (operations(pipelined("1f1b"), 64, imbalance=x) for x in (1.0, 1.5))
-    assert chunk(uneven.layout, uneven, 1).kept > chunk(even.layout, even, 1).kept
+    assert chunk_memory(uneven.layout, uneven, 1).kept > chunk_memory(even.layout, even, 1).kept
     bare = config("olmo-1b")
     a, b = (operations(bare, 8, imbalance=x) for x in (1.0, 1.5))
-    assert chunk(a.layout, a, 0) == chunk(b.layout, b, 0)
+    assert chunk_memory(a.layout, a, 0) == chunk_memory(b.layout, b, 0)
 
 
 def test_communicators_are_counted_where_there_are_several_ranks():
@@ -141,15 +141,15 @@ def test_communicators_are_counted_where_there_are_several_ranks():
 
 
 def test_what_does_not_fit_says_what_would():
-    plan = make_plan(config(), machine("h100"), 256)
+    plan = make_plan(config(), find_machine("h100"), 256)
     assert not plan.fits and plan.peak > 190 * GIB
-    changes = lighter(plan)
+    changes = lighter_plans(plan)
     assert len(changes) == 3
     seconds = [change.plan.seconds for change in changes]
     assert seconds == sorted(seconds)
     for change in changes:
         assert change.plan.fits
-        again = make_plan(change.plan.config, machine("h100"), 256)
+        again = make_plan(change.plan.config, find_machine("h100"), 256)
         assert again.peak == change.plan.peak and str(change).startswith("--parallel.")
 
 
@@ -183,7 +183,7 @@ def test_chunks_keep_what_autograd_really_holds():
     (found,) = run_ranks(1, kept_workers.held, configs, preload=("tests.model.workers",), timeout=120)
     for model, loaded, (measured, shapes) in zip(MODELS, configs, found, strict=True):
         own = operations(loaded, 1, imbalance=1.0)
-        counted = chunk(own.layout, own, 0).kept
+        counted = chunk_memory(own.layout, own, 0).kept
         assert counted == pytest.approx(measured, rel=0.03), (
             model,
             counted / measured,

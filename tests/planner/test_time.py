@@ -8,10 +8,10 @@ from hcmegatron.connections.kinds import KINDS
 from hcmegatron.planner import step_time as timing
 from hcmegatron.planner.layout import Group
 from hcmegatron.planner.operations import connection_traffic
-from hcmegatron.planner.plan import make_plan, overheads, plain
+from hcmegatron.planner.plan import make_plan, overheads, without_connection
 from hcmegatron.planner.step_memory import step_memory
 from hcmegatron.planner.step_time import PARTS, lower_bound, step_time
-from tests.planner.cases import SCHEDULES, config, machine, operations, pipelined
+from tests.planner.cases import SCHEDULES, config, find_machine, operations, pipelined
 
 
 def timed(loaded, gpus=64, **assumed):
@@ -169,24 +169,26 @@ def test_wider_streams_cost_hops():
 
 def test_mhc_beside_the_paper_s_overhead():
     """The paper's 6.7% at 27B, n = 4, lies between kernels at 80% and at 100% of copy speed and those at 50%."""
-    plan = make_plan(pipelined("dualpipev"), machine("h100"), 256)
+    plan = make_plan(pipelined("dualpipev"), find_machine("h100"), 256)
     half, most, all_of_it, bare = (row.share for row in overheads(plan))
     assert all_of_it < 0.067 < half and all_of_it < most < half and most < bare
     assert all_of_it > 0.04 and half < 0.15
-    assert overheads(make_plan(pipelined("1f1b", connection__kind="residual"), machine("h100"), 256)) == []
+    assert (
+        overheads(make_plan(pipelined("1f1b", connection__kind="residual"), find_machine("h100"), 256)) == []
+    )
 
 
 def test_the_residual_beside_a_connection_is_planned_as_it_would_be_alone():
     """Its gradients and optimizer too, without the connections' parameters."""
-    plan = make_plan(pipelined("dualpipev"), machine("h100"), 256)
+    plan = make_plan(pipelined("dualpipev"), find_machine("h100"), 256)
     row = next(row for row in overheads(plan) if row.assuming == "kernels at 80% of copy speed")
     assert row.seconds == plan.seconds
-    assert row.residual == make_plan(plain(plan.config), machine("h100"), 256).seconds
+    assert row.residual == make_plan(without_connection(plan.config), find_machine("h100"), 256).seconds
 
 
 def test_a_faster_machine_is_faster():
     loaded = pipelined("dualpipev")
-    plans = [make_plan(loaded, machine(gpu), 256) for gpu in ("a100", "h100", "b200")]
+    plans = [make_plan(loaded, find_machine(gpu), 256) for gpu in ("a100", "h100", "b200")]
     seconds = [plan.seconds for plan in plans]
     assert seconds == sorted(seconds, reverse=True)
     for plan in plans:

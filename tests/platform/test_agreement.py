@@ -3,7 +3,7 @@
 import pytest
 
 from hcmegatron.config import Config
-from hcmegatron.platform.agreement import disagreement, facts, in_words
+from hcmegatron.platform.agreement import disagreement, in_words, rank_facts
 
 
 def test_what_differs_is_named_with_its_ranks():
@@ -37,13 +37,13 @@ def test_ranks_in_words(ranks, words):
 
 def test_facts_are_settings_versions_data_and_the_world():
     config = Config()
-    known = facts(config, 4, "fingerprint")
+    known = rank_facts(config, 4, "fingerprint")
     assert (
         known["connection.kind"] == "mhc" and known["model.head_dim"] == "null" and known["kernels"] == "auto"
     )
     assert known["the world size"] == "4" and known["the data's fingerprint"] == "fingerprint"
     assert {"Python", "torch", "megatron-core", "hcmegatron"} < known.keys()
     config.training.threads = 3  # a rank's own
-    assert facts(config, 4, "fingerprint") == known
+    assert rank_facts(config, 4, "fingerprint") == known
     config.training.seed += 1
-    assert facts(config, 4, "fingerprint") != known
+    assert rank_facts(config, 4, "fingerprint") != known

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from hcmegatron.config.errors import ConfigError
-from hcmegatron.config.load import read
+from hcmegatron.config.load import read_config
 from hcmegatron.config.schema import Parallel
 from hcmegatron.pipeline.cuda_streams import check_channels, receives, streams, warnings
 from hcmegatron.planner.flops import training_flops_per_token
@@ -80,7 +80,7 @@ def test_more_channels_than_streams_are_refused():
 
 def test_how_early_receives_are_posted_is_said_with_what_it_follows_from():
     """The 27B model, by hand: 4096 tokens of 4 x 2560 numbers of 2 bytes in 2.1 ms at 40 GB/s."""
-    config, _ = read(
+    config, _ = read_config(
         ROOT / "configs" / "mhc-27b.yaml", ["--parallel.pipeline=4", "--parallel.schedule=dualpipev"]
     )
     costs = pipeline_costs(config, 8)
@@ -91,7 +91,7 @@ def test_how_early_receives_are_posted_is_said_with_what_it_follows_from():
     tokens = config.training.micro_batch * config.data.sequence_length
     forward = tokens * training_flops_per_token(config, 0) / 3 / 8 / 395.6e12
     assert costs.link.latency * forward == pytest.approx(tokens * 4 * 2560 * 2 / 40e9)
-    small, _ = read(
+    small, _ = read_config(
         ROOT / "configs" / "quickstart.yaml", ["--parallel.pipeline=4", "--parallel.schedule=dualpipev"]
     )
     ahead = re.match(

@@ -6,9 +6,9 @@ import signal
 
 import pytest
 
+from hcmegatron.platform.collective_failure import Ended
 from hcmegatron.platform.exit_status import DIVERGED, STOPPED
-from hcmegatron.platform.local_launch import launch
-from hcmegatron.platform.together import Ended
+from hcmegatron.platform.local_launch import launch_ranks
 
 
 class OffTheRails(Ended):
@@ -27,7 +27,7 @@ def worker(place):
 def launched(how, sender):
     os.environ["HOW_IT_ENDS"] = how
     try:
-        sender.send(launch(worker, 2))
+        sender.send(launch_ranks(worker, 2))
     except Ended as error:
         sender.send((str(error), error.status))
 

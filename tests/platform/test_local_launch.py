@@ -16,7 +16,7 @@ ROOT = os.path.dirname(os.path.dirname(hcmegatron.__file__))
 HEAD = """
 import functools, os, signal, sys, time
 from hcmegatron.config import ConfigError
-from hcmegatron.platform.local_launch import launch
+from hcmegatron.platform.local_launch import launch_ranks
 
 def meet(place, path):
     # All ranks have started and left their pid before any goes on.
@@ -26,7 +26,7 @@ def meet(place, path):
 
 def caught(worker):
     try:
-        return launch(worker, 3)
+        return launch_ranks(worker, 3)
     except ConfigError as error:
         print("said", error)
         return 2
@@ -46,7 +46,7 @@ def script(folder, body, call):
     return [sys.executable, str(path)]
 
 
-def run(folder, body, call="launch(worker, 3)"):
+def run(folder, body, call="launch_ranks(worker, 3)"):
     started = time.monotonic()
     done = subprocess.run(script(folder, body, call), capture_output=True, text=True, timeout=60)
     return done, time.monotonic() - started
@@ -75,7 +75,7 @@ def _alive(pid):
 
 @pytest.mark.parametrize("method", ["fork", "spawn"])
 def test_ranks_know_their_places(tmp_path, method):
-    done, _ = run(tmp_path, "os.write(1, f'{place}\\n'.encode())", f"launch(worker, 2, {method!r})")
+    done, _ = run(tmp_path, "os.write(1, f'{place}\\n'.encode())", f"launch_ranks(worker, 2, {method!r})")
     lines = sorted(done.stdout.splitlines())
     assert done.returncode == 0 and len(lines) == 2
     for rank, line in enumerate(lines):
@@ -85,7 +85,7 @@ def test_ranks_know_their_places(tmp_path, method):
 
 
 def test_one_rank_runs_in_this_process(tmp_path):
-    done, _ = run(tmp_path, "print(os.getpid()); return 7", "print(os.getpid()) or launch(worker, 1)")
+    done, _ = run(tmp_path, "print(os.getpid()); return 7", "print(os.getpid()) or launch_ranks(worker, 1)")
     assert len(set(done.stdout.split())) == 1 and done.returncode == 7
 
 
@@ -125,7 +125,7 @@ def test_a_status_is_passed_through(tmp_path):
 
 def test_ranks_that_ignore_the_end_are_killed(tmp_path):
     body = "signal.signal(signal.SIGTERM, signal.SIG_IGN)\nif place.rank == 1: return 1\ntime.sleep(50)"
-    path = script(tmp_path, body, "launch(worker, 3)")
+    path = script(tmp_path, body, "launch_ranks(worker, 3)")
     text = (tmp_path / "program.py").read_text()
     (tmp_path / "program.py").write_text(
         text.replace(
@@ -141,7 +141,7 @@ def test_ranks_that_ignore_the_end_are_killed(tmp_path):
 
 def _start(folder, body):
     process = subprocess.Popen(
-        script(folder, body, "launch(worker, 3)"), stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        script(folder, body, "launch_ranks(worker, 3)"), stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
     deadline = time.monotonic() + 20
     while not (folder / "ready").exists():
@@ -201,7 +201,7 @@ def test_what_is_ignored_stays_ignored(tmp_path):
 def test_a_lost_terminal_and_a_stopped_rank_leave_nothing(tmp_path):
     """A stopped rank does not hear that it should end."""
     body = "if place.rank == 0: os.kill(os.getpid(), signal.SIGSTOP)\n" + READY + "time.sleep(50)"
-    path = script(tmp_path, body, "launch(worker, 3)")
+    path = script(tmp_path, body, "launch_ranks(worker, 3)")
     text = (tmp_path / "program.py").read_text()
     short = "import hcmegatron.platform.local_launch as module\nmodule.GRACE_S = 0.5\nif __name__"
     (tmp_path / "program.py").write_text(text.replace("if __name__", short))
@@ -253,12 +253,12 @@ def test_a_second_interrupt_leaves_no_rank_the_time_to_notice(tmp_path):
             open(f'{FOLDER}/stacks', 'w')
         time.sleep(50)
     """
-    path = script(tmp_path, body, "launch(worker, 3)")
+    path = script(tmp_path, body, "launch_ranks(worker, 3)")
     text = (tmp_path / "program.py").read_text()
     pipe = "READER, WRITER = os.pipe()\n"
     (tmp_path / "program.py").write_text(text.replace("def meet(", pipe + "def meet("))
     text = (tmp_path / "program.py").read_text()
-    call = "launch(worker, 3)"
+    call = "launch_ranks(worker, 3)"
     # the parent keeps no end either, once all ranks have theirs
     closing = (
         "__import__('threading').Timer(1.0, lambda: (os.close(READER), os.close(WRITER))).start() or " + call
@@ -314,7 +314,7 @@ def test_forked_ranks_compute_and_talk(tmp_path):
         dist.destroy_process_group()
         return 0 if abs(x.item() - (1 + 4 + 9)) < 1e-3 else 1
     """
-    path = script(tmp_path, body, "launch(worker, 3)")
+    path = script(tmp_path, body, "launch_ranks(worker, 3)")
     text = (tmp_path / "program.py").read_text()
     (tmp_path / "program.py").write_text("import torch\n" + text)
     done = subprocess.run(
@@ -325,13 +325,13 @@ def test_forked_ranks_compute_and_talk(tmp_path):
 
 def test_what_all_ranks_have_found_is_raised_once_and_said_by_nobody(tmp_path):
     """Such as that the last checkpoint could not be saved: no status of a rank is told beside it."""
-    body = "from hcmegatron.platform.together import Ended\nraise Ended('no room')"
+    body = "from hcmegatron.platform.collective_failure import Ended\nraise Ended('no room')"
     call = """print(str(caught_end(worker)))"""
     head = """
 def caught_end(worker):
-    from hcmegatron.platform.together import Ended
+    from hcmegatron.platform.collective_failure import Ended
     try:
-        return launch(worker, 3)
+        return launch_ranks(worker, 3)
     except Ended as error:
         return f"ended: {error}"
 """
@@ -344,7 +344,7 @@ def caught_end(worker):
 
 def test_a_rank_that_only_went_along_is_not_the_cause(tmp_path):
     body = """
-        from hcmegatron.platform.together import PeerFailed
+        from hcmegatron.platform.collective_failure import PeerFailed
         if place.rank == 0:
             raise PeerFailed('rank 2 failed: RuntimeError: the cause')
         signal.signal(signal.SIGTERM, signal.SIG_IGN)

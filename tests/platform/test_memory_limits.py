@@ -1,6 +1,6 @@
 """The memory that can be had is the least of what the machine and the control groups leave."""
 
-from hcmegatron.platform.memory import available
+from hcmegatron.platform.available_memory import available_bytes
 
 GIB = 2**30
 
@@ -14,13 +14,13 @@ def group(folder, limit, used=GIB, cache=0):
 
 def test_the_tightest_group_counts(tmp_path):
     root, process = tmp_path / "cgroup", tmp_path / "self"
-    machine = available(root, process)
+    machine = available_bytes(root, process)
     assert machine > 0  # no control groups here
     process.write_text("0::/job/step\n")
     group(root / "job", GIB + 3000)
     group(root / "job/step", "max")
-    assert available(root, process) == 3000
+    assert available_bytes(root, process) == 3000
     (root / "job/step/memory.max").write_text(f"{GIB + 1000}\n")
-    assert available(root, process) == 1000
+    assert available_bytes(root, process) == 1000
     (root / "job/step/memory.stat").write_text("inactive_file 500\n")
-    assert available(root, process) == 1500
+    assert available_bytes(root, process) == 1500

@@ -11,7 +11,7 @@ import pytest
 
 from hcmegatron.config import ConfigError
 from hcmegatron.platform import ranks
-from hcmegatron.platform.ranks import PORTS, RankInfo, discover, first_host, free_port, tasks_per_node
+from hcmegatron.platform.ranks import PORTS, RankInfo, discover_ranks, first_host, free_port, tasks_per_node
 
 MASTER = {"MASTER_ADDR": "node0", "MASTER_PORT": "4321"}
 TORCHRUN = MASTER | {
@@ -48,63 +48,66 @@ def without(environ, *names):
 
 
 def test_no_launcher():
-    assert discover({"PATH": "/bin", **MASTER}) is None
+    assert discover_ranks({"PATH": "/bin", **MASTER}) is None
 
 
 def test_torchrun():
-    assert discover(TORCHRUN) == RankInfo(5, 8, 1, 4, "node0", 4321, "torchrun")
+    assert discover_ranks(TORCHRUN) == RankInfo(5, 8, 1, 4, "node0", 4321, "torchrun")
 
 
 def test_set_by_hand():
-    found = discover(without(TORCHRUN, "TORCHELASTIC_RUN_ID"))
+    found = discover_ranks(without(TORCHRUN, "TORCHELASTIC_RUN_ID"))
     assert found == RankInfo(5, 8, 1, 4, "node0", 4321, "the environment")
 
 
 def test_open_mpi_on_one_machine_agrees_on_a_port():
-    found = discover(OPEN_MPI)
+    found = discover_ranks(OPEN_MPI)
     assert (found.rank, found.world_size, found.local_rank, found.local_world_size) == (1, 4, 1, 4)
     assert found.master_addr == "127.0.0.1" and found.master_port in PORTS and found.source == "Open MPI"
-    peer = discover(OPEN_MPI | {"OMPI_COMM_WORLD_RANK": "3", "OMPI_COMM_WORLD_LOCAL_RANK": "3"})
-    other_job = discover(OPEN_MPI | {"PMIX_NAMESPACE": "prterun-host-124@1"})
+    peer = discover_ranks(OPEN_MPI | {"OMPI_COMM_WORLD_RANK": "3", "OMPI_COMM_WORLD_LOCAL_RANK": "3"})
+    other_job = discover_ranks(OPEN_MPI | {"PMIX_NAMESPACE": "prterun-host-124@1"})
     assert peer.master_port == found.master_port != other_job.master_port
-    assert discover(OPEN_MPI | MASTER).master_port == 4321
+    assert discover_ranks(OPEN_MPI | MASTER).master_port == 4321
 
 
 def test_pmi_of_mpich_intel_and_cray(monkeypatch):
     monkeypatch.setattr(ranks, "launcher_process", lambda: 99)
-    found = discover(PMI)
+    found = discover_ranks(PMI)
     assert (found.rank, found.world_size, found.local_rank, found.local_world_size) == (1, 4, 1, 4)
     cray = without(PMI, "MPI_LOCALRANKID", "MPI_LOCALNRANKS") | {"PMI_LOCAL_RANK": "1", "PMI_LOCAL_SIZE": "4"}
-    assert discover(cray) == found
+    assert discover_ranks(cray) == found
     monkeypatch.setattr(ranks, "launcher_process", lambda: 100)
-    assert discover(PMI).master_port != found.master_port
+    assert discover_ranks(PMI).master_port != found.master_port
 
 
 def test_slurm():
-    found = discover(SLURM)
+    found = discover_ranks(SLURM)
     assert (found.rank, found.world_size, found.local_rank, found.local_world_size) == (3, 4, 1, 2)
     assert found.master_addr == "localhost" and found.master_port in PORTS and found.source == "SLURM"
-    assert discover(SLURM | {"SLURM_JOB_ID": "78"}).master_port != found.master_port
-    assert discover(SLURM | {"SLURM_STEP_TASKS_PER_NODE": "3,1", "SLURM_LOCALID": "0"}).local_world_size == 1
+    assert discover_ranks(SLURM | {"SLURM_JOB_ID": "78"}).master_port != found.master_port
+    assert (
+        discover_ranks(SLURM | {"SLURM_STEP_TASKS_PER_NODE": "3,1", "SLURM_LOCALID": "0"}).local_world_size
+        == 1
+    )
 
 
 def test_a_batch_script_or_interactive_shell_is_no_launch():
-    assert discover(without(SLURM, "SLURM_STEP_NUM_TASKS")) is None
-    assert discover(SLURM | {"SLURM_STEP_NUM_TASKS": "1", "SLURM_PROCID": "0"}) is None
+    assert discover_ranks(without(SLURM, "SLURM_STEP_NUM_TASKS")) is None
+    assert discover_ranks(SLURM | {"SLURM_STEP_NUM_TASKS": "1", "SLURM_PROCID": "0"}) is None
 
 
 def test_the_innermost_launcher_counts():
-    assert discover(SLURM | OPEN_MPI).source == "Open MPI"
-    assert discover(SLURM | OPEN_MPI | TORCHRUN).source == "torchrun"
+    assert discover_ranks(SLURM | OPEN_MPI).source == "Open MPI"
+    assert discover_ranks(SLURM | OPEN_MPI | TORCHRUN).source == "torchrun"
     assert (
-        discover(SLURM | {"SLURM_STEP_NUM_TASKS": "1"} | PMI).source == "PMI"
+        discover_ranks(SLURM | {"SLURM_STEP_NUM_TASKS": "1"} | PMI).source == "PMI"
     )  # mpiexec started its daemon by srun
-    assert discover(SLURM | {"PMI_RANK": "3", "PMI_SIZE": "4"}).source == "SLURM"  # srun --mpi=pmi2
+    assert discover_ranks(SLURM | {"PMI_RANK": "3", "PMI_SIZE": "4"}).source == "SLURM"  # srun --mpi=pmi2
 
 
 def test_exports_that_agree_are_fine():
     hand = {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", **MASTER}
-    assert discover(SLURM | hand) == RankInfo(3, 4, 1, 2, "node0", 4321, "SLURM")
+    assert discover_ranks(SLURM | hand) == RankInfo(3, 4, 1, 2, "node0", 4321, "SLURM")
 
 
 @pytest.mark.parametrize(
@@ -141,7 +144,7 @@ def test_exports_that_agree_are_fine():
 )
 def test_what_does_not_add_up_is_one_clear_line(environ, words):
     with pytest.raises(ConfigError) as caught:
-        discover(environ)
+        discover_ranks(environ)
     for word in words:
         assert word in str(caught.value)
 
@@ -175,9 +178,9 @@ def test_free_ports_are_free():
 
 
 PRINT = (
-    "import dataclasses, json, os; from hcmegatron.platform.ranks import discover; "
+    "import dataclasses, json, os; from hcmegatron.platform.ranks import discover_ranks; "
     # in one write, newline included, so that the lines of two ranks do not mix
-    "place = json.dumps(dataclasses.asdict(discover(os.environ))); os.write(1, (place + chr(10)).encode())"
+    "place = json.dumps(dataclasses.asdict(discover_ranks(os.environ))); os.write(1, (place + chr(10)).encode())"
 )
 
 

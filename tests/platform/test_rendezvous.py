@@ -15,7 +15,7 @@ from hcmegatron.config import ConfigError
 from hcmegatron.platform import rendezvous as module
 from hcmegatron.platform.distributed import device_index
 from hcmegatron.platform.ranks import RankInfo, free_port
-from hcmegatron.platform.rendezvous import rendezvous
+from hcmegatron.platform.rendezvous import meet_ranks
 
 BY_HAND = "the environment"
 
@@ -27,7 +27,7 @@ def meet(present, world, facts=None, limit=20.0, port=None, source=BY_HAND):
     def one(rank):
         place = RankInfo(rank, world, rank, world, "127.0.0.1", port, source)
         try:
-            return rendezvous(place, (facts or {}).get(rank, {"a": "1"}), timedelta(seconds=limit))
+            return meet_ranks(place, (facts or {}).get(rank, {"a": "1"}), timedelta(seconds=limit))
         except ConfigError as error:
             return str(error)
 

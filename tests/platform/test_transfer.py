@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from hcmegatron.data import feed
-from hcmegatron.data.feed import Feed, unused
+from hcmegatron.data.feed import Feed, unused_tensors
 from hcmegatron.platform.transfer import to_device
 
 META = torch.device("meta")
@@ -63,7 +63,7 @@ def test_a_feed_copies_what_its_stage_uses(copies, monkeypatch, first, last, mas
     batches = Feed(
         lambda index: {name: torch.arange(6).view(2, 3) for name in BATCH},
         masked,
-        unused=unused(chunk, masked),
+        unused=unused_tensors(chunk, masked),
     )
     assert list(next(batches)) == expected
     assert copies == [(True, True)] * len([name for name in expected if name in BATCH])

@@ -13,8 +13,8 @@ import torch
 
 import hcmegatron
 from hcmegatron.config import Config
-from hcmegatron.platform.agreement import facts
-from hcmegatron.platform.versions import version
+from hcmegatron.platform.agreement import rank_facts
+from hcmegatron.platform.versions import installed_version
 from tests.ranks import ROOT
 
 
@@ -24,17 +24,19 @@ def nothing_is_installed(name):
 
 def test_what_is_imported_answers_for_itself(monkeypatch):
     monkeypatch.setitem(sys.modules, "pytest", SimpleNamespace(__version__="0.1"))
-    assert version("pytest") == "0.1" != importlib.metadata.version("pytest")
+    assert installed_version("pytest") == "0.1" != importlib.metadata.version("pytest")
     monkeypatch.setattr(importlib.metadata, "version", nothing_is_installed)
-    assert version("hcmegatron") == hcmegatron.__version__
-    assert version("json.tool", "nobodys") == "unknown version"
+    assert installed_version("hcmegatron") == hcmegatron.__version__
+    assert installed_version("json.tool", "nobodys") == "unknown version"
     with pytest.raises(ImportError):
-        version("nobodys_module")
+        installed_version("nobodys_module")
 
 
 def test_what_is_installed_is_not_imported():
     assert "hypothesis.extra.lark" not in sys.modules
-    assert version("hypothesis.extra.lark", "hypothesis") == importlib.metadata.version("hypothesis")
+    assert installed_version("hypothesis.extra.lark", "hypothesis") == importlib.metadata.version(
+        "hypothesis"
+    )
     assert "hypothesis.extra.lark" not in sys.modules
 
 
@@ -42,7 +44,7 @@ def test_facts_need_no_metadata(monkeypatch):
     monkeypatch.setattr(importlib.metadata, "version", nothing_is_installed)
     monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(__version__="2.11"))
     monkeypatch.setitem(sys.modules, "megatron.core", SimpleNamespace(__version__="0.19.2+ba764a4"))
-    found = facts(Config(), 2)
+    found = rank_facts(Config(), 2)
     assert (found["torch"], found["megatron-core"]) == ("2.11", "0.19.2")
     assert found["hcmegatron"] == hcmegatron.__version__
 
@@ -58,9 +60,9 @@ def test_a_source_path_without_metadata(tmp_path):
         "import json, importlib.metadata\n"
         "assert not list(importlib.metadata.distributions(name='megatron-core'))\n"
         "from hcmegatron.platform import megatron\n"
-        "from hcmegatron.platform.agreement import facts\n"
+        "from hcmegatron.platform.agreement import rank_facts\n"
         "from hcmegatron.config import Config\n"
-        "found = facts(Config(), 1)\n"
+        "found = rank_facts(Config(), 1)\n"
         "print(json.dumps([megatron.VERSION, found['megatron-core'], found['torch'], found['hcmegatron']]))"
     )
     ended = subprocess.run(

@@ -11,11 +11,13 @@ _REBUILT = "dualpipev-p1-overlap-mhc-block-moe"
 _FOLDED = "dualpipev-p1-overlap-triton-short-mhc-block-moe"
 
 CONTROLS: dict[str, tuple[str, ...]] = {
-    "hcmegatron/model/deferred.py _Linear.backward wait": ("1f1b-p2-sp2-dhc-none-dense",),
-    "hcmegatron/pipeline/cut.py Pass.forward on": (_OVERLAP,),
-    "hcmegatron/pipeline/cut.py Pass.join on": (_OVERLAP,),
-    "hcmegatron/pipeline/cut.py Pass.backward on": (_OVERLAP,),
-    "hcmegatron/pipeline/cut.py Pass.end_backward on": ("dualpipev-p1-overlap-moved-mhc-none-moe",),
+    "hcmegatron/model/wgrad_store.py _Linear.backward wait": ("1f1b-p2-sp2-dhc-none-dense",),
+    "hcmegatron/pipeline/micro_batch_graph.py MicroBatchGraph.forward on": (_OVERLAP,),
+    "hcmegatron/pipeline/micro_batch_graph.py MicroBatchGraph.join on": (_OVERLAP,),
+    "hcmegatron/pipeline/micro_batch_graph.py MicroBatchGraph.backward on": (_OVERLAP,),
+    "hcmegatron/pipeline/micro_batch_graph.py MicroBatchGraph.end_backward on": (
+        "dualpipev-p1-overlap-moved-mhc-none-moe",
+    ),
     "hcmegatron/pipeline/lanes.py Lanes.on wait_event": (_OVERLAP,),
     "hcmegatron/pipeline/lanes.py Lanes.on wait_stream": (_OVERLAP,),
     "hcmegatron/pipeline/lanes.py Lanes.on record_stream": (_OVERLAP,),
@@ -23,15 +25,15 @@ CONTROLS: dict[str, tuple[str, ...]] = {
     "hcmegatron/pipeline/overlap.py OverlappedStage.forward_backward on": (_ACROSS,),
     "hcmegatron/pipeline/overlap.py OverlappedStage.forward_backward join": (_OVERLAP,),
     "hcmegatron/pipeline/overlap.py Overlapped.run join": (_OVERLAP,),
-    "hcmegatron/recompute/tape.py Handle.tensor _used_here": (_REBUILT,),
-    "hcmegatron/recompute/tape.py _used_here record_stream": (_REBUILT,),
-    "hcmegatron/recompute/tape.py Block.rebuild _used_here": (_FOLDED,),
-    "hcmegatron/recompute/tape.py Block.rebuild _used_here 2": (
+    "hcmegatron/recompute/block_checkpoint.py Handle.tensor _used_here": (_REBUILT,),
+    "hcmegatron/recompute/block_checkpoint.py _used_here record_stream": (_REBUILT,),
+    "hcmegatron/recompute/block_checkpoint.py Block.rebuild _used_here": (_FOLDED,),
+    "hcmegatron/recompute/block_checkpoint.py Block.rebuild _used_here 2": (
         "dualpipev-p1-overlap-by4-dropout-dhc-block-moe",
     ),
     "schedules/runtime/in_process.py _Receiving.wait wait_event": (IN_PROCESS,),
     "schedules/runtime/in_process.py _Receiving.wait record_stream": (IN_PROCESS,),
-    "schedules/runtime/mail.py Mail._wait wait": ("1f1b-p2-sfc-none-dense", _ACROSS),
+    "schedules/runtime/p2p.py P2PChannels._wait wait": ("1f1b-p2-sfc-none-dense", _ACROSS),
 }
 
 # What has such a name and orders nothing on a device, or nothing that this checker could miss.

@@ -10,8 +10,8 @@ from unittest import mock
 import torch
 
 from hcmegatron.model.nodes import Lane
-from hcmegatron.pipeline import cut, lanes
-from hcmegatron.recompute import tape
+from hcmegatron.pipeline import lanes, micro_batch_graph
+from hcmegatron.recompute import block_checkpoint
 from tests.emulated import streams
 from tests.emulated.races import innermost
 from tests.emulated.streams import DEVICE
@@ -45,12 +45,12 @@ def _completed(work: Work) -> bool:
 
 
 @contextmanager
-def _unordered(own: lanes.Lanes, lane: Lane, chain: lanes.Chain, needs: object = ()) -> Iterator[None]:
+def _unordered(own: lanes.Lanes, lane: Lane, order: lanes.StreamOrder, needs: object = ()) -> Iterator[None]:
     """On the lane, with nothing waited for and nothing recorded; where nothing would have been, not on the lane."""
     stream = own._streams.get(lane) or DEVICE.current[-1]
-    with nullcontext() if chain.lane is lane else streams.on(stream):
+    with nullcontext() if order.lane is lane else streams.on(stream):
         yield
-    chain.lane, chain.done = lane, stream.record_event()
+    order.lane, order.done = lane, stream.record_event()
 
 
 # What has each call, and what is left of it: the data of a message are there, but no stream has waited for it.
@@ -60,7 +60,7 @@ _INSTEAD: dict[str, list[tuple[Any, Callable]]] = {
     "record_stream": [(torch.Tensor, _nothing)],
     "is_completed": [(Work, _completed)],
     "wait": [(Work, Work.arrive)],
-    "_used_here": [(tape, _nothing)],
-    "join": [(cut.Pass, _nothing)],
+    "_used_here": [(block_checkpoint, _nothing)],
+    "join": [(micro_batch_graph.MicroBatchGraph, _nothing)],
     "on": [(lanes.Lanes, _unordered)],
 }

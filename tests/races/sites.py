@@ -25,7 +25,7 @@ CALLS = {
     "start_param_sync": "",
     "_used_here": "",
     "_kept_by_dispatcher": "",
-    "join": r"pass",  # Pass.join
+    "join": r"graph",  # MicroBatchGraph.join
     "on": r"lanes$",  # Lanes.on
 }
 

@@ -29,8 +29,11 @@ ALIKE = ("dualpipev-p2-overlap-residual-none-moe", "dualpipe-p2-overlap-evaluati
 MISSED = (
     ("dualpipev-p1-overlap-mhc-none-moe", "hcmegatron/pipeline/lanes.py Lanes.on wait_event"),
     ("dualpipev-p1-overlap-mhc-none-moe", "hcmegatron/pipeline/lanes.py Lanes.on record_stream"),
-    ("dualpipev-p1-overlap-mhc-block-moe", "hcmegatron/recompute/tape.py Handle.tensor _used_here"),
-    ("dualpipev-p2-overlap-residual-none-moe", "schedules/runtime/mail.py Mail._wait wait"),
+    (
+        "dualpipev-p1-overlap-mhc-block-moe",
+        "hcmegatron/recompute/block_checkpoint.py Handle.tensor _used_here",
+    ),
+    ("dualpipev-p2-overlap-residual-none-moe", "schedules/runtime/p2p.py P2PChannels._wait wait"),
     (IN_PROCESS, "schedules/runtime/in_process.py _Receiving.wait record_stream"),
 )
 

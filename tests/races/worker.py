@@ -15,12 +15,12 @@ import torch._dynamo  # torch's optimizers import it when they are made: here on
 from hcmegatron.config.schema import Config, micro_batch_tokens
 from hcmegatron.model.gpt import unwrap
 from hcmegatron.model.nodes import Lane, Node
-from hcmegatron.model.weight_gradients import WeightGradients
+from hcmegatron.model.weight_gradients import WeightGradStore
 from hcmegatron.pipeline import runner
-from hcmegatron.pipeline.cut import Pass
+from hcmegatron.pipeline.configured_schedule import most_held
+from hcmegatron.pipeline.forward_backward import build_forward_backward
 from hcmegatron.pipeline.lanes import Lanes
-from hcmegatron.pipeline.placement import most_held
-from hcmegatron.pipeline.schedule import build_schedule
+from hcmegatron.pipeline.micro_batch_graph import MicroBatchGraph
 from hcmegatron.platform.distributed import megatron_groups
 from hcmegatron.recompute.attach import Recomputation
 from hcmegatron.training import model
@@ -28,9 +28,9 @@ from hcmegatron.training.optimizer import build_optimizer, set_learning_rate
 from hcmegatron.training.step import Stepper
 from megatron.core.transformer.moe import token_dispatcher
 from schedules.actions import Kind
-from schedules.plan import Message
 from schedules.runtime.in_process import InProcessWorld
 from schedules.runtime.torch_distributed import DistributedTransport
+from schedules.schedule import Message
 from tests.emulated import nccl, streams
 from tests.emulated.races import OnDevice, checking
 from tests.emulated.streams import DEVICE, Item
@@ -113,15 +113,15 @@ def handed_over(without: Site | Inside | None = None) -> Found:
 
 def left_on_another_lane() -> str:
     """What is said of weight gradients that a node of another lane than computation's leaves for later."""
-    store, passing = WeightGradients(), Pass(Lanes(torch.device("cpu")))
+    store, graph = WeightGradStore(), MicroBatchGraph(Lanes(torch.device("cpu")))
 
     def backward(gradients: tuple) -> tuple:
         store.open.add(torch.zeros(1), lambda _: None, torch.zeros(1))
         return gradients
 
-    passing.layers = [[SimpleNamespace(lane=Lane.HIGH_PRIORITY, backward=backward)]]
+    graph.layers = [[SimpleNamespace(lane=Lane.HIGH_PRIORITY, backward=backward)]]
     try:
-        passing.backward(0, 1, store, "key")
+        graph.backward(0, 1, store, "key")
     except AssertionError as error:
         return str(error)
     return "nothing"
@@ -144,7 +144,7 @@ def _stepper(config: Config, groups: Any, small_buckets: bool) -> Iterator[Stepp
         model.gather_parameters(chunks)  # as the trainer does: measuring has set their gathering off
         optimizer = build_optimizer(config, chunks, groups)
         set_learning_rate(optimizer, 0.01, 0.0)
-        schedule = build_schedule(config, chunks, groups, recomputation.execution)
+        schedule = build_forward_backward(config, chunks, groups, recomputation.execution)
         yield Stepper(config, chunks, optimizer, schedule, batches, groups)
 
 

@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from hcmegatron.config.schema import Connection
+from hcmegatron.connections.accounting import streams
 from hcmegatron.connections.build import build_connection
-from hcmegatron.connections.facts import streams
 from hcmegatron.model.dropout import Dropout
 from hcmegatron.model.layer import AroundSubLayer
 from hcmegatron.model.norms import Norm
@@ -49,15 +49,15 @@ class Stack(nn.Module):
             sublayer.following = following.connection
         self.calls = 0
 
-    def forward(self, streams, keeping, first_sample=0):
+    def forward(self, streams, activation_policy, first_sample=0):
         state = (streams,)
         for sublayer, linear in zip(self.sublayers, self.linears, strict=True):
-            with keeping.node():
+            with activation_policy.node():
                 streams, *projection = state
-                x, coefficients = keeping.enter(sublayer, streams, *projection)
+                x, coefficients = activation_policy.read(sublayer, streams, *projection)
                 y = linear(x)
                 self.calls += 1
-                state = keeping.leave(sublayer, streams, y, coefficients, first_sample=first_sample)
+                state = activation_policy.write(sublayer, streams, y, coefficients, first_sample=first_sample)
         return state[0]
 
     def input(self, tokens=16, seed=3):

@@ -9,10 +9,10 @@ from torch.profiler import ProfilerActivity, profile
 
 from hcmegatron.config.schema import Connection
 from hcmegatron.connections.kinds import KINDS
-from hcmegatron.recompute.measure import Meter, Watch
-from hcmegatron.recompute.plan import best_length, blocks, expected_terms, objective, plan
-from hcmegatron.recompute.tape import Block, Handle, Tape
-from hcmegatron.recompute.terms import measure_terms
+from hcmegatron.recompute.block_checkpoint import Block, BlockCheckpoint, Handle
+from hcmegatron.recompute.block_plan import best_length, blocks, expected_terms, objective, plan_blocks
+from hcmegatron.recompute.measure_terms import measure_terms
+from hcmegatron.recompute.meter import Meter, MeteredPolicy
 from tests.recompute.stack import Stack
 
 TOKENS = 16
@@ -27,7 +27,7 @@ def run(stack, length, live=1):
     """(kept, peak) of `live` micro-batches whose forwards run before the first backward."""
     meter = Meter(stack)
     lengths = blocks(len(stack.sublayers), length)
-    outputs = [stack(stack.input(TOKENS, seed), Tape(lengths, meter)) for seed in range(live)]
+    outputs = [stack(stack.input(TOKENS, seed), BlockCheckpoint(lengths, meter)) for seed in range(live)]
     outputs.pop(0).sum().backward()  # while all are live
     del outputs
     assert meter.bytes() == 0, "something outlived its graph"
@@ -37,7 +37,7 @@ def run(stack, length, live=1):
 def first_peak(stack, length, live):
     """The peak of `run`, which comes with the first block that is rebuilt (the tests of `run` show that)."""
     meter = Meter(stack)
-    tapes = [Tape(blocks(len(stack.sublayers), length), meter) for _ in range(live)]
+    tapes = [BlockCheckpoint(blocks(len(stack.sublayers), length), meter) for _ in range(live)]
     outputs = [stack(stack.input(TOKENS, seed), tape) for seed, tape in enumerate(tapes)]
     tapes[0].block.rebuild()
     assert len(outputs) == live
@@ -47,7 +47,7 @@ def first_peak(stack, length, live):
 def without(stack):
     """Bytes that connections and norms hold when nothing is recomputed."""
     meter = Meter(stack)
-    output = stack(stack.input(TOKENS), Watch(meter))
+    output = stack(stack.input(TOKENS), MeteredPolicy(meter))
     held = meter.bytes()
     output.sum().backward()
     return held
@@ -59,7 +59,7 @@ def test_measured_bytes_are_the_plan_s(n, sublayers):
     stack = Stack("mhc", n, sublayers)
     terms = terms_of(stack)
     for length in sorted({best_length(sublayers, terms), 1 if sublayers < 60 else sublayers}):
-        chosen = plan(sublayers, str(length), terms, live=1)
+        chosen = plan_blocks(sublayers, str(length), terms, live=1)
         kept, peak = run(stack, length)
         assert kept == pytest.approx(chosen.kept, rel=0.01)
         assert peak == pytest.approx(chosen.peak, rel=0.01)
@@ -70,7 +70,7 @@ def test_measured_bytes_are_the_plan_s(n, sublayers):
 @pytest.mark.parametrize("options", [{}, {"dropout": 0.1}, {"norm": "layernorm"}, {"dtype": torch.bfloat16}])
 def test_every_kind_by_its_own_terms(kind, options):
     stack = Stack(kind, 4, 7, **options)
-    chosen = plan(7, "3", terms_of(stack), live=2)
+    chosen = plan_blocks(7, "3", terms_of(stack), live=2)
     kept, peak = run(stack, 3, live=2)
     assert (kept, peak) == pytest.approx((chosen.kept, chosen.peak), rel=0.05)
 
@@ -88,7 +88,7 @@ def test_the_counts_without_torch_agree(kind, dtype):
 @pytest.mark.parametrize(("sublayers", "live"), [(13, 1), (24, 1), (16, 4)])
 def test_the_chosen_length_is_the_measured_best(sublayers, live):
     stack = Stack("mhc", 4, sublayers)
-    chosen = plan(sublayers, "live" if live > 1 else "paper", terms_of(stack), live)
+    chosen = plan_blocks(sublayers, "live" if live > 1 else "paper", terms_of(stack), live)
     measured = {length: first_peak(stack, length, live) for length in range(1, sublayers + 1)}
     assert measured[chosen.length] <= 1.02 * min(measured.values())
     assert max(measured.values()) > 1.3 * min(measured.values())  # it does matter
@@ -96,7 +96,7 @@ def test_the_chosen_length_is_the_measured_best(sublayers, live):
 
 def test_60_sublayers_of_4_streams_keep_a_quarter_and_peak_at_a_third():
     stack = Stack("mhc", 4, 60)
-    chosen = plan(60, "paper", terms_of(stack), live=1)
+    chosen = plan_blocks(60, "paper", terms_of(stack), live=1)
     kept, peak = run(stack, chosen.length)
     everything = without(stack)
     assert kept < 0.25 * everything
@@ -107,29 +107,29 @@ def test_the_allocator_agrees():
     """What the profiler counts as allocated and not yet freed after forward, without any of our own counting."""
     stack = Stack("mhc", 4, 20)
 
-    def retained(keeping):
+    def retained(activation_policy):
         x = stack.input(TOKENS)
         gc.collect()
         with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as trace:
-            output = stack(x, keeping)
-            del keeping
+            output = stack(x, activation_policy)
+            del activation_policy
         total = sum(event.self_cpu_memory_usage for event in trace.events())
         own = output.untyped_storage().nbytes()
         output.sum().backward()
         return total - own
 
-    chosen = plan(20, "4", terms_of(stack), live=1)
+    chosen = plan_blocks(20, "4", terms_of(stack), live=1)
     first = chosen.terms.streams  # the stack's own input is there before
     meter = Meter(stack)
-    assert retained(Tape(blocks(20, 4))) == pytest.approx(chosen.kept - first, rel=0.02)
-    assert retained(Watch(meter)) == pytest.approx(chosen.without - first, rel=0.02)
+    assert retained(BlockCheckpoint(blocks(20, 4))) == pytest.approx(chosen.kept - first, rel=0.02)
+    assert retained(MeteredPolicy(meter)) == pytest.approx(chosen.without - first, rel=0.02)
 
 
 def test_the_graph_holds_what_the_meter_says():
     """Walks the autograd graph from the output over everything that it saved."""
     stack = Stack("mhc", 4, 9)
     meter = Meter(stack)
-    output = stack(stack.input(TOKENS), Tape(blocks(9, 4), meter))
+    output = stack(stack.input(TOKENS), BlockCheckpoint(blocks(9, 4), meter))
     packed, seen, waiting = [], set(), [output.grad_fn]
     while waiting:
         node = waiting.pop()

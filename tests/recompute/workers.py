@@ -10,8 +10,8 @@ import torch
 
 from hcmegatron.config.schema import Config, micro_batch_tokens
 from hcmegatron.model.gpt import unwrap
-from hcmegatron.pipeline.placement import most_held
-from hcmegatron.pipeline.schedule import build_schedule
+from hcmegatron.pipeline.configured_schedule import most_held
+from hcmegatron.pipeline.forward_backward import build_forward_backward
 from hcmegatron.platform.distributed import megatron_groups
 from hcmegatron.recompute.attach import Recomputation
 from hcmegatron.training.model import build_model
@@ -59,7 +59,7 @@ def step(config: Config, count: int) -> Step:
         calls = count_calls(chunks)
         for chunk in wrapped:
             chunk.zero_grad_buffer()
-        losses = build_schedule(config, wrapped, groups, recomputation.execution)(
+        losses = build_forward_backward(config, wrapped, groups, recomputation.execution)(
             forward_step_func=megatron_loss_step,
             data_iterator=[iter(batches(count, config.training.micro_batch)) for _ in wrapped],
             model=wrapped,

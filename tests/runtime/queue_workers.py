@@ -8,13 +8,13 @@ from types import SimpleNamespace
 import torch
 
 from hcmegatron.model.nodes import Lane
-from hcmegatron.pipeline.lanes import Chain, Lanes
+from hcmegatron.pipeline.lanes import Lanes, StreamOrder
 from schedules.generators import generate
 from schedules.generators.interleaved import interleaved
-from schedules.nodes import ROLES, pair_turns
-from schedules.plan import Schedule
+from schedules.node_costs import ROLES, pair_turns
 from schedules.runtime import Runtime, torch_distributed
 from schedules.runtime.torch_distributed import DistributedTransport, channels_of
+from schedules.schedule import Schedule
 from tests.emulated import streams
 from tests.emulated.nccl import OnStreams
 from tests.emulated.queues import left_over
@@ -59,7 +59,7 @@ class Overlapping(Stage):
     def forward_backward(
         self, microbatch, input, backward_stage, backward_microbatch, wait_grad, send_output, send_input_grad
     ):
-        chains = {"F": Chain(), "I": Chain()}
+        chains = {"F": StreamOrder(), "I": StreamOrder()}
         turns = pair_turns([set(ROLES)], [set(ROLES)], 0, 1)
         last = max(index for index, turn in enumerate(turns) if turn.phase == "I")
         joined = False

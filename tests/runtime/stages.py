@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from schedules import Schedule
-from schedules.plan import Message
+from schedules.schedule import Message
 
 WIDTH = 6
 DTYPE = torch.float64

@@ -66,7 +66,7 @@ def test_every_channel_has_options_of_its_own_with_the_timeout(monkeypatch):
         made.append((ranks, options))
         return Group()
 
-    monkeypatch.setattr(torch_distributed, "everyones", lambda own, device: [(0, 1), own])
+    monkeypatch.setattr(torch_distributed, "groups_of_all", lambda own, device: [(0, 1), own])
     monkeypatch.setattr(dist, "new_group", new_group)
     monkeypatch.setattr(dist, "destroy_process_group", ended.append)
     monkeypatch.setattr(dist, "get_process_group_ranks", lambda group: [4, 5])

@@ -72,8 +72,8 @@ def test_parts_say_where_values_come_from_and_go():
     bottom = parts["1F0"]  # the last stage on the way down: its output stays on the rank
     assert str(bottom.receive) == "activation of micro-batch 0 from stage 0 to stage 1"
     assert bottom.send is None and bottom.give == (Kind.F, 2, 0) == parts["2F0"].take
-    assert not bottom.closes
-    assert [part.closes for part in parts.values()] == [
+    assert not bottom.is_last_use
+    assert [part.is_last_use for part in parts.values()] == [
         part.action.kind in (Kind.B, Kind.W) for part in parts.values()
     ]
     assert list(program.receives) == [(0, 1), (3, 2)]

@@ -14,7 +14,7 @@ from schedules.runtime.program import compile_rank
 from tests.ranks import run_ranks
 from tests.runtime import workers
 from tests.runtime.workers import CPU
-from tools.bench_link import Setting
+from tools.bench_link import LinkCase
 
 pytestmark = pytest.mark.alone
 PRELOAD = ("torch.distributed", "tests.runtime.workers", "tools.bench_link")
@@ -41,7 +41,7 @@ def test_hops_are_hidden():
     """Half an F per hop: 107 times F as simulated, in lockstep 118. Other load on the machine only ever adds
     time: lockstep could not get below 118, and any attempt below 113 proves that F leads.
     What is sent and awaited in which order is tested in test_stages."""
-    setting = Setting(microbatches=16, hop=0.5)
+    setting = LinkCase(microbatches=16, hop=0.5)
     lockstep = replace(setting, lockstep=True)
     between = (setting.simulated() + lockstep.simulated()) / 2
     for _ in range(6):
@@ -59,7 +59,7 @@ def test_a_hop_of_a_quarter_f_costs_three_percent_at_most():
     """tools/bench_link as it comes: DualPipeV, 4 ranks, 32 micro-batches, F of 20 ms. Simulated 1.018 times the free
     link's step, in lockstep 1.068. Other load only ever adds time: the least of some attempts is nearest to the truth,
     and none is below what is simulated."""
-    setting = Setting()
+    setting = LinkCase()
     lockstep = replace(setting, lockstep=True)
     free = early = float("inf")
     for _ in range(4):

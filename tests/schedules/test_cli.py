@@ -16,10 +16,10 @@ from hypothesis import strategies as st
 
 from hcmegatron.config.schema import Schedule
 from schedules.cli import add_arguments, main
+from schedules.cost_config import read_cost_config
 from schedules.csv_form import from_csv, to_csv
 from schedules.generators import GENERATORS, SCHEDULES, generate
-from schedules.report import report
-from schedules.settings import read_settings
+from schedules.report import make_report
 
 ROOT = Path(__file__).parents[2]
 # A file of a few lines with 20^7 values.
@@ -260,7 +260,7 @@ def test_costs_in_yaml_are_numbers_as_yaml_1_2_writes_them(tmp_path):
     (tmp_path / "c.yaml").write_text(
         "\ufefflatency: 1e-3\nforward: 1E1\nbandwidth: .inf\ninput: 010\nweight: +2.5e+0\n"
     )
-    found = read_settings(tmp_path / "c.yaml")
+    found = read_cost_config(tmp_path / "c.yaml")
     assert found == {"latency": 1e-3, "forward": 10.0, "bandwidth": float("inf"), "input": 10, "weight": 2.5}
 
 
@@ -319,7 +319,7 @@ def test_damaged_csv_is_read_or_refused_never_a_crash(data):
         drop = data.draw(st.integers(0, 6))
         text = text[:at] + data.draw(st.text('0123456789FBIW,;()\n"xé', max_size=4)) + text[at + drop :]
     try:
-        report(from_csv(text), {})
+        make_report(from_csv(text), {})
     except ValueError as error:
         assert "\n" not in str(error)
 

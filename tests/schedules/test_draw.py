@@ -13,7 +13,7 @@ from schedules.costs import Costs, Link, StageCosts, stage_costs
 from schedules.draw import to_svg, to_text, to_trace
 from schedules.draw.svg import DARK, LEFT, LIGHT, RIGHT, WIDTH
 from schedules.generators import GENERATORS, generate
-from schedules.nodes import Node
+from schedules.node_costs import NodeCost
 from schedules.simulate import simulate
 
 KINDS = {"F", "B", "I", "W", "FB"}
@@ -100,10 +100,10 @@ def test_text_in_colour_says_the_same():
 
 
 MOE = [
-    Node("attention", "compute", 3, 4, 2),
-    Node("dispatch", "communication", 2, 2),
-    Node("experts", "high", 3, 3, 3),
-    Node("combine", "communication", 2, 2),
+    NodeCost("attention", "compute", 3, 4, 2),
+    NodeCost("dispatch", "communication", 2, 2),
+    NodeCost("experts", "high", 3, 3, 3),
+    NodeCost("combine", "communication", 2, 2),
 ]
 
 

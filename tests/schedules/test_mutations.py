@@ -8,7 +8,7 @@ import pytest
 
 from schedules.actions import FB, Action, B, F, Kind
 from schedules.generators import generate
-from schedules.plan import Message, Step, lower
+from schedules.schedule import Message, ScheduleStep, lower
 from schedules.validate import InvalidSchedule, problems, validate
 from tests.schedules.executor import BAD, execute
 
@@ -250,7 +250,7 @@ def test_messages_name_rank_and_action():
 def test_messages_at_fault_are_named():
     schedule = generate("1f1b", 2, 3)
     steps = [list(rank) for rank in lower(schedule)]
-    steps[1][0] = Step(F(1, 0), (), ())
+    steps[1][0] = ScheduleStep(F(1, 0), (), ())
     text = rejection(schedule, steps)
     assert "rank 1: 1F0 does not receive the activation of micro-batch 0 from stage 0 to stage 1" in text
     steps = [list(rank) for rank in lower(schedule)]

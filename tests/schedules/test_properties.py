@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from schedules.actions import Action, Kind, parse_action
 from schedules.csv_form import from_csv, to_csv
 from schedules.generators import SCHEDULES, generate
-from schedules.plan import Schedule, lower
+from schedules.schedule import Schedule, lower
 from schedules.validate import live_chunks, problems
 from tests.schedules.strategies import schedules, smallest
 

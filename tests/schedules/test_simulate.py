@@ -12,8 +12,8 @@ from schedules.actions import Kind
 from schedules.costs import Costs, Link, StageCosts, stage_costs
 from schedules.generators import generate
 from schedules.memory import channel_buffers, memory_over_time, parameter_bytes, peaks
-from schedules.nodes import (
-    Node,
+from schedules.node_costs import (
+    NodeCost,
     backward_slots,
     exposed_communication,
     forward_slots,
@@ -203,12 +203,12 @@ def test_memory_returns_to_the_parameters(schedule):
 
 
 MOE = [
-    Node("attention", "compute", 3, 4, 2),
-    Node("dispatch", "communication", 2, 2),
-    Node("experts", "compute", 3, 3, 3),
-    Node("combine", "communication", 2, 2),
+    NodeCost("attention", "compute", 3, 4, 2),
+    NodeCost("dispatch", "communication", 2, 2),
+    NodeCost("experts", "compute", 3, 3, 3),
+    NodeCost("combine", "communication", 2, 2),
 ]
-DENSE = [Node("attention", "compute", 3, 4, 2), Node("experts", "compute", 3, 3, 3)]
+DENSE = [NodeCost("attention", "compute", 3, 4, 2), NodeCost("experts", "compute", 3, 3, 3)]
 
 
 def test_all_to_alls_are_exposed_alone_and_hidden_in_a_pair():
@@ -277,9 +277,9 @@ def test_costs_of_a_stage_from_its_nodes():
         (lambda: Costs(streams=0), "streams=0"),
         (lambda: Costs(hop_bytes=-1), "hop_bytes=-1"),
         (lambda: Costs(()), "stages: at least one"),
-        (lambda: Node("mlp", "compute", 1, 1), "node 'mlp'"),
-        (lambda: Node("experts", "gpu", 1, 1), "lane 'gpu'"),
-        (lambda: Node("experts", "compute", -1, 1), "forward=-1"),
+        (lambda: NodeCost("mlp", "compute", 1, 1), "node 'mlp'"),
+        (lambda: NodeCost("experts", "gpu", 1, 1), "lane 'gpu'"),
+        (lambda: NodeCost("experts", "compute", -1, 1), "forward=-1"),
     ],
 )
 def test_impossible_costs_are_refused(make, message):

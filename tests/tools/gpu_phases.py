@@ -8,10 +8,10 @@ import subprocess
 import sys
 import time
 
-from tools.gpu_check.worker import Child, Work
+from tools.gpu_check.worker import Child, PhaseContext
 
 
-def tell(work: Work) -> None:
+def tell(work: PhaseContext) -> None:
     """A machine; with a GPU where the test says so."""
     gpu = {"name": "a GPU", "capability": "sm_90", "multiprocessors": 132, "memory_bytes": 1 << 30}
     gpus = [gpu] * int(os.environ.get("GPUS_OF_TEST", "0"))
@@ -31,34 +31,34 @@ def tell(work: Work) -> None:
     )
 
 
-def tell_late(work: Work) -> None:
+def tell_late(work: PhaseContext) -> None:
     """After more than the second that it has."""
     time.sleep(1.5)
     tell(work)
 
 
-def fine(work: Work) -> None:
+def fine(work: PhaseContext) -> None:
     assert work.gpus == int(os.environ.get("GPUS_OF_TEST", "0")) and work.miniature == (work.gpus == 0)
     assert work.device == ("cuda" if work.gpus else "cpu")
     work.figure("speed", 3.25, "GB/s")
     work.check("two and two", True, "four")
 
 
-def wrong(work: Work) -> None:
+def wrong(work: PhaseContext) -> None:
     work.check("two and two", False, "five")
 
 
-def raises(work: Work) -> None:
+def raises(work: PhaseContext) -> None:
     work.figure("before", 1)
     raise ValueError("no more numbers")
 
 
-def dies(work: Work) -> None:
+def dies(work: PhaseContext) -> None:
     work.figure("before", 1)
     os.kill(os.getpid(), signal.SIGSEGV)
 
 
-def hangs(work: Work) -> None:
+def hangs(work: PhaseContext) -> None:
     """With a child, both deaf to SIGTERM, and output that never ends."""
     work.figure("before", 1)
     deaf = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('x' * 9999); time.sleep(1000)"
@@ -68,7 +68,7 @@ def hangs(work: Work) -> None:
     time.sleep(1000)
 
 
-def babbles(work: Work) -> None:
+def babbles(work: PhaseContext) -> None:
     """What is no row among the rows: torn, not JSON, not UTF-8, of no kind, without a value, endless."""
     work.figure("before", float("nan"), "|\n\x1b[2J")
     with open(work.rows, "ab") as rows:
@@ -79,19 +79,19 @@ def babbles(work: Work) -> None:
     os.write(1, b"\xff\0garbage" * 1000)
 
 
-def full(work: Work) -> None:
+def full(work: PhaseContext) -> None:
     """The disk is, from the second row on."""
     work.figure("before", 1)
     work.rows = type(work.rows)("/dev/full")
     work.figure("after", 2)
 
 
-def slow(work: Work) -> None:
+def slow(work: PhaseContext) -> None:
     work.figure("process", os.getpid())
     time.sleep(60)
 
 
-def children(work: Work) -> None:
+def children(work: PhaseContext) -> None:
     """One fails, one may, one is fine, one hangs."""
     target = f"{__name__}:"
     work.children(

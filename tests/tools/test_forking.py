@@ -10,7 +10,7 @@ TOOLS = Path(__file__).parents[2] / "tools"
 FORKING = [
     path.name
     for path in sorted(TOOLS.glob("*.py"))
-    if re.search(r'\(\s*"fork"|="fork"|\blaunch\(|nprocs=', path.read_text())
+    if re.search(r'\(\s*"fork"|="fork"|\blaunch_ranks\(|nprocs=', path.read_text())
 ]
 
 

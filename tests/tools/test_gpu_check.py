@@ -217,22 +217,22 @@ def test_the_whole_has_a_limit(small, tmp_path):
 def test_what_a_machine_lacks_is_a_reason():
     named = {one.name: one for one in PHASES}
     two = {**FACTS, "gpus": FACTS["gpus"] * 2}
-    assert phases.missing(named["kernels"], FACTS) is None
-    assert phases.missing(named["receives"], FACTS) == (
+    assert phases.missing_for(named["kernels"], FACTS) is None
+    assert phases.missing_for(named["receives"], FACTS) == (
         "1 of 2 GPUs, and NCCL 2.28.9, where ranks share one from 2.30 on"
     )
-    assert phases.missing(named["receives"], {**FACTS, "nccl": [2, 30, 1]}) is None
-    assert phases.missing(named["pipelines"], {**FACTS, "nccl": [2, 30, 1]}) == "1 of 2 GPUs"
-    assert phases.missing(named["pipelines"], two) is None
+    assert phases.missing_for(named["receives"], {**FACTS, "nccl": [2, 30, 1]}) is None
+    assert phases.missing_for(named["pipelines"], {**FACTS, "nccl": [2, 30, 1]}) == "1 of 2 GPUs"
+    assert phases.missing_for(named["pipelines"], two) is None
     bare = {**FACTS, "packages": {"triton": "3.6.0"}}
-    assert phases.missing(named["layer"], bare) == "megatron.core cannot be imported"
-    assert phases.missing(named["queues"], bare) is None
-    assert phases.missing(named["pipelines"], {**FACTS, "gpus": [], "miniature": True}) is None
+    assert phases.missing_for(named["layer"], bare) == "megatron.core cannot be imported"
+    assert phases.missing_for(named["queues"], bare) is None
+    assert phases.missing_for(named["pipelines"], {**FACTS, "gpus": [], "miniature": True}) is None
 
 
 def test_eight_minutes_are_laid_out_in_the_documentation():
     assert phases.FACTS_SECONDS + phases.most_seconds(phases.of_one_gpu()) <= 60 * phases.MINUTES
-    assert phases.table() in (ROOT / "docs" / "gpu.md").read_text()
+    assert phases.phase_table() in (ROOT / "docs" / "gpu.md").read_text()
     assert len({one.name for one in PHASES}) == len(PHASES)
 
 

@@ -13,7 +13,7 @@ from tests.ranks import ROOT
 from tools import bench_recompute
 from tools.gpu_check import correctness, overlap, probes, speed
 from tools.gpu_check.correctness import first_difference
-from tools.gpu_check.worker import Work
+from tools.gpu_check.worker import PhaseContext
 
 
 def event(name, stream, start, length, category="kernel"):
@@ -118,7 +118,7 @@ def test_a_call_has_waited_where_the_kernel_is_over(over, monkeypatch):
 
 def test_a_pytest_that_cannot_run_its_tests_has_not_passed(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(correctness, "files", lambda: ["tests/no_such_test.py"])
-    work = Work(tmp_path / "rows", True, 0.0, arguments={"share": 0, "of": 1})
+    work = PhaseContext(tmp_path / "rows", True, 0.0, arguments={"share": 0, "of": 1})
     with pytest.raises(RuntimeError, match="pytest ended with status 4"):
         correctness.some_tests(work)
     assert "no_such_test.py" in capsys.readouterr().err

@@ -29,7 +29,7 @@ def wheel(folder, name, version="1.0", tags="py3-none-any", **files):
 
 def test_wheels_that_fit():
     def fits(name, python=(3, 12)):
-        return wheels.fits(wheels.named(Path(name)), python)
+        return wheels.wheel_fits(wheels.wheel_of(Path(name)), python)
 
     assert fits("a-1-py3-none-any.whl") and fits("a-1-py2.py3-none-any.whl")
     assert fits("megatron_core-0.19.2-cp312-cp312-manylinux_2_28_x86_64.whl")
@@ -39,7 +39,7 @@ def test_wheels_that_fit():
     )
     assert not fits("a-1-cp313-abi3-linux_x86_64.whl")
     with pytest.raises(ValueError, match="not the name of a wheel"):
-        wheels.named(Path("megatron.zip"))
+        wheels.wheel_of(Path("megatron.zip"))
 
 
 def test_what_is_installed_is_left_alone(tmp_path):

@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 
 from hcmegatron.config.schema import Config
-from hcmegatron.platform.ranks import discover
+from hcmegatron.platform.ranks import discover_ranks
 from hcmegatron.training.run import train
 from hcmegatron.training.step import Stepper
 from megatron.core.transformer.moe.router import TopKRouter
@@ -92,7 +92,7 @@ def balanced(config: Config, forced: bool = False) -> tuple[list[str], list[dict
         return result
 
     _watch(Stepper, "step", kept)
-    assert train(config, discover(os.environ)) == 0
+    assert train(config, discover_ranks(os.environ)) == 0
     return replay.wrong, replay.counts, biases
 
 

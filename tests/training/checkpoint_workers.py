@@ -12,8 +12,8 @@ import torch
 
 from hcmegatron.config.schema import Config
 from hcmegatron.data.dataset import Batches
-from hcmegatron.training import pieces, step
-from hcmegatron.training.pieces import FAULTS, Piece
+from hcmegatron.training import shard_files, step
+from hcmegatron.training.shard_files import FAULTS, TensorShard
 from tests.training.workers import run
 
 
@@ -34,17 +34,17 @@ def malicious(folder: Path) -> dict[str, str]:
         path = folder / victim.strip("._")
         path.mkdir()
         target = torch.zeros(4)
-        pieces.write([Piece("a", torch.ones(4), (4,), (0,))], path)
+        shard_files.write([TensorShard("a", torch.ones(4), (4,), (0,))], path)
         call = Command(f"touch {path}/was_run")
         if victim == ".metadata":
             (path / victim).write_bytes(pickle.dumps(call))
         elif victim != "nothing":  # of the older kind, which may end before the index says
             torch.save(call, path / victim, _use_new_zipfile_serialization=False)
         try:
-            pieces.read([Piece("a", target, (4,), (0,))], path, pieces.shapes(path))
+            shard_files.read([TensorShard("a", target, (4,), (0,))], path, shard_files.shapes(path))
             said[victim] = f"{target.tolist()}"
         except FAULTS as error:
-            said[victim] = pieces.reason(error)
+            said[victim] = shard_files.reason(error)
         assert not (path / "was_run").exists(), victim
     return said
 

@@ -10,13 +10,13 @@ import torch
 import torch.distributed as dist
 
 from hcmegatron.config.schema import Config
-from hcmegatron.data.corpus import find
+from hcmegatron.data.corpus import find_corpus
 from hcmegatron.data.dataset import Batches, Text
 from hcmegatron.data.tokenizer import build_tokenizer
 from hcmegatron.model.execution import Execution
-from hcmegatron.pipeline.schedule import build_schedule
+from hcmegatron.pipeline.forward_backward import build_forward_backward
 from hcmegatron.platform.distributed import process_groups
-from hcmegatron.platform.ranks import discover
+from hcmegatron.platform.ranks import discover_ranks
 from hcmegatron.training import loss
 from hcmegatron.training.model import build_model
 from hcmegatron.training.optimizer import build_optimizer
@@ -34,12 +34,12 @@ class Uneven(Batches):
 
 @contextmanager
 def stepper_of(config: Config) -> Iterator[Stepper]:
-    ranks = discover(os.environ)
+    ranks = discover_ranks(os.environ)
     with process_groups(config, ranks) as groups:
-        text = Text(find(config.data), build_tokenizer(config.data))
+        text = Text(find_corpus(config.data), build_tokenizer(config.data))
         chunks = build_model(config, text.tokenizer.vocab_size, groups)
         batches = Uneven(text, config.data, config.training, groups.dp.rank(), groups.dp.size())
-        schedule = build_schedule(config, chunks, groups, Execution())
+        schedule = build_forward_backward(config, chunks, groups, Execution())
         yield Stepper(config, chunks, build_optimizer(config, chunks, groups), schedule, batches, groups)
 
 

@@ -6,10 +6,10 @@ import os
 from collections import Counter
 
 from hcmegatron.config.schema import Config
-from hcmegatron.platform.ranks import discover
+from hcmegatron.platform.ranks import discover_ranks
 from hcmegatron.training.observer import Coefficients, Observer, Step
 from hcmegatron.training.run import train
-from hcmegatron.training.setup import Run
+from hcmegatron.training.setup import TrainingRun
 
 
 class RowSums(Observer):
@@ -17,7 +17,7 @@ class RowSums(Observer):
 
     made: RowSums | None = None
 
-    def __init__(self, run: Run) -> None:
+    def __init__(self, run: TrainingRun) -> None:
         RowSums.made = self
         self.heard: Counter[int] = Counter()
         self.steps: set[int] = set()
@@ -41,7 +41,7 @@ class RowSums(Observer):
 def heard(config: Config) -> dict:
     """Train, with the observer named in the configuration; what it has heard."""
     config.run.observers = ["tests.training.observer_workers:RowSums"]
-    assert train(config, discover(os.environ)) == 0
+    assert train(config, discover_ranks(os.environ)) == 0
     made = RowSums.made
     return {
         "heard": dict(made.heard),

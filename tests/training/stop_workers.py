@@ -11,9 +11,9 @@ from typing import Any
 import psutil
 
 from hcmegatron.config.schema import Config
-from hcmegatron.platform.ranks import STARTED_HERE, discover
+from hcmegatron.platform.ranks import STARTED_HERE, discover_ranks
 from hcmegatron.training import checkpoint, step
-from hcmegatron.training.manifest import Position
+from hcmegatron.training.manifest import Progress
 from hcmegatron.training.run import train
 from tests.small_configs import tiny
 
@@ -27,7 +27,7 @@ def signalled(config: Config, moment: str, number: int, last: int) -> dict[str, 
     Returns:
         the steps that ran, the checkpoints that were saved, the processes that a save has left.
     """
-    place = discover(os.environ)
+    place = discover_ranks(os.environ)
     noted: dict[str, Any] = {"steps": [], "saved": [], "left": 0}
 
     def send() -> None:
@@ -52,7 +52,7 @@ def signalled(config: Config, moment: str, number: int, last: int) -> dict[str, 
             send()
         return result
 
-    def note_save(checkpoints: checkpoint.Checkpoints, at: Position) -> None:
+    def note_save(checkpoints: checkpoint.Checkpoints, at: Progress) -> None:
         if at != checkpoints.saved:
             noted["saved"].append(at.step)
 
@@ -72,7 +72,7 @@ def unheard(config: Config) -> None:
         os.close(reader)
         os.dup2(writer, 1)
         os.dup2(os.open("/dev/full", os.O_WRONLY), 2)
-    assert train(config, discover(os.environ)) == 0
+    assert train(config, discover_ranks(os.environ)) == 0
 
 
 def differing(config: Config, of_rank_1: tuple[str, str, Any]) -> None:
@@ -80,7 +80,7 @@ def differing(config: Config, of_rank_1: tuple[str, str, Any]) -> None:
     if int(os.environ["RANK"]) == 1:
         section, key, value = of_rank_1
         setattr(getattr(config, section), key, value)
-    train(config, discover(os.environ))
+    train(config, discover_ranks(os.environ))
 
 
 def second_interrupt(config: Config, launched: bool) -> None:
@@ -97,5 +97,5 @@ def second_interrupt(config: Config, launched: bool) -> None:
         return usual_step(self, seen)
 
     step.Stepper.step = interrupted
-    place = discover(os.environ)
+    place = discover_ranks(os.environ)
     train(config, replace(place, source=STARTED_HERE) if launched else place)

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from hcmegatron.config import ConfigError
-from hcmegatron.config.load import read
+from hcmegatron.config.load import read_config
 from hcmegatron.config.schema import resumes
 from hcmegatron.training import manifest, resume
 from hcmegatron.training.run_directory import locked
@@ -48,7 +48,7 @@ def test_the_newest_whole_one_is_used_and_what_is_damaged_named(how, tmp_path):
 
 def test_a_checksum_that_differs_counts_as_damage_when_it_is_told(tmp_path):
     two, four = (saved(tmp_path, made(), step) for step in (2, 4))
-    found = resume.find(made(), tmp_path, "text", None, {four: "is corrupt: a bit"})
+    found = resume.find_start(made(), tmp_path, "text", None, {four: "is corrupt: a bit"})
     assert found.path == two and found.damaged == {four: "is corrupt: a bit"}
 
 
@@ -103,7 +103,7 @@ def test_required_refuses_where_there_is_nothing(tmp_path):
     [("true", "auto"), ("false", "never"), ("auto", "auto"), ("never", "never"), ("required", "required")],
 )
 def test_the_older_spellings_are_kept(written, meant):
-    config, _ = read(None, [f"--checkpoint.resume={written}", "--run.dir=x"])
+    config, _ = read_config(None, [f"--checkpoint.resume={written}", "--run.dir=x"])
     assert config.checkpoint.resume == meant and resumes(config) == (meant != "never")
 
 

@@ -9,7 +9,7 @@ import torch
 from hcmegatron.config import Config
 from hcmegatron.training import metrics, run
 from hcmegatron.training.log import Log
-from hcmegatron.training.manifest import Position
+from hcmegatron.training.manifest import Progress
 from hcmegatron.training.metrics import FIGURES, Metrics, clock
 from hcmegatron.training.observer import Observers, Step
 from hcmegatron.training.recorder import Recorder
@@ -46,7 +46,7 @@ def run_of(config, log=None, directory=None, ranks=2):
         ranks=SimpleNamespace(world_size=ranks),
         log=log,
         directory=directory,
-        position=Position(0, 0),
+        position=Progress(0, 0),
     )
 
 

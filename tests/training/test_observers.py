@@ -8,9 +8,9 @@ import pytest
 
 from hcmegatron import training
 from hcmegatron.config import Config, ConfigError
-from hcmegatron.training import registry, run
-from hcmegatron.training.manifest import Position
-from hcmegatron.training.observer import Observer, Observers, Step, due
+from hcmegatron.training import observer_registry, run
+from hcmegatron.training.manifest import Progress
+from hcmegatron.training.observer import Observer, Observers, Step, is_due
 from hcmegatron.training.step import StepResult
 from tests.ranks import run_ranks
 from tests.small_configs import tiny
@@ -60,8 +60,8 @@ def looped(monkeypatch, steps=4, stop_before=None, skipped=(), every=2, eval_eve
     config.run.tensorboard, config.training.max_bad_steps = False, 2
     notes, said, place = [], [], SimpleNamespace(step=start)
     monkeypatch.setattr(run, "set_learning_rate", lambda *arguments: None)
-    monkeypatch.setattr(registry, "kept_on_first_rank", lambda make: None)
-    monkeypatch.setitem(registry.FIRST, "metrics", registry.Entry(lambda run: Noting([])))
+    monkeypatch.setattr(observer_registry, "kept_on_first_rank", lambda make: None)
+    monkeypatch.setitem(observer_registry.FIRST, "metrics", observer_registry.Entry(lambda run: Noting([])))
 
     def stepped(seen):
         place.step += 1
@@ -73,7 +73,7 @@ def looped(monkeypatch, steps=4, stop_before=None, skipped=(), every=2, eval_eve
         validation=SimpleNamespace(micro_batches=1, nats_per_byte=lambda total: total / 2),
         stepper=SimpleNamespace(step=stepped, evaluate=lambda *_: 3.0, rehearse=lambda: ["rehearsed"]),
         log=SimpleNamespace(say=lambda *lines: said.extend(lines)),
-        position=Position(start, 2 * start),
+        position=Progress(start, 2 * start),
         checkpoints=Checkpoints(failing),
         optimizer=None,
         chunks=[],
@@ -149,8 +149,8 @@ def test_all_observers_end_although_one_raises():
 @pytest.mark.parametrize("name", ["no_such_module:X", "hcmegatron.training.observer:NoSuch"])
 def test_an_observer_that_is_none_is_named(name):
     with pytest.raises(ConfigError, match=rf"run\.observers = {name}: .*; write module:Class"):
-        registry.named_factory(name)
-    assert registry.named_factory("hcmegatron.training.observer:Observer") is Observer
+        observer_registry.named_factory(name)
+    assert observer_registry.named_factory("hcmegatron.training.observer:Observer") is Observer
 
 
 @pytest.mark.parametrize("name", ["math:sqrt", "hcmegatron.training.observer:Step"])
@@ -162,10 +162,10 @@ def test_what_is_no_observer_is_refused_before_anything_is_written(name, monkeyp
         run.train(config, None, corpus=SimpleNamespace(fingerprint="any"))
 
 
-@pytest.mark.parametrize("name", ["os:path", "hcmegatron.training.observer:due", "builtins:int"])
+@pytest.mark.parametrize("name", ["os:path", "hcmegatron.training.observer:is_due", "builtins:int"])
 def test_an_observer_has_to_be_one(name):
     with pytest.raises(ConfigError, match=rf"run\.observers = {name}: is no Observer"):
-        registry.named_factory(name)
+        observer_registry.named_factory(name)
 
 
 def test_an_observer_need_not_keep_its_run():
@@ -178,12 +178,12 @@ def test_an_observer_asks_for_no_coefficients_by_itself():
 
 def test_who_is_asked_for():
     config = Config()
-    asked = {name for name, entry in registry.THEN.items() if entry.asked(config)}
+    asked = {name for name, entry in observer_registry.THEN.items() if entry.asked(config)}
     assert asked == {"recorder", "tensorboard", "planned", "finite", "checkpoints"}
     config.run.tensorboard, config.run.wandb, config.recompute.mode = False, "offline", "block"
-    asked = {name for name, entry in registry.THEN.items() if entry.asked(config)}
+    asked = {name for name, entry in observer_registry.THEN.items() if entry.asked(config)}
     assert asked == {"recorder", "wandb", "recomputation", "planned", "finite", "checkpoints"}
-    assert [name for name, entry in registry.THEN.items() if entry.writes] == [
+    assert [name for name, entry in observer_registry.THEN.items() if entry.writes] == [
         "recorder",
         "tensorboard",
         "wandb",
@@ -199,7 +199,7 @@ def test_every_observer_of_the_library_is_asked_for_somewhere():
         for value in vars(importlib.import_module(f"{training.__name__}.{module.name}")).values()
         if isinstance(value, type) and issubclass(value, Observer)
     }
-    named = {entry.make for entry in (*registry.FIRST.values(), *registry.THEN.values())}
+    named = {entry.make for entry in (*observer_registry.FIRST.values(), *observer_registry.THEN.values())}
     assert found - named == {Observer, Observers}
 
 
@@ -210,7 +210,7 @@ def test_a_corpus_that_was_found_is_not_looked_for_again(monkeypatch):
     def begin(config, ranks, fingerprint):
         raise Begun(fingerprint)
 
-    monkeypatch.setattr(run, "find", lambda data: SimpleNamespace(fingerprint="looked for"))
+    monkeypatch.setattr(run, "find_corpus", lambda data: SimpleNamespace(fingerprint="looked for"))
     monkeypatch.setattr(run, "process_groups", begin)
     with pytest.raises(Begun, match="looked for"):
         run.train(Config(), None)
@@ -226,9 +226,9 @@ def test_a_figure_is_in_the_line_where_it_has_words():
 
 
 def test_due():
-    assert [step for step in range(1, 11) if due(step, 3, 10)] == [3, 6, 9, 10]
-    assert [step for step in range(1, 11) if due(step, 0, 10)] == [10]
-    assert [step for step in range(1, 5) if due(step, 1, 4)] == [1, 2, 3, 4]
+    assert [step for step in range(1, 11) if is_due(step, 3, 10)] == [3, 6, 9, 10]
+    assert [step for step in range(1, 11) if is_due(step, 0, 10)] == [10]
+    assert [step for step in range(1, 5) if is_due(step, 1, 4)] == [1, 2, 3, 4]
 
 
 @pytest.mark.ranks

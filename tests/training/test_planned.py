@@ -20,7 +20,7 @@ PLACE = RankInfo(0, 2, 0, 2, "h", 1, "this command")
 def machine(monkeypatch):
     """Without a GPU, with 8 GiB; this process holds 1 GiB."""
     monkeypatch.setattr(planned.torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(planned, "available", lambda: 8 * GIB)
+    monkeypatch.setattr(planned, "available_bytes", lambda: 8 * GIB)
     monkeypatch.setattr(planned, "peak_memory_gib", lambda: 1.0)
 
 
@@ -65,7 +65,7 @@ def test_costs_of_another_run_are_refused(tmp_path):
 def test_too_little_memory_is_refused_or_said(monkeypatch, capsys):
     loaded = config()
     require_room(loaded, PLACE)
-    monkeypatch.setattr(planned, "available", lambda: 2**26)
+    monkeypatch.setattr(planned, "available_bytes", lambda: 2**26)
     with pytest.raises(ConfigError) as refused:
         require_room(loaded, PLACE)
     words = str(refused.value)

@@ -5,7 +5,7 @@ import math
 
 import pytest
 
-from hcmegatron.config import check
+from hcmegatron.config import check_config
 from tests.ranks import run_ranks
 from tests.small_configs import tiny
 from tests.training import workers
@@ -21,7 +21,7 @@ def test_fp64_trains_like_fp32_with_smaller_errors(tmp_path):
     for dtype in ("fp32", "fp64"):
         config = tiny(text, tmp_path / dtype, training={"dtype": dtype, "steps": 2}, moe={"grouped": False})
         config.optimizer.clip, config.model.hidden_dropout = 0.0, 0.0
-        check(config)
+        check_config(config)
         run_ranks(2, workers.run, config, **RUN)
         lines = [json.loads(line) for line in (tmp_path / dtype / "metrics.jsonl").read_text().splitlines()]
         norms[dtype] = [line["grad_norm"] for line in lines if line["kind"] == "train"]

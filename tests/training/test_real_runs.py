@@ -6,7 +6,7 @@ import signal
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from hcmegatron.config.load import dump
+from hcmegatron.config.load import dump_config
 from tests.ranks import run_ranks
 from tests.small_configs import tiny
 from tests.training import real_workers
@@ -20,7 +20,7 @@ def arguments(text, tmp_path, name):
     config.checkpoint.save_every, config.training.eval_every = 0, 30
     config.run.tensorboard = True
     file = tmp_path / f"{name}.yaml"
-    file.write_text(dump(config))
+    file.write_text(dump_config(config))
     return ["train", str(file)], tmp_path / name
 
 

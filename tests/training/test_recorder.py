@@ -11,7 +11,7 @@ import pytest
 from hcmegatron.config import Config, ConfigError
 from hcmegatron.training import recorder
 from hcmegatron.training.log import Log
-from hcmegatron.training.manifest import Position
+from hcmegatron.training.manifest import Progress
 from hcmegatron.training.recorder import Recorder, drop_later_metrics, metrics_line
 from hcmegatron.training.sink import Sink
 from hcmegatron.training.tensorboard import TensorBoard
@@ -20,7 +20,7 @@ from hcmegatron.training.tensorboard import TensorBoard
 def run_in(directory, report=None):
     """What an observer that writes needs of a run."""
     log = SimpleNamespace(report=report, say=lambda *lines: None)
-    return SimpleNamespace(directory=directory, log=log, config=Config(), position=Position(0, 0))
+    return SimpleNamespace(directory=directory, log=log, config=Config(), position=Progress(0, 0))
 
 
 def test_garbage_in_metrics_costs_no_valid_line(tmp_path):

@@ -11,7 +11,7 @@ from hcmegatron.config import Config, ConfigError
 from hcmegatron.config.types import flatten, leaves
 from hcmegatron.training import checksums, manifest, resume
 from hcmegatron.training.checksums import File
-from hcmegatron.training.manifest import Manifest, Position
+from hcmegatron.training.manifest import Manifest, Progress
 from hcmegatron.training.resume import RULE_OF, Rule
 from tests.small_configs import put
 
@@ -35,7 +35,7 @@ def saved(directory: Path, config: Config, step=4, **changes) -> Path:
 
 
 def start(config, directory, text="text", environment=HERE):
-    return resume.find(config, directory, text, environment)
+    return resume.find_start(config, directory, text, environment)
 
 
 def refused(config, directory, text="text"):
@@ -57,7 +57,7 @@ def test_what_is_equal_is_continued_bit_for_bit(tmp_path):
     for config in (made(), harmless):
         found = start(config, tmp_path)
         assert found.says == (f"continuing from {path} after step 4, bit for bit",)
-        assert found.position == Position(4, 64)
+        assert found.position == Progress(4, 64)
 
 
 OTHER = {bool: lambda v: not v, int: lambda v: v + 1, float: lambda v: v / 2 + 0.1, str: lambda v: "other"}
@@ -114,13 +114,13 @@ def test_the_length_of_a_run_at_a_constant_rate_changes_no_number(tmp_path):
 
 def test_other_ranks_and_versions_are_said(tmp_path):
     saved(tmp_path, made())
-    found = resume.find(made(), tmp_path, "text", {"ranks": 4, "torch": "2.14.0"})
+    found = resume.find_start(made(), tmp_path, "text", {"ranks": 4, "torch": "2.14.0"})
     assert found.says[0].endswith("with changes")
     assert found.says[2:] == (
         "changed: torch 2.13.0 -> 2.14.0",
         "changed, by no more than rounding: ranks 2 -> 4",
     )
-    found = resume.find(made(), tmp_path, "text", {"ranks": 4, "torch": "2.13.0", "triton": "3.5"})
+    found = resume.find_start(made(), tmp_path, "text", {"ranks": 4, "torch": "2.13.0", "triton": "3.5"})
     assert found.says[0].endswith("after step 4, with the same numbers but for rounding")
     assert len(found.says) == 2  # and what the checkpoint's version did not know of is not compared
 
@@ -162,7 +162,7 @@ def test_other_data_are_refused_where_the_run_goes_on_and_begun_anew_by_a_new_on
     assert f"checkpoint.load={path} and another run.dir" in error
     new = made(checkpoint={"resume": "never", "load": str(tmp_path)}, data={"seed": 7})
     found = start(new, tmp_path / "new")
-    assert found.position == Position(4, 0)
+    assert found.position == Progress(4, 0)
     assert found.says[1] == "the data begin anew, at their first sample: data.seed = 1234 there, 7 here"
     moved = made(data={"paths": ["elsewhere"]})
     assert start(moved, tmp_path).says[0].endswith("bit for bit")
@@ -220,7 +220,7 @@ def test_the_first_format_is_continued_with_a_word_on_what_it_does_not_say(tmp_p
     first = {"step": 4, "architecture": architecture, "layout": layout, "files": {"__0_0.distcp": 7}}
     (path / "manifest.json").write_text(json.dumps(first))
     found = start(config, tmp_path)
-    assert found.position == Position(4, 32) and found.manifest.updates == 4
+    assert found.position == Progress(4, 32) and found.manifest.updates == 4
     assert found.says[0].endswith("after step 4, with changes")
     assert "is of format 1: it has no checksums to verify" in found.says[1] and len(found.says) == 2
     manifest.verify(path, found.manifest)

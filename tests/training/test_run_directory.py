@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-from hcmegatron.config import Config, ConfigError, load
+from hcmegatron.config import Config, ConfigError, load_config
 from hcmegatron.training import run_directory
-from hcmegatron.training.run_directory import RunDirectory, examine
+from hcmegatron.training.run_directory import RunDirectory, examine_directory
 
 VERSIONS = {"python": "3", "torch": "2", "megatron-core": "0", "command": "train"}
 
@@ -25,10 +25,10 @@ def resumed(steps=7):
 
 def test_a_runs_own_configuration_is_written_anew(tmp_path):
     RunDirectory(tmp_path / "run", Config())
-    assert load(tmp_path / "run" / "config.yaml") == Config()
-    assert examine(tmp_path / "run", resumed()) == []
+    assert load_config(tmp_path / "run" / "config.yaml") == Config()
+    assert examine_directory(tmp_path / "run", resumed()) == []
     RunDirectory(tmp_path / "run", resumed())
-    assert load(tmp_path / "run" / "config.yaml") == resumed()
+    assert load_config(tmp_path / "run" / "config.yaml") == resumed()
     assert json.loads((tmp_path / "run" / "environment.json").read_text()) == VERSIONS
     files = {path.name for path in (tmp_path / "run").iterdir()}
     assert files == {".lock", "config.yaml", "environment.json"}
@@ -44,12 +44,12 @@ def test_somebodys_own_configuration_is_left_alone(tmp_path, changed):
         own.write_text("training:\n  steps: 4  # mine\n")
     text = own.read_text()
     for steps in (5, 6):
-        (warning,) = examine(tmp_path, resumed(steps))
+        (warning,) = examine_directory(tmp_path, resumed(steps))
         assert "config.yaml there was not written by a run, or was changed since" in warning
         assert warning.endswith("this run's configuration is config.resolved.yaml")
         RunDirectory(tmp_path, resumed(steps))
         assert own.read_text() == text
-        assert load(tmp_path / "config.resolved.yaml") == resumed(steps)
+        assert load_config(tmp_path / "config.resolved.yaml") == resumed(steps)
     (tmp_path / "config.resolved.yaml").write_text("# mine, too\n{}\n")
     with pytest.raises(ConfigError, match=r"config\.yaml and config\.resolved\.yaml there are not a run's"):
         RunDirectory(tmp_path, resumed())
@@ -75,11 +75,11 @@ def test_directories_that_cannot_be_used(tmp_path):
         ("x" * 300, "File name too long; choose another"),
         ("used", "already in use"),
     ):
-        for use in (examine, RunDirectory):
+        for use in (examine_directory, RunDirectory):
             with pytest.raises(ConfigError, match=words) as caught:
                 use(tmp_path / name, Config())
             assert str(caught.value).startswith(f"run.dir = {tmp_path / name} ")
-    assert examine(tmp_path / "new", Config()) == [] and not (tmp_path / "new").exists()
+    assert examine_directory(tmp_path / "new", Config()) == [] and not (tmp_path / "new").exists()
     held = RunDirectory(tmp_path / "run", Config())
     with pytest.raises(ConfigError, match="in use by a job that is still running"):
         RunDirectory(held.path, resumed())
@@ -93,7 +93,7 @@ def test_a_full_disk_is_one_line(tmp_path, monkeypatch):
     with pytest.raises(ConfigError, match="cannot be written: No space left on device; choose another"):
         RunDirectory(tmp_path / "run", Config())
     assert [path.name for path in (tmp_path / "run").iterdir()] == [".lock"]
-    assert examine(tmp_path / "run", Config()) == []  # the same command works once there is room
+    assert examine_directory(tmp_path / "run", Config()) == []  # the same command works once there is room
 
 
 def test_a_file_system_without_locks_is_said_and_used(tmp_path, monkeypatch, capsys):

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 
 from hcmegatron.config import Config
-from hcmegatron.training.manifest import NotSaved, Position
+from hcmegatron.training.manifest import NotSaved, Progress
 from hcmegatron.training.observer import End, Step
 from hcmegatron.training.saving import Saving
 from hcmegatron.training.step import StepResult
@@ -50,18 +50,18 @@ def test_every_so_many_steps_and_at_the_end():
     asked, said, told = saved([1, 2, 3, 4, 5], every=2, end=End(5))
     assert asked == [(2, 20, False), (4, 40, False), (5, 50, False)]
     assert said == ["saving 2", "as usual", "saving 4", "as usual", "saving 5", "as usual"]
-    assert told == [Position(2, 20), Position(4, 40), Position(5, 50)]
+    assert told == [Progress(2, 20), Progress(4, 40), Progress(5, 50)]
 
 
 def test_what_was_there_before_is_not_told_of():
-    assert saved([1, 2], every=1, there=[1])[2] == [Position(2, 20)]
+    assert saved([1, 2], every=1, there=[1])[2] == [Progress(2, 20)]
     assert saved([1], there=[1])[2] == []
-    assert saved([1, 2], every=1, there=[2])[2] == [Position(1, 10)]
+    assert saved([1, 2], every=1, there=[2])[2] == [Progress(1, 10)]
 
 
 def test_a_skipped_step_saves_nothing_but_at_the_end_what_was_before_it():
     asked, _, told = saved([1, 2, 3, 4], every=2, skipped=[2, 4])
-    assert asked == [(3, 30, True)] and told == [Position(3, 30)]
+    assert asked == [(3, 30, True)] and told == [Progress(3, 30)]
     assert saved([1, 2], skipped=[1, 2])[0] == []  # nothing but what the run began with
 
 
@@ -85,5 +85,5 @@ def test_the_last_checkpoint_that_failed_ends_the_run():
         NotSaved, match=r"^step is not saved; make room and continue with checkpoint.resume=true$"
     ):
         saved([1, 2], failing=[2], end=End(2))
-    assert saved([1, 2], every=1, failing=[1], end=End(2))[2] == [Position(2, 20)]  # a later one was
+    assert saved([1, 2], every=1, failing=[1], end=End(2))[2] == [Progress(2, 20)]  # a later one was
     saved([1], failing=[1], end=End(1, error=RuntimeError()))  # what was raised first stands

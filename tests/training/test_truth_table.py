@@ -2,7 +2,7 @@
 
 import pytest
 
-from hcmegatron.config import check
+from hcmegatron.config import check_config
 from hcmegatron.config.types import leaves
 from tests.training.truth_table import BASES, LEFT_OUT, Table, Trained, judged
 
@@ -30,7 +30,7 @@ def test_what_is_said_of_a_changed_key_is_what_happens(key, said, table):
 
 def test_every_base_is_a_configuration_that_the_command_would_take(table):
     for base in BASES:
-        check(table.config(base))
+        check_config(table.config(base))
 
 
 def test_every_key_has_another_value_or_a_reason_why_not(table):

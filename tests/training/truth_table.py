@@ -25,11 +25,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, get_args, get_origin
 
-from hcmegatron.config import Config, ConfigError, check
+from hcmegatron.config import Config, ConfigError, check_config
 from hcmegatron.config.checks.layout import smallest_world
-from hcmegatron.config.idle import ineffective
+from hcmegatron.config.ineffective import ineffective
 from hcmegatron.config.types import flatten, leaves
-from hcmegatron.connections import facts
+from hcmegatron.connections import accounting
 from tests.ranks import observe_ranks
 from tests.small_configs import tiny
 from tests.training import checkpoint_workers
@@ -178,7 +178,7 @@ class Table:
                 section, _, leaf = key.rpartition(".")
                 setattr(getattr(config, section) if section else config, leaf, value)
                 try:
-                    check(config)
+                    check_config(config)
                     smallest_world(config)
                 except ConfigError:
                     continue
@@ -194,8 +194,8 @@ class Table:
         found: list[Any] = list(VALUES.get(key, []))
         if key == "data.paths":
             found = [[str(self.same_text)]]
-        if name in facts.FIELDS:
-            found += facts.FIELDS[name][1].metadata["tries"]
+        if name in accounting.FIELDS:
+            found += accounting.FIELDS[name][1].metadata["tries"]
         for kind in (hint, *get_args(hint)):
             if isinstance(kind, str):
                 found.append(kind)

@@ -15,8 +15,8 @@ import torch.distributed.checkpoint as dcp
 from hcmegatron.config.schema import Config
 from hcmegatron.data.dataset import Batches
 from hcmegatron.data.tokenizer import ByteTokenizer
-from hcmegatron.platform.ranks import discover
-from hcmegatron.training import checkpoint, recorder, step, stored
+from hcmegatron.platform.ranks import discover_ranks
+from hcmegatron.training import checkpoint, checkpoint_state, recorder, step
 from hcmegatron.training.manifest import NotSaved
 from hcmegatron.training.run import train
 
@@ -49,7 +49,7 @@ def run(config: Config, kill_at: int | None = None, kill_in_save: int | None = N
 
     step.Stepper.step, checkpoint.Checkpoints.save = maybe_killed, noted
     checkpoint.Checkpoints._complete = cut_off
-    assert train(config, discover(os.environ)) == 0
+    assert train(config, discover_ranks(os.environ)) == 0
     return saved
 
 
@@ -61,7 +61,7 @@ def unseen(config: Config) -> None:
             raise FileNotFoundError(2, "No such file or directory", str(path))
 
         checkpoint.shapes = missing
-    train(config, discover(os.environ))
+    train(config, discover_ranks(os.environ))
 
 
 def state_hash(checkpoints: checkpoint.Checkpoints) -> str:
@@ -100,7 +100,7 @@ def saved_again(config: Config, folder: Path) -> dict[str, list]:
         found["groups"] = sorted({tuple(str(group[key]) for key in keys) for group in groups})
         found["rounded otherwise"] = [
             parameter.shape
-            for parameter, held in stored._updated(self.optimizer).items()
+            for parameter, held in checkpoint_state._updated(self.optimizer).items()
             if not torch.equal(
                 parameter.detach().view(-1)[held.start : held.start + held.weights.numel()],
                 held.weights.detach().view(-1).to(parameter.dtype),
@@ -112,7 +112,7 @@ def saved_again(config: Config, folder: Path) -> dict[str, list]:
 
     checkpoint.Checkpoints.load = and_save
     try:
-        train(config, discover(os.environ))
+        train(config, discover_ranks(os.environ))
     except Done:
         dist.destroy_process_group() if dist.is_initialized() else None
     return found
@@ -154,7 +154,7 @@ def samples(config: Config) -> list[int]:
         return said
 
     Batches.window, step.Stepper.rehearse = window, rehearse
-    train(config, discover(os.environ))
+    train(config, discover_ranks(os.environ))
     return seen
 
 
@@ -173,7 +173,7 @@ def full_disk(config: Config, at: list[int]) -> str:
 
     checkpoint.Checkpoints._write = limited
     try:
-        train(config, discover(os.environ))
+        train(config, discover_ranks(os.environ))
         return ""
     except NotSaved as error:
         return str(error)
@@ -189,7 +189,7 @@ def mistaken_save(config: Config) -> None:
         return usual(chunks, optimizer)
 
     checkpoint.to_save = wrong
-    train(config, discover(os.environ))
+    train(config, discover_ranks(os.environ))
 
 
 def unwritable_metrics(config: Config) -> None:
@@ -199,7 +199,7 @@ def unwritable_metrics(config: Config) -> None:
         raise OSError(28, "No space left on device", str(path))
 
     recorder.drop_later_metrics = full
-    train(config, discover(os.environ))
+    train(config, discover_ranks(os.environ))
 
 
 def failing_validation(config: Config) -> None:
@@ -209,7 +209,7 @@ def failing_validation(config: Config) -> None:
         raise RuntimeError("no validation")
 
     step.Stepper.evaluate = evaluate
-    train(config, discover(os.environ))
+    train(config, discover_ranks(os.environ))
 
 
 def poisoned(config: Config, bad_steps: list[int], stop_at: int | None = None) -> dict[str, list]:
@@ -245,7 +245,7 @@ def poisoned(config: Config, bad_steps: list[int], stop_at: int | None = None) -
 
     step.Stepper.gradients, step.Stepper.step = gradients, watched
     try:
-        train(config, discover(os.environ))
+        train(config, discover_ranks(os.environ))
         ended = ""
     except RuntimeError as error:
         ended = str(error)

@@ -19,19 +19,19 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tools.gpu_check import prepare, report, wheels
+from tools.gpu_check import prepare, report, results, run, wheels
 from tools.gpu_check.phases import (
     FACTS_SECONDS,
     MINUTES,
     PHASES,
     Phase,
     most_seconds,
-    named,
     of_one_gpu,
-    table,
+    phase_table,
+    phases_named,
 )
-from tools.gpu_check.results import Folder, different
-from tools.gpu_check.run import PATIENCE, Check, kept
+from tools.gpu_check.results import Folder
+from tools.gpu_check.run import PATIENCE, Check
 
 USER_ERROR = 2
 FINE = ("passed", "skipped")
@@ -90,7 +90,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     made = parser()
     asked = made.parse_args(arguments)
     if asked.list:
-        print(table(), end="")
+        print(phase_table(), end="")
         print(
             f"one GPU: {FACTS_SECONDS} s for the look at the machine, {most_seconds(of_one_gpu())} s for phases"
         )
@@ -100,7 +100,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="gpu-check-") as site:
         try:
-            phases = named(asked.phases) if asked.phases else PHASES
+            phases = phases_named(asked.phases) if asked.phases else PHASES
             source = [*asked.source, *([wheels.unpack(asked.wheels, Path(site))] if asked.wheels else [])]
             env = _environment(source, asked.nccl)
             check = Check(_folder(asked.out, asked.resume), asked.miniature, env)
@@ -122,7 +122,7 @@ def _checked(
         folder.keep_facts(facts)
     except OSError as error:
         check.troubles.append(f"facts.json could not be written: {error}")
-    earlier = kept(folder) if asked.resume else {}
+    earlier = run.kept(folder) if asked.resume else {}
     left = [phase for phase in phases if asked.phases or phase.name not in earlier]
     check.phases(left, facts, began + 60 * (asked.minutes or _minutes(facts)))
     outcomes = {**earlier, **check.outcomes}
@@ -138,7 +138,7 @@ def _unlike(path: Path, before: Mapping[str, Any] | None, now: Mapping[str, Any]
     """Why results of now do not belong to those of before; "" where they do."""
     if "unknown" in now:
         return f"--resume {path}: the machine does not say what it is ({now['unknown']})"
-    if before and "unknown" not in before and (unlike := different(before, now)):
+    if before and "unknown" not in before and (unlike := results.different(before, now)):
         return f"--resume {path}: {', '.join(unlike)} are not what they were; use --out"
     return ""
 

@@ -12,7 +12,7 @@ from typing import Any
 from unittest import mock
 
 from tools.gpu_check.processes import ROOT
-from tools.gpu_check.worker import Child, Work, ranks
+from tools.gpu_check.worker import Child, PhaseContext, ranks
 
 PROCESSES = 6  # that share the device, each with a context of its own
 # These have phases of their own.
@@ -24,7 +24,7 @@ CASES = ("plain", "block", "all-to-all")  # of tests/pipeline/cuda_run.py, whose
 STEPS = {False: 25, True: 1}  # by: miniature
 
 
-def tests(work: Work) -> None:
+def tests(work: PhaseContext) -> None:
     """`pytest -m cuda`, its tests shared out over processes; a row for each test."""
     count = 1 if work.miniature else max(1, min(PROCESSES, len(os.sched_getaffinity(0)) // 2))
     shares = [{"share": index, "of": count} for index in range(count)]
@@ -46,7 +46,7 @@ def files() -> list[str]:
     return found
 
 
-def some_tests(work: Work) -> None:
+def some_tests(work: PhaseContext) -> None:
     """One process's share.
 
     Raises:
@@ -63,7 +63,7 @@ def some_tests(work: Work) -> None:
 class _Rows:
     """A plugin of pytest: takes every so-manieth test, and writes its outcome down."""
 
-    def __init__(self, work: Work) -> None:
+    def __init__(self, work: PhaseContext) -> None:
         self.work, self.left = work, work.arguments
 
     def pytest_collection_modifyitems(self, config: Any, items: list[Any]) -> None:
@@ -89,7 +89,7 @@ def _last_line(report: Any) -> str:
     return " ".join((lines or str(report.longrepr).splitlines() or [""])[-1].split())[:200]
 
 
-def equality(work: Work) -> None:
+def equality(work: PhaseContext) -> None:
     """Metrics and weights of overlapped and serialised training, bit for bit."""
     from hcmegatron.platform.ranks import free_port
 
@@ -120,7 +120,7 @@ def equality(work: Work) -> None:
                 work.check(what, not unequal, unequal or f"{len(both[0][0])} steps")
 
 
-def one_run(work: Work) -> None:
+def one_run(work: PhaseContext) -> None:
     """Training that leaves metrics and digests of weights."""
     from tests.pipeline import cuda_run
 
@@ -137,11 +137,11 @@ def one_run(work: Work) -> None:
         cuda_run.main(asked["directory"], asked["case"], asked["how"] == "overlap", STEPS[work.miniature])
 
 
-def train(work: Work) -> None:
+def train(work: PhaseContext) -> None:
     """One rank of a short run of the quickstart."""
-    from hcmegatron.config import check
-    from hcmegatron.config.load import load
-    from hcmegatron.platform.ranks import discover
+    from hcmegatron.config import check_config
+    from hcmegatron.config.load import load_config
+    from hcmegatron.platform.ranks import discover_ranks
     from hcmegatron.training.run import train as run
 
     steps = 1 if work.miniature else 6
@@ -155,9 +155,9 @@ def train(work: Work) -> None:
     if work.miniature:
         settings += ["--training.global_batch=8", "--training.micro_batch=1", "--data.sequence_length=32"]
         settings += ["--training.threads=1"]
-    config = load("configs/quickstart.yaml", [*settings, *work.arguments["settings"]])
-    check(config)
-    if run(config, discover(os.environ)):
+    config = load_config("configs/quickstart.yaml", [*settings, *work.arguments["settings"]])
+    check_config(config)
+    if run(config, discover_ranks(os.environ)):
         raise RuntimeError("training did not end well; what it said is above")
 
 
@@ -188,7 +188,7 @@ def first_difference(one: Left, other: Left) -> str:
     return ""
 
 
-def schedules(work: Work) -> None:
+def schedules(work: PhaseContext) -> None:
     """Every schedule with its ranks in one process, on a GPU a stream for each, against one process on the CPU."""
     import torch
 

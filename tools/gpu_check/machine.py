@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from tools.gpu_check.processes import ROOT
-from tools.gpu_check.worker import Work
+from tools.gpu_check.worker import PhaseContext
 
 PACKAGES = ("megatron.core", "triton", "transformer_engine", "apex", "liger_kernel", "tile_kernels", "pytest")
 VARIABLES = ("CUDA_DEVICE_MAX_CONNECTIONS", "CUDA_MODULE_LOADING", "LD_PRELOAD", "NCCL_MULTI_RANK_GPU_ENABLE")
 
 
-def tell(work: Work) -> None:
+def tell(work: PhaseContext) -> None:
     """The facts, as one row."""
     work.facts(facts(work.miniature))
 

@@ -14,7 +14,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from tools.gpu_check.parents import RANKS
-from tools.gpu_check.worker import Work
+from tools.gpu_check.worker import PhaseContext
 
 BLOCKS = (1, 4, 16)  # NCCL's max_ctas
 SIZES = {False: (1 << 14, 1 << 20, 1 << 24, 1 << 28), True: (1 << 10,)}  # bytes of a message; by: miniature
@@ -24,7 +24,7 @@ TIMEOUT = timedelta(seconds=20)
 
 
 @contextmanager
-def process_group(work: Work) -> Iterator[int]:
+def process_group(work: PhaseContext) -> Iterator[int]:
     """torch.distributed, on this rank's GPU; its rank."""
     rank = int(os.environ["RANK"])
     options: dict[str, Any] = {"rank": rank, "world_size": RANKS, "timeout": TIMEOUT}
@@ -37,7 +37,7 @@ def process_group(work: Work) -> Iterator[int]:
         dist.destroy_process_group()
 
 
-def group_of(blocks: int | None, work: Work) -> dist.ProcessGroup:
+def group_of(blocks: int | None, work: PhaseContext) -> dist.ProcessGroup:
     """A communicator that takes at most so many blocks, connected."""
     options = None
     if not work.miniature:
@@ -54,7 +54,7 @@ def name_of(blocks: int | None) -> str:
     return "NCCL's own blocks" if blocks is None else f"max_ctas {blocks}"
 
 
-def weighed(blocks: int | None, work: Work, rank: int) -> dist.ProcessGroup:
+def weighed(blocks: int | None, work: PhaseContext, rank: int) -> dist.ProcessGroup:
     """`group_of`, with the device memory that it takes written down."""
     if work.miniature:
         return group_of(blocks, work)
@@ -83,7 +83,7 @@ def done(tensor: Tensor) -> None:
         torch.cuda.synchronize()
 
 
-def exchange(work: Work) -> None:
+def exchange(work: PhaseContext) -> None:
     """One rank's part. Rank 0 sends; what a posted receive does is seen on rank 1, which writes that down."""
     with process_group(work) as rank:
         groups = {blocks: weighed(blocks, work, rank) for blocks in BLOCKS}
@@ -96,13 +96,13 @@ def exchange(work: Work) -> None:
             speed(work, rank, group, name_of(blocks))
 
 
-def first_launch(work: Work, rank: int, group: dist.ProcessGroup) -> str:
+def first_launch(work: PhaseContext, rank: int, group: dist.ProcessGroup) -> str:
     """Whether the launch of a kernel that is not loaded returns before the message comes, in words."""
     x = torch.ones(1 << 10, device=work.device)
     return waits_for(work, rank, group, lambda: torch.hypot(x, x))
 
 
-def waits_for(work: Work, rank: int, group: dist.ProcessGroup, call: Callable[[], object]) -> str:
+def waits_for(work: PhaseContext, rank: int, group: dist.ProcessGroup, call: Callable[[], object]) -> str:
     """On rank 1, whether a call of the host waits for a receive that was posted before it."""
     buffer = torch.zeros(HELD // 4 if not work.miniature else 256, device=work.device)
     done(buffer)
@@ -127,7 +127,7 @@ def waits_for(work: Work, rank: int, group: dist.ProcessGroup, call: Callable[[]
     )
 
 
-def occupied(work: Work, rank: int, group: dist.ProcessGroup, blocks: int) -> None:
+def occupied(work: PhaseContext, rank: int, group: dist.ProcessGroup, blocks: int) -> None:
     """Multiprocessors on which nothing else runs while a receive is posted, and what a matrix product loses."""
     name = f"a posted receive, max_ctas {blocks}"
     if work.miniature:
@@ -167,7 +167,7 @@ def product(m: Tensor) -> float:
     return start.elapsed_time(end)
 
 
-def speed(work: Work, rank: int, group: dist.ProcessGroup, name: str) -> None:
+def speed(work: PhaseContext, rank: int, group: dist.ProcessGroup, name: str) -> None:
     """One way, and both at once."""
     for size in SIZES[work.miniature]:
         out, back = (torch.zeros(size, dtype=torch.uint8, device=work.device) for _ in range(2))

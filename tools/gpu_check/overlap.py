@@ -15,7 +15,7 @@ from unittest import mock
 import torch
 
 from tools.gpu_check.processes import ROOT
-from tools.gpu_check.worker import Work
+from tools.gpu_check.worker import PhaseContext
 
 SHOWN = 25  # lines of code that wait
 MARK = "spin_kernel"  # torch.cuda._sleep's, which tells a lane's stream in a trace
@@ -55,7 +55,7 @@ def small_case(miniature: bool, large: bool = False) -> Iterator[Any]:
         yield profile_overlap.prepared(config, groups)
 
 
-def host_syncs(work: Work) -> None:
+def host_syncs(work: PhaseContext) -> None:
     """How often a step waits, by the line of this project or of what it calls."""
     with small_case(work.miniature) as step:
         for _ in range(2 - work.miniature):
@@ -112,7 +112,7 @@ def _short(filename: str) -> str:
     return filename.removeprefix(f"{ROOT}/")
 
 
-def trace(work: Work) -> None:
+def trace(work: PhaseContext) -> None:
     """A trace of one step for Perfetto, trace.json.gz, and how busy each lane's stream is in it."""
     from torch.profiler import ProfilerActivity, profile
 

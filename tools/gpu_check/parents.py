@@ -7,7 +7,7 @@ import tempfile
 from pathlib import Path
 
 from hcmegatron.platform.ranks import free_port
-from tools.gpu_check.worker import Child, Work, ranks
+from tools.gpu_check.worker import Child, PhaseContext, ranks
 
 HERE = "tools.gpu_check"
 QUEUES = "CUDA_DEVICE_MAX_CONNECTIONS"
@@ -25,13 +25,13 @@ CASES = {  # connections and settings of a run on two ranks
 }
 
 
-def warm_start(work: Work) -> None:
+def warm_start(work: PhaseContext) -> None:
     """The host's calls, with modules loaded lazily and eagerly, each in a process that has done nothing else."""
     modes = ("LAZY",) if work.miniature else ("LAZY", "EAGER")
     work.children(*(Child(mode, f"{HERE}.probes:calls", {LOADING: mode}) for mode in modes))
 
 
-def queues(work: Work) -> None:
+def queues(work: PhaseContext) -> None:
     """How many streams are held up, by the number of connections; unset is CUDA's own choice of 8."""
     values = ("8",) if work.miniature else ("unset", "1", "8", "32")
     work.children(
@@ -42,7 +42,7 @@ def queues(work: Work) -> None:
     )
 
 
-def receives(work: Work) -> None:
+def receives(work: PhaseContext) -> None:
     """Two ranks that exchange messages."""
     env = {LOADING: "LAZY", QUEUES: "32", **sharing(work)}
     for name in ("NCCL_MAX_CTAS", "NCCL_BUFFSIZE"):  # what they cost is one of the questions
@@ -50,13 +50,13 @@ def receives(work: Work) -> None:
     work.children(*ranks(RANKS, f"{HERE}.messages:exchange", free_port(), env))
 
 
-def pipelines(work: Work) -> None:
+def pipelines(work: PhaseContext) -> None:
     """A rank for each GPU, an even number of them, for DualPipe."""
     count = 2 if work.miniature else min(MOST_RANKS, work.gpus // 2 * 2)
     work.children(*ranks(count, f"{HERE}.pipelines:one_rank", free_port(), {QUEUES: "32", LOADING: "EAGER"}))
 
 
-def training(work: Work) -> None:
+def training(work: PhaseContext) -> None:
     """The quickstart on two ranks beside one: all at once, for no time is measured."""
     cases = {name: CASES[name] for name in list(CASES)[: 2 if work.miniature else None]}
     train = f"{HERE}.correctness:train"
@@ -91,7 +91,7 @@ def losses(directory: Path) -> list[float]:
     return [line["loss"] for line in lines if line["kind"] == "train"]
 
 
-def sharing(work: Work) -> dict[str, str]:
+def sharing(work: PhaseContext) -> dict[str, str]:
     """The environment in which ranks share a GPU, where there are too few: allowed to, and with small communicators,
     of which a rank has some twenty (those of six ranks with NCCL's own buffers filled 80 GB)."""
     if work.miniature or work.gpus >= RANKS:

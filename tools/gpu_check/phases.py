@@ -20,7 +20,7 @@ class Phase:
         answers: the question.
         decides: what is decided by the answer.
         seconds: its limit.
-        target: module:function, called with a tools.gpu_check.worker.Work.
+        target: module:function, called with a tools.gpu_check.worker.PhaseContext.
         shared: it measures no time, and may run beside the phases next to it that do not either.
         gpus: that it needs.
         sharing: fewer will do where NCCL lets ranks share one.
@@ -166,7 +166,7 @@ PHASES = (
 )
 
 
-def named(names: Sequence[str]) -> tuple[Phase, ...]:
+def phases_named(names: Sequence[str]) -> tuple[Phase, ...]:
     """In the registry's order. ValueError: a name is none of a phase."""
     known = [phase.name for phase in PHASES]
     if unknown := [name for name in names if name not in known]:
@@ -196,7 +196,7 @@ def of_one_gpu() -> tuple[Phase, ...]:
     return tuple(phase for phase in PHASES if phase.gpus == 1 or phase.sharing)
 
 
-def missing(phase: Phase, facts: Mapping) -> str | None:
+def missing_for(phase: Phase, facts: Mapping) -> str | None:
     """Why a machine of these facts (machine.py) cannot run it, in words; None where it can.
 
     In miniature, ranks are processes of gloo and everything is on the CPU, so that only packages can be missing.
@@ -215,7 +215,7 @@ def missing(phase: Phase, facts: Mapping) -> str | None:
     return f"{have}, and NCCL {'.'.join(map(str, nccl)) or 'is absent'}, where ranks share one from 2.30 on"
 
 
-def table(phases: Sequence[Phase] = PHASES) -> str:
+def phase_table(phases: Sequence[Phase] = PHASES) -> str:
     """Seconds allowed by phase, what it answers and decides, as docs/gpu.md has it."""
     lines = ["| phase | seconds | answers | decides | needs |", "|---|---|---|---|---|"]
     for wave in waves(phases):

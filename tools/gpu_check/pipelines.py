@@ -5,25 +5,26 @@ from __future__ import annotations
 import os
 import statistics
 
-from tools.gpu_check.worker import Work
+from tools.gpu_check.worker import PhaseContext
 
 MODEL = {False: (2048, 4, 4096, 10), True: (16, 2, 8, 1)}  # C, layers a rank, tokens, rounds; by: miniature
 
 
-def one_rank(work: Work) -> None:
+def one_rank(work: PhaseContext) -> None:
     """tools.bench_pipeline's measurement. A step's communication is exposed as far as it takes longer than simulated,
     with the costs measured beside it and a link that costs nothing."""
-    from hcmegatron.platform.ranks import discover
-    from tools.bench_pipeline import Shape, expected, measure
+    from hcmegatron.platform.ranks import discover_ranks
+    from tools import bench_pipeline
+    from tools.bench_pipeline import Shape
 
-    place = discover(os.environ)
+    place = discover_ranks(os.environ)
     hidden, layers, tokens, rounds = MODEL[work.miniature]
     dtype = "fp32" if work.miniature else "bf16"
     shape = Shape(hidden, layers * place.world_size, tokens, rounds, place.world_size, dtype)
-    found = measure(shape, place)
+    found = bench_pipeline.measure(shape, place)
     if place.rank:
         return
-    free = expected(shape, found)
+    free = bench_pipeline.expected(shape, found)
     for name, steps in found.steps.items():
         taken = statistics.median(steps)
         over = statistics.median(a / b for a, b in zip(steps, found.steps["megatron_1f1b"], strict=True))
@@ -33,5 +34,5 @@ def one_rank(work: Work) -> None:
             exposed = statistics.median(a - b for a, b in zip(steps, free[name], strict=True))
             work.figure(f"{name}: simulated on a free link", 1e3 * statistics.median(free[name]), "ms")
             work.figure(f"{name}: exposed communication", 100 * exposed / taken, "% of the step")
-    if found.mirrors:
-        work.figure("dualpipe: summing the copies of stages", 1e3 * found.mirrors, "ms")
+    if found.replica_sync:
+        work.figure("dualpipe: summing the copies of stages", 1e3 * found.replica_sync, "ms")

@@ -13,9 +13,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from tools.gpu_check.machine import commit
+from tools.gpu_check import machine
 from tools.gpu_check.processes import ROOT
-from tools.gpu_check.wheels import fits, named
+from tools.gpu_check.wheels import wheel_fits, wheel_of
 
 LIMIT = 64 * 2**20  # bytes of the whole folder
 TREE = ("configs", "hcmegatron", "schedules", "tests", "tools", "Makefile", "README.md", "pyproject.toml")
@@ -97,7 +97,7 @@ def prepare(out: Path, python: str, megatron: Path | None, wheels: Path | None, 
         shutil.copy2(megatron, kept)
     if fetched:
         fetch(fetched, python, kept)
-    if unfit := [path for path in kept.glob("*.whl") if not fits(named(path), version)]:
+    if unfit := [path for path in kept.glob("*.whl") if not wheel_fits(wheel_of(path), version)]:
         raise ValueError(f"{unfit[0].name}: not for Python {python}")
     if nccl:
         shutil.copy2(nccl, out / "libnccl.so.2")
@@ -120,7 +120,7 @@ def copy_tree(into: Path) -> None:
         if (ROOT / name).is_file():  # and has not been removed
             (into / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(ROOT / name, into / name)
-    (into / "COMMIT").write_text(commit() + "\n")
+    (into / "COMMIT").write_text(machine.commit() + "\n")
 
 
 def fetch(names: Sequence[str], python: str, into: Path) -> None:

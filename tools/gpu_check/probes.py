@@ -13,12 +13,12 @@ from collections.abc import Callable
 import torch
 
 from tools.gpu_check.parents import LOADING, QUEUES
-from tools.gpu_check.worker import Work
+from tools.gpu_check.worker import PhaseContext
 
 SPIN = 0.25  # seconds
 
 
-def calls(work: Work) -> None:
+def calls(work: PhaseContext) -> None:
     """Host milliseconds of each call beside a spinning kernel, and whether it waits for it."""
     loading = os.environ[LOADING].lower()
     with work.turn():
@@ -94,7 +94,7 @@ def spin(stream: torch.cuda.Stream, seconds: float = SPIN) -> None:
         torch.cuda._sleep(int(seconds * 1.7e9))  # clock cycles: longer on a slower clock
 
 
-def held_up(work: Work) -> None:
+def held_up(work: PhaseContext) -> None:
     """One stream has a spinning kernel and another one behind it; 30 others, and the default one, have one each."""
     value = os.environ[QUEUES] or "unset"
     if not os.environ[QUEUES]:

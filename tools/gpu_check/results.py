@@ -38,14 +38,14 @@ class Outcome:
     seconds: float = 0.0
 
 
-class Found(NamedTuple):
+class PhaseRows(NamedTuple):
     """The rows of a phase, and how many lines are none."""
 
     rows: list[Row]
     unreadable: int
 
 
-def parse(text: str) -> Found:
+def parse(text: str) -> PhaseRows:
     """Rows of a file that may have been cut off, or written to by somebody else. Pure."""
     rows: list[Row] = []
     unreadable = 0
@@ -59,7 +59,7 @@ def parse(text: str) -> Found:
             unreadable += 1
         else:
             rows.append(row)
-    return Found(rows, unreadable)
+    return PhaseRows(rows, unreadable)
 
 
 class Folder:
@@ -74,10 +74,10 @@ class Folder:
     def log(self, name: str) -> Path:
         return self.path / f"{name}.log"
 
-    def found(self, name: str) -> Found:
+    def found(self, name: str) -> PhaseRows:
         """Nothing, where a phase has not begun."""
         path = self.rows(name)
-        return parse(path.read_text(errors="replace")) if path.exists() else Found([], 0)
+        return parse(path.read_text(errors="replace")) if path.exists() else PhaseRows([], 0)
 
     def forget(self, name: str) -> None:
         """Before a phase begins again."""

@@ -12,7 +12,7 @@ from types import FrameType
 from typing import Any
 
 from tools.gpu_check import processes
-from tools.gpu_check.phases import FACTS_SECONDS, Phase, missing, waves
+from tools.gpu_check.phases import FACTS_SECONDS, Phase, missing_for, waves
 from tools.gpu_check.results import ENDED, Folder, Outcome, Status
 from tools.gpu_check.worker import Process
 
@@ -99,7 +99,7 @@ class Check:
             ready = []
             for phase in wave:
                 left = ends - time.monotonic()
-                reason = missing(phase, facts)
+                reason = missing_for(phase, facts)
                 if self.interrupted:
                     words = f"the check was ended by {self.interrupted.name}"
                     self._ended(Outcome(phase.name, "not run", words))

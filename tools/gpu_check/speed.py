@@ -11,7 +11,7 @@ from unittest import mock
 import torch
 from torch import Tensor
 
-from tools.gpu_check.worker import Work
+from tools.gpu_check.worker import PhaseContext
 
 SHAPES = {
     False: ((4, 2560, 8192), (4, 7168, 8192), (4, 2560, 4096)),
@@ -28,10 +28,11 @@ STACK = (
 SMALL_STACK = ("--model.hidden_size=16", "--model.heads=2", "--model.ffn_hidden_size=32", "--model.layers=4")
 
 
-def kernels(work: Work) -> None:
+def kernels(work: PhaseContext) -> None:
     """Errors against fp64 first; then times, ours first and the compiler's last."""
     _interpreter(work)
-    from tools.bench_kernels import copy_bandwidth, measure
+    from tools import bench_kernels
+    from tools.bench_kernels import copy_bandwidth
     from tools.mhc_peers import CANDIDATES, Unavailable
 
     dtypes = (torch.float32,) if work.miniature else (torch.float32, torch.bfloat16)
@@ -51,7 +52,9 @@ def kernels(work: Work) -> None:
                 work.skipped(key, "the compiler is left out in miniature")
                 break
             try:
-                rows = measure(key, n, C, T, dtype, work.device, copy, 1 if work.miniature else REPEATING)
+                rows = bench_kernels.measure(
+                    key, n, C, T, dtype, work.device, copy, 1 if work.miniature else REPEATING
+                )
             except Unavailable as reason:
                 work.skipped(key, reason)
                 break
@@ -70,22 +73,22 @@ def kernels(work: Work) -> None:
             work.figure(f"{rows[0].candidate}, {where}: kept", rows[0].kept_bytes_per_token, "bytes a token")
 
 
-def _interpreter(work: Work) -> None:
+def _interpreter(work: PhaseContext) -> None:
     """Triton's, before any kernel is defined, where there is no GPU."""
     if work.miniature:
         os.environ["TRITON_INTERPRET"] = "1"
 
 
-def errors(work: Work, dtype: torch.dtype) -> None:
+def errors(work: PhaseContext, dtype: torch.dtype) -> None:
     """The largest error of every output and gradient, of the largest entry; no more than twice the torch path's, or
     a few roundings."""
     from hcmegatron.kernels import torch_path
-    from hcmegatron.kernels.select import select
+    from hcmegatron.kernels.select import select_kernels
 
     n, C, T = (4, 16, 5) if work.miniature else (4, 2560, 256)
     leaves = inputs(n, C, T, dtype, work.device)
     exact = sub_layer(torch_path, [leaf.detach().double().requires_grad_() for leaf in leaves], n)
-    ours = sub_layer(select("triton", n=n, device=work.device, dtype=dtype), leaves, n)
+    ours = sub_layer(select_kernels("triton", n=n, device=work.device, dtype=dtype), leaves, n)
     theirs = sub_layer(torch_path, leaves, n)
     # Phi's part of the projection has TF32's ten bits on 16-bit streams.
     rounding = torch.finfo(dtype).eps if dtype != torch.float32 else 2.0**-20
@@ -127,12 +130,12 @@ class _NoTime(Exception):
     """Left for another tile."""
 
 
-def tiles(work: Work) -> None:
+def tiles(work: PhaseContext) -> None:
     """Every kernel's time by tile, the rule's first, and the fastest ones in tiles.json: kernels.tuning, watched."""
     _interpreter(work)
     from hcmegatron.kernels import tiles as chosen
     from hcmegatron.kernels import tuning
-    from tools.bench_kernels import milliseconds
+    from tools import bench_kernels
 
     n, C, T = SHAPES[work.miniature][0]
     dtype = torch.float32 if work.miniature else torch.bfloat16
@@ -145,7 +148,7 @@ def tiles(work: Work) -> None:
     def clock(run: Callable[[], Any]) -> float:
         if work.left() < 3:
             raise _NoTime
-        taken = milliseconds(run, work.device, 1 if work.miniature else REPEATING)
+        taken = bench_kernels.milliseconds(run, work.device, 1 if work.miniature else REPEATING)
         key, tile = tried[-1]
         first = [one for one, _ in tried].index(key) == len(tried) - 1
         words = ", ".join(f"{name} {value}" for name, value in vars(tile).items())
@@ -168,11 +171,12 @@ def _values(key: Any) -> list[Any]:
     return list(vars(key).values())
 
 
-def layer(work: Work) -> None:
+def layer(work: PhaseContext) -> None:
     """tools.bench_layer's forms."""
-    from tools.bench_layer import default_tokens, measure
+    from tools import bench_layer
+    from tools.bench_layer import default_tokens
 
-    found = measure(32 if work.miniature else default_tokens(), 1 if work.miniature else 12)
+    found = bench_layer.measure(32 if work.miniature else default_tokens(), 1 if work.miniature else 12)
     for name, one in found.forms.items():
         work.figure(f"{name}: forward and backward", 1e3 * one.seconds, "ms")
         work.figure(f"{name}: time over the residual's", one.ratio)
@@ -181,12 +185,12 @@ def layer(work: Work) -> None:
         work.figure(f"{name}: rate", found.tflops / one.ratio, "TFLOP/s")
 
 
-def memory(work: Work) -> None:
+def memory(work: PhaseContext) -> None:
     """tools.bench_recompute's modes."""
-    from tools.bench_recompute import configurations, measure
+    from tools import bench_recompute
 
     stack = [*SMALL_STACK, "--data.sequence_length=16"] if work.miniature else list(STACK)
-    found = measure(configurations(stack), 1 if work.miniature else 5)
+    found = bench_recompute.measure(bench_recompute.configurations(stack), 1 if work.miniature else 5)
     for name, held in found.held.items():
         work.figure(f"{name}: connections and norms keep", held.around / 2**20, "MiB")
         work.figure(f"{name}: all activations keep", held.everything / 2**20, "MiB")

@@ -21,7 +21,7 @@ class Wheel(NamedTuple):
     abi: str
 
 
-def named(path: Path) -> Wheel:
+def wheel_of(path: Path) -> Wheel:
     """ValueError: it is not named as wheels are."""
     parts = path.name.removesuffix(".whl").split("-")
     if path.suffix != ".whl" or len(parts) not in (5, 6):
@@ -29,7 +29,7 @@ def named(path: Path) -> Wheel:
     return Wheel(path, parts[0].replace("_", "-").lower(), parts[1], parts[-3], parts[-2])
 
 
-def fits(wheel: Wheel, python: tuple[int, int]) -> bool:
+def wheel_fits(wheel: Wheel, python: tuple[int, int]) -> bool:
     """Whether this version of Python can import it."""
     exact = f"cp{python[0]}{python[1]}"
     tags = wheel.python.split(".")
@@ -44,13 +44,13 @@ def unpack(folder: Path, into: Path) -> Path:
     Raises:
         ValueError: a wheel is for another Python, no archive, or there are none.
     """
-    found = [named(path) for path in sorted(folder.glob("*.whl"))]
+    found = [wheel_of(path) for path in sorted(folder.glob("*.whl"))]
     if not found:
         raise ValueError(f"--wheels {folder}: there are no wheels in it")
     for wheel in found:
         if wheel.distribution not in ALWAYS and _installed(wheel.distribution):
             continue
-        if not fits(wheel, sys.version_info[:2]):
+        if not wheel_fits(wheel, sys.version_info[:2]):
             raise ValueError(
                 f"{wheel.path}: made for {wheel.python}, and this is Python {sys.version_info[0]}.{sys.version_info[1]}"
             )

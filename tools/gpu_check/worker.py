@@ -39,7 +39,7 @@ class Process(Protocol):
 
 
 @dataclass
-class Work:
+class PhaseContext:
     """What a phase is called with.
 
     Attributes:
@@ -194,7 +194,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     faulthandler.dump_traceback_later(max(asked.seconds - 1, 0.5), exit=False)
     ends = time.monotonic() + asked.seconds
     module, _, function = asked.target.partition(":")
-    work = Work(asked.rows, asked.miniature, ends, asked.gpus, asked.arguments)
+    work = PhaseContext(asked.rows, asked.miniature, ends, asked.gpus, asked.arguments)
     getattr(importlib.import_module(module), function)(work)
     faulthandler.cancel_dump_traceback_later()
     return 0

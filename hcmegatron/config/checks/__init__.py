@@ -1,22 +1,22 @@
 """Whether settings fit together. Pure functions over a Config; no torch, no files, no ranks.
 
-`check` looks at all settings, `check_world` at the number of ranks, `check_batch` at the data-parallel size.
+`check_config` looks at all settings, `check_world` at the number of ranks, `check_batch` at the data-parallel size.
 """
 
 from __future__ import annotations
 
 from hcmegatron.config.checks.layout import check_batch, check_parallel, check_world, smallest_world
 from hcmegatron.config.checks.network import check_network
+from hcmegatron.config.checks.refusals import Shown
 from hcmegatron.config.checks.run import check_fp64, check_recompute, check_training, warnings
-from hcmegatron.config.checks.words import Shown
 from hcmegatron.config.errors import ConfigError
 from hcmegatron.config.ranges import check_value
 from hcmegatron.config.schema import Config
 
-__all__ = ["check", "check_batch", "check_world", "smallest_world"]
+__all__ = ["check_batch", "check_config", "check_world", "smallest_world"]
 
 
-def check(config: Config, sources: dict[str, str] | None = None) -> list[str]:
+def check_config(config: Config, sources: dict[str, str] | None = None) -> list[str]:
     """Raises ConfigError where settings contradict each other; returns warnings, one line each.
 
     `sources` (from `load.read`) says where each setting was given: errors then name the place, and settings

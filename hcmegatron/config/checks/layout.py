@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 
-from hcmegatron.config.checks.words import Shown, divisible, multiple, need
-from hcmegatron.config.schedules import MEGATRONS, SCHEDULES, named
+from hcmegatron.config.checks.refusals import Shown, divisible, nearest_multiples, need
+from hcmegatron.config.schedule_names import MEGATRONS, SCHEDULES, nearest_schedule
 from hcmegatron.config.schema import Config, distributed_optimizer
 
 
@@ -25,7 +25,7 @@ def check_world(config: Config, world_size: int) -> int:
     need(
         world_size % split == 0,
         f"world size {world_size} is not a multiple of {split}, as {layout} asks for",
-        f"start {multiple(world_size, split)} ranks, or change the layout",
+        f"start {nearest_multiples(world_size, split)} ranks, or change the layout",
     )
     data_parallel = world_size // (p.pipeline * p.tensor)
     check_batch(config, data_parallel)
@@ -41,7 +41,7 @@ def check_batch(config: Config, data_parallel: int) -> int:
         t.global_batch % share == 0,
         f"training.global_batch = {t.global_batch} is not a multiple of training.micro_batch = "
         f"{t.micro_batch} x data-parallel size {data_parallel} = {share}",
-        f"use {multiple(t.global_batch, share)}",
+        f"use {nearest_multiples(t.global_batch, share)}",
     )
     schedule = SCHEDULES[p.schedule]
     if found := schedule.misfit(p.pipeline, count):
@@ -51,7 +51,7 @@ def check_batch(config: Config, data_parallel: int) -> int:
             f"training.global_batch = {t.global_batch} makes {count} micro-batches a rank, and parallel.schedule = "
             f"{p.schedule} with parallel.pipeline = {p.pipeline} takes "
             + (f"multiples of {found.multiple}: {found.why}" if several else f"{least} or more"),
-            f"use {multiple(t.global_batch, found.multiple * share)}; the smallest that works is {least * share}"
+            f"use {nearest_multiples(t.global_batch, found.multiple * share)}; the smallest that works is {least * share}"
             if several
             else f"use a global batch of {least * share} or more",
         )
@@ -98,7 +98,7 @@ def _schedule(config: Config, shown: Shown) -> None:
     need(
         not p.overlap or schedule.pairs,
         f"{shown('parallel.overlap')} pairs forwards with backwards, and {shown('parallel.schedule')} has no pairs",
-        f"use parallel.schedule={named(pairs=True)}",
+        f"use parallel.schedule={nearest_schedule(pairs=True)}",
     )
     need(
         not (p.overlap and config.moe.experts) or config.moe.dispatcher == "alltoall",
@@ -130,7 +130,7 @@ def _stages(config: Config, shown: Shown) -> None:
         layers % stages == 0 or p.schedule not in MEGATRONS,
         f"{shown('model.layers')} is not divisible over {stages} pipeline stages ({over}), as Megatron's own "
         "schedules need",
-        f"use {multiple(layers, stages)} layers, stages that divide {layers}, or another schedule",
+        f"use {nearest_multiples(layers, stages)} layers, stages that divide {layers}, or another schedule",
     )
 
 

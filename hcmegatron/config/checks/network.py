@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from hcmegatron.config.checks.words import Shown, divisible, multiple, need
-from hcmegatron.config.idle import ineffective
+from hcmegatron.config.checks.refusals import Shown, divisible, nearest_multiples, need
+from hcmegatron.config.ineffective import ineffective
 from hcmegatron.config.ranges import TRITON_STREAMS
 from hcmegatron.config.schema import Config
-from hcmegatron.connections import facts
+from hcmegatron.connections import accounting
 
 
 def check_network(config: Config, shown: Shown) -> None:
@@ -52,7 +52,7 @@ def _latents(config: Config, shown: Shown) -> None:
     need(
         width % tensor == 0,
         f"{shown('mla.kv_rank')} + {shown('mla.rope_dim')} = {width} is not divisible by {shown('parallel.tensor')}",
-        f"use an mla.kv_rank that makes the sum {multiple(width, tensor)}",
+        f"use an mla.kv_rank that makes the sum {nearest_multiples(width, tensor)}",
     )
     if mla.q_rank is not None:
         divisible(shown, "mla.q_rank", "parallel.tensor")
@@ -112,7 +112,7 @@ def _moe(config: Config, shown: Shown) -> None:
 
 
 def _connection(config: Config, shown: Shown) -> None:
-    if found := facts.problem(config.connection, config.model.hidden_size, shown):
+    if found := accounting.problem(config.connection, config.model.hidden_size, shown):
         need(False, *found)
     idle = ineffective(config)
     need(

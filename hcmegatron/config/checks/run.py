@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from hcmegatron.config.checks.layout import check_world, smallest_world, stages_a_rank
-from hcmegatron.config.checks.words import Shown, need
-from hcmegatron.config.idle import ineffective
+from hcmegatron.config.checks.refusals import Shown, need
+from hcmegatron.config.ineffective import ineffective
 from hcmegatron.config.ranges import LARGEST
 from hcmegatron.config.schema import Config, resumes
 from hcmegatron.config.types import defaults
-from hcmegatron.connections import facts
+from hcmegatron.connections import accounting
 
 
 def check_recompute(config: Config, shown: Shown) -> None:
@@ -16,7 +16,7 @@ def check_recompute(config: Config, shown: Shown) -> None:
     r, p, moe = config.recompute, config.parallel, config.moe
     mode, modules = shown("recompute.mode"), shown("recompute.modules")
     need(
-        r.mode != "block" or facts.saved_bytes(config.connection, config.model.hidden_size, 4) > 0,
+        r.mode != "block" or accounting.saved_bytes(config.connection, config.model.hidden_size, 4) > 0,
         f"{mode} with {shown('connection.kind')}: there is nothing to rebuild, it keeps no streams",
         "use recompute.mode=full or selective, or another connection",
     )

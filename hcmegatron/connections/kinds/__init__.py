@@ -7,13 +7,13 @@ initialisation, resuming, tests and tools ask the descriptor; nobody tests for a
 
 from __future__ import annotations
 
-from hcmegatron.connections.kinds.descriptor import Kind
+from hcmegatron.connections.kinds.descriptor import ConnectionDescriptor
 from hcmegatron.connections.kinds.frac import DFC, SFC
 from hcmegatron.connections.kinds.hyper import DHC, SHC
 from hcmegatron.connections.kinds.manifold import MHC
 from hcmegatron.connections.kinds.residual import RESIDUAL
 
-KINDS: dict[str, Kind] = {
+KINDS: dict[str, ConnectionDescriptor] = {
     kind.name: kind
     for kind in (
         RESIDUAL,

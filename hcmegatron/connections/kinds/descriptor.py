@@ -83,7 +83,7 @@ def setting(
     return dataclasses.field(default=default, metadata={"range": range, "tries": tries, "change": change})
 
 
-def _nothing_idle(conn: Any) -> dict[str, str]:
+def _nothing_ineffective(conn: Any) -> dict[str, str]:
     return {}
 
 
@@ -92,7 +92,7 @@ def _no_problem(conn: Any, C: int, shown: Shown) -> None:
 
 
 @dataclass(frozen=True)
-class Kind:
+class ConnectionDescriptor:
     """A kind of connection. `conn` is an instance of its settings, C the hidden size.
 
     Attributes:
@@ -137,7 +137,7 @@ class Kind:
     folds: bool = False
     starts: Literal["at", "near"] = "at"
     output_init_divisor: Callable[[Any], float] = lambda conn: 1.0
-    idle: Callable[[Any], dict[str, str]] = _nothing_idle
+    ineffective: Callable[[Any], dict[str, str]] = _nothing_ineffective
     problem: Callable[[Any, int, Shown], tuple[str, str] | None] = _no_problem
     paper_flops: Callable[[Any, int], int | None] = lambda conn, C: None
     paper_overhead: Callable[[Any], float | None] = lambda conn: None

@@ -4,28 +4,28 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from hcmegatron.connections.kinds.descriptor import Kind, Parameter, Parameters, Shown
-from hcmegatron.connections.kinds.predicted import norm_weight, predictor_bytes
-from hcmegatron.connections.kinds.settings import Predicted, Several, Trained
-from hcmegatron.connections.kinds.words import multiple
+from hcmegatron.connections.kinds.descriptor import ConnectionDescriptor, Parameter, Parameters, Shown
+from hcmegatron.connections.kinds.multiples import nearest_multiples
+from hcmegatron.connections.kinds.predictors import norm_weight, predictor_bytes
+from hcmegatron.connections.kinds.shared_settings import Predicted, Several, Trained
 
 
 @dataclass
-class Static(Trained, Several):
+class FracSettings(Trained, Several):
     """SFC."""
 
 
 @dataclass
-class Dynamic(Predicted, Static):
+class DynamicFracSettings(Predicted, FracSettings):
     """DFC."""
 
 
-def _static(conn: Static, C: int) -> Parameters:
+def _static(conn: FracSettings, C: int) -> Parameters:
     m = conn.n
     return {name: Parameter(shape, "static") for name, shape in {"Y": (m, m), "A": (m, m), "B": (m,)}.items()}
 
 
-def _dynamic(conn: Dynamic, C: int) -> Parameters:
+def _dynamic(conn: DynamicFracSettings, C: int) -> Parameters:
     width = C // conn.n
     return {
         **_static(conn, C),
@@ -37,20 +37,20 @@ def _dynamic(conn: Dynamic, C: int) -> Parameters:
     }
 
 
-def _fractions(conn: Static, C: int, shown: Shown) -> tuple[str, str] | None:
+def _fractions(conn: FracSettings, C: int, shown: Shown) -> tuple[str, str] | None:
     if C % conn.n == 0:
         return None
     return (
         f"{shown('model.hidden_size')} is not divisible by {shown('connection.n')} fractions "
         f"({shown('connection.kind')})",
-        f"use {multiple(C, conn.n)} for model.hidden_size, or a divisor of {C} for connection.n",
+        f"use {nearest_multiples(C, conn.n)} for model.hidden_size, or a divisor of {C} for connection.n",
     )
 
 
-SFC = Kind(
+SFC = ConnectionDescriptor(
     name="sfc",
     title="static Frac-Connections (2503.14125)",
-    settings=Static,
+    settings=FracSettings,
     module="hcmegatron.connections.frac:Frac",
     parameters=_static,
     flops=lambda conn, C: 2 * (2 * conn.n + 1) * C,
@@ -58,10 +58,10 @@ SFC = Kind(
     passes=1,
     problem=_fractions,
 )
-DFC = Kind(
+DFC = ConnectionDescriptor(
     name="dfc",
     title="dynamic Frac-Connections (2503.14125)",
-    settings=Dynamic,
+    settings=DynamicFracSettings,
     module="hcmegatron.connections.frac:DynamicFrac",
     parameters=_dynamic,
     flops=lambda conn, C: 4 * (2 * conn.n + 1) * C,

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from hcmegatron.connections.kinds.descriptor import Head, Parameter, Parameters, setting
-from hcmegatron.connections.kinds.settings import Rooted, Several, Trained
+from hcmegatron.connections.kinds.shared_settings import Rooted, Several, Trained
 
 
 @dataclass
@@ -22,7 +22,7 @@ def _parameters(n: int, C: int) -> Parameters:
     }
 
 
-_ENDS = "hcmegatron.connections.ends"
+_ENDS = "hcmegatron.connections.expand_contract"
 
 HEADS: dict[str, Head] = {
     head.name: head

@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from hcmegatron.connections.kinds.descriptor import Kind, Parameter, Parameters, setting
+from hcmegatron.connections.kinds.descriptor import ConnectionDescriptor, Parameter, Parameters, setting
 from hcmegatron.connections.kinds.heads import Streams
-from hcmegatron.connections.kinds.predicted import norm_weight, predictor_bytes
-from hcmegatron.connections.kinds.settings import Predicted, Trained
+from hcmegatron.connections.kinds.predictors import norm_weight, predictor_bytes
+from hcmegatron.connections.kinds.shared_settings import Predicted, Trained
 
 
 @dataclass
-class Static(Trained, Streams):
+class HyperSettings(Trained, Streams):
     """SHC."""
 
     # output projections' init divided by sqrt(n)
@@ -20,18 +20,18 @@ class Static(Trained, Streams):
 
 
 @dataclass
-class Dynamic(Predicted, Static):
+class DynamicHyperSettings(Predicted, HyperSettings):
     """DHC."""
 
 
-def _static(conn: Static, C: int) -> Parameters:
+def _static(conn: HyperSettings, C: int) -> Parameters:
     n = conn.n
     return {
         name: Parameter(shape, "static") for name, shape in {"A_m": (n,), "A_r": (n, n), "B": (n,)}.items()
     }
 
 
-def _dynamic(conn: Dynamic, C: int) -> Parameters:
+def _dynamic(conn: DynamicHyperSettings, C: int) -> Parameters:
     projections = {"W_m": (C,), "W_r": (C, conn.n), "W_b": (C,)}
     return {
         **_static(conn, C),
@@ -42,20 +42,20 @@ def _dynamic(conn: Dynamic, C: int) -> Parameters:
     }
 
 
-def _moved(conn: Static, C: int) -> int:
+def _moved(conn: HyperSettings, C: int) -> int:
     """FLOPs of reading, mixing and writing: the formula that the paper's static rows follow exactly. Its dynamic rows,
     like FC's, cannot be reproduced by a count of the operations."""
     return 2 * conn.n * (conn.n + 2) * C
 
 
-def _divisor(conn: Static) -> float:
+def _divisor(conn: HyperSettings) -> float:
     return math.sqrt(conn.n) if conn.scale_output_init else 1.0
 
 
-SHC = Kind(
+SHC = ConnectionDescriptor(
     name="shc",
     title="static Hyper-Connections (2409.19606)",
-    settings=Static,
+    settings=HyperSettings,
     module="hcmegatron.connections.hyper:Hyper",
     parameters=_static,
     flops=_moved,
@@ -65,10 +65,10 @@ SHC = Kind(
     passes=1,
     output_init_divisor=_divisor,
 )
-DHC = Kind(
+DHC = ConnectionDescriptor(
     name="dhc",
     title="dynamic Hyper-Connections (2409.19606)",
-    settings=Dynamic,
+    settings=DynamicHyperSettings,
     module="hcmegatron.connections.hyper:DynamicHyper",
     parameters=_dynamic,
     flops=lambda conn, C: 2 * _moved(conn, C),

@@ -5,13 +5,19 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from hcmegatron.connections.kinds.descriptor import AT_LEAST_1, Kind, Parameter, Parameters, setting
+from hcmegatron.connections.kinds.descriptor import (
+    AT_LEAST_1,
+    ConnectionDescriptor,
+    Parameter,
+    Parameters,
+    setting,
+)
 from hcmegatron.connections.kinds.heads import Streams
-from hcmegatron.connections.kinds.settings import Rooted, Trained
+from hcmegatron.connections.kinds.shared_settings import Rooted, Trained
 
 
 @dataclass
-class Manifold(Rooted, Trained, Streams):
+class ManifoldSettings(Rooted, Trained, Streams):
     """mHC."""
 
     sinkhorn_iterations: int = setting(20, AT_LEAST_1, tries=(20, 1, 3))
@@ -22,7 +28,7 @@ class Manifold(Rooted, Trained, Streams):
     use_res: bool = setting(True)  # false fixes res = I
 
 
-def _columns(conn: Manifold) -> dict[str, tuple[int, ...]]:
+def _columns(conn: ManifoldSettings) -> dict[str, tuple[int, ...]]:
     """Shapes of what is predicted; disabled parts own no parameters."""
     n = conn.n
     shapes = {"pre": (n,), "post": (n,), "res": (n, n)}
@@ -30,12 +36,12 @@ def _columns(conn: Manifold) -> dict[str, tuple[int, ...]]:
     return {name: shape for name, shape in shapes.items() if used[name]}
 
 
-def _width(conn: Manifold) -> int:
+def _width(conn: ManifoldSettings) -> int:
     """Columns of phi."""
     return conn.n * conn.use_pre + conn.n * conn.use_post + conn.n * conn.n * conn.use_res
 
 
-def _parameters(conn: Manifold, C: int) -> Parameters:
+def _parameters(conn: ManifoldSettings, C: int) -> Parameters:
     parts = _columns(conn)
     phi = {"phi": Parameter((conn.n * C, _width(conn)), "projection")} if parts else {}
     of_parts = {
@@ -46,23 +52,23 @@ def _parameters(conn: Manifold, C: int) -> Parameters:
     return phi | of_parts
 
 
-def _idle(conn: Manifold) -> dict[str, str]:
-    idle = {}
+def _ineffective(conn: ManifoldSettings) -> dict[str, str]:
+    ineffective = {}
     if not (conn.use_pre or conn.use_post or conn.use_res):
         reason = "connection.use_pre, use_post and use_res are false"
-        idle |= dict.fromkeys(("lr_multiplier", "alpha_init", "rms_eps"), reason)
+        ineffective |= dict.fromkeys(("lr_multiplier", "alpha_init", "rms_eps"), reason)
     if not conn.use_pre:
-        idle["pre_eps"] = "connection.use_pre is false"
+        ineffective["pre_eps"] = "connection.use_pre is false"
     if not conn.use_res:
         sinkhorn = ("sinkhorn_iterations", "sinkhorn_eps", "res_orientation")
-        idle |= dict.fromkeys(sinkhorn, "connection.use_res is false")
-    return idle
+        ineffective |= dict.fromkeys(sinkhorn, "connection.use_res is false")
+    return ineffective
 
 
-MHC = Kind(
+MHC = ConnectionDescriptor(
     name="mhc",
     title="Manifold-Constrained Hyper-Connections (2512.24880)",
-    settings=Manifold,
+    settings=ManifoldSettings,
     module="hcmegatron.connections.manifold:Manifold",
     parameters=_parameters,
     flops=lambda conn, C: 2 * conn.n * (conn.n + 2) * C + 2 * conn.n * C * _width(conn),
@@ -73,6 +79,6 @@ MHC = Kind(
     streams=lambda conn: conn.n,
     folds=True,
     starts="near",
-    idle=_idle,
+    ineffective=_ineffective,
     paper_overhead=lambda conn: 0.067 if conn.n == 4 else None,  # section 4.3, its 27B model
 )

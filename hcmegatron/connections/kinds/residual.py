@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from hcmegatron.connections.kinds.descriptor import Kind
+from hcmegatron.connections.kinds.descriptor import ConnectionDescriptor
 
 
 @dataclass
-class Settings:
+class ResidualSettings:
     """Nothing to set."""
 
 
-RESIDUAL = Kind(
+RESIDUAL = ConnectionDescriptor(
     name="residual",
     title="residual, pre-norm",
-    settings=Settings,
+    settings=ResidualSettings,
     module="hcmegatron.connections.residual:Residual",
     parameters=lambda conn, C: {},
     flops=lambda conn, C: C,

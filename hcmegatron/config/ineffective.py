@@ -1,0 +1,66 @@
+"""Settings that have no effect because of other settings. `checks.check` warns of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from hcmegatron.config.schema import Config
+from hcmegatron.connections import accounting
+
+Unless = Callable[[bool, str, str], None]  # holds, otherwise the reason, for these keys
+
+
+def ineffective(config: Config) -> dict[str, str]:
+    """Settings that nothing reads, given the others: dotted key -> the setting that makes it so, in words."""
+    idle: dict[str, str] = {}
+
+    def unless(holds: bool, reason: str, keys: str) -> None:
+        if not holds:
+            idle.update(dict.fromkeys(keys.split(), reason))
+
+    _connection(config, unless)
+    _model(config, unless)
+    _training(config, unless)
+    return idle
+
+
+def _connection(config: Config, unless: Unless) -> None:
+    kind = accounting.kind_of(config.connection)
+    unless(kind.kernels, f"connection.kind is {kind.name}", "kernels")
+    for name, reason in accounting.ineffective_fields(config.connection).items():
+        unless(False, reason, f"connection.{name}")
+
+
+def _model(config: Config, unless: Unless) -> None:
+    m, moe = config.model, config.moe
+    attention = f"model.attention is {m.attention}"
+    unless(m.attention == "mla", attention, "mla.kv_rank mla.q_rank mla.rope_dim")
+    unless(m.attention == "gqa", attention, "model.query_groups model.qk_norm model.qk_norm_across_heads")
+    unless(moe.router == "sigmoid", "moe.router is softmax", "moe.expert_bias_rate")
+    unless(
+        moe.experts > 0, "moe.experts is 0", " ".join(f"moe.{key}" for key in vars(moe) if key != "experts")
+    )
+    no_dense = moe.experts > 0 and moe.first_dense == 0
+    unless(not no_dense, "every layer has experts (moe.first_dense is 0)", "model.ffn_hidden_size")
+
+
+def _training(config: Config, unless: Unless) -> None:
+    schedule = f"optimizer.schedule is {config.optimizer.schedule}"
+    step = config.optimizer.schedule == "step"
+    unless(step, schedule, "optimizer.step_decay_at optimizer.step_decay_to")
+    unless(config.optimizer.schedule == "cosine", schedule, "optimizer.min_lr_ratio")
+    unless(
+        bool(config.data.paths),
+        "data.paths is empty, so the standard library's .py files are read",
+        "data.suffixes",
+    )
+    unless(
+        config.recompute.mode == "block",
+        f"recompute.mode is {config.recompute.mode}",
+        "recompute.block_length",
+    )
+    whole_layers = config.parallel.overlap and config.recompute.mode == "full"
+    unless(
+        not whole_layers, "recompute.mode is full, which leaves no nodes to interleave", "parallel.overlap"
+    )
+    unless(config.data.holdout > 0, "data.holdout is 0", "training.eval_every training.eval_batches")

@@ -1,0 +1,27 @@
+"""What HC's and FC's dynamic predictors have in common: a norm in front, and what plain torch keeps of them."""
+
+from __future__ import annotations
+
+from hcmegatron.connections.kinds.descriptor import Parameter, Parameters
+from hcmegatron.connections.kinds.shared_settings import Predicted
+
+
+def _plain(conn: Predicted) -> bool:
+    return conn.norm.endswith("_plain")
+
+
+def norm_weight(conn: Predicted, width: int) -> Parameters:
+    """|norm| of a predictor over `width` channels. Norms carry a weight and no bias, as the papers count."""
+    return {} if _plain(conn) else {"norm_weight": Parameter((width,), "norm")}
+
+
+def predictor_bytes(conn: Predicted, state: int, itemsize: int, *, predicted: int, read: int) -> int:
+    """Bytes a token: streams of `state` numbers in their own precision; normalised before and after the norm's weight,
+    and a copy in fp32 for each of two uses if they are narrower; the coefficients.
+
+    Args:
+        predicted, read: coefficients that are predicted, and those of the read.
+    """
+    n, compute = conn.n, max(itemsize, 4)
+    copies = 1 + (not _plain(conn)) + 2 * (itemsize < compute)
+    return state * (itemsize + copies * compute) + compute * (n + predicted + read + n + n * n)

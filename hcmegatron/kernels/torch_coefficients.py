@@ -1,0 +1,64 @@
+"""From mHC's projection to its coefficients and back, by hand, for torch; tokens last.
+
+t [K, T] = (Hv phi) / r; logits = scale * t + bias with scale and bias [K] (the alphas and b's spread over the
+columns).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from hcmegatron.kernels import torch_sinkhorn
+from hcmegatron.kernels.options import ReadOptions
+
+
+def _split(columns: Tensor, options: ReadOptions) -> tuple[Tensor, Tensor, Tensor]:
+    return columns.split(options.sizes, 0)
+
+
+def _oriented(L: Tensor, options: ReadOptions) -> Tensor:
+    """Res logits [n*n, T] as [n, n, T] with the dimension that is normalised first in front."""
+    L = L.view(options.n, options.n, -1)
+    return L if options.orientation == "paper" else L.transpose(0, 1)
+
+
+def forward(t: Tensor, scale: Tensor, bias: Tensor, options: ReadOptions) -> tuple[Tensor, Tensor, Tensor]:
+    """pre [n, T], post [n, T], res [n, n, T] (out, in). Disabled ones are 1/n, 1 and I."""
+    n, T = options.n, t.shape[1]
+    logits = torch.addcmul(bias.unsqueeze(1), scale.unsqueeze(1), t)
+    l_pre, l_post, l_res = _split(logits, options)
+    pre = torch.sigmoid(l_pre).add_(options.pre_eps) if options.use_pre else t.new_full((n, T), 1 / n)
+    post = torch.sigmoid(l_post).mul_(2) if options.use_post else t.new_ones(n, T)
+    if not options.use_res:
+        return pre, post, torch.eye(n, dtype=t.dtype, device=t.device).unsqueeze(-1).expand(n, n, T)
+    M = torch_sinkhorn.forward(_oriented(l_res, options), options.iterations, options.sinkhorn_eps)
+    return pre, post, M.transpose(0, 1) if options.orientation == "column_last" else M
+
+
+def backward(
+    t: Tensor,
+    scale: Tensor,
+    bias: Tensor,
+    dpre: Tensor,
+    dpost: Tensor | None,
+    dres: Tensor | None,
+    options: ReadOptions,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of t [K, T], scale [K] and bias [K]. dpre, dpost [n, T], dres [n, n, T]; None is zero."""
+    logits = torch.addcmul(bias.unsqueeze(1), scale.unsqueeze(1), t)
+    l_pre, l_post, l_res = _split(logits, options)
+    dlogits = torch.zeros_like(logits)
+    d_pre, d_post, d_res = _split(dlogits, options)
+    if options.use_pre:
+        p = torch.sigmoid(l_pre)
+        torch.mul(dpre, p - p.square(), out=d_pre)
+    if options.use_post and dpost is not None:
+        p = torch.sigmoid(l_post)
+        torch.mul(dpost, (p - p.square()).mul_(2), out=d_post)
+    if options.use_res and dres is not None:
+        dM = dres.transpose(0, 1) if options.orientation == "column_last" else dres
+        dL = torch_sinkhorn.backward(_oriented(l_res, options), dM, options.iterations, options.sinkhorn_eps)
+        _oriented(d_res, options).copy_(dL)
+    dt = dlogits * scale.unsqueeze(1)
+    return dt, (dlogits * t).sum(1), dlogits.sum(1)

@@ -1,0 +1,131 @@
+"""Boxes of whole tensors in files, through torch.distributed.checkpoint, which puts whole tensors together from them.
+
+No process is started for it, and nothing but tensors is stored.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch.distributed.checkpoint as dcp
+from torch import Tensor
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.planner import SavePlan, SavePlanner
+from torch.distributed.checkpoint.storage import WriteResult
+from torch.futures import Future
+
+import hcmegatron.platform.megatron  # noqa: F401  (installs the CPU adapter before Megatron is imported)
+from hcmegatron.platform.collective_failure import in_one_line
+from hcmegatron.training.checkpoint_index import Reader
+from megatron.core.dist_checkpointing.mapping import ShardedTensor
+from megatron.core.dist_checkpointing.strategies.checkpointable import (
+    CheckpointableShardedTensor,
+    LocalShardsContainer,
+)
+
+# What writing and reading raise: the second, which is torch's, is no Exception.
+FAULTS = (Exception, CheckpointException)
+
+
+@dataclass(frozen=True)
+class TensorShard:
+    """A box of a whole tensor.
+
+    Attributes:
+        data: the values, of the box's shape; a view of what the model or the optimizer holds.
+        shape: of the whole tensor.
+        offset: of the box in it.
+        padded: the first axis is the vocabulary, which another layout may pad further.
+    """
+
+    key: str
+    data: Tensor
+    shape: tuple[int, ...]
+    offset: tuple[int, ...]
+    padded: bool = False
+
+
+def write(pieces: list[TensorShard], directory: Path) -> None:
+    """Every rank's pieces into files of the directory, and onto the disk. Collective; raises one of FAULTS everywhere.
+
+    What several ranks offer is written by one of them. The files of rank r are __r_*, and rank 0's also .metadata.
+    """
+    planner = dcp.DefaultSavePlanner(flatten_state_dict=False, flatten_sharded_tensors=False)
+    dcp.save(_by_key(pieces), storage_writer=_Writer(directory, sync_files=True), planner=planner)
+
+
+def shapes(directory: Path) -> dict[str, tuple[int, ...]]:
+    """Of the whole tensors that are there, by key. This rank alone looks; raises FAULTS."""
+    stored = Reader(directory).read_metadata().state_dict_metadata
+    return {key: tuple(entry.size) for key, entry in stored.items() if hasattr(entry, "size")}
+
+
+def read(pieces: list[TensorShard], directory: Path, stored: dict[str, tuple[int, ...]]) -> None:
+    """Fill the pieces; one that is wanted twice, as tied weights are, is read once. Collective; raises FAULTS.
+
+    Args:
+        stored: the shapes of what is there.
+    """
+    wanted: dict[tuple[str, tuple[int, ...]], list[TensorShard]] = {}
+    for piece in pieces:
+        if (weights := f"optimizer.state.fp32_param.{piece.key}") in stored:
+            # format 1 in bf16: what the optimizer updates was under a key of its own
+            piece = replace(piece, key=weights)
+        if piece.padded and piece.key in stored:
+            piece = _as_padded(piece, stored[piece.key])
+        if piece.data.numel():
+            wanted.setdefault((piece.key, piece.offset), []).append(piece)
+    planner = dcp.DefaultLoadPlanner(flatten_state_dict=False, flatten_sharded_tensors=False)
+    first = [same[0] for same in wanted.values()]
+    dcp.load(_by_key(first), storage_reader=Reader(directory), planner=planner)
+    for piece, *others in wanted.values():
+        for other in others:
+            other.data.copy_(piece.data)
+
+
+def cause(error: BaseException) -> BaseException:
+    """What went wrong on the first rank where anything did."""
+    if isinstance(error, CheckpointException) and error.failures:
+        error, _ = next(iter(error.failures.values()))
+    return error
+
+
+def reason(error: BaseException) -> str:
+    """The cause in one line."""
+    error = cause(error)
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror + (f": {error.filename}" if error.filename else "")
+    return in_one_line(error)
+
+
+class _Writer(dcp.FileSystemWriter):
+    """torch's, with the system's own word where a file cannot be written, such as that the disk is full.
+
+    torch's serialisation answers that with an error about a position in its archive.
+    """
+
+    def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
+        try:
+            return super().write_data(plan, planner)
+        except Exception as error:
+            cause: BaseException | None = error
+            while cause is not None and not isinstance(cause, OSError):
+                cause = cause.__cause__ or cause.__context__
+            raise cause or error from None
+
+
+def _as_padded(piece: TensorShard, shape: tuple[int, ...]) -> TensorShard:
+    """The rows of a piece that the checkpoint has. The others are padding, which no token reads or predicts."""
+    rows = min(piece.data.shape[0], max(0, shape[0] - piece.offset[0]))
+    return replace(piece, data=piece.data[:rows], shape=shape)
+
+
+def _by_key(pieces: list[TensorShard]) -> dict[str, Tensor]:
+    """Pieces as torch.distributed.checkpoint takes them, in Megatron's wrappers."""
+    shards: dict[str, list[CheckpointableShardedTensor]] = {}
+    for piece in pieces:
+        size = tuple(piece.data.shape)
+        shard = ShardedTensor(piece.key, piece.data, piece.data.dtype, size, piece.shape, piece.offset, None)
+        shards.setdefault(piece.key, []).append(CheckpointableShardedTensor.from_sh_ten(shard))
+    return {key: own[0] if len(own) == 1 else LocalShardsContainer(own) for key, own in shards.items()}

@@ -1,0 +1,143 @@
+"""The messages of one rank during a step: receives posted ahead, results sent at once, buffers reused."""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict, deque
+from collections.abc import Callable, Sequence
+
+from torch import Tensor
+
+from schedules.actions import Action
+from schedules.runtime.buffers import BufferPool
+from schedules.runtime.position import Position
+from schedules.runtime.program import Channel, Program
+from schedules.runtime.transport import Pending, Transport
+from schedules.schedule import Message
+
+
+class PipelineError(RuntimeError):
+    """A message could not be sent or received; says where in the schedule."""
+
+
+# Plain tuples, and few functions on the way of a message: between two computations nothing of this is in the
+# processor's caches, and what is touched is what costs.
+_UnderWay = tuple[
+    Message, Pending, Tensor
+]  # the tensor is a receive's buffer, or kept until it has been sent
+
+
+class P2PChannels:
+    """Creating one posts the first receives of ``program``, unless it says which to post when (``post``).
+
+    ``waited``: host seconds spent waiting; whoever reads it sets it back. ``buffers``: receive buffers posted, or
+    filled and still needed, now; ``most_buffers``: at any time.
+    """
+
+    def __init__(
+        self,
+        transport: Transport,
+        pool: BufferPool,
+        shape: Callable[[Message], Sequence[int]],
+        program: Program,
+        position: Position,
+    ) -> None:
+        self._transport, self._pool, self._shape = transport, pool, shape
+        self._depths, self._posts, self._position = program.depths, program.posts, position
+        self._unposted = {channel: deque(messages) for channel, messages in program.receives.items()}
+        self._posted: dict[Channel, deque[_UnderWay]] = {channel: deque() for channel in program.receives}
+        self._sent: dict[Channel, deque[_UnderWay]] = defaultdict(deque)
+        self._held: dict[tuple[int, int], list[Tensor]] = defaultdict(list)
+        self.waited = 0.0
+        self.buffers = self.most_buffers = 0
+        if program.posts is None:
+            for channel in program.receives:
+                for _ in range(program.depths[channel]):
+                    self._post_next(channel)
+
+    def post(self, index: int) -> None:
+        """Posts what the program posts before op ``index``."""
+        for channel in self._posts[index]:
+            self._post_next(channel)
+
+    def receive(self, message: Message) -> Tensor:
+        """Waits for the message. The tensor is valid until ``release`` of its stage and micro-batch."""
+        channel = message.channel
+        posted, pending, buffer = self._posted[channel].popleft()
+        if posted is not message:
+            raise AssertionError(f"{message} is needed where {posted} was posted")
+        self._wait(message, pending)
+        self._held[message.target, message.microbatch].append(buffer)
+        if self._posts is None:
+            self._post_next(channel)
+        return buffer
+
+    def send(self, message: Message, tensor: Tensor) -> None:
+        """Starts sending. ValueError for a tensor that is not what the receiver expects."""
+        expected = tuple(self._shape(message))
+        if tensor.shape != expected or tensor.dtype is not self._pool.dtype:
+            raise ValueError(
+                f"the {message} is {tuple(tensor.shape)} of {tensor.dtype}; "
+                f"the receiver expects {expected} of {self._pool.dtype}"
+            )
+        channel = message.channel
+        sent = self._sent[channel]
+        # The receiver posts ahead, so that this wait is over at once unless it lags by several messages. It
+        # bounds what waits to be sent, and cannot deadlock: the schedule can be run with no more than depth
+        # messages in a channel, and each is received by the time it is taken up, however late that is posted.
+        if len(sent) > self._depths[channel]:
+            earlier, pending, _ = sent.popleft()
+            self._wait(earlier, pending)
+        tensor = self._pool.own(tensor).contiguous()
+        sent.append((message, self._begin(self._transport.send, message, tensor), tensor))
+
+    def release(self, part: Action) -> None:
+        """Nothing received for the part's stage and micro-batch is needed any more."""
+        for buffer in self._held.pop((part.stage, part.microbatch), ()):
+            self._pool.give_back(buffer)
+            self.buffers -= 1
+
+    def finish(self) -> None:
+        """Waits until everything has been sent."""
+        for sent in self._sent.values():
+            for message, pending, _ in sent:
+                self._wait(message, pending)
+        self._sent.clear()
+
+    def _post_next(self, channel: Channel) -> None:
+        if self._unposted[channel]:
+            message = self._unposted[channel].popleft()
+            buffer = self._pool.take(tuple(self._shape(message)))
+            pending = self._begin(self._transport.receive, message, buffer)
+            self._posted[channel].append((message, pending, buffer))
+            self.buffers += 1
+            if self.buffers > self.most_buffers:
+                self.most_buffers = self.buffers
+
+    def _begin(
+        self, start: Callable[[Message, Tensor], Pending], message: Message, tensor: Tensor
+    ) -> Pending:
+        """Of a send or a receive. A connection that is already lost says so here, before any wait."""
+        try:
+            return start(message, tensor)
+        except RuntimeError as error:
+            raise self._lost(message, error) from error
+
+    def _wait(self, message: Message, pending: Pending) -> None:
+        position = self._position
+        position.waiting = message
+        position.since = begin = time.monotonic()
+        try:
+            pending.wait()
+        except RuntimeError as error:
+            raise self._lost(message, error) from error
+        position.waiting = None
+        position.since = end = time.monotonic()
+        self.waited += end - begin
+
+    def _lost(self, message: Message, error: RuntimeError) -> PipelineError:
+        """Names the message and the rank at its other end, whether the rank was waiting for it or not."""
+        mine = message.source_rank == self._position.rank
+        peer = message.target_rank if mine else message.source_rank
+        reason = str(error).partition("\n")[0]
+        return PipelineError(f"{self._position}: lost the {message} (rank {peer}): {reason}")

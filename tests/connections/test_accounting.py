@@ -1,0 +1,130 @@
+"""Counts, widths and rules against the papers' printed integers and against the built modules. No torch in
+facts."""
+
+import dataclasses
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from hcmegatron.connections import accounting
+from hcmegatron.connections.build import build_connection, build_contract, parameter_of
+from hcmegatron.connections.kinds.descriptor import AT_LEAST_1, setting, together
+from tests.connections.small_network import KINDS, config
+
+PLAIN = {"norm": "rmsnorm_plain"}
+
+
+@pytest.mark.parametrize(
+    ("conn", "printed"),
+    [
+        (config("shc", n=2), 256),
+        (config("shc", n=4), 768),
+        (config("dhc", n=2, **PLAIN), 262_464),
+        (config("dhc", n=4, **PLAIN), 394_048),
+        (config("dhc", n=4), 459_584),
+        (config("sfc", n=4), 1_152),
+        (config("dfc", n=4), 165_056),
+        (config("dfc", n=4, **PLAIN), 148_672),
+    ],
+)
+def test_added_parameters_of_32_connections_as_printed(conn, printed):
+    assert 32 * accounting.parameters(conn, 2048) == printed
+
+
+def test_olmo_7b_dhc4_as_printed():
+    assert 64 * accounting.parameters(config("dhc", n=4, **PLAIN), 4096) == 1_574_528
+
+
+def test_static_flops_as_printed_for_olmo_1b():
+    conn = config("shc", n=4)
+    assert accounting.flops(conn, 2048) == accounting.paper_flops(conn, 2048) == 2 * 4 * 6 * 2048
+    assert accounting.flops(config("dhc", n=4), 2048) == 96 * 2048
+    assert accounting.paper_flops(config("dhc", n=4), 2048) is None
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("n", [1, 3, 4])
+@pytest.mark.parametrize("norm", ["rmsnorm", "layernorm_plain"])
+def test_counts_equal_the_built_module(kind, n, norm):
+    conn = config(kind, n=n, norm=norm)
+    module = build_connection(conn, 12, 5, norm_eps=1e-6)
+    assert sum(p.numel() for p in module.parameters()) == accounting.parameters(conn, 12)
+    assert all(p.dtype == torch.float32 for p in module.parameters())
+
+
+@pytest.mark.parametrize("off", ["use_pre", "use_post", "use_res"])
+def test_disabled_parts_of_mhc_own_no_parameters(off):
+    conn = config("mhc", **{off: False})
+    module = build_connection(conn, 8, 0, norm_eps=1e-6)
+    assert sum(p.numel() for p in module.parameters()) == accounting.parameters(conn, 8)
+    none = config("mhc", use_pre=False, use_post=False, use_res=False)
+    assert (
+        accounting.parameters(none, 8)
+        == 0
+        == len(list(build_connection(none, 8, 0, norm_eps=1e-6).parameters()))
+    )
+
+
+def test_contract_head_counts():
+    conn = config("mhc", contract="head")
+    head = build_contract(conn, 8, norm_eps=1e-6)
+    assert sum(p.numel() for p in head.parameters()) == accounting.contract_parameters(conn, 8) == 8 * 16 + 5
+    assert accounting.contract_parameters(config("mhc"), 8) == 0
+    for kind in ("residual", "sfc", "dfc"):  # no streams, so no head, whatever is asked for
+        conn = config(kind, n=2, contract="head")
+        assert accounting.contract_parameters(conn, 8) == len(
+            list(build_contract(conn, 8, norm_eps=0.0).parameters())
+        )
+        assert accounting.contract_parameters(conn, 8) == 0 and accounting.contract_flops(conn, 8) == 0
+
+
+def test_widths():
+    kinds = ("residual", "shc", "dhc", "sfc", "dfc", "mhc")
+    assert [accounting.streams(config(kind, n=4)) for kind in kinds] == [1, 4, 4, 1, 1, 4]
+
+
+def test_every_parameter_has_a_weight_decay_rule():
+    """HC's and FC's dynamic parts and mHC's projections decay: the papers' rule, parameter by parameter."""
+    decayed, spared = set(), set()
+    for kind in ("residual", "shc", "dhc", "sfc", "dfc", "mhc"):
+        conn = config(kind, n=2, contract="head")
+        for module in (build_connection(conn, 8, 0, norm_eps=0.0), build_contract(conn, 8, norm_eps=0.0)):
+            for name, parameter in module.named_parameters():
+                (decayed if parameter_of(parameter).decays else spared).add(name)
+    assert decayed == {"W_m", "W_r", "W_b", "W_alpha", "W_beta", "s_a", "s_b", "phi", "phi_head"}
+    assert spared == {
+        *("A_m", "A_r", "Y", "A", "B", "norm_weight", "alpha_head", "b_head"),
+        *("alpha_pre", "alpha_post", "alpha_res", "b_pre", "b_post", "b_res"),
+    }
+    assert parameter_of(torch.nn.Linear(2, 2).weight) is None
+
+
+def test_a_setting_means_one_thing():
+    @dataclasses.dataclass
+    class Another:
+        n: int = setting(7, AT_LEAST_1)
+
+    with pytest.raises(ValueError, match="n is defined twice, the second time in Another"):
+        together([*accounting.all_settings(), Another])
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"kind": "sfc", "n": 5}, r"hidden_size = 12 .*connection\.n = 5.*use 10 or 15"),
+        ({"kind": "mhc", "n": 0}, r"connection\.n = 0 .*at least 1"),
+        ({"kind": "hc"}, r"connection\.kind='hc'"),
+        ({"kind": "mhc", "sinkhorn_iterations": 0}, "sinkhorn_iterations = 0"),
+        ({"kind": "mhc", "pre_eps": -1.0}, r"pre_eps = -1\.0 .*0 or more"),
+    ],
+)
+def test_mistakes_are_named(fields, words):
+    with pytest.raises(ValueError, match=words):
+        build_connection(config(**fields), 12, 0, norm_eps=0.0)
+
+
+def test_facts_import_no_torch():
+    program = "import sys, hcmegatron.connections.accounting; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
