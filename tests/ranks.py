@@ -91,9 +91,9 @@ def observe_ranks(
     tests (a stub, an emulation), its name, ``package.module:function``. ``args``, ``kwargs`` and what the target
     returns travel by pickle. After ``timeout`` seconds, or ``grace`` seconds after the first rank ended with a non-zero
     code, the remaining ranks write their stacks and are killed. ``preload`` lists modules (``module``, or
-    ``module:function`` to call) that the fork server imports once, in order; one fork server is kept per list, forked from a
-    first one that imported torch. RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT are set, and ``env`` on
-    top; the default gloo group exists unless ``process_group`` is False.
+    ``module:function`` to call) that the fork server imports once, in order; one fork server is kept per list, forked
+    from a first one that imported torch. RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT are set, and ``env``
+    on top; the default gloo group exists unless ``process_group`` is False.
     """
     directory = Path(tempfile.mkdtemp(prefix="ranks-"))
     try:

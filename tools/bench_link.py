@@ -139,8 +139,8 @@ def _rank_main(rank: int, store: str, settings: list[LinkCase]) -> None:
 
 
 def _print_table(settings: list[LinkCase], seconds: list[float]) -> list[str]:
-    """Returns the targets that were missed: the default setting's link costs 3% at most, that of others lies nearer to the
-    simulator's figure than to lockstep's."""
+    """Returns the targets that were missed: the default case's link costs 3% at most, that of others lies nearer to
+    the simulator's figure than to lockstep's."""
     targets = Targets()
     taken = dict(zip(settings, seconds, strict=True))
     first = settings[0]

@@ -327,7 +327,8 @@ def report(shape: Shape, found: Findings) -> tuple[str, list[str]]:
         f"{targets.at_most('our 1F1B / Megatron', against_megatron, 1.0)} |",
         *(
             f"| our {name} / our 1F1B | {against_ours[name]:.3f} | "
-            f"{targets.at_most(f'our {name} / our 1F1B', against_ours[name], ratio + 0.02)} (analytic ratio {ratio:.3f}) |"
+            f"{targets.at_most(f'our {name} / our 1F1B', against_ours[name], ratio + 0.02)} "
+            f"(analytic ratio {ratio:.3f}) |"
             for name, ratio in analytic.items()
         ),
         *(

@@ -1,4 +1,4 @@
-"""Settings that have no effect because of other settings. `checks.check` warns of them."""
+"""Settings that have no effect because of other settings. `checks.check_config` warns of them."""
 
 from __future__ import annotations
 

@@ -37,8 +37,8 @@ def head_of(conn: Settings) -> Head:
 def problem(conn: Settings, C: int, shown: Shown) -> tuple[str, str] | None:
     """Why the connection cannot be built at hidden size C, and a remedy; None where it can.
 
-    A field that neither the kind nor its head reads is as good as absent, whatever it holds: `ineffective` says which those
-    are.
+    A field that neither the kind nor its head reads is as good as absent, whatever it holds: `ineffective_fields` says
+    which those are.
     """
     kind, ineffective = kind_of(conn), ineffective_fields(conn)
     for name, (_, field) in together([kind.settings, *_settings(head_of(conn))]).items():

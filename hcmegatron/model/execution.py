@@ -7,8 +7,8 @@
 | `RecomputedBlocks` | one after another; connections and norms are rebuilt block by block | recompute/execution.py |
 | `Overlapped` | as one of the others says, between another micro-batch's backward | pipeline/overlap.py |
 
-Training asks recomputation for one (recompute/attach.py) and hands it to the schedule (pipeline/forward_backward.py), which
-calls the chunks. Nothing is set on a chunk, a block or a layer.
+Training asks recomputation for one (recompute/attach.py) and hands it to the schedule (pipeline/forward_backward.py),
+which calls the chunks. Nothing is set on a chunk, a block or a layer.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hcmegatron.model.weight_gradients import (
+from hcmegatron.model.wgrad_store import (
     Separable,
     WeightGradStore,
     gradient_for_autograd,

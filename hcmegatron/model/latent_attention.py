@@ -8,8 +8,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from hcmegatron.model.weight_gradients import Separable
-from hcmegatron.model.wgrad_store import deferrable_linear
+from hcmegatron.model.separate_wgrad import deferrable_linear
+from hcmegatron.model.wgrad_store import Separable
 from megatron.core.transformer.multi_latent_attention import MLASelfAttention, MLASelfAttentionSubmodules
 from megatron.core.transformer.transformer_config import MLATransformerConfig
 

@@ -4,8 +4,8 @@ Plain forward runs a layer's nodes in order, recomputation asks to rebuild a blo
 interleaves those of two layers (an F and a B) on the lanes that they name.
 
 A layer is two sub-layers, H' = write(H, T(read(H))). What surrounds T, the connection and the norms, is a `SubLayer`,
-which can be run again from H and y = T's output alone. Nodes run it through their micro-batch's `ActivationPolicy`, which so
-decides what autograd keeps of it.
+which can be run again from H and y = T's output alone. Nodes run it through their micro-batch's `ActivationPolicy`,
+which so decides what autograd keeps of it.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ class MicroBatch:
 
     attention_mask: None for causal attention, else boolean [b, 1, s, s], True where a key is hidden.
     rotary: rotary angles [s, 1, 1, d] of GQA; None for MLA, which makes its own.
-    keeping: belongs to this pass alone; the chunk's execution makes it (execution.py).
+    activation_policy: belongs to this pass alone; the chunk's execution makes it (execution.py).
     first_sample: number of its first sequence, counted through the whole training run; masks of dropout are a
         function of it. None where nothing is dropped out.
     """

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hcmegatron.model.weight_gradients import WeightGradStore
+from hcmegatron.model.wgrad_store import WeightGradStore
 
 # Layers that hand over once in a backward, all their weights together. (LayerNormMLP does twice.)
 _ONCE = ("Linear", "LayerNormLinear", "GroupedLinear")

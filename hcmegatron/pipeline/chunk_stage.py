@@ -11,8 +11,8 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from hcmegatron.model.execution import Execution, running
 from hcmegatron.model.gpt import ConnectionGPT
-from hcmegatron.model.weight_gradients import WeightGradStore
-from hcmegatron.model.wgrad_store import separate_weight_gradients
+from hcmegatron.model.separate_wgrad import separate_weight_gradients
+from hcmegatron.model.wgrad_store import WeightGradStore
 from hcmegatron.platform.distributed import device
 
 

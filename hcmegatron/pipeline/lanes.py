@@ -13,7 +13,7 @@ from schedules.runtime.gpu import GPU
 
 
 class StreamOrder:
-    """The nodes of one micro-batch's F or B, each of which waits for the one before.
+    """The order of one micro-batch's F or B over CUDA streams: each node waits for the one before.
 
     Attributes:
         lane, done: of the last one; None on CPU, and before the first.

@@ -1,9 +1,9 @@
-"""A micro-batch's pass through a chunk whose autograd graph is cut between nodes, so that its backward can run node by
-node beside another micro-batch's forward.
+"""A micro-batch's autograd graph through a chunk, in segments: one a node, so that its backward can run node by node
+beside another micro-batch's forward.
 
-At a cut gradients go into the hands of the program and from there into the node before. A cut adds gradients in the
-order in which one backward through the whole graph would, so results are equal bit for bit, and it holds no tensor:
-what a node keeps for its backward is what autograd saves, or recomputation lets it save.
+At the boundary between two segments gradients go into the hands of the program, and from there into the node before. A
+boundary adds gradients in the order in which one backward through the whole graph would, so results are equal bit for
+bit, and it holds no tensor: what a node keeps for its backward is what autograd saves, or recomputation lets it save.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ from torch import Tensor
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from hcmegatron.model.nodes import Lane, MicroBatch, Node, State
-from hcmegatron.model.weight_gradients import DeferredWgrads, WeightGradStore
+from hcmegatron.model.wgrad_store import DeferredWgrads, WeightGradStore
 from hcmegatron.pipeline.lanes import Lanes, StreamOrder
 
 Gradients = Sequence[Tensor | None]
 
 
 class GraphBoundary:
-    """Where a state enters a piece of the graph.
+    """Where a state enters a segment of the graph.
 
     Attributes:
-        gradients: of the state's tensors, once that piece has been differentiated.
+        gradients: of the state's tensors, once that segment has been differentiated.
     """
 
     def __init__(self) -> None:
@@ -40,7 +40,7 @@ class GraphBoundary:
 
 
 class _Boundary(torch.autograd.Function):
-    """Identity, which hands gradients to its cut. It saves nothing, where a detached leaf would keep its values."""
+    """Identity, which hands gradients to its boundary. It saves nothing; a detached leaf would keep its values."""
 
     @staticmethod
     def forward(ctx: Any, boundary: GraphBoundary, root: Tensor, *state: Tensor) -> State:
@@ -55,7 +55,7 @@ class _Boundary(torch.autograd.Function):
 
 
 class GraphSegment:
-    """The graph between a cut (or where the micro-batch enters the chunk) and a state."""
+    """The graph between a boundary (or where the micro-batch enters the chunk) and a state."""
 
     def __init__(
         self, state: State, boundary: GraphBoundary | None = None, lane: Lane = Lane.COMPUTE
@@ -80,13 +80,13 @@ class GraphSegment:
 
 
 class MicroBatchGraph:
-    """One micro-batch between its F and its B: the pieces of its graph.
+    """One micro-batch between its F and its B: the segments of its graph.
 
     Args:
         lanes: that nodes run on.
 
     Attributes:
-        layers: per layer, the pieces of its nodes.
+        layers: per layer, the segments of its nodes.
         head: where the last state enters the final norm, or the message to the next stage.
     """
 

@@ -1,8 +1,8 @@
 """Stages that overlap a forward with another micro-batch's backward, node by node (FB).
 
 The forward sets the pace: it runs as Megatron runs it, and between its nodes come those of the backward whose turn it
-is, in the order published with DeepSeek's profile (schedules/node_costs.py). On CUDA every node is enqueued on its lane;
-on CPU they run one after another, in the same order.
+is, in the order published with DeepSeek's profile (schedules/node_costs.py). On CUDA every node is enqueued on its
+lane; on CPU they run one after another, in the same order.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ def roles(nodes: tuple[Node, ...]) -> dict[Role, int]:
 
 
 class Pairing(NamedTuple):
-    """How an FB is laid out (schedules.node_costs.pair_turns): layers of F before B joins, and last layers of B whose weight
-    gradients come after everything else."""
+    """How an FB is laid out (schedules.node_costs.pair_turns): layers of F before B joins, and last layers of B
+    whose weight gradients come after everything else."""
 
     lead: int
     trail: int
@@ -150,7 +150,7 @@ class Overlapped(Execution):
     """Of one micro-batch's F: its graph cut between nodes, and another micro-batch's backward between them.
 
     Args:
-        usual: what keeps, and what is run of a layer.
+        usual: the activation policy, and what is run of a layer.
         passing: where the pieces of the graph go.
         pace: what comes between the nodes; None: nothing.
         executed: gets F's turns.
@@ -163,8 +163,8 @@ class Overlapped(Execution):
         self.usual, self.graph, self.pace = usual, graph, pace
         self.executed, self.head = executed, head
 
-    def keeping(self, sublayers: int) -> ActivationPolicy:
-        return self.usual.keeping(sublayers)
+    def activation_policy(self, sublayers: int) -> ActivationPolicy:
+        return self.usual.activation_policy(sublayers)
 
     def nodes(self, layer: Layer) -> tuple[Node, ...]:
         return self.usual.nodes(layer)

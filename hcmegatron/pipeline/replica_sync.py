@@ -1,6 +1,6 @@
-"""What keeps the two copies of every stage one network, where micro-batches enter at both ends (DualPipe).
+"""What keeps the two replicas of every stage one network, where micro-batches enter at both ends (DualPipe).
 
-Rank r of P and its mirror, P-1-r, hold the same two stages, each on another path. Copies start equal because weights
+Rank r of P and its mirror, P-1-r, hold the same two stages, each on another path. Replicas start equal because weights
 are a function of their keys; they stay equal because the gradients and the experts' token counts of both paths are
 summed before anything else is done with them.
 """
@@ -25,7 +25,7 @@ from schedules.runtime.groups import groups_of_all
 
 
 class ReplicaSync:
-    """This rank's chunks and their copies on its mirror. Creating one is collective over all ranks, every method over
+    """This rank's chunks and their replicas on its mirror. Creating one is collective over all ranks, every method over
     the pair.
 
     Args:
@@ -58,7 +58,7 @@ class ReplicaSync:
         dist.destroy_process_group(self.group)
 
     def sum(self) -> None:
-        """Give both copies the sum of their gradients and of the tokens that each expert got."""
+        """Give both replicas the sum of their gradients and of the tokens that each expert got."""
         for chunk in self.chunks:
             for buffer in (*chunk.buffers, *chunk.expert_parallel_buffers):
                 dist.all_reduce(buffer.grad_data, group=self.group)
@@ -67,7 +67,7 @@ class ReplicaSync:
                     dist.all_reduce(module.local_tokens_per_expert, group=self.group)
 
     def different(self) -> list[str]:
-        """Names of parameters and buffers that are not the same, bit for bit, in both copies."""
+        """Names of parameters and buffers that are not the same, bit for bit, in both replicas."""
         return [
             name
             for chunk in self.chunks

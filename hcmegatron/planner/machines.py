@@ -1,7 +1,7 @@
 """Machines as data: what a GPU, its node and the network between nodes can do, each figure with its source.
 
-A figure marked "assumed" is nobody's measurement: replace it by your own in a YAML file (`load_machine`), which may build on
-a machine of this table with `extends: h100`.
+A figure marked "assumed" is nobody's measurement: replace it by your own in a YAML file (`load_machine`), which may
+build on a machine of this table with `extends: h100`.
 """
 
 from __future__ import annotations

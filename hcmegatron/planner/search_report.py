@@ -86,8 +86,8 @@ def _nothing(found: SearchResult) -> str:
     least = min(found.looked_at, key=lambda candidate: candidate.peak)
     over = least.peak - least.layout.machine.memory
     return (
-        f"the smallest ({describe_config(least.layout)}) needs at least {gib(over)} GiB more than a GPU has; use more GPUs, a "
-        "larger GPU or a smaller model"
+        f"the smallest ({describe_config(least.layout)}) needs at least {gib(over)} GiB more than a GPU has; "
+        "use more GPUs, a larger GPU or a smaller model"
     )
 
 

@@ -1,12 +1,12 @@
 """Block-wise recomputation (mHC, 2512.24880, section 4.3.2): what surrounds the sub-layers is rebuilt in backward.
 
-A tape is one micro-batch's pass through a chunk. Of every block of sub-layers it keeps the first streams [s, b, n, C]
-and the sub-layers' outputs y [s, b, C]. Whatever autograd would save of the connections and norms - streams,
-coefficients, reads, norm outputs, these also where attention, MLP or router save them as their input - is replaced in
-the graph by a handle. The first handle of a block that backward asks for rebuilds the block: `read` and `write` of
-its sub-layers run again from what is kept, and what autograd saves this time, in the same order, is what the handles
-give out. T itself does not run again, and the graph and the order of its gradients stay what they were, so results
-are equal bit for bit.
+A `BlockCheckpoint` is one micro-batch's pass through a chunk. Of every block of sub-layers it keeps the first streams
+[s, b, n, C] and the sub-layers' outputs y [s, b, C]. Whatever autograd would save of the connections and norms -
+streams, coefficients, reads, norm outputs, these also where attention, MLP or router save them as their input - is
+replaced in the graph by a handle. The first handle of a block that backward asks for rebuilds the block: `read` and
+`write` of its sub-layers run again from what is kept, and what autograd saves this time, in the same order, is what the
+handles give out. T itself does not run again, and the graph and the order of its gradients stay what they were, so
+results are equal bit for bit.
 
 Nothing here lives longer than the graph: handles belong to it, a block belongs to its handles. So a rebuilt tensor is
 freed as soon as the node that saved it has run (or, for what a deferred weight gradient holds, after that), and a
@@ -54,7 +54,7 @@ def _used_here(tensor: Tensor | None) -> None:
 
 
 def unpack(packed: Handle | SavedTensor | Tensor) -> Tensor:
-    """What autograd gets back for what a tape packed."""
+    """What autograd gets back for what a block checkpoint packed."""
     return packed if isinstance(packed, Tensor) else packed.tensor()
 
 
@@ -167,7 +167,7 @@ class BlockCheckpoint(ActivationPolicy):
         block, saved = self.block, []
         with saved_tensors_hooks(lambda _: block.handle(saved), unpack):
             x, coefficients = sublayer.read(streams, *projection)
-        # Alive until `write`, so that no other tensor can take its storage. Detached: the graph knows this tape.
+        # Alive until `write`, so that no other tensor can take its storage. Detached: the graph knows this object.
         self.input = x.detach()
         block.records.append(SubLayerRecord(sublayer, x.untyped_storage().data_ptr(), saved))
         return x, coefficients

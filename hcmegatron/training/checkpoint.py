@@ -170,7 +170,8 @@ class Checkpoints:
             ConfigError: it cannot be read; on every rank, whichever found it.
         """
         try:
-            # Before the first collective of `shard_files.read`: a rank that cannot see the files would leave the others in it.
+            # Before the first collective of `shard_files.read`: a rank that cannot see the files would leave the others
+            # in it.
             stored = _everywhere(lambda: shard_files.shapes(start.path), _unreadable)
         except NotDone as error:
             raise ConfigError(

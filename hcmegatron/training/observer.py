@@ -9,7 +9,8 @@
             step.add("largest_loss", self.largest, "largest {:.3f}")
 
 `run.observers: [my_module:LargestLoss]` in the configuration, or `train(..., observers=[LargestLoss])`, adds it: its
-figure is then in the log line, metrics.jsonl, TensorBoard and Weights & Biases. observer_registry.py has the library's own.
+figure is then in the log line, metrics.jsonl, TensorBoard and Weights & Biases. observer_registry.py has the library's
+own.
 
 Every rank has its observers, and every hook is called on every rank, in the same order: an observer may communicate.
 Those that write files are made on rank 0 alone. What a hook raises ends the run.

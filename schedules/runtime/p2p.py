@@ -1,4 +1,5 @@
-"""The messages of one rank during a step: receives posted ahead, results sent at once, buffers reused."""
+"""The point-to-point messages of one rank during a step, by channel: receives posted ahead, results sent at once,
+buffers reused."""
 
 from __future__ import annotations
 

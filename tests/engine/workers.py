@@ -21,8 +21,8 @@ from hcmegatron.config.errors import ConfigError
 from hcmegatron.config.schema import Config, micro_batch_tokens
 from hcmegatron.model import specs
 from hcmegatron.model.execution import Execution, running
+from hcmegatron.model.separate_wgrad import separate_weight_gradients
 from hcmegatron.model.te_wgrad import of_engine
-from hcmegatron.model.wgrad_store import separate_weight_gradients
 from hcmegatron.pipeline.configured_schedule import most_held
 from hcmegatron.pipeline.forward_backward import build_forward_backward
 from hcmegatron.platform.distributed import seed_regions
@@ -34,7 +34,7 @@ from hcmegatron.training.step import Stepper
 from tests.engine.found import Found
 from tests.engine.signatures import RECORDED
 from tests.layouts.network import Batches, chunks_of, gradients, whole_gradients
-from tests.model.wgrad_store_ranks import Matmuls, backward
+from tests.model.deferred_workers import Matmuls, backward
 from tests.model.workers import groups_of
 from tests.small_configs import small
 

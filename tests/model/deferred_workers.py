@@ -1,4 +1,4 @@
-"""What the ranks of test_wgrad_store.py do: micro-batches with weight gradients at once, or left for later."""
+"""What the ranks of test_separate_wgrad.py do: micro-batches with weight gradients at once, or left for later."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from contextlib import nullcontext
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from hcmegatron.model import wgrad_store
+from hcmegatron.model import separate_wgrad
 from hcmegatron.model.gpt import unwrap
-from hcmegatron.model.wgrad_store import separate_weight_gradients
+from hcmegatron.model.separate_wgrad import separate_weight_gradients
 from hcmegatron.platform.distributed import megatron_groups
 from hcmegatron.training.model import wrap_chunk
 from tests.layouts.network import Batches, chunks_of
@@ -103,7 +103,7 @@ def exact() -> dict[str, dict[str, float]]:
     config = small("dense", "shc")
     config.training.dtype = "bf16"
     found: dict[str, dict[str, float]] = {}
-    usual = wgrad_store.add_product
+    usual = separate_wgrad.add_product
     with megatron_groups(config) as groups:
         batches = Batches(config, 0, 1)
         for how, order in (("whole", "B0 B1 B2"), ("deferred", "I0 I1 W0 I2 W1 W2")):
@@ -118,14 +118,14 @@ def exact() -> dict[str, dict[str, float]]:
             chunk = wrap_chunk(model, config, groups)
             store = separate_weight_gradients(model)
             chunk.zero_grad_buffer()
-            wgrad_store.add_product = noted
+            separate_wgrad.add_product = noted
             for kind, i in order.split():
                 if kind == "W":
                     store.pop_and_run()
                     continue
                 with store.deferring() if kind == "I" else nullcontext():
                     backward(chunk, batches(0, int(i)))
-            wgrad_store.add_product = usual
+            separate_wgrad.add_product = usual
             found[how] = {
                 name: float(
                     (p.main_grad.double() - sums[p.main_grad.data_ptr()]).abs().max()

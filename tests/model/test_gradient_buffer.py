@@ -6,8 +6,8 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from hcmegatron.model.experts import _GroupedLinear
 from hcmegatron.model.nodes import ActivationPolicy
-from hcmegatron.model.weight_gradients import WeightGradStore
-from hcmegatron.model.wgrad_store import deferrable_linear
+from hcmegatron.model.separate_wgrad import deferrable_linear
+from hcmegatron.model.wgrad_store import WeightGradStore
 from hcmegatron.recompute.block_checkpoint import BlockCheckpoint
 from hcmegatron.recompute.meter import Meter, MeteredPolicy
 

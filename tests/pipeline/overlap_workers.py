@@ -10,7 +10,7 @@ import torch
 from hcmegatron.config.schema import Config, micro_batch_tokens
 from hcmegatron.model.gpt import unwrap
 from hcmegatron.model.nodes import Node
-from hcmegatron.model.weight_gradients import DeferredWgrads
+from hcmegatron.model.wgrad_store import DeferredWgrads
 from hcmegatron.pipeline.chunk_stage import ChunkStage
 from hcmegatron.pipeline.configured_schedule import first_micro_batches, most_held
 from hcmegatron.pipeline.forward_backward import build_forward_backward

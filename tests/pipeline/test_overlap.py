@@ -149,7 +149,7 @@ def test_four_ranks():
 
 
 def test_bf16():
-    """One cast more or less at a cut would show."""
+    """One cast more or less at a boundary would show."""
     check(2, [config_for(kind, True, training={"dtype": "bf16"}) for kind in ("mhc", "dfc")])
 
 

@@ -11,7 +11,7 @@ _REBUILT = "dualpipev-p1-overlap-mhc-block-moe"
 _FOLDED = "dualpipev-p1-overlap-triton-short-mhc-block-moe"
 
 CONTROLS: dict[str, tuple[str, ...]] = {
-    "hcmegatron/model/wgrad_store.py _Linear.backward wait": ("1f1b-p2-sp2-dhc-none-dense",),
+    "hcmegatron/model/separate_wgrad.py _Linear.backward wait": ("1f1b-p2-sp2-dhc-none-dense",),
     "hcmegatron/pipeline/micro_batch_graph.py MicroBatchGraph.forward on": (_OVERLAP,),
     "hcmegatron/pipeline/micro_batch_graph.py MicroBatchGraph.join on": (_OVERLAP,),
     "hcmegatron/pipeline/micro_batch_graph.py MicroBatchGraph.backward on": (_OVERLAP,),

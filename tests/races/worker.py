@@ -15,7 +15,7 @@ import torch._dynamo  # torch's optimizers import it when they are made: here on
 from hcmegatron.config.schema import Config, micro_batch_tokens
 from hcmegatron.model.gpt import unwrap
 from hcmegatron.model.nodes import Lane, Node
-from hcmegatron.model.weight_gradients import WeightGradStore
+from hcmegatron.model.wgrad_store import WeightGradStore
 from hcmegatron.pipeline import runner
 from hcmegatron.pipeline.configured_schedule import most_held
 from hcmegatron.pipeline.forward_backward import build_forward_backward

@@ -1,4 +1,4 @@
-"""The tape where it is easily wrong: odd sizes, many micro-batches, evaluation, errors, double use."""
+"""Block checkpoints where they are easily wrong: odd sizes, many micro-batches, evaluation, errors, double use."""
 
 import contextlib
 import gc
@@ -15,7 +15,7 @@ from tests.recompute.stack import Stack
 
 
 def gradients(stack, keepings, interleaved=True, sizes=None):
-    """Gradients of all parameters and inputs after one micro-batch per keeping; forwards first if interleaved."""
+    """Gradients of all parameters and inputs after one micro-batch per policy; forwards first if interleaved."""
     stack.zero_grad()
     torch.manual_seed(5)
     inputs = [stack.input(size, seed) for seed, size in enumerate(sizes or [6] * len(keepings))]

@@ -16,7 +16,7 @@ from hcmegatron.config.schema import Config
 from hcmegatron.data.dataset import Batches
 from hcmegatron.data.tokenizer import ByteTokenizer
 from hcmegatron.platform.ranks import discover_ranks
-from hcmegatron.training import checkpoint, checkpoint_state, recorder, step
+from hcmegatron.training import checkpoint, checkpoint_state, recorder, shard_files, step
 from hcmegatron.training.manifest import NotSaved
 from hcmegatron.training.run import train
 
@@ -60,7 +60,7 @@ def unseen(config: Config) -> None:
         def missing(path: Path) -> None:
             raise FileNotFoundError(2, "No such file or directory", str(path))
 
-        checkpoint.shapes = missing
+        shard_files.shapes = missing
     train(config, discover_ranks(os.environ))
 
 

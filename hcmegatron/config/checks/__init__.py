@@ -19,7 +19,7 @@ __all__ = ["check_batch", "check_config", "check_world", "smallest_world"]
 def check_config(config: Config, sources: dict[str, str] | None = None) -> list[str]:
     """Raises ConfigError where settings contradict each other; returns warnings, one line each.
 
-    `sources` (from `load.read`) says where each setting was given: errors then name the place, and settings
+    `sources` (from `load.read_config`) says where each setting was given: errors then name the place, and settings
     that were given but have no effect are warned of even at their default.
     """
     shown = Shown(config, sources or {})

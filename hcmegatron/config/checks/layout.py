@@ -51,7 +51,8 @@ def check_batch(config: Config, data_parallel: int) -> int:
             f"training.global_batch = {t.global_batch} makes {count} micro-batches a rank, and parallel.schedule = "
             f"{p.schedule} with parallel.pipeline = {p.pipeline} takes "
             + (f"multiples of {found.multiple}: {found.why}" if several else f"{least} or more"),
-            f"use {nearest_multiples(t.global_batch, found.multiple * share)}; the smallest that works is {least * share}"
+            f"use {nearest_multiples(t.global_batch, found.multiple * share)}; "
+            f"the smallest that works is {least * share}"
             if several
             else f"use a global batch of {least * share} or more",
         )

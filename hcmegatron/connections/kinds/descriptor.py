@@ -116,7 +116,7 @@ class ConnectionDescriptor:
         starts: at initialisation the network equals the pre-norm one to rounding (`at`, with the mean of the streams),
             or is `near` it.
         output_init_divisor: by how much the init of output projections is divided, beside GPT-2's sqrt(2 x layers).
-        idle: of its own fields those that have no effect beside its others -> why, in words.
+        ineffective: of its own fields those that have no effect beside its others -> why, in words.
         problem: why it cannot be built at hidden size C, and a remedy, beyond the ranges of its fields.
         paper_flops: what the paper prints for `flops`, where it prints a formula that can be evaluated.
         paper_overhead: what the paper prints for the share that it adds to the step of a residual, of its own model.
