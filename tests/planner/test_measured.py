@@ -70,7 +70,7 @@ def test_another_schedule_of_as_many_stages():
     split = config(parallel__schedule="zb_h1")
     found = costs()
     found.require(split, 2, "costs.yaml")
-    own = found.costs(split, schedule(split, 4)).stages[1]
+    own = found.costs(split, schedule(split.parallel, 4)).stages[1]
     assert (own.F, own.I, own.W, own.B) == (3.25, 2.25, 1.0, 3.25)
 
 
@@ -176,7 +176,7 @@ def test_a_run_refuses_costs_of_another_shape_before_it_starts(tmp_path, capsys)
 def test_receives_are_posted_by_what_was_measured(tmp_path):
     """The quickstart's stages are so quick on an H100 that a hop takes long; on a CPU it takes next to nothing."""
     slow = config()
-    whole = schedule(slow, 8)
+    whole = schedule(slow.parallel, 8)
 
     def leads():
         return most_ahead(receive_leads(simulate(whole, hop_costs(slow, whole))))
