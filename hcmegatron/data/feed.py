@@ -38,6 +38,10 @@ class Feed(Iterator[MicroBatchTensors]):
         self.make, self.document_mask, self.unused = make, document_mask, unused
         self.index, self.waited = first, 0.0
 
+    def rewind(self) -> None:
+        """Begin again with micro-batch 0."""
+        self.index = 0
+
     def __next__(self) -> MicroBatchTensors:
         start = time.perf_counter()
         batch = {

@@ -122,7 +122,7 @@ class Bench:
     def _begin(self, forward_only: bool) -> None:
         for chunk, stage, feed in zip(self.chunks, self.stages.values(), self.feeds, strict=True):
             chunk.train(not forward_only)
-            feed.index = 0  # the same text again, as many times as it takes
+            feed.rewind()  # the same text again, as many times as it takes
             stage.begin(loss.forward_step, feed, forward_only, ENDLESS, lambda: None)
 
     def _reduce(self) -> None:

@@ -110,20 +110,8 @@ def main(options: argparse.Namespace, overrides: list[str], measure: Measure) ->
     _refuse_unknown(overrides)
     gpus = None if options.gpus is None else _whole("--gpus", options.gpus)
     price = None if options.price is None else _number("--price", options.price, 0.0, math.inf)
-    assumed = Assumptions()
-    if options.kernel_speed is not None:
-        assumed = Assumptions(kernels=_number("--kernel-speed", options.kernel_speed, 0.01, 1.0))
-    if options.imbalance is not None:
-        value = _number("--imbalance", options.imbalance, 1.0, 1000.0)
-        assumed = Assumptions(kernels=assumed.kernels, imbalance=value)
-    if options.search and (options.picture or options.html or price is not None):
-        raise ConfigError(
-            "--search takes no --price, --picture or --html; plan the configuration that it --writes"
-        )
-    if options.write and not options.search:
-        raise ConfigError("--write without --search: it writes what the search has chosen")
-    if options.out and not options.measure:
-        raise ConfigError("--out without --measure: it takes what was measured")
+    assumed = _assumptions(options)
+    _refuse_together(options)
     out = (options.out or COSTS) if options.measure else None
     try:
         output_files.check(
@@ -183,6 +171,29 @@ def main(options: argparse.Namespace, overrides: list[str], measure: Measure) ->
     if out:
         print(f"costs written to {out}")
     return 0
+
+
+def _assumptions(options: argparse.Namespace) -> Assumptions:
+    """The usual ones, and what was said."""
+    assumed = Assumptions()
+    if options.kernel_speed is not None:
+        assumed = Assumptions(kernels=_number("--kernel-speed", options.kernel_speed, 0.01, 1.0))
+    if options.imbalance is not None:
+        value = _number("--imbalance", options.imbalance, 1.0, 1000.0)
+        assumed = Assumptions(kernels=assumed.kernels, imbalance=value)
+    return assumed
+
+
+def _refuse_together(options: argparse.Namespace) -> None:
+    """ConfigError: an option without the one that it belongs to, or beside one that has no use for it."""
+    if options.search and (options.picture or options.html or options.price is not None):
+        raise ConfigError(
+            "--search takes no --price, --picture or --html; plan the configuration that it --writes"
+        )
+    if options.write and not options.search:
+        raise ConfigError("--write without --search: it writes what the search has chosen")
+    if options.out and not options.measure:
+        raise ConfigError("--out without --measure: it takes what was measured")
 
 
 def write(texts: list[tuple[Path, str]]) -> None:

@@ -22,6 +22,11 @@ YAML = (".yaml", ".yml")
 SLIGHTEST, GREATEST = 1e-6, 1e9  # of any figure
 
 
+def gib(size: float) -> str:
+    """Bytes in GiB, for a table."""
+    return f"{size / GIB:,.2f}"
+
+
 @dataclass(frozen=True)
 class Machine:
     """A GPU with its node and network.

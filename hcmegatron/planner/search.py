@@ -18,7 +18,7 @@ from hcmegatron.config.errors import ConfigError
 from hcmegatron.config.schema import Config, Parallel, Recompute, distributed_optimizer
 from hcmegatron.connections import accounting
 from hcmegatron.planner.layout import Layout
-from hcmegatron.planner.machines import Machine
+from hcmegatron.planner.machines import Machine, gib
 from hcmegatron.planner.plan import Plan
 from hcmegatron.planner.rates import Assumptions, Rates
 from hcmegatron.planner.stage_costs import Operations
@@ -278,8 +278,6 @@ def losers(found: SearchResult) -> list[str]:
 
 
 def _why(winner: Candidate, own: list[Candidate]) -> str:
-    from hcmegatron.planner.tables import gib
-
     def slower(seconds: float) -> str:
         return f"{seconds:.3f} s, {seconds / winner.seconds - 1:+.1%}"
 

@@ -14,11 +14,11 @@ from rich.progress import track
 from rich.table import Table
 
 from hcmegatron.config import Config, ConfigError, dump_config
-from hcmegatron.planner.machines import Machine
+from hcmegatron.planner.machines import Machine, gib
 from hcmegatron.planner.rates import Assumptions
 from hcmegatron.planner.report import Output
 from hcmegatron.planner.search import SearchResult, losers, search_layouts
-from hcmegatron.planner.tables import describe_config, gib
+from hcmegatron.planner.tables import describe_config
 
 Write = Callable[[list[tuple[Path, str]]], None]
 

@@ -8,7 +8,7 @@ from hcmegatron.connections import accounting
 from hcmegatron.planner import counts
 from hcmegatron.planner.changes import LighterPlan
 from hcmegatron.planner.layout import Layout
-from hcmegatron.planner.machines import GIB
+from hcmegatron.planner.machines import gib
 from hcmegatron.planner.plan import Overhead, Plan, time_by_part
 from hcmegatron.planner.step_memory import COMMUNICATOR, COMPONENTS, CONTEXT, FRAGMENTATION
 from hcmegatron.planner.step_time import PARTS
@@ -28,11 +28,6 @@ def grids(plan: Plan, overheads: list[Overhead]) -> list[Grid]:
     """All of a plan's, in the order in which they are shown."""
     more = [over_residual(plan, overheads)] if overheads else []
     return [memory(plan), time(plan), parameters(plan), *more]
-
-
-def gib(size: float) -> str:
-    """Bytes in GiB, for a table."""
-    return f"{size / GIB:,.2f}"
 
 
 def describe_config(where: Layout) -> str:

@@ -17,6 +17,7 @@ OWN = {"self", "cls", "ctx"}
 NAMESAKES = {
     ("hcmegatron.kernels.compile_offline", "run"): "Triton's compiled functions",
     ("hcmegatron.model.gpt", "shared"): "Megatron's mark on a parameter",
+    ("hcmegatron.model.te_wgrad", "wgrad_store"): "of Transformer Engine's layers",
     ("hcmegatron.pipeline.megatron_schedule", "config"): "of Megatron's wrapper of a chunk",
     ("hcmegatron.pipeline.megatron_schedule", "hidden_size"): "of Megatron's configuration, copied",
     ("schedules.cli", "error"): "argparse's parser",

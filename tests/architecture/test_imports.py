@@ -12,8 +12,9 @@ When = Literal[
     "first", "called", "typing"
 ]  # at the file's import, when a function runs, for type checkers alone
 
-# An observer is made of the run that it watches, and the run tells its observers: the loop's own two words.
-FOR_TYPES_ALONE = [["hcmegatron.training.observer", "hcmegatron.training.setup"]]
+# An observer is made of the run that it watches, and the run tells its observers: the loop's own words. Set-up also
+# asks the observer that plans whether the run has room.
+FOR_TYPES_ALONE = [[f"hcmegatron.training.{name}" for name in ("metrics", "observer", "planned", "setup")]]
 
 
 def imports(tree: ast.AST, known: Mapping[str, object], when: When = "first") -> Iterator[tuple[str, When]]:

@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from hcmegatron import cli
-from tests.training.test_resume import made, saved
+from tests.training.resume_cases import made, saved
 
 
 def test_a_run_is_listed_shown_and_verified(tmp_path, capsys):

@@ -6,6 +6,7 @@ from hcmegatron.config import ConfigError
 from hcmegatron.measure.run import combined, measure
 from hcmegatron.pipeline.configured_schedule import placement
 from hcmegatron.planner.machines import Machine
+from tests.measure import workers
 from tests.ranks import run_ranks
 from tests.small_configs import tiny
 
@@ -32,7 +33,7 @@ def test_steps_are_planned_from_operations(tmp_path):
         small(tmp_path, "1f1b", pipeline=1, overlap_grad_reduce=True),
     ]
     found = [
-        run_ranks(2, "tests.measure.workers:row", config, 3, str(tmp_path / f"row {number}"), **RANKS)[0]
+        run_ranks(2, workers.row, config, 3, str(tmp_path / f"row {number}"), **RANKS)[0]
         for number, config in enumerate(configs)
     ]
     pairs, megatrons, data = (row.costs for row in found)

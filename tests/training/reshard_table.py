@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from tests.ranks import RanksFailed, run_ranks
 from tests.training import workers
-from tests.training.test_resharding import RUN, content, differing, network
+from tests.training.reshard_cases import RUN, content, differing, network
 
 SHARDED = {"distributed_optimizer": True}
 WHOLE = {"distributed_optimizer": False}

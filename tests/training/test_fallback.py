@@ -9,7 +9,7 @@ from hcmegatron.config.load import read_config
 from hcmegatron.config.schema import resumes
 from hcmegatron.training import manifest, resume
 from hcmegatron.training.run_directory import locked
-from tests.training.test_resume import made, refused, saved, start
+from tests.training.resume_cases import made, refused, saved, start
 
 
 def damage(path, how):

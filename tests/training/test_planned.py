@@ -10,7 +10,7 @@ from hcmegatron.platform.ranks import RankInfo
 from hcmegatron.training import planned
 from hcmegatron.training.observer import Step
 from hcmegatron.training.planned import Planned, require_room
-from tests.planner.test_measured import config, costs, written
+from tests.planner.measured_cases import config, costs, written
 
 GIB = 2**30
 PLACE = RankInfo(0, 2, 0, 2, "h", 1, "this command")

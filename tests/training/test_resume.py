@@ -1,7 +1,6 @@
 """Where a run starts from and what may have changed: manifests written by hand, no torch."""
 
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import get_args
 
@@ -11,38 +10,9 @@ from hcmegatron.config import Config, ConfigError
 from hcmegatron.config.types import flatten, leaves
 from hcmegatron.training import checksums, manifest, resume
 from hcmegatron.training.checksums import File
-from hcmegatron.training.manifest import Manifest, Progress
+from hcmegatron.training.manifest import Progress
 from hcmegatron.training.resume import RULE_OF, Rule
-from tests.small_configs import put
-
-HERE = {"ranks": 2, "torch": "2.13.0"}
-
-
-def made(**sections):
-    config = Config()
-    config.checkpoint.resume, config.run.dir = "auto", "run"
-    return put(config, **sections)
-
-
-def saved(directory: Path, config: Config, step=4, **changes) -> Path:
-    """A checkpoint with one file in a run directory."""
-    path = directory / "checkpoints" / manifest.name(step)
-    path.mkdir(parents=True)
-    (path / "__0_0.distcp").write_bytes(b"weights")
-    files = checksums.summed(path, ["__0_0.distcp"])
-    replace(Manifest(step, 16 * step, step, flatten(config), "text", HERE, files), **changes).write(path)
-    return path
-
-
-def start(config, directory, text="text", environment=HERE):
-    return resume.find_start(config, directory, text, environment)
-
-
-def refused(config, directory, text="text"):
-    with pytest.raises(ConfigError) as error:
-        start(config, directory, text)
-    assert "\n" not in str(error.value)
-    return str(error.value)
+from tests.training.resume_cases import HERE, made, refused, saved, start
 
 
 def test_every_setting_has_a_rule():

@@ -68,7 +68,7 @@ def test_a_skipped_step_saves_nothing_but_at_the_end_what_was_before_it():
 def test_a_signal_saves_what_it_cuts_off_and_says_how_to_go_on():
     asked, said, _ = saved([1, 2, 3], of=9, end=End(3, "SIGTERM"))
     assert asked == [(3, 30, False)]
-    assert said[-1] == "stopped by SIGTERM after step 3; continue with checkpoint.resume=true"
+    assert said[-1] == "stopped by SIGTERM after step 3; continue with checkpoint.resume=auto"
     asked, said, _ = saved([1, 2, 3], of=3, end=End(3, "SIGTERM"))  # it was the last anyway
     assert asked == [(3, 30, False)] and said[-1] == "as usual"
     asked, said, _ = saved([1, 2, 3], of=9, skipped=[3], end=End(3, "SIGTERM"))
@@ -82,7 +82,7 @@ def test_nothing_is_saved_after_an_error_or_before_the_end():
 
 def test_the_last_checkpoint_that_failed_ends_the_run():
     with pytest.raises(
-        NotSaved, match=r"^step is not saved; make room and continue with checkpoint.resume=true$"
+        NotSaved, match=r"^step is not saved; make room and continue with checkpoint.resume=auto$"
     ):
         saved([1, 2], failing=[2], end=End(2))
     assert saved([1, 2], every=1, failing=[1], end=End(2))[2] == [Progress(2, 20)]  # a later one was

@@ -47,6 +47,7 @@ LEFT_OUT = {
     "run.dir": "it says which run is continued",
     "checkpoint.load": "it begins a new run",
     "run.wandb": "it needs the package wandb",
+    "parallel.costs": "it needs measured costs, by which receives are posted on GPUs",
     "implementation": "it needs Transformer Engine, or is local already",
 }
 # Where doubling, halving and the neighbours of a value would show nothing: key -> values.
