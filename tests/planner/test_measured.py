@@ -1,7 +1,9 @@
 """Measured costs: a step put together from them, their file, and whom it does not fit."""
 
 import json
+import os
 from dataclasses import replace
+from unittest import mock
 
 import pytest
 import yaml
@@ -20,9 +22,10 @@ from tests.planner.measured_cases import FILE, HERE, config, costs, written
 
 
 @pytest.fixture(autouse=True)
-def as_the_command_sets_it(monkeypatch):
-    """For its own process, which here is the tests'."""
-    monkeypatch.setenv("TORCH_CPP_LOG_LEVEL", "ERROR")
+def environment():
+    """The command sets variables for its own process, which here is the tests'."""
+    with mock.patch.dict(os.environ):
+        yield
 
 
 def test_a_step_by_hand():
