@@ -144,7 +144,8 @@ def rule(key: Key) -> Tile:
         case "project" if key.element_size == 4:
             return Tile(32, min(max(power_of_two(n * C), 16), 64), warps=8, V=vector)
         case "project":
-            return Tile(64, min(max(power_of_two(n * C), 16), 128 if n <= 4 else 64), stages=3, V=vector)
+            widest = 128 if n <= 4 and key.capability >= 90 else 64  # wider spills
+            return Tile(64, min(max(power_of_two(n * C), 16), widest), stages=3, V=vector)
         # No loop: small programs, many on a multiprocessor, hide what a load takes. On an H100 92 us; eight warps, or
         # 128 channels, took 98 to 118.
         case "read_forward":

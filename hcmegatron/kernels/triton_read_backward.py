@@ -266,7 +266,7 @@ def read_backward_sums(
         columns = tl.arange(0, KP)
         dbias = tl.zeros([BT, KP], tl.float32)
         dscale = tl.zeros([BT, KP], tl.float32)
-        for start in tl.range(0, programs, BT, loop_unroll_factor=4):
+        for start in range(0, programs, BT):
             rows = start + tl.arange(0, BT)
             mask = (rows < programs)[:, None] & (columns < K)[None, :]
             at = SUMS + rows[:, None] * (2 * K) + columns[None, :]

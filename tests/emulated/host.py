@@ -29,7 +29,7 @@ WAIT = {
     "aten._unique2", "aten.unique_dim", "aten.is_nonzero", "aten.bincount", "aten.repeat_interleave",
 }  # fmt: skip
 # Ways that are taken where `device.type` is "cpu", as it is here, and not on a GPU.
-CPU_ONLY = ("sinkhorn.py:linear_suffices", "rms.py:_all_ordinary")
+CPU_ONLY = ("torch_sinkhorn.py:linear_suffices", "torch_rms.py:_all_ordinary")
 NOT_LAUNCHED = ("prim.", "aten.detach", "aten.alias", "aten.lift", "aten.empty", "aten.new_empty", "aten.is_")
 
 
@@ -270,6 +270,7 @@ PHASES = {
     ("schedules/runtime/p2p.py", ""): "messages",
     ("pipeline/warm_start.py", ""): "warm start",
     ("pipeline/chunk_stage.py", "forward"): "F",
+    ("pipeline/overlap.py", "forward"): "F",
     ("pipeline/chunk_stage.py", "backward"): "B",
     ("pipeline/overlap.py", "backward"): "B",
     ("pipeline/chunk_stage.py", "backward_input"): "I",

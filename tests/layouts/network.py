@@ -96,7 +96,7 @@ def one_step(
     chunks = chunks_of(config, groups)
     if fault is not None:
         fault(chunks)
-    execution = recomputed(chunks) if recomputed else None
+    execution = recomputed(chunks) if recomputed else Execution()
     wrapped = [wrap_chunk(chunk, config, groups) for chunk in chunks]
     optimizer = build_optimizer(config, wrapped, groups)
     set_learning_rate(optimizer, 1 / config.optimizer.clip, config.optimizer.weight_decay)

@@ -6,6 +6,7 @@ from functools import partial
 from unittest.mock import patch
 
 from hcmegatron.config.schema import Config, micro_batch_tokens
+from hcmegatron.model.execution import Execution
 from hcmegatron.model.gpt import unwrap
 from hcmegatron.pipeline.forward_backward import build_forward_backward
 from hcmegatron.platform.distributed import megatron_groups
@@ -51,7 +52,7 @@ def train(configs: list[Config], steps: int) -> list[tuple[int, list[float]]]:
         for config in configs:
             with megatron_groups(config) as groups:
                 chunks = [model.wrap_chunk(chunk, config, groups) for chunk in chunks_of(config, groups)]
-                execution = None
+                execution = Execution()
                 if config.recompute.mode != "none":
                     models = [unwrap(chunk) for chunk in chunks]
                     execution = Recomputation(

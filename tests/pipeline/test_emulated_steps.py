@@ -149,7 +149,7 @@ def test_what_happens_once_and_waits_happens_in_the_warm_start(steps):
             once = [p for p in step.before if p.what in ("a communicator's members", "a pinned allocation")]
             assert [p for p in once if p.phase != "elsewhere"] == [], config.parallel
     made = [p.where for step in steps.gpu[0] for p in step.before if p.what == "a communicator's members"]
-    assert set(made) == {"communicators.py:touch"}
+    assert set(made) == {"communicators.py:start_communicators"}
 
 
 def test_no_operation_takes_tensors_of_both_memories(steps):
