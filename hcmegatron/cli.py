@@ -183,8 +183,9 @@ def _add_train(verbs: argparse._SubParsersAction) -> argparse.ArgumentParser:
         description="Train as FILE says, with single settings overridden. Under torchrun, mpirun or srun this is "
         "one rank; otherwise the command starts on this machine the ranks that the layout asks for.",
         epilog="hcmegatron config --help lists the settings. Exit status: 0 finished; 1 failed, as the output says; "
-        f"{USER_ERROR} a mistake of the user's; {DIVERGED} diverged; {STOPPED} stopped by a signal, with a checkpoint "
-        "from which the same command goes on (0 under a launcher); 128 + N: a rank was killed by signal N.",
+        f"{USER_ERROR} a mistake of the user's; {DIVERGED} diverged; {STOPPED} stopped by a signal: with "
+        "checkpoint.resume=auto the same command goes on from its last checkpoint (0 under a launcher); 128 + N: a "
+        "rank was killed by signal N.",
         allow_abbrev=False,
     )
     train.add_argument(
@@ -283,7 +284,13 @@ def _check_device(config: Config, device: str | None = None) -> None:
 
 def _measure(config: Config, ranks: int | None) -> Measured:
     """What `plan --measure` has the planner, which knows no torch, plan with."""
+    from hcmegatron.platform import cuda_environment
+    from hcmegatron.platform.optional import require_installed
+
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    cuda_environment.prepare(os.environ)  # as training has it
+    require_installed(config)
+    _check_device(config)
     from hcmegatron.measure.run import measure
 
     return measure(config, ranks)

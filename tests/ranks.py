@@ -1,4 +1,4 @@
-"""Runs a function on several gloo ranks, each a process forked from a clean zygote.
+"""Runs a function on several gloo ranks, each a process forked from a clean fork server.
 
     results = run_ranks(4, workers.train, steps, timeout=30)
 
@@ -127,8 +127,8 @@ def _outcome(rank: int, ending: Ending, directory: Path) -> Outcome:
     return Outcome(rank, ending.exit_code, ending.overtime, result, error, output, stacks)
 
 
-# Ranks compute on the CPU. On a machine with GPUs, asking for one would start CUDA in the zygote, and a process that
-# has started it cannot be forked.
+# Ranks compute on the CPU. On a machine with GPUs, asking for one would start CUDA in the fork server, and a process
+# that has started it cannot be forked.
 _FIXED = {name: "1" for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
 _FIXED |= {"CUDA_VISIBLE_DEVICES": "", "PYTORCH_NVML_BASED_CUDA_CHECK": "1", "GLOO_SOCKET_IFNAME": "lo"}
 

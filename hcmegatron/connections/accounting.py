@@ -94,7 +94,7 @@ def contract_parameters(conn: Settings, C: int) -> int:
 
 
 def flops(conn: Settings, C: int) -> int:
-    """Forward FLOPs per token of one connection (Kind.flops)."""
+    """Forward FLOPs per token of one connection (ConnectionDescriptor.flops)."""
     return kind_of(conn).flops(conn, C)
 
 
@@ -109,7 +109,7 @@ def contract_flops(conn: Settings, C: int) -> int:
 
 
 def saved_bytes(conn: Settings, C: int, itemsize: int) -> int:
-    """Bytes a token that backward holds of one connection without recomputation (Kind.saved_bytes)."""
+    """Bytes a token that backward holds of one connection without recomputation (ConnectionDescriptor.saved_bytes)."""
     return kind_of(conn).saved_bytes(conn, C, itemsize)
 
 

@@ -1,7 +1,8 @@
 """mHC's read and every connection's write on Triton. Signatures as in torch_path.
 
-Streams are bf16, fp16 or fp32; phi, scale, bias and all coefficients fp32. The projection runs in TF32 on
-16-bit streams (their own values are exact in it) and in full fp32 on fp32 streams. Every sum has one order:
+Streams are bf16, fp16 or fp32; phi, scale, bias and all coefficients fp32. A read's own projection of bf16 streams is
+exact (triton_projection.py); after a fold, in the backward, for fp16 and for tokens that are scaled it runs in TF32, in
+which 16-bit streams are exact and phi is not; of fp32 streams in full fp32. Every sum has one order:
 results repeat bit for bit on the same kind of device. (The order in which phi's gradient is summed over tokens follows
 from the number of multiprocessors, so another kind of device rounds it differently.)
 """

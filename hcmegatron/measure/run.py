@@ -198,7 +198,10 @@ def _machine(config: Config, of_ranks: Sequence[Mapping[str, float]], sizes: Map
     """This one, as a rank sees it with the others beside it: its share of what there is, as measured."""
     ranks = len(of_ranks)
     matmul, _ = peak_tflops(None, DTYPES[config.training.dtype])
-    slowest = {name: max(own[name] for own in of_ranks) for name in of_ranks[0] if name in sizes}
+    # of an odd number of pipeline ranks the last one has no partner for a hop
+    slowest = {
+        name: max(own[name] for own in of_ranks if name in own) for name in of_ranks[0] if name in sizes
+    }
     gather = slowest.get("all-gather", 0.0)
     rate = sizes["all-gather"] * (ranks - 1) / gather / 1e9 if gather else 1.0  # one alone sends nothing
     latency = 1e6 * slowest.get("hop", 1e-5)

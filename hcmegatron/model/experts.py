@@ -151,7 +151,7 @@ class _GroupedLinear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, ends: Tensor, store: WeightGradStore | None) -> Tensor:
         ctx.save_for_backward(x, ends)
-        ctx.weight, ctx.store = weight, store  # the leaf itself, as in deferred._Linear
+        ctx.weight, ctx.store = weight, store  # the leaf itself, as in separate_wgrad._Linear
         return F.grouped_mm(x, weight.transpose(1, 2), offs=ends)
 
     @staticmethod

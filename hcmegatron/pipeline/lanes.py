@@ -42,7 +42,7 @@ class Lanes:
 
     @contextmanager
     def on(self, lane: Lane, order: StreamOrder, needs: Iterable[Tensor | None] = ()) -> Iterator[None]:
-        """What is enqueued inside runs on the lane, after the chain's last node.
+        """What is enqueued inside runs on the lane, after the order's last node.
 
         Args:
             needs: tensors made on other lanes that it uses. Their memory is not reused before it has.

@@ -151,7 +151,7 @@ class Overlapped(Execution):
 
     Args:
         usual: the activation policy, and what is run of a layer.
-        passing: where the pieces of the graph go.
+        graph: where the segments of F's graph go.
         pace: what comes between the nodes; None: nothing.
         executed: gets F's turns.
         head: the chunk's layers are followed by the head, which computes.

@@ -133,7 +133,7 @@ def main(options: argparse.Namespace, overrides: list[str], measure: Measure) ->
     measured, texts = None, []
     if options.measure:
         measured = measure(config, gpus)
-        texts.append((out, measured.as_yaml()))
+        write([(out, measured.as_yaml())])  # before anything that might fail: it took a minute
     elif config.parallel.costs:
         measured = read_costs(config.parallel.costs)
         measured.require(config, gpus or measured.ranks, config.parallel.costs)

@@ -20,7 +20,7 @@ from hcmegatron.config.schedule_names import MEGATRONS, SCHEDULES
 from hcmegatron.config.schema import Config
 from hcmegatron.config.types import Dumper, flatten
 from hcmegatron.planner.layers import has_experts
-from hcmegatron.planner.machines import Machine
+from hcmegatron.planner.machines import Machine, check_machine
 from schedules.cost_config import costs_for, read_cost_config
 from schedules.costs import Costs
 from schedules.schedule import Schedule
@@ -34,6 +34,9 @@ _OF_TIMES = """
     implementation kernels"""
 SECTIONS = ("model", "mla", "moe", "connection")
 STAGES = "model stages"
+COPIES = (
+    "copies of a stage"  # DualPipe's two: their sum and the second one's optimizer are in what was measured
+)
 
 
 @dataclass(frozen=True)
@@ -86,14 +89,23 @@ class Measured:
             )
 
     def costs(self, config: Config, schedule: Schedule) -> Costs:
-        """What the simulator needs for a schedule of the configuration."""
+        """What the simulator needs for a schedule of the configuration.
+
+        Raises:
+            ConfigError: the times are not what a schedule takes.
+        """
         moe = any(has_experts(config, layer) for layer in range(config.model.layers))
         settings = {
             **self.settings,
             "sending": "lockstep" if config.parallel.schedule in MEGATRONS else "early",
             "lead": 0.0 if config.parallel.overlap and moe else 1.0,  # as pipeline.overlap lays pairs out
         }
-        return costs_for(schedule, settings)
+        try:
+            return costs_for(schedule, settings)
+        except ValueError as error:
+            raise ConfigError(
+                f"measured costs: {error}; measure again, with hcmegatron plan --measure"
+            ) from None
 
     def as_yaml(self) -> str:
         """The file."""
@@ -129,7 +141,7 @@ def shape(config: Config) -> dict[str, Any]:
         if key not in idle and (key in _OF_TIMES.split() or key.partition(".")[0] in SECTIONS)
     }
     where = SCHEDULES[config.parallel.schedule].placement(config.parallel.pipeline, config.parallel.virtual)
-    return {**found, STAGES: where.model_stages}
+    return {**found, STAGES: where.model_stages, COPIES: len(where.paths)}
 
 
 def read(path: str | Path) -> Measured:
@@ -161,9 +173,23 @@ def read(path: str | Path) -> Measured:
                 f"costs file {path}: measured.{name} is unknown; "
                 + (f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}")
             )
+    for name in ("forward", "backward"):
+        if name not in settings:
+            raise ConfigError(f"costs file {path}: {name} is missing; measure again")
+    for name in ("after", "others", "shape", "versions"):
+        if not isinstance(meta[name], dict):
+            raise ConfigError(
+                f"costs file {path}: measured.{name} = {meta[name]}: not a mapping; measure again"
+            )
+    for name, seconds in meta["after"].items():
+        if isinstance(seconds, bool) or not isinstance(seconds, int | float) or seconds < 0:
+            raise ConfigError(
+                f"costs file {path}: measured.after.{name} = {seconds}: 0 or more; measure again"
+            )
     try:
-        return Measured(settings, **{name: meta[name] for name in _META}, machine=Machine(**meta["machine"]))
-    except TypeError as error:
+        here = check_machine(Machine(**meta["machine"]), f"costs file {path}: measured.machine")
+        return Measured(settings, **{name: meta[name] for name in _META}, machine=here)
+    except (TypeError, AttributeError) as error:
         raise ConfigError(f"costs file {path}: measured.machine: {error}; measure again") from None
 
 

@@ -12,4 +12,4 @@ USER_ERROR = (
     2  # a mistake in the command line, the configuration, the data or the checkpoints; nothing was trained
 )
 DIVERGED = 3  # training.max_bad_steps non-finite steps in a row
-STOPPED = 75  # by a signal, with its checkpoint: the same command goes on with it (sysexits.h: EX_TEMPFAIL)
+STOPPED = 75  # by a signal: with checkpoint.resume=auto the same command goes on (sysexits.h: EX_TEMPFAIL)

@@ -202,7 +202,7 @@ class BlockCheckpoint(ActivationPolicy):
 
 @contextmanager
 def _collecting(done: SubLayerRecord) -> Iterator[None]:
-    """What autograd saves inside goes to the pass's handles, in order."""
+    """What autograd saves inside goes to the record's handles, in order."""
     handles = iter(done.saved)
 
     def fill(tensor: Tensor) -> None:

@@ -58,6 +58,9 @@ class Reader(dcp.FileSystemReader):
 
 class _Unpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
+        module = (
+            "pathlib" if module == "pathlib._local" else module
+        )  # where Python 3.13 has it, and 3.12 has not
         if name in _ALLOWED.get(module, ()):
             return super().find_class(module, name)
         if module == "torch" and isinstance(found := getattr(torch, name, None), torch.dtype):

@@ -25,6 +25,7 @@ from hcmegatron.training.checksums import File
 MANIFEST = "manifest.json"
 FORMAT = 3
 PATTERN = "step-" + "[0-9]" * 8
+LOST = (errno.EACCES, errno.EPERM, errno.EIO, errno.EISDIR, errno.ELOOP, errno.EUCLEAN)
 # Between two renames, a checkpoint that is saved once more: whole, and found under this name.
 REPLACED = ".replaced"
 
@@ -143,7 +144,11 @@ def read(checkpoint: Path) -> Manifest:
         raise corrupt(checkpoint, f"{MANIFEST} is not a manifest")
     version = content.pop("format", 1)
     if version == 1 and content.keys() >= {"step", "architecture", "layout"}:
-        return _with_files(checkpoint, _migrated(content))
+        try:
+            migrated = _migrated(content)
+        except (KeyError, TypeError, ValueError, AttributeError):  # it has no checksum of its own
+            raise corrupt(checkpoint, f"{MANIFEST} is not a manifest") from None
+        return _with_files(checkpoint, migrated)
     # Of every format from 2 on: it tells one of a version to come from one whose format has lost a bit.
     if content.pop("blake2b", None) != _digest({"format": version, **content}):
         raise corrupt(checkpoint, f"{MANIFEST} is not as it was written")
@@ -159,8 +164,13 @@ def _built(checkpoint: Path, content: dict[str, Any]) -> Manifest:
     """The manifest of a content whose own checksum is right. Somebody else may have written it."""
     try:
         files = {file: checksums.described(**entry) for file, entry in content.pop("files").items()}
-        return Manifest(**content, files=files)
-    except (TypeError, ValueError):
+        built = Manifest(**content, files=files)
+        if not (
+            isinstance(built.config, dict) and isinstance(built.environment, dict) and type(built.step) is int
+        ):
+            raise TypeError
+        return built
+    except (TypeError, ValueError, AttributeError):
         raise corrupt(checkpoint, f"{MANIFEST} is not a manifest") from None
 
 
@@ -262,17 +272,18 @@ def corrupt(checkpoint: Path, what: str) -> Damaged:
 
 
 def _unreadable(checkpoint: Path, error: OSError) -> ConfigError:
-    """What a machine cannot see may be whole on another one; what may not be read, or a disk lost, is as if damaged."""
+    """What may not be read, or a disk has lost, is as if damaged. What a machine cannot see may be whole on another,
+    and what it cannot read for want of descriptors, memory or a network is whole a moment later."""
     name = Path(error.filename).name if error.filename else "a file"
-    if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ESTALE):
-        return ConfigError(
-            f"checkpoint {checkpoint} cannot be read: {name}: {error.strerror}; every rank has to see it"
+    if error.errno in LOST:
+        return Damaged(
+            checkpoint,
+            f"cannot be read: {name}: {error.strerror}",
+            "make it readable, or move it away to use the one before",
         )
-    return Damaged(
-        checkpoint,
-        f"cannot be read: {name}: {error.strerror}",
-        "make it readable, or move it away to use the one before",
-    )
+    unseen = error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ESTALE)
+    remedy = "every rank has to see it" if unseen else "try again"
+    return ConfigError(f"checkpoint {checkpoint} cannot be read: {name}: {error.strerror}; {remedy}")
 
 
 def _digest(content: dict[str, Any]) -> str:

@@ -1,7 +1,7 @@
 """What watches a run. The loop tells its observers what happens and knows none of them by name.
 
     class LargestLoss(Observer):
-        def __init__(self, run: Run) -> None:
+        def __init__(self, run: TrainingRun) -> None:
             self.largest = 0.0
 
         def on_step(self, step: Step) -> None:

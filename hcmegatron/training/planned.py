@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 import statistics
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -45,29 +45,37 @@ def machine(ranks: RankInfo) -> Machine:
     return replace(MACHINES[known], name=name, memory_gib=memory / GIB, gpus_per_node=ranks.local_world_size)
 
 
-def plan_here(config: Config, ranks: RankInfo) -> Plan:
-    """The plan of a run with as many ranks, with the costs of parallel.costs where they were measured."""
-    costs = measured.fitting(config, ranks.world_size)
-    return make_plan(config, machine(ranks), ranks.world_size, measured=costs)
+@dataclass(frozen=True)
+class RunPlan:
+    """A run's plan, and the bytes that this process held before the model was built: the program and the data."""
+
+    plan: Plan
+    before: float
 
 
-def peaks(plan: Plan) -> list[float]:
-    """Bytes of every pipeline rank when it holds most. On a CPU without what only GPUs hold."""
-    if torch.cuda.is_available():
-        return [held.peak.total() for held in plan.memory]
+def tensors(plan: Plan) -> list[float]:
+    """Bytes that tensors of every pipeline rank have when it holds most."""
     return [sum(held.peak[name] for name in (*STATIC, *MOVING)) for held in plan.memory]
 
 
-def require_room(config: Config, ranks: RankInfo) -> None:
-    """There is memory for what is planned. On rank 0.
+def peaks(plan: Plan) -> list[float]:
+    """The same with what GPUs hold beside tensors, where there are any."""
+    return [held.peak.total() for held in plan.memory] if torch.cuda.is_available() else tensors(plan)
+
+
+def plan_run(config: Config, ranks: RankInfo) -> RunPlan:
+    """The plan of a run with as many ranks, with the costs of parallel.costs where they were measured. On rank 0,
+    before the model is built.
 
     Raises:
-        ConfigError: there is not, and run.overcommit is false; else it is said.
+        ConfigError: there is too little memory for it, and run.overcommit is false; else it is said.
     """
-    plan = plan_here(config, ranks)
+    costs = measured.fitting(config, ranks.world_size)
+    plan = make_plan(config, machine(ranks), ranks.world_size, measured=costs)
+    found = RunPlan(plan, 0.0 if torch.cuda.is_available() else peak_memory_gib() * GIB)
     most, room = max(peaks(plan)), plan.layout.machine.memory
     if most <= room:
-        return
+        return found
     lacking = (
         f"training is planned to hold {size(most)} on a rank, which can have {size(room)}; recompute.mode = block or "
         "full keeps less, more pipeline or tensor ranks share it out (hcmegatron plan says how much)"
@@ -75,6 +83,7 @@ def require_room(config: Config, ranks: RankInfo) -> None:
     if not config.run.overcommit:
         raise ConfigError(f"{lacking}, or start all the same with run.overcommit = true")
     standard_streams.tell(f"hcmegatron: warning: {lacking}")
+    return found
 
 
 class Planned(Observer):
@@ -86,7 +95,8 @@ class Planned(Observer):
 
     def __init__(self, run: TrainingRun) -> None:
         self.log, self.last = run.log, run.config.training.steps
-        self.plan = plan_here(run.config, run.ranks)
+        assert run.plan is not None, "the plan is on rank 0, as this observer"
+        self.plan, self.before = run.plan.plan, run.plan.before
         known = self.plan.measured or (
             torch.cuda.is_available() and self.plan.layout.machine.name in MACHINES
         )
@@ -97,13 +107,7 @@ class Planned(Observer):
             (run.directory / "plan.json").write_text(
                 json.dumps(as_json(self.plan, [], [], None), indent=1) + "\n"
             )
-        self.before = 0.0 if torch.cuda.is_available() else self._untouched()
         self.log.say(self._words())
-
-    def _untouched(self) -> float:
-        """Bytes of this process beside the plan's: the program and the data. Weights and gradients are there."""
-        held = self.plan.memory[0].peak
-        return max(0.0, peak_memory_gib() * GIB - held["weights"] - held["gradients"])
 
     def _words(self) -> str:
         each, room = peaks(self.plan), self.plan.layout.machine.memory
@@ -126,7 +130,7 @@ class Planned(Observer):
             self.log.say(self._comparison())
 
     def _comparison(self) -> str:
-        held, planned = peak_memory_gib() * GIB, self.before + peaks(self.plan)[0]
+        held, planned = peak_memory_gib() * GIB, self.before + tensors(self.plan)[0]
         program = f", {size(self.before)} of it the program and the data" if self.before else ""
         words = f"planned beside measured: rank 0 held {size(held)}, planned {size(planned)}{program}"
         if self.seconds is None:

@@ -77,6 +77,22 @@ def find_start(
         ConfigError: it is missing, incomplete, damaged, or nothing that this configuration can go on from; with
             checkpoint.resume, all that there are.
     """
+    try:
+        return _find(config, directory, text, environment, dict(damaged or {}))
+    except OSError as error:  # below a directory that may not be entered, or of a name that no file can have
+        raise ConfigError(
+            f"checkpoint.load = {config.checkpoint.load}, run.dir = {config.run.dir}: {error.filename or directory}: "
+            f"{error.strerror}; make it readable, or correct the path"
+        ) from None
+
+
+def _find(
+    config: Config,
+    directory: Path,
+    text: str,
+    environment: dict[str, Any] | None,
+    found: dict[Path, str],
+) -> Start | None:
     settings = config.checkpoint
     if settings.load is not None:
         path = Path(settings.load)
@@ -87,7 +103,7 @@ def find_start(
         return _start(config, path, manifest.read(path), text, environment)
     if not resumes(config):
         return None
-    folder, found = directory / "checkpoints", dict(damaged or {})
+    folder = directory / "checkpoints"
     _listed(folder)
     for path in reversed(manifest.every(folder)):
         if path in found:

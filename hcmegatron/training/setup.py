@@ -36,7 +36,7 @@ from hcmegatron.training.memory_check import expected_memory
 from hcmegatron.training.model import build_model, gather_parameters, kernels_chosen
 from hcmegatron.training.observer import Observers
 from hcmegatron.training.optimizer import build_optimizer
-from hcmegatron.training.planned import require_room
+from hcmegatron.training.planned import RunPlan, plan_run
 from hcmegatron.training.resume import Start
 from hcmegatron.training.run_directory import RunDirectory
 from hcmegatron.training.step import Stepper
@@ -54,6 +54,7 @@ class TrainingRun:
         validation: None where nothing is held out.
         chunks: wrapped, in ascending order of their stages.
         start: the checkpoint that the run goes on from, if any; position: where it goes on.
+        plan: on rank 0, what the planner says of it.
         directory: its files, which rank 0 writes; log: what it says, on rank 0.
         observers: whom the loop tells.
     """
@@ -72,6 +73,7 @@ class TrainingRun:
     checkpoints: checkpoint.Checkpoints
     start: Start | None
     position: Progress
+    plan: RunPlan | None
     introduction: list[str] = field(default_factory=list)
     observers: Observers = field(default_factory=lambda: Observers(()))
 
@@ -104,7 +106,7 @@ def assemble_run(
         )
     vocab_size = padded_vocab(config.model, config.parallel.tensor, tokens)
     memory = on_first_rank(lambda: expected_memory(config, vocab_size, ranks, batches.micro_batches))
-    on_first_rank(lambda: require_room(config, ranks))
+    plan = kept_on_first_rank(lambda: plan_run(config, ranks))
     # made when all that can be refused has been
     directory = RunDirectory(path, config)
     chunks = build_model(config, tokens, groups)
@@ -142,6 +144,7 @@ def assemble_run(
                 checkpoints,
                 start,
                 position,
+                plan,
             )
             run.introduction = _introduction(run, corpus, memory, groups.pp.rank())
             yield run

@@ -192,7 +192,7 @@ def test_who_is_asked_for():
 
 
 def test_every_observer_of_the_library_is_asked_for_somewhere():
-    """One that is written and not named in registry.py would never watch a run."""
+    """One that is written and not named in observer_registry.py would never watch a run."""
     found = {
         value
         for module in pkgutil.iter_modules(training.__path__)

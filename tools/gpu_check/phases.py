@@ -21,7 +21,7 @@ class Phase:
         decides: what is decided by the answer.
         seconds: its limit.
         target: module:function, called with a tools.gpu_check.worker.PhaseContext.
-        shared: it measures no time, and may run beside the phases next to it that do not either.
+        shared: it measures no time that has to be right, and may run beside the phases next to it that do not either.
         gpus: that it needs.
         sharing: fewer will do where NCCL lets ranks share one.
         packages: modules that it cannot do without.
