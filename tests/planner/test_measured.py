@@ -14,6 +14,7 @@ from hcmegatron.config.types import flatten
 from hcmegatron.connections import accounting
 from hcmegatron.planner import measured
 from hcmegatron.planner.hops import hop_costs
+from hcmegatron.planner.html import to_html
 from hcmegatron.planner.layout import schedule
 from hcmegatron.planner.plan import make_plan
 from schedules.receives import most_ahead, receive_leads
@@ -62,6 +63,7 @@ def test_the_file_gives_back_what_was_measured(tmp_path):
         ({"connection__kind": "residual"}, 2, "connection.kind = mhc when it was measured, residual here"),
         ({"training__micro_batch": 1}, 2, "training.micro_batch = 2 when it was measured, 1 here"),
         ({"parallel__schedule": "dualpipev"}, 2, "model stages = 2 when it was measured, 4 here"),
+        ({"parallel__schedule": "dualpipe"}, 2, "copies of a stage = 1 when it was measured, 2 here"),
         ({"training__global_batch": 16}, 4, "it was measured on 2 ranks, and these are 4"),
         ({"parallel__schedule": "zb_h1"}, 2, "without I and W"),
     ],
@@ -100,6 +102,15 @@ def test_every_setting_is_one_that_times_depend_on_or_not():
         (lambda file: file["measured"].update(shap=1), "measured.shap is unknown; did you mean shape?"),
         (lambda file: file["measured"]["machine"].update(x=1), "measured.machine: "),
         (lambda file: file.update(forwards=1), "unknown key 'forwards'; did you mean 'forward'?"),
+        (lambda file: file.pop("forward"), "forward is missing"),
+        (lambda file: file["measured"].update(after=None), "measured.after = None: not a mapping"),
+        (lambda file: file["measured"].update(shape=None), "measured.shape = None: not a mapping"),
+        (
+            lambda file: file["measured"]["after"].update(optimizer="x"),
+            "measured.after.optimizer = x: 0 or more",
+        ),
+        (lambda file: file["measured"]["machine"].update(memory_gib="x"), "measured.machine: "),
+        (lambda file: file["measured"]["machine"].update(memory_gib=-1), "measured.machine: memory_gib = -1"),
     ],
 )
 def test_files_that_are_none(change, words, tmp_path):
@@ -169,3 +180,14 @@ def test_a_schedule_with_i_and_w_asks_for_their_times(tmp_path, capsys):
     assert main(["schedule", "1f1b", *sizes]) == 0
     assert main(["schedule", "zb_h1", *sizes]) == 2
     assert "backward without input and weight" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("forward", [[1.0], [-1.0, 2.0]])
+def test_times_that_no_schedule_takes(forward):
+    with pytest.raises(ConfigError, match=r"measured costs: .*measure again"):
+        make_plan(config(), HERE, 2, measured=costs(forward=forward))
+
+
+def test_the_page_of_measured_costs_has_no_changes_to_propose():
+    page = to_html(make_plan(config(), HERE, 2, measured=costs()), [], [], None, "quickstart.yaml")
+    assert "<h2>Changes</h2>" not in page and "times measured on here" in page

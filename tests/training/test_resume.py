@@ -1,6 +1,8 @@
 """Where a run starts from and what may have changed: manifests written by hand, no torch."""
 
+import errno
 import json
+import os
 from pathlib import Path
 from typing import get_args
 
@@ -352,3 +354,40 @@ def test_what_a_killed_run_left_is_removed_and_what_is_whole_kept(tmp_path):
     assert list(path.parent.iterdir()) == [path]
     assert json.loads((path / "manifest.json").read_text())["format"] == 3
     assert manifest.read(path).files == {"__0_0.distcp": File(7, ("1ad27358",))}
+
+
+def test_a_path_that_no_file_can_have_is_one_line(tmp_path):
+    words = refused(made(checkpoint={"resume": "never", "load": "x" * 300}), tmp_path)
+    assert words.startswith("checkpoint.load = xxx") and words.endswith(
+        "make it readable, or correct the path"
+    )
+
+
+@pytest.mark.parametrize("layout", [{}, [], {"world_size": 2}, 3])
+def test_a_damaged_manifest_of_the_first_format(layout, tmp_path):
+    path = saved(tmp_path, made())
+    content = {"step": 4, "architecture": {}, "layout": layout, "files": {}}
+    (path / manifest.MANIFEST).write_text(json.dumps(content))
+    with pytest.raises(manifest.Damaged, match="is not a manifest"):
+        manifest.read(path)
+
+
+@pytest.mark.parametrize("change", [{"config": 3}, {"environment": "x"}, {"step": "4"}])
+def test_a_manifest_that_somebody_made_up(change, tmp_path):
+    path = saved(tmp_path, made())
+    content = json.loads((path / manifest.MANIFEST).read_text()) | change
+    content.pop("blake2b")
+    content["blake2b"] = manifest._digest(content)
+    (path / manifest.MANIFEST).write_text(json.dumps(content))
+    with pytest.raises(manifest.Damaged, match="is not a manifest"):
+        manifest.read(path)
+
+
+@pytest.mark.parametrize(
+    "number, damaged",
+    [(errno.EIO, True), (errno.EACCES, True), (errno.EMFILE, False), (errno.ETIMEDOUT, False)],
+)
+def test_what_cannot_be_read_for_a_moment_is_not_damaged(number, damaged, tmp_path):
+    error = manifest._unreadable(tmp_path, OSError(number, os.strerror(number), "x"))
+    assert isinstance(error, manifest.Damaged) == damaged
+    assert damaged or str(error).endswith("; try again")
