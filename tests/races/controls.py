@@ -42,6 +42,17 @@ EXEMPT: dict[str, str] = {
         "redundant while every forward is joined: the dispatcher keeps the tensors until the layer routes again, after "
         "that; explicit, so that the merge does not hang on it"
     ),
+    **{
+        f"hcmegatron/measure/{where}": "measuring: one operation at a time, and the host waits for each"
+        for where in (
+            "messages.py Hop._beside wait",
+            "messages.py Hop._beside wait 2",
+            "messages.py Hop._there_and_back wait",
+            "messages.py Hop._there_and_back wait 2",
+            "messages.py Hop._there_and_back wait 3",
+            "stages.py done synchronize",
+        )
+    },
     "hcmegatron/platform/local_launch.py _Launch._wait wait": "a process, not a stream",
     "hcmegatron/training/model.py gather_parameters start_param_sync": (
         "begins a gather that nobody has begun: without it weights are old, which is no race, and "

@@ -77,7 +77,7 @@ def test_a_prepared_folder_runs_where_nothing_is_installed(tmp_path):
         return subprocess.run(command, env=bare, cwd="/", capture_output=True, text=True, timeout=100)
 
     listed = run("--list")
-    assert listed.returncode == 0 and "| warm-start | 35 |" in listed.stdout, listed.stderr
+    assert listed.returncode == 0 and "| warm-start | 30 |" in listed.stdout, listed.stderr
     ended = run()
     assert ended.returncode == 1 and "No module named 'torch'" in ended.stdout, ended.stderr
     written = json.loads((out / "results" / "report.json").read_text())
