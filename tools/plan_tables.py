@@ -56,7 +56,13 @@ def short(where: Layout) -> str:
     """A layout in few words."""
     parallel, recompute = where.config.parallel, where.config.recompute
     words = [parallel.schedule + (f" x{parallel.virtual}" if parallel.virtual else "")]
-    sizes = (("pp", parallel.pipeline), ("tp", parallel.tensor), ("ep", parallel.expert), ("dp", where.data))
+    sizes = (
+        ("pp", parallel.pipeline),
+        ("tp", parallel.tensor),
+        ("ep", parallel.expert),
+        ("etp", parallel.expert_tensor),
+        ("dp", where.data),
+    )
     words += [f"{name} {size}" for name, size in sizes if size > 1]
     words.append(f"{where.config.training.micro_batch} x {where.microbatches}")
     if recompute.mode != "none":

@@ -8,6 +8,10 @@ def test_rows_of_the_page_are_the_program_s():
     lines = plan_tables.FILE.read_text(encoding="utf-8").splitlines()
     assert plan_tables.overhead_row(256, "none") in lines
     assert plan_tables.row("mhc-3b", 64) in lines
+    assert sum(
+        line.startswith(tuple(f"| {gpus:,} | " for gpus in plan_tables.GPUS)) and line.count("|") == 8
+        for line in lines
+    ) == (len(plan_tables.MODELS) * len(plan_tables.GPUS))
 
 
 def test_a_table_takes_the_place_of_the_old_one_alone():
