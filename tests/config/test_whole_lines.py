@@ -3,6 +3,7 @@
 import pytest
 
 from hcmegatron.config import ConfigError, check_config, read_config
+from hcmegatron.config.checks import check_world
 from tests.ranks import ROOT
 
 FILE = ROOT / "configs/quickstart.yaml"
@@ -154,6 +155,80 @@ FILE = ROOT / "configs/quickstart.yaml"
             "training.global_batch = 7 is not a multiple of training.micro_batch = 2 x data-paral"
             "lel size 1 = 2; use 6 or 8",
         ),
+        (
+            ["--optimizer.lr=6e29", "--optimizer.weight_decay=2"],
+            "optimizer.lr = 6e+29 with connection.lr_multiplier = 1.0 and optimizer.weight_decay "
+            "= 2.0 makes products beyond 1e+30, which 32-bit numbers do not hold; lower them",
+        ),
+        (
+            ["--optimizer.lr=6e29", "--connection.lr_multiplier=2"],
+            "optimizer.lr = 6e+29 with connection.lr_multiplier = 2.0 and optimizer.weight_decay "
+            "= 0.1 makes products beyond 1e+30, which 32-bit numbers do not hold; lower them",
+        ),
+        (
+            [
+                "--parallel.overlap_param_gather=true",
+                "--parallel.overlap_grad_reduce=true",
+                "--parallel.distributed_optimizer=false",
+            ],
+            "parallel.overlap_param_gather = true gathers the distributed optimizer's shards; set"
+            " parallel.distributed_optimizer=true and parallel.overlap_grad_reduce=true",
+        ),
+        (
+            ["--parallel.overlap_param_gather=true", "--parallel.distributed_optimizer=true"],
+            "parallel.overlap_param_gather = true gathers the distributed optimizer's shards; set"
+            " parallel.distributed_optimizer=true and parallel.overlap_grad_reduce=true",
+        ),
+        (
+            ["--parallel.overlap=true", "--moe.dispatcher=allgather"],
+            "parallel.overlap = true with moe.dispatcher = allgather, which gathers all micro-bat"
+            "ches' tokens into the same buffer of Megatron's: those of the forward and the backwa"
+            "rd would mix; use moe.dispatcher=alltoall",
+        ),
+        (
+            ["--recompute.mode=selective", "--recompute.modules=[shared_experts]", "--moe.shared_experts=0"],
+            "recompute.modules = ['shared_experts'], but moe.shared_experts = 0 leaves the model "
+            "without shared_experts; leave shared_experts out",
+        ),
+        (
+            [
+                "--recompute.mode=selective",
+                "--recompute.modules=[shared_experts]",
+                "--moe.experts=0",
+                "--moe.shared_experts=0",
+            ],
+            "recompute.modules = ['shared_experts'], but moe.experts = 0 leaves the model without"
+            " shared_experts; leave shared_experts out",
+        ),
+        (
+            ["--recompute.mode=selective", "--recompute.modules=[nothing]"],
+            "--recompute.modules=[nothing]: recompute.modules = [nothing] is out of range; it mus"
+            "t be a list out of core_attn, mla_up_proj, mlp, shared_experts, each once",
+        ),
+        (
+            ["--parallel.tensor=2", "--parallel.sequence=true", "--data.sequence_length=127"],
+            "data.sequence_length = 127 is not divisible by parallel.tensor = 2, over which the s"
+            "equence is split; use 126 or 128 for data.sequence_length, or a divisor of 127 for p"
+            "arallel.tensor",
+        ),
+        (
+            ["--parallel.virtual=2"],
+            "parallel.virtual = 2, but parallel.schedule = dualpipev ({FILE}:31) has no chunks to"
+            " choose; use an interleaved schedule, or set parallel.virtual=null",
+        ),
+        (
+            ["--parallel.schedule=1f1b", "--parallel.virtual=2"],
+            "parallel.virtual = 2, but parallel.schedule = 1f1b has no chunks to choose; use an i"
+            "nterleaved schedule, or set parallel.virtual=null",
+        ),
+        (
+            ["--moe.dispatcher=ll"],
+            "moe.dispatcher = ll is not one of alltoall, allgather",
+        ),
+        (
+            ["--connection.kind=mcd"],
+            "connection.kind = mcd is not one of residual, shc, dhc, sfc, dfc, mhc; did you mean mhc?",
+        ),
     ],
 )
 def test_a_refusal_is_this_line(settings, line):
@@ -167,11 +242,14 @@ def test_a_refusal_is_this_line(settings, line):
     "settings",
     [
         ["--recompute.mode=block", "--recompute.block_length=2"],  # as long as the stage
-        ["--optimizer.lr=1e30", "--optimizer.weight_decay=1", "--optimizer.min_lr_ratio=0"],
         ["--recompute.mode=selective", "--recompute.modules=[mlp]"],  # one dense layer before the experts
         ["--recompute.mode=selective", "--recompute.modules=[mlp]", "--moe.experts=0"],
         ["--recompute.mode=selective", "--recompute.modules=[mla_up_proj]"],
+        ["--recompute.mode=selective", "--recompute.modules=[shared_experts]"],
+        ["--recompute.mode=selective", "--recompute.modules=[core_attn]"],
         ["--optimizer.step_decay_at=[]", "--optimizer.step_decay_to=[]"],  # of another schedule than step
+        ["--optimizer.lr=1e30", "--optimizer.weight_decay=0"],
+        ["--parallel.overlap=false", "--moe.dispatcher=allgather"],
     ],
 )
 def test_what_is_just_inside_is_taken(settings):
@@ -182,3 +260,38 @@ def test_a_warmup_as_long_as_the_run_is_warned_of():
     for warmup, warned in ((9, False), (10, True)):
         settings = ["--training.steps=10", f"--optimizer.warmup_steps={warmup}"]
         assert any("warmup" in line for line in check_config(*read_config(FILE, settings))) == warned
+
+
+@pytest.mark.parametrize(
+    ("settings", "ranks", "line"),
+    [
+        (
+            ["--parallel.expert=2", "--parallel.pipeline=1"],
+            3,
+            "world size 3 is not a multiple of 2, as parallel.pipeline = 1 x parallel.tensor = 1, parallel.expert = 2 "
+            "x parallel.expert_tensor = 1 asks for; start 2 or 4 ranks, or change the layout",
+        ),
+        (
+            [
+                "--parallel.expert=2",
+                "--parallel.expert_tensor=2",
+                "--parallel.tensor=2",
+                "--parallel.pipeline=1",
+            ],
+            6,
+            "world size 6 is not a multiple of 4, as parallel.pipeline = 1 x parallel.tensor = 2, parallel.expert = 2 "
+            "x parallel.expert_tensor = 2 asks for; start 4 or 8 ranks, or change the layout",
+        ),
+        (
+            ["--parallel.expert=1"],
+            3,
+            "world size 3 is not a multiple of 2, as parallel.pipeline = 2 x parallel.tensor = 1 asks for; start 2 or "
+            "4 ranks, or change the layout",
+        ),
+    ],
+)
+def test_ranks_that_do_not_fit_a_layout(settings, ranks, line):
+    config, _ = read_config(FILE, settings)
+    with pytest.raises(ConfigError) as refused:
+        check_world(config, ranks)
+    assert str(refused.value) == line
