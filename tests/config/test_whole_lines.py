@@ -229,6 +229,18 @@ FILE = ROOT / "configs/quickstart.yaml"
             ["--connection.kind=mcd"],
             "connection.kind = mcd is not one of residual, shc, dhc, sfc, dfc, mhc; did you mean mhc?",
         ),
+        (
+            [
+                *(
+                    "--recompute.mode=selective",
+                    "--recompute.modules=[mlp]",
+                    "--moe.experts=1",
+                    "--moe.top_k=1",
+                ),
+                "--moe.first_dense=0",
+            ],
+            "recompute.modules = ['mlp'], but moe.first_dense = 0 leaves the model without mlp; leave mlp out",
+        ),
     ],
 )
 def test_a_refusal_is_this_line(settings, line):
@@ -247,6 +259,13 @@ def test_a_refusal_is_this_line(settings, line):
         ["--recompute.mode=selective", "--recompute.modules=[mla_up_proj]"],
         ["--recompute.mode=selective", "--recompute.modules=[shared_experts]"],
         ["--recompute.mode=selective", "--recompute.modules=[core_attn]"],
+        [
+            "--recompute.mode=selective",
+            "--recompute.modules=[shared_experts]",
+            "--moe.experts=1",
+            "--moe.top_k=1",
+        ],
+        ["--optimizer.schedule=step", "--optimizer.step_decay_at=[0.5]", "--optimizer.step_decay_to=[0.1]"],
         ["--optimizer.step_decay_at=[]", "--optimizer.step_decay_to=[]"],  # of another schedule than step
         ["--optimizer.lr=1e30", "--optimizer.weight_decay=0"],
         ["--parallel.overlap=false", "--moe.dispatcher=allgather"],
