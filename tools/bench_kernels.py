@@ -66,6 +66,8 @@ class KernelTime:
 def milliseconds(run: Callable[[], Any], device: str, repeating: int = 200) -> float:
     """Median time of a call, for `repeating` milliseconds; on a GPU the device's, with L2 emptied before each."""
     if device == "cuda":
+        from hcmegatron.kernels.tuning import device_milliseconds
+
         return device_milliseconds(run, repeating)
     run()
     times = []
@@ -74,39 +76,6 @@ def milliseconds(run: Callable[[], Any], device: str, repeating: int = 200) -> f
         run()
         times.append(1e3 * (time.perf_counter() - start))
     return statistics.median(times)
-
-
-def device_milliseconds(run: Callable[[], Any], repeating: int) -> float:
-    """What the device takes. It is kept busy until the host has enqueued the whole call: else a call of several short
-    kernels would show how fast the host is."""
-    run()
-    torch.cuda.synchronize()
-    host = min(_seconds(run) for _ in range(2))
-    emptied = torch.empty(2**28, dtype=torch.int8, device="cuda")
-    clock = (
-        torch.cuda.get_device_properties(torch.cuda.current_device()).clock_rate * 1e3
-    )  # cycles a second, at most
-    ends = time.perf_counter() + 1e-3 * repeating
-    times: list[float] = []
-    while len(times) < 5 or (time.perf_counter() < ends and len(times) < 100):
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        emptied.zero_()
-        torch.cuda._sleep(int((2 * host + 1e-4) * clock))
-        start.record()
-        run()
-        end.record()
-        end.synchronize()
-        times.append(start.elapsed_time(end))
-    return statistics.median(times)
-
-
-def _seconds(run: Callable[[], Any]) -> float:
-    """Of the host, to enqueue a call."""
-    start = time.perf_counter()
-    run()
-    taken = time.perf_counter() - start
-    torch.cuda.synchronize()
-    return taken
 
 
 def copy_bandwidth(device: str) -> float:

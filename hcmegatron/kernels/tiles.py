@@ -171,8 +171,8 @@ MOST_PARTS = 8
 def split_channels(T: int, W: int, tile: Tile, processors: int) -> int:
     """Elements of a token's W that a program of `project` walks, a multiple of its BC.
 
-    For few tokens a token is split, so that there are two programs for each multiprocessor (one and a half where that
-    takes fewer parts): what each leaves is small beside the streams. Results repeat as those of `split_tokens` do.
+    For few tokens a token is split, as long as there are no more than two programs for each multiprocessor: what each
+    leaves is small beside the streams. Results repeat as those of `split_tokens` do.
     """
     blocks, parts = -(-T // tile.BT), 1
     while parts < MOST_PARTS and 2 * parts * blocks <= 2 * processors:

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import json
 import os
+import statistics
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
+from time import perf_counter as clock
 from typing import Any
 
 import torch
@@ -60,10 +62,10 @@ def tune(
 ) -> dict[str, Tile]:
     """Find, keep and return the fastest tile of every kernel for n streams of C channels of dtype.
 
-    time: seconds (or any measure) of a call, by default Triton's do_bench. A tile that does not compile or
+    time: seconds (or any measure) of a call, by default what the device takes. A tile that does not compile or
     does not fit the device loses. Takes minutes: call it before training, or from tools.bench_kernels --tune.
     """
-    measure = time or triton.testing.do_bench
+    measure = time or device_milliseconds
     calls = _operations(n, C, dtype, tokens, device)
     capability = tiles.hardware(torch.device(device)).capability
     best: dict[Key, Tile] = {}
@@ -82,6 +84,38 @@ def tune(
         tiles.keep(key, best[key])
     _save(file or _file(device), best)
     return {key.kernel: tile for key, tile in best.items()}
+
+
+def device_milliseconds(run: Callable[[], Any], repeating: int = 100) -> float:
+    """What the device takes. It is kept busy until the host has enqueued the whole call: else a call of several short
+    kernels would show how fast the host is."""
+    run()
+    torch.cuda.synchronize()
+    host = min(_seconds(run) for _ in range(2))
+    emptied = torch.empty(2**28, dtype=torch.int8, device="cuda")
+    device = torch.cuda.get_device_properties(torch.cuda.current_device())
+    cycles = 1e3 * device.clock_rate  # a second, at most
+    ends = clock() + 1e-3 * repeating
+    times: list[float] = []
+    while len(times) < 5 or (clock() < ends and len(times) < 100):
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        emptied.zero_()
+        torch.cuda._sleep(int((2 * host + 1e-4) * cycles))
+        start.record()
+        run()
+        end.record()
+        end.synchronize()
+        times.append(start.elapsed_time(end))
+    return statistics.median(times)
+
+
+def _seconds(run: Callable[[], Any]) -> float:
+    """Of the host, to enqueue a call."""
+    start = clock()
+    run()
+    taken = clock() - start
+    torch.cuda.synchronize()
+    return taken
 
 
 def restore(device: str = "cuda", file: Path | None = None) -> int:

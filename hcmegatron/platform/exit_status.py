@@ -2,12 +2,10 @@
 
 0: the run is finished, or was already. Under torchrun, mpirun and srun also a run that was stopped, because those take
 every other status for a failure and end the ranks that are still busy; its last lines say which it is.
+1: a rank failed, was lost to a launcher, or the last checkpoint could not be saved; the output says why.
 128 + N: a rank was killed by signal N.
 """
 
-FAILED = (
-    1  # a rank failed, was lost to a launcher, or the last checkpoint could not be saved; the output says why
-)
 USER_ERROR = (
     2  # a mistake in the command line, the configuration, the data or the checkpoints; nothing was trained
 )
