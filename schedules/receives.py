@@ -1,4 +1,4 @@
-"""How early a receive has to be posted, where it costs something while it waits, as it does on a GPU.
+"""How many receives have to be posted ahead, and how early, where one costs something while it waits, as on a GPU.
 
 There a posted receive is a kernel that spins on multiprocessors of its own until its message comes. It begins when
 what was enqueued before it is over: posted before an action, when the action before that one ends. The message then
@@ -7,10 +7,39 @@ takes its hop, for which both ends have to be there.
 
 from __future__ import annotations
 
+from collections import defaultdict
+
 from schedules.actions import Kind
+from schedules.costs import Costs
+from schedules.schedule import Schedule, input_of
+from schedules.simulate import simulate
 from schedules.timeline import Simulation
 
 ROUNDING = 1e-9  # of the makespan
+
+
+def receive_depths(schedule: Schedule) -> dict[tuple[int, int], int]:
+    """Per channel, the number of receives that have to be posted ahead so that no message finds none: the
+    most that are produced and not yet taken up, in a run with free links and F = I = W = 1, B = 2, FB = F
+    then B. A message taken up at the very moment when the next is produced still counts.
+    """
+    simulation = simulate(schedule, Costs())
+    used: dict[tuple[Kind, int, int], float] = {}
+    for timed in (timed for own in simulation.timeline for timed in own):
+        for part in timed.action.parts:
+            start = timed.start if part.kind is Kind.F else timed.backward_start
+            if (needed := input_of(schedule.placement, part)) is not None:
+                used[needed[0], part.stage, part.microbatch] = start
+    channels: dict[tuple[int, int], list[tuple[float, float]]] = defaultdict(list)
+    for message, produced, _, _ in sorted(simulation.transfers, key=lambda transfer: transfer.produced):
+        taken = used[message.payload, message.target, message.microbatch]
+        channels[message.channel].append((produced, taken))
+    return {
+        channel: max(
+            sum(taken >= produced for _, taken in times[: k + 1]) for k, (produced, _) in enumerate(times)
+        )
+        for channel, times in channels.items()
+    }
 
 
 def receive_leads(simulation: Simulation) -> dict[tuple[int, int, int], int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import weakref
+from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
@@ -23,6 +24,7 @@ from hcmegatron.recompute.attach import Recomputation
 from hcmegatron.training.model import build_model
 from hcmegatron.training.optimizer import build_optimizer
 from hcmegatron.training.step import Stepper
+from schedules.runtime import Runtime
 from tests.layouts.network import Batches
 
 STATIC = ("weights", "gradients", "optimizer state")
@@ -61,19 +63,22 @@ class Live(TorchDispatchMode):
     Args:
         before: what was there before, and is not counted.
         where: the number of the action that runs.
+        received: what is held elsewhere, receive buffers in use: their bytes by stage and micro-batch.
 
     Attributes:
-        now: bytes at this moment.
         most, left: by action, the most while it ran, and what was held when it had ended.
     """
 
-    def __init__(self, before: Iterable[Tensor], where: Callable[[], int]) -> None:
+    def __init__(
+        self, before: Iterable[Tensor], where: Callable[[], int], received: Callable[[], Counter] = Counter
+    ) -> None:
         super().__init__()
-        self.where, self.now = where, 0
+        self.where, self.received = where, received
         self.most: dict[int, int] = {}
         self.left: dict[int, int] = {}
-        self._sizes = dict.fromkeys(storages(before), 0)
-        self._action = -1
+        self._known = {storage._cdata: storage for storage in map(Tensor.untyped_storage, before)}
+        self._made: dict[int, weakref.ref] = {}
+        self._action, self._received = -1, Counter()
 
     def __torch_dispatch__(
         self, function: Callable, types: Any, args: tuple = (), kwargs: dict | None = None
@@ -83,22 +88,25 @@ class Live(TorchDispatchMode):
         for tensor in tree_leaves(made):
             if isinstance(tensor, Tensor) and tensor.numel():
                 storage = tensor.untyped_storage()
-                place = storage.data_ptr()
-                if place not in self._sizes:
-                    self._sizes[place] = storage.nbytes()
-                    self.now += storage.nbytes()
-                    weakref.finalize(storage, self._gone, place)
-        self.most[self._action] = max(self.most[self._action], self.now)
+                place = storage._cdata
+                if place not in self._known and place not in self._made:
+                    self._made[place] = weakref.ref(storage, lambda _, place=place: self._made.pop(place))
+        self._received = self.received()
+        self.most[self._action] = max(self.most[self._action], self.now + self._received.total())
         return made
 
-    def look(self) -> None:
-        """Note what there is, and whether another action runs."""
-        self.left[self._action] = self.now
-        self._action = self.where()
-        self.most.setdefault(self._action, self.now)
+    @property
+    def now(self) -> int:
+        """Bytes at this moment. Selective recomputation empties storages, and fills them again."""
+        return sum(storage.nbytes() for ref in list(self._made.values()) if (storage := ref()) is not None)
 
-    def _gone(self, place: int) -> None:
-        self.now -= self._sizes.pop(place)
+    def look(self) -> None:
+        """Note what there is, if another action runs."""
+        if (action := self.where()) != self._action:
+            received = self.received()  # of what it was before, the next action has taken its message already
+            self.left[self._action] = self.now + (self._received & received).total()
+            self._action = action
+            self.most.setdefault(action, self.now + received.total())
 
 
 class Moving(NamedTuple):
@@ -109,6 +117,12 @@ class Moving(NamedTuple):
     during: str
     between: int
     after: str
+
+
+def _in_use(runtime: Runtime) -> Counter[tuple[int, int]]:
+    """Bytes of receive buffers that have come and are not done with."""
+    held = runtime._p2p._held
+    return Counter({key: sum(tensor.nbytes for tensor in own) for key, own in held.items()})
 
 
 def moving(configs: list[Config], tokens: int) -> list[Moving]:
@@ -137,11 +151,12 @@ def _moving(config: Config, tokens: int) -> Moving:
             runtime = schedule._runtime(batches.micro_batches, False)
             names = [str(op.action) for op in runtime.program.ops]
             before += [buffer.flat for buffer in runtime._pool._free]
-            live = Live(before, lambda: runtime.position.index)
+            live = Live(before, lambda: runtime.position.index, lambda: _in_use(runtime))
         else:
             names, live = ["Megatron's own"], Live(before, lambda: 0)
         with live:
             stepper.gradients(0)
+        live.where = lambda: len(names)
         live.look()
         during = max(range(len(names)), key=lambda i: live.most.get(i, 0))
         after = max(range(len(names)), key=lambda i: live.left.get(i, 0))

@@ -7,10 +7,10 @@ Weights, gradients, master weights and optimizer state of miniature models under
 each layout is built and stepped once on forked ranks, and every rank's bytes are compared with the planner's.
 
 With --activations: what comes and goes in a step over two pipeline ranks, for every schedule, recomputation and kind of
-connection (or those whose names have all the words). Storages are counted as operations make and drop them, receive
-buffers left out, of which a CPU posts more than a GPU: `held` is what is left when an action has ended, activations and
-what deferred weight gradients need; `most` has the working set of what runs too, for which the planner takes the GPU's
-kernels and the table the CPU's.
+connection (or those whose names have all the words). Storages are counted as operations make and drop them, and receive
+buffers while what has come in them is in use, not those that are posted, of which a CPU has more than a GPU. `held` is
+what is left when an action has ended: activations, what deferred weight gradients need, messages that were sent. `most`
+has the working set of what runs too, for which the planner takes the GPU's kernels and the table the CPU's.
 """
 
 from __future__ import annotations
@@ -201,10 +201,9 @@ def compare_moving(cases: list[Case]) -> list[list[Ratio]]:
 
 
 def _ratio(rank: int, planned: RankMemory, real: Moving) -> Ratio:
-    kept, left, pool, _ = range(len(MOVING))
-    between = max(moment.held[kept] + moment.held[left] for moment in planned.curve)
+    pool = MOVING.index("receive buffers")
     most = sum(planned.top.held) - planned.top.held[pool]
-    return Ratio(rank, between / real.between, most / real.most, (planned.action, real.during))
+    return Ratio(rank, planned.between / real.between, most / real.most, (planned.action, real.during))
 
 
 def activations(words: list[str]) -> int:

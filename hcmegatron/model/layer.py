@@ -226,7 +226,15 @@ class ConnectionLayer(MegatronModule, BaseTransformerLayer):
         x, coefficients = micro_batch.activation_policy.read(self.around_mlp, streams, *projection)
         probs, routing_map = self.mlp.route(x)
         tokens, probs = self.mlp.preprocess(x, probs, routing_map)
+        self._detach_dispatchers("probs")
         return (streams, x, tokens, probs, *self._kept_by_dispatcher(), *coefficients)
+
+    def _detach_dispatchers(self, name: str) -> None:
+        """Leave the dispatcher the values of `name` alone, of which it still asks the dtype. Until it routes again it
+        would keep their graph: of a recomputed layer, the input and its gradient after the backward that used them."""
+        dispatcher = self.mlp.token_dispatcher
+        if (kept := getattr(dispatcher, name, None)) is not None:
+            setattr(dispatcher, name, kept.detach())
 
     def _kept_by_dispatcher(self) -> State:
         """What the merge will read of this micro-batch. The dispatcher keeps it until it routes the next one, and for
@@ -246,6 +254,7 @@ class ConnectionLayer(MegatronModule, BaseTransformerLayer):
         else:
             shared = self.mlp.shared_experts_compute(x)
             routed, _ = self.mlp.routed_experts_compute(tokens, probs)
+        self._detach_dispatchers("local_probs")
         # without shared experts the slot is dropped, not filled with None: states hold tensors only
         return (streams, routed, *(() if shared is None else (shared,)), *rest)
 

@@ -38,7 +38,7 @@ def attention(layout: Layout, rates: Rates) -> list[Operation]:
         width = heads * (2 * d_qk + v)
         kept = heads * (2 * d_qk + (0 if padded else d_v)) * z
         if "core_attn" in config.recompute.modules:  # which runs again from queries, keys and values
-            kept, module = heads * (2 * d_qk + d_v) * z, ""
+            kept = heads * (2 * d_qk + d_v) * z
     else:
         groups = max(1, (model.query_groups or model.heads) / t)
         v, module, core_keeps = d_v, "", 0.0

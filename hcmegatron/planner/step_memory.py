@@ -1,15 +1,17 @@
 """What every rank holds over a step, by component: what is there all the time, and what the schedule's actions hold.
 
 A chunk keeps its activations from the start of its F to the end of its B; where backward is split, from I on only what
-its weight gradients need. A message's buffer is in use from its first byte to its use; the pool keeps as many
-as were in use at once. Bytes throughout.
+its weight gradients need. A message's buffer is in use from its first byte to its use, and the chunk's own from there
+on; the pool keeps as many as were in use at once. What is sent is held until the runtime asks whether it has gone,
+which is when as many more as the channel is deep have been sent (schedules/runtime/p2p.py). Bytes throughout.
 """
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import zip_longest
 from typing import NamedTuple
 
 from hcmegatron.config.schema import distributed_optimizer
@@ -19,12 +21,13 @@ from hcmegatron.planner.counts import held_parameters, padded_vocabulary
 from hcmegatron.planner.layout import Layout
 from hcmegatron.planner.machines import GIB
 from hcmegatron.planner.operation import sizes
-from hcmegatron.planner.scheduled import most_held
+from hcmegatron.planner.scheduled import is_megatrons, most_held
 from hcmegatron.planner.stage_costs import Operations
 from hcmegatron.planner.state_bytes import of_connections, of_network
 from hcmegatron.recompute.block_plan import blocks, expected_terms, plan_blocks
 from schedules.actions import Kind
-from schedules.timeline import Simulation
+from schedules.receives import receive_depths
+from schedules.timeline import Simulation, Transfer
 
 # Allowances: what no count gives. Assumed, and named in every plan.
 CONTEXT = 0.8 * GIB  # CUDA context, cuBLAS workspaces, kernels' code
@@ -33,18 +36,19 @@ FRAGMENTATION = 0.05  # of what comes and goes: the caching allocator's blocks t
 
 STATIC = ("weights", "gradients", "optimizer state")
 ALLOWANCES = ("context", "communicators", "fragmentation")
-MOVING = ("activations", "deferred weight gradients", "receive buffers", "working set")
+MOVING = ("activations", "deferred weight gradients", "receive buffers", "sent messages", "working set")
 COMPONENTS = (*STATIC, *MOVING, *ALLOWANCES)
 
 
 class ChunkMemory(NamedTuple):
     """What one chunk of a rank holds for one micro-batch: kept from F to B, left from I to W; and while F runs, while
-    B or I runs."""
+    B or I runs, what I leaves of its last layers beyond what they kept when it comes to the first."""
 
     kept: float
     left: float
     forward: float
     backward: float
+    grown: float
 
 
 def chunk_memory(layout: Layout, operations: Operations, stage: int, live: int = 1) -> ChunkMemory:
@@ -63,9 +67,11 @@ def chunk_memory(layout: Layout, operations: Operations, stage: int, live: int =
     # gradients of what an operation holds, beside the streams' own two
     backward = 2 * streams + 2 * working
     sublayers = 2 * len(held.layers)
+    around = 0.0  # what a layer keeps beside its operations' own
     match config.recompute.mode:
         case "full":
-            kept += streams * len(held.layers)
+            around = streams
+            kept += around * len(held.layers)
             backward += max(operations.without_recomputation.of_layer(layer).kept for layer in held.layers)
         case "block":
             length = config.recompute.block_length
@@ -75,7 +81,9 @@ def chunk_memory(layout: Layout, operations: Operations, stage: int, live: int =
             chosen = plan_blocks(sublayers, length, terms, live)
             kept += terms.streams * len(blocks(sublayers, chosen.length))
             backward += terms.rebuilt * chosen.length - terms.streams
-    return ChunkMemory(kept, left, forward, backward)
+            around = 2 * terms.streams / chosen.length
+    grown = sum(max(0.0, layer.left - layer.kept - around) for layer in own.layers[1:])
+    return ChunkMemory(kept, left, forward, backward, grown)
 
 
 def static_memory(layout: Layout, rank: int) -> Counter[str]:
@@ -133,12 +141,16 @@ class RankMemory:
         resident: STATIC, context and communicators.
         curve: what moves.
         action: what runs when most is held, as the schedule writes it.
+        chunks: live at once, at most.
+        between: at most, when an action has ended and before the next begins: activations, what deferred weight
+            gradients need, messages sent.
     """
 
     resident: Counter[str]
     curve: tuple[Moment, ...]
     action: str
     chunks: int
+    between: float
 
     @cached_property
     def top(self) -> Moment:
@@ -167,7 +179,7 @@ def step_memory(layout: Layout, operations: Operations, simulation: Simulation) 
         live = [
             most_held(layout.config.parallel, layout.microbatches, rank).live for rank in range(where.ranks)
         ]
-    found = []
+    found, sent = [], _sent(layout, simulation)
     for rank in range(where.ranks):
         chunks = {
             stage: chunk_memory(layout, operations, where.model_stage(stage), max(1, live[rank]))
@@ -176,8 +188,32 @@ def step_memory(layout: Layout, operations: Operations, simulation: Simulation) 
         resident = static_memory(layout, rank) + Counter(
             {"context": CONTEXT, "communicators": COMMUNICATOR * communicators(layout)}
         )
-        found.append(_over_time(simulation, rank, chunks, resident))
+        found.append(_over_time(simulation, rank, chunks, resident, sent[rank]))
     return tuple(found)
+
+
+class _Sent(NamedTuple):
+    start: float
+    end: float
+
+
+def _sent(layout: Layout, simulation: Simulation) -> list[list[_Sent]]:
+    """How long each rank holds what it sends."""
+    depths = None
+    if not is_megatrons(layout.config.parallel):  # which drop a message when it has gone
+        depths = receive_depths(simulation.schedule)
+    channels: dict[tuple[int, int], list[Transfer]] = defaultdict(list)
+    for transfer in sorted(simulation.transfers, key=lambda transfer: transfer.produced):
+        channels[transfer.message.channel].append(transfer)
+    found: list[list[_Sent]] = [[] for _ in range(layout.placement.ranks)]
+    for channel, transfers in channels.items():
+        for number, transfer in enumerate(transfers):
+            end = transfer.arrives
+            if depths is not None:
+                later = number + depths[channel] + 1
+                end = transfers[later].produced if later < len(transfers) else simulation.makespan
+            found[transfer.message.source_rank].append(_Sent(transfer.produced, end))
+    return found
 
 
 class _Change(NamedTuple):
@@ -189,14 +225,19 @@ class _Change(NamedTuple):
 
 
 def _over_time(
-    simulation: Simulation, rank: int, chunks: dict[int, ChunkMemory], resident: Counter[str]
+    simulation: Simulation,
+    rank: int,
+    chunks: dict[int, ChunkMemory],
+    resident: Counter[str],
+    sent: list[_Sent],
 ) -> RankMemory:
-    kept, left, buffers, working = range(len(MOVING))
+    kept, left, buffers, sending, working = range(len(MOVING))
     changes: list[_Change] = []
     starts: dict[tuple[Kind, int, int], float] = {}
+    ends: dict[tuple[Kind, int, int], float] = {}  # of I and W
 
-    def hold(component: int, size: float, start: float, end: float) -> None:
-        changes.append(_Change(start, 1, component, size))
+    def hold(component: int, size: float, start: float, end: float, order: int = 1) -> None:
+        changes.append(_Change(start, order, component, size))
         changes.append(_Change(end, 0, component, -size))
 
     for timed in simulation.timeline[rank]:
@@ -207,25 +248,42 @@ def _over_time(
                 changes.append(_Change(timed.start, 1, kept, own.kept, 1))
                 hold(working, own.forward, timed.start, timed.forward_end)
             elif part.kind is Kind.W:
+                ends[Kind.W, part.stage, part.microbatch] = timed.end
                 changes.append(_Change(timed.end, 0, left, -own.left))
             else:
                 starts[Kind.B, part.stage, part.microbatch] = timed.backward_start
                 changes.append(_Change(timed.end, 0, kept, -own.kept, -1))
+                grown = 0.0
                 if part.kind is Kind.I:
+                    ends[Kind.I, part.stage, part.microbatch] = timed.end
                     changes.append(_Change(timed.end, 0, left, own.left))
-                hold(working, own.backward, timed.backward_start, timed.end)
+                    grown = own.grown
+                hold(working, own.backward + grown, timed.backward_start, timed.end)
     size = simulation.costs.message_bytes
     for transfer in simulation.transfers:
         message = transfer.message
         if message.target_rank == rank:
             used = starts[message.payload, message.target, message.microbatch]
             hold(buffers, size, min(transfer.leaves, used), used)
-    held, live, most = [0.0] * len(MOVING), 0, 0
+            place = message.target, message.microbatch
+            if (Kind.I, *place) in ends:  # W may read what I was given
+                hold(left, size, ends[Kind.I, *place], ends[Kind.W, *place])
+    for message in sent:
+        hold(sending, size, message.start, message.end, order=0)  # of the action that ends then
+    held, live, most, between = [0.0] * len(MOVING), 0, 0, 0.0
     curve = [Moment(0.0, tuple(held))]
-    for change in sorted(changes):
+    changes.sort()
+    over = {timed.end for timed in simulation.timeline[rank]}
+    for change, following in zip_longest(changes, changes[1:]):
         held[change.component] += change.size
         live += change.chunks
         most = max(most, live)
+        if (
+            change.order == 0
+            and change.time in over
+            and (following is None or following[:2] > (change.time, 0))
+        ):
+            between = max(between, held[kept] + held[left] + held[sending])
         if change.time == curve[-1].time:
             curve.pop()  # of changes at one time only what they come to is held
         curve.append(Moment(change.time, tuple(held)))
@@ -236,4 +294,4 @@ def _over_time(
         (str(t.action) for t in simulation.timeline[rank] if t.start <= top.time < t.end),
         str(simulation.timeline[rank][-1].action),
     )
-    return RankMemory(resident, tuple(curve), action, most)
+    return RankMemory(resident, tuple(curve), action, most, between)

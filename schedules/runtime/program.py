@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from schedules.actions import Action, Kind
 from schedules.costs import Costs
-from schedules.receives import receive_leads
+from schedules.receives import receive_depths, receive_leads
 from schedules.schedule import Message, Schedule, input_of, lower_rank, output_of
 from schedules.simulate import simulate
 
@@ -68,30 +68,6 @@ def forward_only(schedule: Schedule) -> Schedule:
         for own in schedule.actions
     )
     return dataclasses.replace(schedule, actions=actions)
-
-
-def receive_depths(schedule: Schedule) -> dict[Channel, int]:
-    """Per channel, the number of receives that have to be posted ahead so that no message finds none: the
-    most that are produced and not yet taken up, in a run with free links and F = I = W = 1, B = 2, FB = F
-    then B. A message taken up at the very moment when the next is produced still counts.
-    """
-    simulation = simulate(schedule, Costs())
-    used: dict[Handover, float] = {}
-    for timed in (timed for own in simulation.timeline for timed in own):
-        for part in timed.action.parts:
-            start = timed.start if part.kind is Kind.F else timed.backward_start
-            if (needed := input_of(schedule.placement, part)) is not None:
-                used[needed[0], part.stage, part.microbatch] = start
-    channels: dict[Channel, list[tuple[float, float]]] = defaultdict(list)
-    for message, produced, _, _ in sorted(simulation.transfers, key=lambda transfer: transfer.produced):
-        taken = used[message.payload, message.target, message.microbatch]
-        channels[message.channel].append((produced, taken))
-    return {
-        channel: max(
-            sum(taken >= produced for _, taken in times[: k + 1]) for k, (produced, _) in enumerate(times)
-        )
-        for channel, times in channels.items()
-    }
 
 
 def compile_rank(schedule: Schedule, rank: int, late: Costs | None = None) -> Program:

@@ -6,8 +6,8 @@ import pytest
 
 from schedules import GENERATORS, Kind, generate
 from schedules.costs import Costs, Link
-from schedules.receives import most_ahead, receive_leads
-from schedules.runtime.program import compile_rank, forward_only, receive_depths
+from schedules.receives import most_ahead, receive_depths, receive_leads
+from schedules.runtime.program import compile_rank, forward_only
 from schedules.simulate import simulate
 
 SIZES = [(2, 5), (2, 16), (4, 11), (4, 32), (8, 24)]
