@@ -84,6 +84,7 @@ class Live(TorchDispatchMode):
         self, function: Callable, types: Any, args: tuple = (), kwargs: dict | None = None
     ) -> Any:
         self.look()
+        self._know(args)
         made = function(*args, **(kwargs or {}))
         for tensor in tree_leaves(made):
             if isinstance(tensor, Tensor) and tensor.numel():
@@ -94,6 +95,14 @@ class Live(TorchDispatchMode):
         self._received = self.received()
         self.most[self._action] = max(self.most[self._action], self.now + self._received.total())
         return made
+
+    def _know(self, args: tuple) -> None:
+        """What an operation reads and none has made was there before: tables of angles, masks."""
+        for tensor in tree_leaves(args):
+            if isinstance(tensor, Tensor) and tensor.numel():
+                storage = tensor.untyped_storage()
+                if storage._cdata not in self._made:
+                    self._known.setdefault(storage._cdata, storage)
 
     @property
     def now(self) -> int:

@@ -126,6 +126,7 @@ def embedding_and_head(layout: Layout, rates: Rates, first: bool, last: bool) ->
                 forward=rates.memory(2 * T * C * z),
                 dgrad=rates.memory(3 * T * C * z),
                 kept=2 * T * C * z,
+                left=T * C * z,
             ),
             linear(rates, "head", "experts", size, T, rows, C),
             Operation(

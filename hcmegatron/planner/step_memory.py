@@ -18,6 +18,7 @@ from hcmegatron.config.schema import distributed_optimizer
 from hcmegatron.connections import accounting
 from hcmegatron.planner.buffers import resident
 from hcmegatron.planner.counts import held_parameters, padded_vocabulary
+from hcmegatron.planner.layers import has_experts
 from hcmegatron.planner.layout import Layout
 from hcmegatron.planner.machines import GIB
 from hcmegatron.planner.operation import sizes
@@ -188,8 +189,17 @@ def step_memory(layout: Layout, operations: Operations, simulation: Simulation) 
         resident = static_memory(layout, rank) + Counter(
             {"context": CONTEXT, "communicators": COMMUNICATOR * communicators(layout)}
         )
-        found.append(_over_time(simulation, rank, chunks, resident, sent[rank]))
+        lasting = _in_dispatchers(layout, rank)
+        found.append(_over_time(simulation, rank, chunks, resident, sent[rank], lasting))
     return tuple(found)
+
+
+def _in_dispatchers(layout: Layout, rank: int) -> float:
+    """Of the last micro-batch every dispatcher keeps probabilities, map and order of its tokens until the next."""
+    config, moe = layout.config, layout.config.moe
+    tokens = sizes(config).tokens / config.parallel.tensor
+    mixtures = sum(has_experts(config, layer) for stage in layout.held(rank) for layer in stage.layers)
+    return mixtures * tokens * (5 * moe.experts + 8 * moe.top_k)
 
 
 class _Sent(NamedTuple):
@@ -230,9 +240,10 @@ def _over_time(
     chunks: dict[int, ChunkMemory],
     resident: Counter[str],
     sent: list[_Sent],
+    lasting: float,
 ) -> RankMemory:
     kept, left, buffers, sending, working = range(len(MOVING))
-    changes: list[_Change] = []
+    changes = [_Change(simulation.timeline[rank][0].start, 1, kept, lasting)]
     starts: dict[tuple[Kind, int, int], float] = {}
     ends: dict[tuple[Kind, int, int], float] = {}  # of I and W
 
@@ -267,7 +278,7 @@ def _over_time(
             hold(buffers, size, min(transfer.leaves, used), used)
             place = message.target, message.microbatch
             if (Kind.I, *place) in ends:  # W may read what I was given
-                hold(left, size, ends[Kind.I, *place], ends[Kind.W, *place])
+                hold(left, size, ends[Kind.I, *place], ends[Kind.W, *place], order=0)
     for message in sent:
         hold(sending, size, message.start, message.end, order=0)  # of the action that ends then
     held, live, most, between = [0.0] * len(MOVING), 0, 0, 0.0
