@@ -1,11 +1,14 @@
 """Published throughput beside what the planner predicts, row by row: `python -m hcmegatron.planner.published`.
 
-Nothing is tuned to these rows. Only 16-bit rows whose layout is published, or is said here to be guessed, are timed;
-FP8 rows still check FLOPs, which do not depend on the precision.
+Nothing in a plan is tuned to these rows. 16-bit rows of tuned runs on H100 with a published layout are predicted;
+beside that stands what one factor on the rate, fitted on two of them, makes of the others. Rows that are not predicted
+are printed all the same, with the reason. FP8 rows check FLOPs, which do not depend on the precision.
 """
 
 from __future__ import annotations
 
+import math
+import statistics
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -91,6 +94,8 @@ class PublishedRate:
     Attributes:
         tokens: per second and GPU.
         memory_gib: of the fullest rank, where published.
+        fitted: the factor is fitted on this row.
+        not_modelled: why the plan is no prediction of it.
     """
 
     model: str
@@ -102,29 +107,74 @@ class PublishedRate:
     source: str
     memory_gib: float | None = None
     more: dict[str, Any] = field(default_factory=dict)
+    fitted: bool = False
+    not_modelled: str = ""
+
+    @property
+    def own(self) -> float:
+        """Tokens a second and GPU, planned."""
+        plan = predicted(self)
+        return plan.tokens / plan.seconds / self.gpus
 
 
 _BRIDGE = "Megatron Bridge performance summary"
+# Layout, micro-batch and recomputation: examples/llm_benchmark of its repository, September 2026.
+_AUTOMODEL = "NeMo AutoModel performance summary"
+_GATHERED = (
+    "its parameters are gathered across nodes for every use (FSDP); the plan shards optimizer state alone"
+)
 _HERD = "2407.21783, Table 4; 128 layers, one each on 128 stages"
+_FULL = {"recompute.mode": "full"}
 ROWS = (
     PublishedRate(
         *("Qwen3-30B-A3B", "h100", 16, 1024, _layout(1, 1, 16), 1024 * 4096 / 20.1 / 16),  # 20.1 s a step
         *("tuned, 299 TFLOP/s; the layout is the recipe's, its overlap left out", 62.0),
     ),
-    PublishedRate("GPT-OSS-120B", "h100", 64, 1280, _layout(4, 1, 8), 5824, f"{_BRIDGE} 26.04.01"),
+    PublishedRate(  # FSDP within one node
+        *("Qwen3-30B-A3B", "h100", 8, 512, _layout(1, 1, 8), 12040, f"{_AUTOMODEL}, 277 TFLOP/s"),
+        more={"training.micro_batch": 4, **_FULL},
+        fitted=True,
+    ),
+    PublishedRate(  # every expert on one rank
+        *("GPT-OSS-120B", "h100", 64, 512, _layout(1, 1, 64), 7626, f"{_AUTOMODEL}, 231 TFLOP/s"),
+        more={"training.micro_batch": 2},
+    ),
     # 430 and 400 TFLOP/s, at 2.53 TFLOP a token. The paper leaves a layer out of the first and of the last stage.
     PublishedRate(
-        *("Llama-3.1-405B", "h100", 8192, 2048, _layout(16, 8, 1, 8), 170, _HERD), more={"model.layers": 128}
+        *("Llama-3.1-405B", "h100", 8192, 2048, _layout(16, 8, 1, 8), 170, _HERD),
+        more={"model.layers": 128},
+        fitted=True,
     ),
     PublishedRate(
         *("Llama-3.1-405B", "h100", 16384, 2048, _layout(16, 8, 1, 8), 158, _HERD), more={"model.layers": 128}
     ),
     PublishedRate(
+        *("GPT-OSS-120B", "h100", 64, 1280, _layout(4, 1, 8), 5824, f"{_BRIDGE} 26.04.01, 158 TFLOP/s"),
+        not_modelled="not tuned: another trainer has 231 TFLOP/s on as many",
+    ),
+    PublishedRate(
+        *("DeepSeek-V3", "h100", 256, 512, _layout(4, 1, 64, 8), 1002, f"{_AUTOMODEL}, 250 TFLOP/s"),
+        more={"model.layers": 64, **_FULL},
+        not_modelled=_GATHERED,
+    ),
+    PublishedRate(
+        *("DeepSeek-V3", "h100", 1024, 8192, _layout(4, 1, 64, 4), 865, f"{_AUTOMODEL}, 216 TFLOP/s"),
+        more={"model.layers": 64},
+        not_modelled=_GATHERED,
+    ),
+    PublishedRate(
         *("GPT-OSS-120B", "gb200", 64, 1280, _layout(1, 1, 64), 16640, f"{_BRIDGE} 26.04.01"),
         more={"training.micro_batch": 4},
+        not_modelled="no H100; attends with sinks and windows, for which there was no fused kernel",
     ),
-    PublishedRate("Qwen3-235B-A22B", "gb200", 256, 8192, _layout(8, 1, 32, 3), 4916, f"{_BRIDGE} 25.11"),
-    PublishedRate("DeepSeek-V3", "gb200", 256, 4096, _layout(4, 1, 64, 4), 3139, f"{_BRIDGE} 25.11"),
+    PublishedRate(
+        *("Qwen3-235B-A22B", "gb200", 256, 8192, _layout(8, 1, 32, 3), 4916, f"{_BRIDGE} 25.11"),
+        not_modelled="no H100",
+    ),
+    PublishedRate(
+        *("DeepSeek-V3", "gb200", 256, 4096, _layout(4, 1, 64, 4), 3139, f"{_BRIDGE} 25.11"),
+        not_modelled="no H100",
+    ),
 )
 
 
@@ -146,9 +196,15 @@ def predicted(row: PublishedRate) -> Plan:
     return make_plan(model(row.model, changes), find_machine(row.gpu), row.gpus, assumed)
 
 
+def factor() -> float:
+    """What the planned rates are to be multiplied by so that the two fitted rows' errors are as large, one up and one
+    down."""
+    return math.exp(-statistics.mean(math.log(row.own / row.tokens) for row in ROWS if row.fitted))
+
+
 def main() -> None:
     """Print both tables."""
-    console = Console(highlight=False, width=150)
+    console = Console(highlight=False, width=200)
     table = Table(title="training FLOPs a token, G", title_justify="left", box=box.SIMPLE_HEAD)
     for name in ("model", "published", "planner", "error", "MFU of the row", "row"):
         table.add_column(name, justify="left" if name in ("model", "row") else "right")
@@ -163,22 +219,24 @@ def main() -> None:
             source,
         )
     console.print(table)
-    table = Table(title="tokens a second and GPU", title_justify="left", box=box.SIMPLE_HEAD)
-    for name in ("model", "GPUs", "published", "planner", "error", "MFU", "GiB", "source"):
+    scale = factor()
+    title = f"tokens a second and GPU; fitted: {scale:.3f} of the plan, on the two rows with a star"
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
+    for name in ("model", "GPUs", "published", "planner", "error", "fitted", "MFU", "GiB", "source"):
         table.add_column(name, justify="left" if name in ("model", "source", "GPUs") else "right")
     for row in ROWS:
         plan = predicted(row)
-        own = plan.tokens / plan.seconds / row.gpus
         size = f"{plan.peak / GIB:.0f}" + (f" ({row.memory_gib:g})" if row.memory_gib else "")
         table.add_row(
             row.model,
             f"{row.gpus} {row.gpu}",
             f"{row.tokens:,.0f}",
-            f"{own:,.0f}",
-            f"{own / row.tokens - 1:+.0%}",
+            f"{row.own:,.0f}",
+            f"{row.own / row.tokens - 1:+.1%}",
+            "-" if row.not_modelled else f"{scale * row.own / row.tokens - 1:+.1%}" + " *" * row.fitted,
             f"{plan.utilisation(plan.model_flops):.1%}",
             size,
-            row.source,
+            row.source + (f"; not modelled: {row.not_modelled}" if row.not_modelled else ""),
         )
     console.print(table)
 

@@ -4,7 +4,6 @@ import pytest
 
 from tools import planned_memory
 
-
 # to 5% at any moment, too: the others' kernels are not a GPU's
 USUAL = ("1f1b none mhc", "1f1b selective mhc")
 # One of each recomputation, schedules with I and W, several chunks on a rank, overlapped pairs. The whole table:
