@@ -97,6 +97,12 @@ def matmul_share(smallest: float) -> float:
     return table[-1][1]
 
 
+def of_device(name: str) -> Machine | None:
+    """The machine whose GPU a driver calls so ("NVIDIA GB200"), where it is known."""
+    named = [known for known in MACHINES if known in name.lower()]
+    return MACHINES[max(named, key=len)] if named else None  # b200 is in gb200 too
+
+
 def find_machine(name: str, below: tuple[Path, ...] = ()) -> Machine:
     """A machine by its name, or one described in a YAML file.
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import statistics
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from rich import box
@@ -110,11 +111,17 @@ class PublishedRate:
     fitted: bool = False
     not_modelled: str = ""
 
+    @cached_property
+    def plan(self) -> Plan:
+        """With fused kernels."""
+        changes = {**self.layout, "training.global_batch": self.batch, **self.more}
+        assumed = Assumptions(fused=True, imbalance=1.0)  # their benchmarks balance the experts by force
+        return make_plan(model(self.model, changes), find_machine(self.gpu), self.gpus, assumed)
+
     @property
     def own(self) -> float:
         """Tokens a second and GPU, planned."""
-        plan = predicted(self)
-        return plan.tokens / plan.seconds / self.gpus
+        return self.plan.tokens / self.plan.seconds / self.gpus
 
 
 _BRIDGE = "Megatron Bridge performance summary"
@@ -189,13 +196,6 @@ def flops_per_token(config: Config) -> float:
     return 3.0 * (forward.total() - forward["router"] - forward["connections"])
 
 
-def predicted(row: PublishedRate) -> Plan:
-    """The row's plan, with fused kernels."""
-    changes = {**row.layout, "training.global_batch": row.batch, **row.more}
-    assumed = Assumptions(fused=True, imbalance=1.0)  # their benchmarks balance the experts by force
-    return make_plan(model(row.model, changes), find_machine(row.gpu), row.gpus, assumed)
-
-
 def factor() -> float:
     """What the planned rates are to be multiplied by so that the two fitted rows' errors are as large, one up and one
     down."""
@@ -225,7 +225,7 @@ def main() -> None:
     for name in ("model", "GPUs", "published", "planner", "error", "fitted", "MFU", "GiB", "source"):
         table.add_column(name, justify="left" if name in ("model", "source", "GPUs") else "right")
     for row in ROWS:
-        plan = predicted(row)
+        plan = row.plan
         size = f"{plan.peak / GIB:.0f}" + (f" ({row.memory_gib:g})" if row.memory_gib else "")
         table.add_row(
             row.model,

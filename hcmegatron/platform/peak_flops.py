@@ -6,8 +6,7 @@ import time
 
 import torch
 
-# Dense (not sparse) bf16 TFLOP/s of one device, from the vendor's data sheets.
-KNOWN = {"H100": 989.0, "H200": 989.0, "A100": 312.0, "B200": 2250.0}
+from hcmegatron.planner.machines import of_device
 
 
 def peak_tflops(configured: float | None, dtype: torch.dtype) -> tuple[float, str]:
@@ -19,10 +18,9 @@ def peak_tflops(configured: float | None, dtype: torch.dtype) -> tuple[float, st
     if configured is not None:
         return configured, "run.peak_tflops"
     if torch.cuda.is_available():
-        name = torch.cuda.get_device_name()
-        for model, value in KNOWN.items():
-            if model in name:
-                return value, f"{model} dense bf16"
+        known = of_device(torch.cuda.get_device_name())
+        if known is not None:
+            return known.peak_tflops, f"{known.name.upper()} dense bf16"
     return _measured(dtype), f"measured {str(dtype).removeprefix('torch.')} matmul"
 
 

@@ -13,7 +13,7 @@ import torch
 from hcmegatron.config.errors import ConfigError
 from hcmegatron.config.schema import Config
 from hcmegatron.planner import measured
-from hcmegatron.planner.machines import GIB, MACHINES, Machine
+from hcmegatron.planner.machines import GIB, MACHINES, Machine, of_device
 from hcmegatron.planner.plan import Plan, make_plan
 from hcmegatron.planner.report import as_json
 from hcmegatron.planner.step_memory import MOVING, STATIC
@@ -37,12 +37,12 @@ def machine(ranks: RankInfo) -> Machine:
     """What this rank runs on. A GPU's memory is its own; that of a machine without any is shared out evenly."""
     if torch.cuda.is_available():
         properties = torch.cuda.get_device_properties(torch.cuda.current_device())
-        named = [name for name in MACHINES if name in properties.name.lower()]  # b200 is in gb200 too
-        known = max(named, key=len, default=UNKNOWN)
-        name, memory = known if named else properties.name, properties.total_memory
+        known = of_device(properties.name)
+        name, memory = known.name if known else properties.name, properties.total_memory
     else:
-        known, name, memory = UNKNOWN, "CPU", available_bytes() / ranks.local_world_size
-    return replace(MACHINES[known], name=name, memory_gib=memory / GIB, gpus_per_node=ranks.local_world_size)
+        known, name, memory = None, "CPU", available_bytes() / ranks.local_world_size
+    figures = known or MACHINES[UNKNOWN]
+    return replace(figures, name=name, memory_gib=memory / GIB, gpus_per_node=ranks.local_world_size)
 
 
 @dataclass(frozen=True)

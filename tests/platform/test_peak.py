@@ -30,6 +30,8 @@ def test_what_is_configured_wins(gpu):
         ("NVIDIA H200", 989.0, "H200"),
         ("NVIDIA A100-SXM4-40GB", 312.0, "A100"),
         ("NVIDIA B200", 2250.0, "B200"),
+        ("NVIDIA GB200", 2500.0, "GB200"),
+        ("AMD Instinct MI300X", 1307.0, "MI300X"),
     ],
 )
 def test_a_known_device_has_its_data_sheets(gpu, name, tflops, model):
