@@ -10,6 +10,7 @@ import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -212,4 +213,5 @@ def _machine(config: Config, of_ranks: Sequence[Mapping[str, float]], sizes: Map
         name = f"{platform.node() or 'this machine'}, {len(os.sched_getaffinity(0))} cores"
         memory = psutil.virtual_memory().total / ranks
     copied = 2 * sizes["copy"] / slowest["copy"] / 1e12
-    return Machine(name, matmul, matmul, memory / GIB, copied, ranks, rate, rate, latency, latency, 1.0)
+    found = Machine(name, matmul, matmul, memory / GIB, copied, ranks, rate, rate, latency, latency, 1.0)
+    return found if GPU.present() else replace(found, context_gib=0.0, communicator_gib=0.0)

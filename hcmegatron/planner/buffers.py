@@ -35,7 +35,7 @@ from hcmegatron.planner.state_bytes import Bytes, of_connections, of_network
 ALIGNED, PADDED = 64, 128  # numbers: where a parameter begins, and what a bucket's length is a multiple of
 
 
-class Held(NamedTuple):
+class HeldParameter(NamedTuple):
     """A parameter as a rank holds it.
 
     Attributes:
@@ -51,22 +51,24 @@ class Held(NamedTuple):
     alone: bool = False
 
 
-def parameters(config: Config, vocab_size: int, part: ModelStage) -> Iterator[Held]:
+def parameters(config: Config, vocab_size: int, part: ModelStage) -> Iterator[HeldParameter]:
     """A chunk's parameters in the order of its modules. vocab_size: padded."""
     C, tied, usual = config.model.hidden_size, config.model.tie_embeddings, of_network(config)
     embedding, head = vocabulary(config, vocab_size)[0], vocabulary(config, vocab_size)[-1]
     elsewhere = tied and not (part.first and part.last)
     around, inside = {}, []
     for norm in norms(config):
-        sizes = [Held(size, usual) for size in norm.parameters.values()]
+        sizes = [HeldParameter(size, usual) for size in norm.parameters.values()]
         if norm.key.startswith("self_attention."):
             inside += sizes
         else:
             around[norm.key] = sizes
     # a descriptor lists its parameters as its module has them
-    connection = [Held(p.count, of_connections()) for p in accounting.table(config.connection, C).values()]
+    connection = [
+        HeldParameter(p.count, of_connections()) for p in accounting.table(config.connection, C).values()
+    ]
     if part.first:
-        yield Held(shared_out(config, embedding), usual, alone=elsewhere)
+        yield HeldParameter(shared_out(config, embedding), usual, alone=elsewhere)
     for layer in part.layers:
         yield from connection
         yield from around.get("input_layernorm", [])
@@ -80,28 +82,29 @@ def parameters(config: Config, vocab_size: int, part: ModelStage) -> Iterator[He
         yield from around.get("mlp_output_layernorm", [])
     if part.last:
         yield from (
-            Held(p.count, of_connections()) for p in accounting.head_table(config.connection, C).values()
+            HeldParameter(p.count, of_connections())
+            for p in accounting.head_table(config.connection, C).values()
         )
-        yield from (Held(size, usual) for size in final_norm(config).parameters.values())
+        yield from (HeldParameter(size, usual) for size in final_norm(config).parameters.values())
         if not (tied and part.first):
-            yield Held(shared_out(config, head), usual, alone=elsewhere)
+            yield HeldParameter(shared_out(config, head), usual, alone=elsewhere)
 
 
-def _matrices(config: Config, matrices: Sequence[Matrix]) -> Iterator[Held]:
+def _matrices(config: Config, matrices: Sequence[Matrix]) -> Iterator[HeldParameter]:
     usual, parallel = of_network(config), config.parallel
     routed = [matrix for matrix in matrices if matrix.split == "expert"]
     # as model.gpt.mark_weights has it
     apart = parallel.expert > 1 or parallel.expert * parallel.expert_tensor != parallel.tensor
     for matrix in matrices:
         if matrix.split != "expert":
-            yield Held(shared_out(config, matrix), usual)
+            yield HeldParameter(shared_out(config, matrix), usual)
         elif matrix is routed[0]:
             local = matrix.count // parallel.expert
             sizes = [shared_out(config, each) for each in routed]
             if config.moe.grouped:  # all local experts are one parameter
-                yield from (Held(local * size, usual, apart) for size in sizes)
+                yield from (HeldParameter(local * size, usual, apart) for size in sizes)
             else:
-                yield from (Held(size, usual, apart) for _ in range(local) for size in sizes)
+                yield from (HeldParameter(size, usual, apart) for _ in range(local) for size in sizes)
 
 
 @dataclass(frozen=True)
@@ -201,7 +204,7 @@ def resident(
     most = max(40_000_000, 1_000_000 * data) if small else None
     buffers = []
     for part in parts:
-        kinds: dict[tuple[Bytes, bool], list[Held]] = defaultdict(list)
+        kinds: dict[tuple[Bytes, bool], list[HeldParameter]] = defaultdict(list)
         for parameter in parameters(config, vocab_size, part):
             kinds[parameter.bytes, parameter.apart].append(parameter)
         for (size, apart), own in kinds.items():
@@ -214,7 +217,7 @@ def resident(
 
 
 def _laid_out(
-    parameters: Sequence[Held], shards: int, most: int | None, sharded: bool
+    parameters: Sequence[HeldParameter], shards: int, most: int | None, sharded: bool
 ) -> tuple[tuple[range, ...], tuple[range, ...]]:
     """(places, buckets) as Megatron's _ParamAndGradBuffer (0.16.1) and DistributedOptimizer (0.19.2) lay them out."""
     aligned, padded = (ALIGNED, math.lcm(shards, PADDED)) if sharded else (1, 1)

@@ -30,9 +30,7 @@ from schedules.actions import Kind
 from schedules.receives import receive_depths
 from schedules.timeline import Simulation, Transfer
 
-# Allowances: what no count gives. Assumed, and named in every plan.
-CONTEXT = 0.8 * GIB  # CUDA context, cuBLAS workspaces, kernels' code
-COMMUNICATOR = 0.25 * GIB  # NCCL's buffers, for every group of several ranks
+# An allowance, as the machine's for context and communicators: what no count gives. Assumed, and named in every plan.
 FRAGMENTATION = 0.05  # of what comes and goes: the caching allocator's blocks that nothing fits into
 
 STATIC = ("weights", "gradients", "optimizer state")
@@ -127,6 +125,13 @@ def communicators(layout: Layout) -> int:
     return sum(size > 1 for size in groups) + hops
 
 
+def allowances(layout: Layout) -> Counter[str]:
+    """Bytes of context and communicators on a rank."""
+    machine = layout.machine
+    each = machine.communicator_gib * GIB
+    return Counter({"context": machine.context_gib * GIB, "communicators": each * communicators(layout)})
+
+
 class Moment(NamedTuple):
     """A rank's bytes from `time` on, by MOVING."""
 
@@ -168,7 +173,7 @@ class RankMemory:
 
 def least_bytes(layout: Layout) -> float:
     """Bytes that the fullest rank holds whatever the schedule does: static and allowances."""
-    rest = CONTEXT + COMMUNICATOR * communicators(layout)
+    rest = sum(allowances(layout).values())
     return max(least_static(layout, rank) for rank in layout.distinct_ranks) + rest
 
 
@@ -186,9 +191,7 @@ def step_memory(layout: Layout, operations: Operations, simulation: Simulation) 
             stage: chunk_memory(layout, operations, where.model_stage(stage), max(1, live[rank]))
             for stage in where.stages_of(rank)
         }
-        resident = static_memory(layout, rank) + Counter(
-            {"context": CONTEXT, "communicators": COMMUNICATOR * communicators(layout)}
-        )
+        resident = static_memory(layout, rank) + allowances(layout)
         lasting = _in_dispatchers(layout, rank)
         found.append(_over_time(simulation, rank, chunks, resident, sent[rank], lasting))
     return tuple(found)

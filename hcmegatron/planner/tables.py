@@ -8,9 +8,9 @@ from hcmegatron.connections import accounting
 from hcmegatron.planner import counts
 from hcmegatron.planner.changes import LighterPlan
 from hcmegatron.planner.layout import Layout
-from hcmegatron.planner.machines import gib
+from hcmegatron.planner.machines import Machine, gib
 from hcmegatron.planner.plan import Overhead, Plan, time_by_part
-from hcmegatron.planner.step_memory import COMMUNICATOR, COMPONENTS, CONTEXT, FRAGMENTATION
+from hcmegatron.planner.step_memory import COMPONENTS, FRAGMENTATION
 from hcmegatron.planner.step_time import PARTS
 
 TIGHT = 0.05  # of a GPU's memory: a plan with less than that left is called tight
@@ -172,19 +172,19 @@ def assumptions(plan: Plan) -> list[str]:
     if plan.measured:
         return [
             f"times measured on {machine.name}, {plan.measured.ranks} ranks at once, {plan.measured.date}; TFLOP/s are "
-            f"of a matmul there; no time for validation, checkpoints or failures; assumed: {_allowances()}"
+            f"of a matmul there; no time for validation, checkpoints or failures; assumed: {_allowances(machine)}"
         ]
     return [
         f"assumed, not measured: matmuls up to {machine.matmul_tflops:g} TFLOP/s by size, connections' kernels at "
         f"{assumed.kernels:.0%} and elementwise ones at {assumed.elementwise:.0%} of {machine.copy_tbs:g} TB/s, "
         f"links at {machine.link_share:.0%} of {machine.nvlink_gbs:g} and {machine.network_gbs:g} GB/s, the fullest "
-        f"rank's tokens {assumed.imbalance:g} times the mean, {_allowances()}; no time for validation, checkpoints, "
-        "failures or the host"
+        f"rank's tokens {assumed.imbalance:g} times the mean, {_allowances(machine)}; no time for validation, "
+        "checkpoints, failures or the host"
     ]
 
 
-def _allowances() -> str:
+def _allowances(machine: Machine) -> str:
     return (
-        f"context {gib(CONTEXT)} GiB, {gib(COMMUNICATOR)} GiB a communicator, fragmentation {FRAGMENTATION:.0%} of "
-        "what moves"
+        f"context {machine.context_gib:g} GiB, {machine.communicator_gib:g} GiB a communicator, "
+        f"fragmentation {FRAGMENTATION:.0%} of what moves"
     )

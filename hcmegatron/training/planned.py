@@ -41,8 +41,13 @@ def machine(ranks: RankInfo) -> Machine:
         name, memory = known.name if known else properties.name, properties.total_memory
     else:
         known, name, memory = None, "CPU", available_bytes() / ranks.local_world_size
-    figures = known or MACHINES[UNKNOWN]
-    return replace(figures, name=name, memory_gib=memory / GIB, gpus_per_node=ranks.local_world_size)
+    found = replace(
+        known or MACHINES[UNKNOWN],
+        name=name,
+        memory_gib=memory / GIB,
+        gpus_per_node=ranks.local_world_size,
+    )
+    return found if torch.cuda.is_available() else replace(found, context_gib=0.0, communicator_gib=0.0)
 
 
 @dataclass(frozen=True)
@@ -58,11 +63,6 @@ def tensors(plan: Plan) -> list[float]:
     return [sum(held.peak[name] for name in (*STATIC, *MOVING)) for held in plan.memory]
 
 
-def peaks(plan: Plan) -> list[float]:
-    """The same with what GPUs hold beside tensors, where there are any."""
-    return [held.peak.total() for held in plan.memory] if torch.cuda.is_available() else tensors(plan)
-
-
 def plan_run(config: Config, ranks: RankInfo) -> RunPlan:
     """The plan of a run with as many ranks, with the costs of parallel.costs where they were measured. On rank 0,
     before the model is built.
@@ -73,7 +73,7 @@ def plan_run(config: Config, ranks: RankInfo) -> RunPlan:
     costs = measured.fitting(config, ranks.world_size)
     plan = make_plan(config, machine(ranks), ranks.world_size, measured=costs)
     found = RunPlan(plan, 0.0 if torch.cuda.is_available() else peak_memory_gib() * GIB)
-    most, room = max(peaks(plan)), plan.layout.machine.memory
+    most, room = plan.peak, plan.layout.machine.memory
     if most <= room:
         return found
     lacking = (
@@ -110,7 +110,8 @@ class Planned(Observer):
         self.log.say(self._words())
 
     def _words(self) -> str:
-        each, room = peaks(self.plan), self.plan.layout.machine.memory
+        each = [held.peak.total() for held in self.plan.memory]
+        room = self.plan.layout.machine.memory
         fits = "fits" if max(each) <= room else "does not fit"
         held = " to ".join(dict.fromkeys(map(size, (min(each), max(each)))))
         words = f"planned: {fits}, {held} on a rank of {size(room)}"
