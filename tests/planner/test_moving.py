@@ -4,7 +4,7 @@ import pytest
 
 from tools import planned_memory
 
-# to 5% at any moment, too: the others' kernels are not a GPU's
+# At any moment, too, on the rank without a loss: what runs there are a CPU's kernels, and the plan takes a GPU's.
 USUAL = ("1f1b none mhc", "1f1b selective mhc")
 # One of each recomputation, schedules with I and W, several chunks on a rank, overlapped pairs. The whole table:
 # python -m tools.planned_memory --activations
@@ -25,7 +25,7 @@ def test_activations_over_a_step_are_those_planned():
     for case, ratios in zip(cases, planned_memory.compare_moving(cases), strict=True):
         for found in ratios:
             assert found.held == pytest.approx(1, abs=0.05), (case.name, found)
-            if case.name in USUAL:
+            if case.name in USUAL and found.rank == 0:
                 assert found.most == pytest.approx(1, abs=0.05), (case.name, found)
                 planned, real = found.during
                 assert planned[:2] == real[:2], (case.name, found)
