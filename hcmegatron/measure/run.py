@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pickle
 import platform
+import signal
 import statistics
 import tempfile
 import time
@@ -71,7 +72,10 @@ def measure(config: Config, ranks: int | None = None) -> Measured:
     standard_streams.tell("hcmegatron: measuring, for about a minute")
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "measured"
-        if launch_ranks(partial(_rank, config, corpus, path), world, "spawn" if gpus else "fork"):
+        status = launch_ranks(partial(_rank, config, corpus, path), world, "spawn" if gpus else "fork")
+        if status == 128 + signal.SIGINT:
+            raise KeyboardInterrupt
+        if status:
             raise ConfigError("--measure: a rank failed, as it says above")
         return pickle.loads(path.read_bytes())
 

@@ -192,12 +192,12 @@ def step_memory(layout: Layout, operations: Operations, simulation: Simulation) 
             for stage in where.stages_of(rank)
         }
         resident = static_memory(layout, rank) + allowances(layout)
-        lasting = _in_dispatchers(layout, rank)
+        lasting = in_dispatchers(layout, rank)
         found.append(_over_time(simulation, rank, chunks, resident, sent[rank], lasting))
     return tuple(found)
 
 
-def _in_dispatchers(layout: Layout, rank: int) -> float:
+def in_dispatchers(layout: Layout, rank: int) -> float:
     """Of the last micro-batch every dispatcher keeps probabilities, map and order of its tokens until the next."""
     config, moe = layout.config, layout.config.moe
     tokens = sizes(config).tokens / config.parallel.tensor

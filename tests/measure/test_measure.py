@@ -3,6 +3,7 @@
 import pytest
 
 from hcmegatron.config import ConfigError
+from hcmegatron.measure import run
 from hcmegatron.measure.run import combined, measure
 from hcmegatron.pipeline.configured_schedule import placement
 from hcmegatron.planner.machines import Machine
@@ -102,3 +103,10 @@ def test_more_ranks_than_cores_are_not_measured(tmp_path):
         measure(config, 1024)
     with pytest.raises(ConfigError, match="world size 3 is not a multiple of 2"):
         measure(config, 3)
+
+
+@pytest.mark.parametrize(("status", "raised"), [(130, KeyboardInterrupt), (1, ConfigError)])
+def test_an_interruption_is_none_of_the_user_s_mistakes(tmp_path, monkeypatch, status, raised):
+    monkeypatch.setattr(run, "launch_ranks", lambda *_: status)
+    with pytest.raises(raised):
+        measure(tiny(tmp_path))
