@@ -109,4 +109,4 @@ def test_more_ranks_than_cores_are_not_measured(tmp_path):
 def test_an_interruption_is_none_of_the_user_s_mistakes(tmp_path, monkeypatch, status, raised):
     monkeypatch.setattr(run, "launch_ranks", lambda *_: status)
     with pytest.raises(raised):
-        measure(tiny(tmp_path))
+        measure(small(tmp_path, "1f1b"))
