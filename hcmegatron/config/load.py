@@ -171,15 +171,13 @@ def _compose(path: Path) -> yaml.MappingNode:
     try:
         root = yaml.compose(text, Loader)
     except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        place = f"{path}:{mark.line + 1}" if mark else str(path)
-        tab = mark is not None and "\t" in text.splitlines()[min(mark.line, len(text.splitlines()) - 1)]
         hint = "check indentation, colons and quotes"
-        if tab:
+        if r"'\t'" in error.problem:
             hint = "indent with spaces, not tabs"
         elif re.search("alias|anchor|tag|cannot start any token", f"{error.problem} {error.context}"):
             hint = 'a text that begins with * & ! % @ or ` is written in quotes, like "*.txt"'
-        raise ConfigError(f"{place}: is not YAML: {error.problem or error.context}; {hint}") from None
+        place = f"{path}:{error.problem_mark.line + 1}"
+        raise ConfigError(f"{place}: is not YAML: {error.problem}; {hint}") from None
     except yaml.YAMLError as error:
         raise ConfigError(f"{path}: is not YAML: {' '.join(str(error).split())}") from None
     except RecursionError:
@@ -239,16 +237,14 @@ def _read_override(text: str) -> tuple[str, WrittenValue]:
     key, equals, value = text.removeprefix("--").partition("=")
     if not text.startswith("--") or not key:
         raise ConfigError(f"{text!r} is not an override; write --section.key=value")
-    if not equals:
-        if key in leaves():
-            raise ConfigError(f"{text}: no value; write --{key}=VALUE")
-        raise ConfigError(f"{text}: {_unknown(key)}")
     if key in fields(Config) and key not in leaves():
         raise ConfigError(
             f"{text}: {key} is a section; set one of its keys, like --{_example(key).replace(': ', '=')}"
         )
     if key not in leaves():
         raise ConfigError(f"{text}: {_unknown(key)}")
+    if not equals:
+        raise ConfigError(f"{text}: no value; write --{key}=VALUE")
     return key, WrittenValue(override(value, leaves()[key]), text)
 
 
@@ -268,8 +264,8 @@ def _unknown(key: str) -> str:
     siblings = [name for name in known if section and name.startswith(f"{section}.")]
     near = (
         same_leaf
-        or difflib.get_close_matches(key, siblings, 1, 0.75)
-        or (not siblings and difflib.get_close_matches(key, [*known, *fields(Config)], 1, 0.6))
+        or difflib.get_close_matches(key, siblings, cutoff=0.75)
+        or (not siblings and difflib.get_close_matches(key, [*known, *fields(Config)]))
     )
     if near:
         return f"{key} is not a setting; did you mean {near[0]}?"
@@ -285,7 +281,7 @@ def _better(key: str, setting: WrittenValue, error: ConfigError) -> str:
         if re.fullmatch(pattern, str(text).lower()):
             return f"is not possible: {reason}"
     choices = re.search(r"one of (.*)", str(error))
-    near = difflib.get_close_matches(str(text).lower(), choices[1].split(", "), 1) if choices else []
+    near = difflib.get_close_matches(str(text).lower(), choices[1].split(", ")) if choices else []
     return f"{error}" + (f"; did you mean {near[0]}?" if near else "")
 
 

@@ -93,9 +93,11 @@ def convert_value(node: yaml.Node, hint: Any) -> Any:
     if not isinstance(node, yaml.ScalarNode):
         raise ConfigError(f"is not {describe_field(hint)}")
     tag, text = node.tag.removeprefix(TAG), node.value
+    if tag != "str" and not _looks(text, tag):
+        raise ConfigError(f"is not {describe_field(hint)}")
     if tag == "null" and optional:
         return None
-    if kind is str and tag in ("str", "int", "float", "bool"):
+    if kind is str and tag != "null":
         if not text.strip():
             raise ConfigError(f"is empty; give {describe_field(hint)}")
         if re.search(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]", text):
@@ -109,9 +111,9 @@ def convert_value(node: yaml.Node, hint: Any) -> Any:
             return "auto" if text.lower() == "true" else "never"
     if kind is bool and tag == "bool":
         return text.lower() == "true"
-    if kind is int and _looks(text, "int") and tag == "int":
+    if kind is int and tag == "int":
         return _bounded(text)
-    if kind is float and (_looks(text, "int") or _looks(text, "float")) and tag in ("int", "float"):
+    if kind is float and tag in ("int", "float"):
         return _finite(text)
     raise ConfigError(f"is not {describe_field(hint)}")
 
@@ -139,15 +141,13 @@ def shown_value(node: yaml.Node, nested: bool = False) -> str:
     if isinstance(node, yaml.ScalarNode):
         quote = node.style if node.style in ("'", '"') else ""
         text = f"{quote}{node.value}{quote}"
-    elif isinstance(node, yaml.SequenceNode):
-        items = ["..."] if nested else [shown_value(item, True) for item in node.value[:4]]
-        text = "[" + ", ".join(items) + (", ..." if len(node.value) > 4 else "") + "]"
     else:
-        text = (
-            "{"
-            + ", ".join(f"{shown_value(key, True)}: ..." for key, _ in node.value[: 0 if nested else 4])
-            + "}"
-        )
+        first = [] if nested else node.value[:4]
+        more = ["..."] if nested or len(node.value) > 4 else []
+        if isinstance(node, yaml.SequenceNode):
+            text = f"[{', '.join([shown_value(item, True) for item in first] + more)}]"
+        else:
+            text = f"{{{', '.join([f'{shown_value(key, True)}: ...' for key, _ in first] + more)}}}"
     return text if len(text) <= 60 else text[:57] + "..."
 
 
@@ -171,7 +171,7 @@ def _bounded(text: str) -> int:
 
 
 def _finite(text: str) -> float:
-    value = float(text.replace(".inf", "inf").replace(".nan", "nan")) if text[-1].isalpha() else float(text)
+    value = float(text.lower().replace(".inf", "inf").replace(".nan", "nan"))
     if not math.isfinite(value):
         raise ConfigError("is not a finite number")
     return value
