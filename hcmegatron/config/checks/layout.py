@@ -110,7 +110,7 @@ def _schedule(config: Config, shown: Shown) -> None:
 def stages_a_rank(config: Config) -> int:
     """Pipeline stages on every rank, second copies (DualPipe) left out."""
     p, schedule = config.parallel, SCHEDULES[config.parallel.schedule]
-    if schedule.chosen and p.virtual:
+    if p.virtual:
         return p.virtual  # without listing what may be millions of stages
     return schedule.placement(p.pipeline).model_stages // p.pipeline
 

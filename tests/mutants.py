@@ -1,0 +1,87 @@
+"""Runs the mutants that mutmut has made, some ten a second: each in a child forked from the collected tests.
+
+    python -m tests.mutants [WORD...]     those whose names hold one of the words and that have no verdict yet
+
+mutmut itself collects the tests anew for every mutant. What it makes, which tests call which function and where
+results go stays mutmut's; `mutmut results` and `mutmut show` read them.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import select
+import signal
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+from _pytest.runner import runtestprotocol
+
+SECONDS = 20  # of the processor for one mutant; six times that by the clock
+SURVIVED, KILLED, NO_TESTS, TIMEOUT = 0, 1, 33, 36  # as mutmut writes them
+
+
+class Forked:
+    """In place of pytest's loop over tests: a loop over mutants."""
+
+    def __init__(self, words: list[str]) -> None:
+        self.words = words
+
+    def pytest_runtestloop(self, session: pytest.Session) -> bool:
+        stats = json.loads(Path("mutmut-stats.json").read_text())
+        items = {item.nodeid: item for item in session.items}
+        assert _status("", session.items) == SURVIVED, "the tests do not pass in a fork, without a mutant"
+        for file in sorted(Path().rglob("*.meta")):
+            found = json.loads(file.read_text())
+            status = found["exit_code_by_key"]
+            for name in [name for name in status if status[name] is None and self._wanted(name)]:
+                calling = stats["tests_by_mangled_function_name"].get(name.rpartition("__mutmut_")[0], ())
+                fastest = sorted(calling, key=lambda test: stats["duration_by_test"].get(test, 0.0))
+                status[name] = _status(name, [items[test] for test in fastest]) if fastest else NO_TESTS
+                file.write_text(json.dumps(found, indent=4))
+        return True
+
+    def _wanted(self, name: str) -> bool:
+        return not self.words or any(word in name for word in self.words)
+
+
+def _status(mutant: str, items: list[pytest.Item]) -> int:
+    """SURVIVED where all pass, KILLED by the first that fails, or TIMEOUT."""
+    child = os.fork()
+    if child == 0:
+        status = KILLED
+        try:
+            os.setpgid(0, 0)
+            os.environ["MUTANT_UNDER_TEST"] = mutant
+            resource.setrlimit(resource.RLIMIT_CPU, (SECONDS, SECONDS))
+            following = [*items[1:], None]
+            if all(_passes(item, after) for item, after in zip(items, following, strict=True)):
+                status = SURVIVED
+        finally:
+            os._exit(status)
+    ended = os.pidfd_open(child)
+    if not select.select([ended], [], [], 6 * SECONDS)[0]:
+        os.killpg(child, signal.SIGKILL)
+    os.close(ended)
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    return TIMEOUT if status < 0 else status
+
+
+def _passes(item: pytest.Item, following: pytest.Item | None) -> bool:
+    return not any(report.failed for report in runtestprotocol(item, log=False, nextitem=following))
+
+
+def main(words: list[str]) -> int:
+    """Returns pytest's exit code."""
+    settings = tomllib.loads(Path("pyproject.toml").read_text())["tool"]["mutmut"]
+    os.chdir("mutants")
+    sys.path.insert(0, os.getcwd())
+    selected = [*settings["pytest_add_cli_args"], *settings["pytest_add_cli_args_test_selection"]]
+    return pytest.main(["-q", *selected], plugins=[Forked(words)])
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
