@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 import os
 import re
+from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -113,20 +115,20 @@ def at_home(path: str) -> str:
 
 def dump_config(config: Config) -> str:
     """YAML that loads as `config`. Defaults that have no effect here are comments with the reason."""
-    idle = ineffective(config)
-    initial = defaults()
+    idle, initial = ineffective(config), defaults()
     lines: list[str] = []
-    section = ""
-    for key, value in flatten(config).items():
-        head, _, leaf = key.rpartition(".")
-        if head != section:
-            section = head
-            lines += [f"{head}:"] if head else []
-        entry = ("  " if head else "") + f"{leaf}: {scalar(value)}"
-        if key in idle and value == initial[key]:
-            entry = f"# {entry}  (no effect: {idle[key]})"
-        lines.append(entry)
-    return "\n".join(_without_empty_sections(lines)) + "\n"
+    for section, settings in groupby(flatten(config).items(), lambda setting: setting[0].rpartition(".")[0]):
+        entries = []
+        for key, value in settings:
+            entry = ("  " if section else "") + f"{key.rpartition('.')[2]}: {scalar(value)}"
+            if key in idle and value == initial[key]:
+                entry = f"# {entry}  (no effect: {idle[key]})"
+            entries.append(entry)
+        if section:  # one whose settings all became comments would be read as null
+            empty = all(entry.startswith("#") for entry in entries)
+            lines.append(f"# {section}:" if empty else f"{section}:")
+        lines += entries
+    return "\n".join(lines) + "\n"
 
 
 def _read_file(path: Path, parents: tuple[Path, ...]) -> dict[str, WrittenValue]:
@@ -199,7 +201,7 @@ def _flatten_node(path: Path, root: yaml.MappingNode) -> dict[str, WrittenValue]
         if name == "extends" or (name in leaves() and name in fields(Config)):
             settings[name] = WrittenValue(node, source)
         elif name in leaves():
-            section, _, leaf = name.partition(".")
+            section, leaf = name.split(".")
             raise ConfigError(f"{source}: {name} is written in one word; write {leaf}: under {section}:")
         elif name not in fields(Config):
             raise ConfigError(f"{source}: {_unknown(name)}")
@@ -270,18 +272,18 @@ def _unknown(key: str) -> str:
     if near:
         return f"{key} is not a setting; did you mean {near[0]}?"
     if siblings:
-        return f"{key} is not a setting; {section} has {', '.join(n.rpartition('.')[2] for n in siblings)}"
+        return f"{key} is not a setting; {section} has {', '.join(n.removeprefix(f'{section}.') for n in siblings)}"
     return f"{key} is not a setting; the sections are {', '.join(fields(Config))}"
 
 
 def _better(key: str, setting: WrittenValue, error: ConfigError) -> str:
     """A remedy that knows the key, where there is one."""
-    text = setting.node.value if isinstance(setting.node, yaml.ScalarNode) else ""
+    text = str(setting.node.value).lower()
     for pattern, reason in ABSENT_VALUES.get(key, ()):
-        if re.fullmatch(pattern, str(text).lower()):
+        if re.fullmatch(pattern, text):
             return f"is not possible: {reason}"
     choices = re.search(r"one of (.*)", str(error))
-    near = difflib.get_close_matches(str(text).lower(), choices[1].split(", ")) if choices else []
+    near = difflib.get_close_matches(text, choices[1].split(", ")) if choices else []
     return f"{error}" + (f"; did you mean {near[0]}?" if near else "")
 
 
@@ -294,17 +296,5 @@ def _example(section: str) -> str:
 
 def scalar(value: Any) -> str:
     """A setting's value as YAML in one line."""
-    text = yaml.dump(value, Dumper=Dumper, default_flow_style=True, width=10**6, allow_unicode=True)
+    text = yaml.dump(value, Dumper=Dumper, default_flow_style=True, width=math.inf, allow_unicode=True)
     return text.removesuffix("...\n").strip("\n")  # not other white space: it may be the value
-
-
-def _without_empty_sections(lines: list[str]) -> list[str]:
-    """Drops `section:` lines whose settings all became comments, since YAML would read them as null."""
-    kept = []
-    for at, line in enumerate(lines):
-        if line.endswith(":") and not line.startswith(("#", " ")):
-            following = next((text for text in lines[at + 1 :] if not text.startswith("#")), "")
-            if not following.startswith(" "):
-                line = f"# {line}"
-        kept.append(line)
-    return kept

@@ -11,7 +11,7 @@ from hcmegatron.config import (
     load_config,
 )
 from hcmegatron.config.ranges import RANGE_OF
-from hcmegatron.config.schema import distributed_optimizer
+from hcmegatron.config.schema import distributed_optimizer, micro_batch_tokens
 from hcmegatron.config.types import leaves
 
 
@@ -66,6 +66,10 @@ def test_microbatches():
     for schedule in ("dualpipe", "dualpipev"):
         config = make("parallel.pipeline=2", f"parallel.schedule={schedule}")
         assert check_batch(config, 1) == 4
+
+
+def test_a_micro_batch_has_so_many_tokens():
+    assert micro_batch_tokens(make("training.micro_batch=3", "data.sequence_length=5")) == 15
 
 
 def test_what_cannot_be_printed_is_written_out():

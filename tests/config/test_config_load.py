@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hcmegatron.config import Config, ConfigError, dump_config, load_config, read_config
-from hcmegatron.config.load import _read_file
+from hcmegatron.config.load import _read_file, scalar
 from hcmegatron.config.types import convert_value, leaves
 
 
@@ -237,6 +237,26 @@ def test_what_has_no_effect_stays_where_it_is_not_the_default(write):
         "#   rope_dim: 16  (no effect: model.attention is gqa)\n"
     ) in text
     assert text.endswith("implementation: auto\nkernels: torch\n")
+
+
+@pytest.mark.parametrize(
+    ("value", "written"),
+    [
+        (None, "null"),
+        (True, "true"),
+        (1e-5, "1.0e-05"),
+        ([0.5, 1.0], "[0.5, 1.0]"),
+        (["a b", "c"], "[a b, c]"),
+        ("yes", "yes"),
+        ("1e-3", "'1e-3'"),
+        ("~", "'~'"),
+        ("XéX", "XéX"),
+        ("a\u00a0", "a\u00a0"),
+        ("a b " * 40 + "c", "a b " * 40 + "c"),
+    ],
+)
+def test_a_value_in_one_line(value, written):
+    assert scalar(value) == written
 
 
 def test_loading_needs_no_torch(write):
