@@ -107,7 +107,7 @@ def convert_value(node: yaml.Node, hint: Any) -> Any:
         for option in typing.get_args(kind):
             if option in (text, text.replace("-", "_")):  # zb-h1 is zb_h1
                 return option
-        if tag == "bool" and {"auto", "never"} <= set(typing.get_args(kind)):  # a switch that has grown
+        if tag == "bool" and {"auto", "never"}.issubset(typing.get_args(kind)):  # a switch that has grown
             return "auto" if text.lower() == "true" else "never"
     if kind is bool and tag == "bool":
         return text.lower() == "true"
@@ -122,7 +122,7 @@ def override(value: str, hint: Any) -> yaml.Node:
     """The node of a value on the command line. Text stands as it was typed: ` #` begins no comment there, and `*`
     and `: ` are nothing else; quotes and brackets around the whole are YAML's."""
     try:
-        node = yaml.compose(value, Loader) if value.strip() else None
+        node = yaml.compose(value, Loader)
     except yaml.YAMLError:
         node = None
     kind, optional = _options(hint)
