@@ -26,29 +26,26 @@ SECONDS = 20  # of the processor for one mutant; six times that by the clock
 SURVIVED, KILLED, NO_TESTS, TIMEOUT = 0, 1, 33, 36  # as mutmut writes them
 
 
-class Forked:
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--words", nargs="*", default=[], help="parts of mutants' names; none: all")
+
+
+def pytest_runtestloop(session: pytest.Session) -> bool:
     """In place of pytest's loop over tests: a loop over mutants."""
-
-    def __init__(self, words: list[str]) -> None:
-        self.words = words
-
-    def pytest_runtestloop(self, session: pytest.Session) -> bool:
-        stats = json.loads(Path("mutmut-stats.json").read_text())
-        items = {item.nodeid: item for item in session.items}
-        gc.freeze()  # no child copies what its parent has, only to look for garbage there
-        assert _status("", session.items) == SURVIVED, "the tests do not pass in a fork, without a mutant"
-        for file in sorted(Path().rglob("*.meta")):
-            found = json.loads(file.read_text())
-            status = found["exit_code_by_key"]
-            for name in [name for name in status if status[name] is None and self._wanted(name)]:
-                calling = stats["tests_by_mangled_function_name"].get(name.rpartition("__mutmut_")[0], ())
-                tests = _fastest_first(calling, stats["duration_by_test"])
-                status[name] = _status(name, [items[test] for test in tests]) if tests else NO_TESTS
-                file.write_text(json.dumps(found, indent=4))
-        return True
-
-    def _wanted(self, name: str) -> bool:
-        return not self.words or any(word in name for word in self.words)
+    stats = json.loads(Path("mutmut-stats.json").read_text())
+    words = session.config.getoption("--words") or [""]
+    items = {item.nodeid: item for item in session.items}
+    gc.freeze()  # no child copies what its parent has, only to look for garbage there
+    assert _status("", session.items) == SURVIVED, "the tests do not pass in a fork, without a mutant"
+    for file in sorted(Path().rglob("*.meta")):
+        found = json.loads(file.read_text())
+        status = found["exit_code_by_key"]
+        for name in [name for name in status if status[name] is None and any(word in name for word in words)]:
+            calling = stats["tests_by_mangled_function_name"].get(name.rpartition("__mutmut_")[0], [])
+            tests = _fastest_first(calling, stats["duration_by_test"])
+            status[name] = _status(name, [items[test] for test in tests]) if tests else NO_TESTS
+            file.write_text(json.dumps(found, indent=4))
+    return True
 
 
 def _fastest_first(tests: list[str], seconds: dict[str, float]) -> list[str]:
@@ -79,21 +76,26 @@ def _status(mutant: str, items: list[pytest.Item]) -> int:
         os.killpg(child, signal.SIGKILL)
     os.close(ended)
     status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    return TIMEOUT if status < 0 else status
+    if status in (-signal.SIGKILL, -signal.SIGXCPU):
+        return TIMEOUT
+    return SURVIVED if status == 0 else KILLED
 
 
 def _passes(item: pytest.Item, following: pytest.Item | None) -> bool:
     return not any(report.failed for report in runtestprotocol(item, log=False, nextitem=following))
 
 
-def main(words: list[str]) -> int:
-    """Returns pytest's exit code."""
+def main(words: list[str]) -> None:
+    """Becomes a pytest in mutants/, which has its own tests, and this file as a plugin."""
     settings = tomllib.loads(Path("pyproject.toml").read_text())["tool"]["mutmut"]
-    os.chdir("mutants")
-    sys.path.insert(0, os.getcwd())
     selected = [*settings["pytest_add_cli_args"], *settings["pytest_add_cli_args_test_selection"]]
-    return pytest.main(["-q", "--assert=plain", "--tb=native", *selected], plugins=[Forked(words)])
+    os.chdir("mutants")
+    quick = ["-q", "--assert=plain", "--tb=native"]
+    os.execv(
+        sys.executable,
+        [sys.executable, "-m", "pytest", "-p", "tests.mutants", *quick, *selected, "--words", *words],
+    )
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    main(sys.argv[1:])

@@ -165,13 +165,14 @@ def _options(hint: Any) -> tuple[Any, bool]:
 
 
 def _bounded(text: str) -> int:
-    if len(text) > 20 or abs(int(text)) > _LARGEST:
+    value = float(text)  # of any length, which int refuses; exact up to 2^53
+    if abs(value) > _LARGEST:
         raise ConfigError(f"is beyond {_LARGEST}")
-    return int(text)
+    return int(value)
 
 
 def _finite(text: str) -> float:
-    value = float(text.lower().replace(".inf", "inf").replace(".nan", "nan"))
+    value = float(re.sub(r"\.(?=[in])", "", text.lower()))  # .inf, .NaN
     if not math.isfinite(value):
         raise ConfigError("is not a finite number")
     return value
