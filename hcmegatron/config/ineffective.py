@@ -12,23 +12,18 @@ Unless = Callable[[bool, str, str], None]  # holds, otherwise the reason, for th
 
 def ineffective(config: Config) -> dict[str, str]:
     """Settings that nothing reads, given the others: dotted key -> the setting that makes it so, in words."""
-    idle: dict[str, str] = {}
+    reasons = accounting.ineffective_fields(config.connection)
+    idle = {f"connection.{name}": reason for name, reason in reasons.items()}
 
     def unless(holds: bool, reason: str, keys: str) -> None:
         if not holds:
             idle.update(dict.fromkeys(keys.split(), reason))
 
-    _connection(config, unless)
+    kind = accounting.kind_of(config.connection)
+    unless(kind.kernels, f"connection.kind is {kind.name}", "kernels")
     _model(config, unless)
     _training(config, unless)
     return idle
-
-
-def _connection(config: Config, unless: Unless) -> None:
-    kind = accounting.kind_of(config.connection)
-    unless(kind.kernels, f"connection.kind is {kind.name}", "kernels")
-    for name, reason in accounting.ineffective_fields(config.connection).items():
-        unless(False, reason, f"connection.{name}")
 
 
 def _model(config: Config, unless: Unless) -> None:

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 import os
 import re
+from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -113,20 +115,20 @@ def at_home(path: str) -> str:
 
 def dump_config(config: Config) -> str:
     """YAML that loads as `config`. Defaults that have no effect here are comments with the reason."""
-    idle = ineffective(config)
-    initial = defaults()
+    idle, initial = ineffective(config), defaults()
     lines: list[str] = []
-    section = ""
-    for key, value in flatten(config).items():
-        head, _, leaf = key.rpartition(".")
-        if head != section:
-            section = head
-            lines += [f"{head}:"] if head else []
-        entry = ("  " if head else "") + f"{leaf}: {scalar(value)}"
-        if key in idle and value == initial[key]:
-            entry = f"# {entry}  (no effect: {idle[key]})"
-        lines.append(entry)
-    return "\n".join(_without_empty_sections(lines)) + "\n"
+    for section, settings in groupby(flatten(config).items(), lambda setting: setting[0].rpartition(".")[0]):
+        entries = []
+        for key, value in settings:
+            entry = ("  " if section else "") + f"{key.rpartition('.')[2]}: {scalar(value)}"
+            if key in idle and value == initial[key]:
+                entry = f"# {entry}  (no effect: {idle[key]})"
+            entries.append(entry)
+        if section:  # one whose settings all became comments would be read as null
+            empty = all(entry.startswith("#") for entry in entries)
+            lines.append(f"# {section}:" if empty else f"{section}:")
+        lines += entries
+    return "\n".join(lines) + "\n"
 
 
 def _read_file(path: Path, parents: tuple[Path, ...]) -> dict[str, WrittenValue]:
@@ -171,15 +173,13 @@ def _compose(path: Path) -> yaml.MappingNode:
     try:
         root = yaml.compose(text, Loader)
     except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        place = f"{path}:{mark.line + 1}" if mark else str(path)
-        tab = mark is not None and "\t" in text.splitlines()[min(mark.line, len(text.splitlines()) - 1)]
         hint = "check indentation, colons and quotes"
-        if tab:
+        if r"'\t'" in error.problem:
             hint = "indent with spaces, not tabs"
         elif re.search("alias|anchor|tag|cannot start any token", f"{error.problem} {error.context}"):
             hint = 'a text that begins with * & ! % @ or ` is written in quotes, like "*.txt"'
-        raise ConfigError(f"{place}: is not YAML: {error.problem or error.context}; {hint}") from None
+        place = f"{path}:{error.problem_mark.line + 1}"
+        raise ConfigError(f"{place}: is not YAML: {error.problem}; {hint}") from None
     except yaml.YAMLError as error:
         raise ConfigError(f"{path}: is not YAML: {' '.join(str(error).split())}") from None
     except RecursionError:
@@ -201,7 +201,7 @@ def _flatten_node(path: Path, root: yaml.MappingNode) -> dict[str, WrittenValue]
         if name == "extends" or (name in leaves() and name in fields(Config)):
             settings[name] = WrittenValue(node, source)
         elif name in leaves():
-            section, _, leaf = name.partition(".")
+            section, leaf = name.split(".")
             raise ConfigError(f"{source}: {name} is written in one word; write {leaf}: under {section}:")
         elif name not in fields(Config):
             raise ConfigError(f"{source}: {_unknown(name)}")
@@ -239,16 +239,14 @@ def _read_override(text: str) -> tuple[str, WrittenValue]:
     key, equals, value = text.removeprefix("--").partition("=")
     if not text.startswith("--") or not key:
         raise ConfigError(f"{text!r} is not an override; write --section.key=value")
-    if not equals:
-        if key in leaves():
-            raise ConfigError(f"{text}: no value; write --{key}=VALUE")
-        raise ConfigError(f"{text}: {_unknown(key)}")
     if key in fields(Config) and key not in leaves():
         raise ConfigError(
             f"{text}: {key} is a section; set one of its keys, like --{_example(key).replace(': ', '=')}"
         )
     if key not in leaves():
         raise ConfigError(f"{text}: {_unknown(key)}")
+    if not equals:
+        raise ConfigError(f"{text}: no value; write --{key}=VALUE")
     return key, WrittenValue(override(value, leaves()[key]), text)
 
 
@@ -268,24 +266,24 @@ def _unknown(key: str) -> str:
     siblings = [name for name in known if section and name.startswith(f"{section}.")]
     near = (
         same_leaf
-        or difflib.get_close_matches(key, siblings, 1, 0.75)
-        or (not siblings and difflib.get_close_matches(key, [*known, *fields(Config)], 1, 0.6))
+        or difflib.get_close_matches(key, siblings, cutoff=0.75)
+        or (not siblings and difflib.get_close_matches(key, [*known, *fields(Config)]))
     )
     if near:
         return f"{key} is not a setting; did you mean {near[0]}?"
     if siblings:
-        return f"{key} is not a setting; {section} has {', '.join(n.rpartition('.')[2] for n in siblings)}"
+        return f"{key} is not a setting; {section} has {', '.join(n.removeprefix(f'{section}.') for n in siblings)}"
     return f"{key} is not a setting; the sections are {', '.join(fields(Config))}"
 
 
 def _better(key: str, setting: WrittenValue, error: ConfigError) -> str:
     """A remedy that knows the key, where there is one."""
-    text = setting.node.value if isinstance(setting.node, yaml.ScalarNode) else ""
+    text = str(setting.node.value).lower()
     for pattern, reason in ABSENT_VALUES.get(key, ()):
-        if re.fullmatch(pattern, str(text).lower()):
+        if re.fullmatch(pattern, text):
             return f"is not possible: {reason}"
     choices = re.search(r"one of (.*)", str(error))
-    near = difflib.get_close_matches(str(text).lower(), choices[1].split(", "), 1) if choices else []
+    near = difflib.get_close_matches(text, choices[1].split(", ")) if choices else []
     return f"{error}" + (f"; did you mean {near[0]}?" if near else "")
 
 
@@ -298,17 +296,5 @@ def _example(section: str) -> str:
 
 def scalar(value: Any) -> str:
     """A setting's value as YAML in one line."""
-    text = yaml.dump(value, Dumper=Dumper, default_flow_style=True, width=10**6, allow_unicode=True)
+    text = yaml.dump(value, Dumper=Dumper, default_flow_style=True, width=math.inf, allow_unicode=True)
     return text.removesuffix("...\n").strip("\n")  # not other white space: it may be the value
-
-
-def _without_empty_sections(lines: list[str]) -> list[str]:
-    """Drops `section:` lines whose settings all became comments, since YAML would read them as null."""
-    kept = []
-    for at, line in enumerate(lines):
-        if line.endswith(":") and not line.startswith(("#", " ")):
-            following = next((text for text in lines[at + 1 :] if not text.startswith("#")), "")
-            if not following.startswith(" "):
-                line = f"# {line}"
-        kept.append(line)
-    return kept

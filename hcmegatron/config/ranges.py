@@ -90,6 +90,7 @@ def check_value(key: str, value: Any) -> None:
     """Raises ConfigError, without naming place or key, where a value is out of its setting's range."""
     if isinstance(value, float) and abs(value) > LARGEST:
         raise ConfigError(f"is out of range; numbers go up to {LARGEST:g}, since most become 32-bit ones")
-    words, test = RANGE_OF.get(key, ("", None))
-    if test is not None and value is not None and not test(value):
-        raise ConfigError(f"is out of range; it must be {words}")
+    if key in RANGE_OF and value is not None:
+        words, test = RANGE_OF[key]
+        if not test(value):
+            raise ConfigError(f"is out of range; it must be {words}")

@@ -93,9 +93,11 @@ def convert_value(node: yaml.Node, hint: Any) -> Any:
     if not isinstance(node, yaml.ScalarNode):
         raise ConfigError(f"is not {describe_field(hint)}")
     tag, text = node.tag.removeprefix(TAG), node.value
+    if tag != "str" and not _looks(text, tag):
+        raise ConfigError(f"is not {describe_field(hint)}")
     if tag == "null" and optional:
         return None
-    if kind is str and tag in ("str", "int", "float", "bool"):
+    if kind is str and tag != "null":
         if not text.strip():
             raise ConfigError(f"is empty; give {describe_field(hint)}")
         if re.search(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]", text):
@@ -105,13 +107,13 @@ def convert_value(node: yaml.Node, hint: Any) -> Any:
         for option in typing.get_args(kind):
             if option in (text, text.replace("-", "_")):  # zb-h1 is zb_h1
                 return option
-        if tag == "bool" and {"auto", "never"} <= set(typing.get_args(kind)):  # a switch that has grown
+        if tag == "bool" and {"auto", "never"}.issubset(typing.get_args(kind)):  # a switch that has grown
             return "auto" if text.lower() == "true" else "never"
     if kind is bool and tag == "bool":
         return text.lower() == "true"
-    if kind is int and _looks(text, "int") and tag == "int":
+    if kind is int and tag == "int":
         return _bounded(text)
-    if kind is float and (_looks(text, "int") or _looks(text, "float")) and tag in ("int", "float"):
+    if kind is float and tag in ("int", "float"):
         return _finite(text)
     raise ConfigError(f"is not {describe_field(hint)}")
 
@@ -120,7 +122,7 @@ def override(value: str, hint: Any) -> yaml.Node:
     """The node of a value on the command line. Text stands as it was typed: ` #` begins no comment there, and `*`
     and `: ` are nothing else; quotes and brackets around the whole are YAML's."""
     try:
-        node = yaml.compose(value, Loader) if value.strip() else None
+        node = yaml.compose(value, Loader)
     except yaml.YAMLError:
         node = None
     kind, optional = _options(hint)
@@ -139,15 +141,13 @@ def shown_value(node: yaml.Node, nested: bool = False) -> str:
     if isinstance(node, yaml.ScalarNode):
         quote = node.style if node.style in ("'", '"') else ""
         text = f"{quote}{node.value}{quote}"
-    elif isinstance(node, yaml.SequenceNode):
-        items = ["..."] if nested else [shown_value(item, True) for item in node.value[:4]]
-        text = "[" + ", ".join(items) + (", ..." if len(node.value) > 4 else "") + "]"
     else:
-        text = (
-            "{"
-            + ", ".join(f"{shown_value(key, True)}: ..." for key, _ in node.value[: 0 if nested else 4])
-            + "}"
-        )
+        first = [] if nested else node.value[:4]
+        more = ["..."] if nested or len(node.value) > 4 else []
+        if isinstance(node, yaml.SequenceNode):
+            text = f"[{', '.join([shown_value(item, True) for item in first] + more)}]"
+        else:
+            text = f"{{{', '.join([f'{shown_value(key, True)}: ...' for key, _ in first] + more)}}}"
     return text if len(text) <= 60 else text[:57] + "..."
 
 
@@ -165,13 +165,14 @@ def _options(hint: Any) -> tuple[Any, bool]:
 
 
 def _bounded(text: str) -> int:
-    if len(text) > 20 or abs(int(text)) > _LARGEST:
+    value = float(text)  # of any length, which int refuses; exact up to 2^53
+    if abs(value) > _LARGEST:
         raise ConfigError(f"is beyond {_LARGEST}")
-    return int(text)
+    return int(value)
 
 
 def _finite(text: str) -> float:
-    value = float(text.replace(".inf", "inf").replace(".nan", "nan")) if text[-1].isalpha() else float(text)
+    value = float(re.sub(r"\.(?=[in])", "", text.lower()))  # .inf, .NaN
     if not math.isfinite(value):
         raise ConfigError("is not a finite number")
     return value

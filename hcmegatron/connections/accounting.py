@@ -52,7 +52,8 @@ def check(conn: Settings, C: int) -> None:
     """Refuse a connection that cannot be built at hidden size C: ValueError with setting, value, remedy."""
 
     def shown(key: str) -> str:
-        return f"{key} = {C if key == 'model.hidden_size' else getattr(conn, key.rpartition('.')[2])}"
+        value = C if key == "model.hidden_size" else getattr(conn, key.removeprefix("connection."))
+        return f"{key} = {value}"
 
     if found := problem(conn, C, shown):
         raise ValueError("; ".join(found))

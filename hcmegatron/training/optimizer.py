@@ -30,31 +30,38 @@ def build_optimizer(
     config: Config, chunks: list[nn.Module], groups: ProcessGroupCollection, kind: str = "adam"
 ) -> MegatronOptimizer:
     """The optimizer of this rank's chunks. kind: adam, or sgd without momentum (for tests)."""
+    return get_megatron_optimizer(
+        optimizer_config(config, kind), chunks, config_overrides=multipliers(config.connection.lr_multiplier)
+    )
+
+
+def optimizer_config(config: Config, kind: str) -> OptimizerConfig:
+    """A run's settings as Megatron's optimizer takes them."""
     settings = config.optimizer
+    return OptimizerConfig(
+        optimizer=kind,
+        lr=settings.lr,
+        weight_decay=settings.weight_decay,
+        adam_beta1=settings.beta1,
+        adam_beta2=settings.beta2,
+        adam_eps=settings.eps,
+        sgd_momentum=0.0,
+        clip_grad=settings.clip,
+        bf16=config.training.dtype == "bf16",
+        params_dtype=DTYPES[config.training.dtype],
+        use_distributed_optimizer=distributed_optimizer(config),
+        overlap_param_gather=config.parallel.overlap_param_gather,
+    )
+
+
+def multipliers(connections_lr: float) -> dict[ParamKey, dict[str, float]]:
+    """What a parameter's weight decay and learning rate are multiplied with, where it is not 1."""
     undecayed = ParamWithNamePredicate("undecayed", lambda p, _: not decays(p))
     theirs = ParamWithNamePredicate("connection", lambda p, _: parameter_of(p) is not None)
-    overrides = {
+    return {
         ParamKey(with_name_predicate=undecayed): {"wd_mult": 0.0},
-        ParamKey(with_name_predicate=theirs): {"lr_mult": config.connection.lr_multiplier},
+        ParamKey(with_name_predicate=theirs): {"lr_mult": connections_lr},
     }
-    return get_megatron_optimizer(
-        OptimizerConfig(
-            optimizer=kind,
-            lr=settings.lr,
-            weight_decay=settings.weight_decay,
-            adam_beta1=settings.beta1,
-            adam_beta2=settings.beta2,
-            adam_eps=settings.eps,
-            sgd_momentum=0.0,
-            clip_grad=settings.clip,
-            bf16=config.training.dtype == "bf16",
-            params_dtype=DTYPES[config.training.dtype],
-            use_distributed_optimizer=distributed_optimizer(config),
-            overlap_param_gather=config.parallel.overlap_param_gather,
-        ),
-        chunks,
-        config_overrides=overrides,
-    )
 
 
 def learning_rate(step: int, settings: schema.Optimizer, steps: int) -> float:

@@ -11,6 +11,7 @@ import torch
 from hcmegatron.connections import accounting
 from hcmegatron.connections.build import build_connection, build_contract, parameter_of
 from hcmegatron.connections.kinds.descriptor import AT_LEAST_1, setting, together
+from hcmegatron.connections.kinds.heads import HEADS
 from tests.connections.small_network import KINDS, config
 
 PLAIN = {"norm": "rmsnorm_plain"}
@@ -113,16 +114,36 @@ def test_a_setting_means_one_thing():
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
-        ({"kind": "sfc", "n": 5}, r"hidden_size = 12 .*connection\.n = 5.*use 10 or 15"),
-        ({"kind": "mhc", "n": 0}, r"connection\.n = 0 .*at least 1"),
-        ({"kind": "hc"}, r"connection\.kind='hc'"),
-        ({"kind": "mhc", "sinkhorn_iterations": 0}, "sinkhorn_iterations = 0"),
-        ({"kind": "mhc", "pre_eps": -1.0}, r"pre_eps = -1\.0 .*0 or more"),
+        (
+            {"kind": "sfc", "n": 5},
+            "model.hidden_size = 12 is not divisible by connection.n = 5 fractions (connection.kind = sfc); "
+            "use 10 or 15 for model.hidden_size, or a divisor of 12 for connection.n",
+        ),
+        ({"kind": "mhc", "n": 0}, "connection.n = 0 is out of range; it must be at least 1"),
+        ({"kind": "hc"}, "connection.kind='hc': choose one of residual, shc, dhc, sfc, dfc, mhc"),
+        (
+            {"kind": "mhc", "contract": "max"},
+            "connection.contract='max': choose one of sum, mean, head",
+        ),
+        (
+            {"kind": "mhc", "sinkhorn_iterations": 0},
+            "connection.sinkhorn_iterations = 0 is out of range; it must be at least 1",
+        ),
+        (
+            {"kind": "mhc", "pre_eps": -1.0},
+            "connection.pre_eps = -1.0 is out of range; it must be 0 or more",
+        ),
     ],
 )
 def test_mistakes_are_named(fields, words):
-    with pytest.raises(ValueError, match=words):
+    with pytest.raises(ValueError) as mistake:
         build_connection(config(**fields), 12, 0, norm_eps=0.0)
+    assert str(mistake.value) == words
+
+
+def test_the_settings_are_those_of_every_kind_and_of_every_head_that_has_some():
+    assert accounting.all_settings()[-1] is HEADS["head"].settings
+    assert len(accounting.all_settings()) == len(KINDS) + 1
 
 
 def test_facts_import_no_torch():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from hcmegatron.config.checks.refusals import Shown, divisible, nearest_multiples, need
+from hcmegatron.config.checks.refusals import Shown, divisible, nearest_multiples, need, refuse
 from hcmegatron.config.schedule_names import MEGATRONS, SCHEDULES, nearest_schedule
 from hcmegatron.config.schema import Config, distributed_optimizer
 
@@ -46,8 +46,7 @@ def check_batch(config: Config, data_parallel: int) -> int:
     schedule = SCHEDULES[p.schedule]
     if found := schedule.misfit(p.pipeline, count):
         least, several = schedule.misfit(p.pipeline, 0).smallest, found.multiple > 1
-        need(
-            False,
+        refuse(
             f"training.global_batch = {t.global_batch} makes {count} micro-batches a rank, and parallel.schedule = "
             f"{p.schedule} with parallel.pipeline = {p.pipeline} takes "
             + (f"multiples of {found.multiple}: {found.why}" if several else f"{least} or more"),
@@ -90,8 +89,7 @@ def _schedule(config: Config, shown: Shown) -> None:
         f"raise parallel.pipeline, or use parallel.schedule={'megatron_' * (p.schedule in MEGATRONS)}1f1b",
     )
     if found := schedule.misfit(p.pipeline):
-        need(
-            False,
+        refuse(
             f"{shown('parallel.schedule')} takes multiples of {schedule.ranks_multiple}, and not "
             f"{shown('parallel.pipeline')}: {schedule.ranks_why}",
             f"the smallest above it that works is {found.smallest}",
@@ -112,7 +110,7 @@ def _schedule(config: Config, shown: Shown) -> None:
 def stages_a_rank(config: Config) -> int:
     """Pipeline stages on every rank, second copies (DualPipe) left out."""
     p, schedule = config.parallel, SCHEDULES[config.parallel.schedule]
-    if schedule.chosen and p.virtual:
+    if p.virtual:
         return p.virtual  # without listing what may be millions of stages
     return schedule.placement(p.pipeline).model_stages // p.pipeline
 

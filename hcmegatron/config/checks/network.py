@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hcmegatron.config.checks.refusals import Shown, divisible, nearest_multiples, need
+from hcmegatron.config.checks.refusals import Shown, divisible, nearest_multiples, need, refuse
 from hcmegatron.config.ineffective import ineffective
 from hcmegatron.config.ranges import TRITON_STREAMS
 from hcmegatron.config.schema import Config
@@ -113,7 +113,7 @@ def _moe(config: Config, shown: Shown) -> None:
 
 def _connection(config: Config, shown: Shown) -> None:
     if found := accounting.problem(config.connection, config.model.hidden_size, shown):
-        need(False, *found)
+        refuse(*found)
     idle = ineffective(config)
     need(
         config.kernels != "triton" or "kernels" in idle or config.connection.n <= TRITON_STREAMS,

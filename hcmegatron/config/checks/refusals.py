@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NoReturn
+
 from hcmegatron.config.errors import ConfigError
 from hcmegatron.config.schema import Config
 from hcmegatron.config.types import flatten
@@ -22,10 +24,15 @@ class Shown:
         return f"{key} = {text}" + ("" if source.startswith("--") else f" ({source})")
 
 
+def refuse(problem: str, remedy: str) -> NoReturn:
+    """ConfigError."""
+    raise ConfigError(f"{problem}; {remedy}")
+
+
 def need(holds: bool, problem: str, remedy: str) -> None:
     """ConfigError unless it holds."""
     if not holds:
-        raise ConfigError(f"{problem}; {remedy}")
+        refuse(problem, remedy)
 
 
 def divisible(shown: Shown, key: str, by: str, why: str = "") -> None:

@@ -47,11 +47,10 @@ def check_recompute(config: Config, shown: Shown) -> None:
             "moe.shared_experts" if moe.experts else "moe.experts",
         ),
     }
-    for module in r.modules:
-        there, key = has.get(module, (True, ""))
+    for module, (there, key) in has.items():
         need(
-            there,
-            f"{modules}, but {shown(key)} leaves the model without {module}" if key else "",
+            there or module not in r.modules,
+            f"{modules}, but {shown(key)} leaves the model without {module}",
             f"leave {module} out",
         )
 
@@ -61,7 +60,7 @@ def check_training(config: Config, shown: Shown) -> None:
     o, c = config.optimizer, config.checkpoint
     check_world(config, smallest_world(config))  # a batch that does not fit it fits no larger one
     need(
-        o.lr * max(1.0, config.connection.lr_multiplier, o.weight_decay) <= LARGEST,
+        o.lr * max(config.connection.lr_multiplier, o.weight_decay) <= LARGEST,
         f"{shown('optimizer.lr')} with {shown('connection.lr_multiplier')} and {shown('optimizer.weight_decay')} makes "
         f"products beyond {LARGEST:g}, which 32-bit numbers do not hold",
         "lower them",
