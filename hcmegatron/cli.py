@@ -125,6 +125,10 @@ def _run(arguments: list[str]) -> int:
         "checkpoint", help="list, show and verify the checkpoints of a run", allow_abbrev=False
     )
 
+    replay = verbs.add_parser(
+        "replay", help="run a bad step that a run has kept once more, in one process", allow_abbrev=False
+    )
+
     overrides: list[str] = []
     if _verb(arguments) == "checkpoint":
         from hcmegatron.training import checkpoint_cli
@@ -132,6 +136,12 @@ def _run(arguments: list[str]) -> int:
         checkpoint_cli.add_arguments(checkpoint)
         checkpoint.set_defaults(run=lambda options, overrides: checkpoint_cli.main(options))
         parsers["checkpoint"] = checkpoint
+    elif _verb(arguments) == "replay":
+        from hcmegatron.training import replay_cli
+
+        replay_cli.add_arguments(replay)
+        replay.set_defaults(run=lambda options, overrides: replay_cli.main(options))
+        parsers["replay"] = replay
     elif _verb(arguments) == "schedule":
         from schedules import cli
 

@@ -202,7 +202,17 @@ class Checkpoints:
         everyones = gathered(_everywhere(read_back))
         files = {name: file for found, _ in everyones for name, file in found.items()}
         updates = max(count for _, count in everyones)
-        complete = Manifest(*at, updates, flatten(self.config), self.text, depends_on(self.config), files)
+        complete = Manifest(
+            at.step,
+            at.samples,
+            updates,
+            flatten(self.config),
+            self.text,
+            depends_on(self.config),
+            files,
+            at.left_out,
+            at.recent,
+        )
         _everywhere(lambda: self._complete(partial, path, complete) if first else None)
 
     def _complete(self, partial: Path, path: Path, complete: Manifest) -> None:

@@ -89,7 +89,7 @@ FILE = ROOT / "configs/quickstart.yaml"
         (
             ["--nowhere=1"],
             "nowhere is not a setting; the sections are model, mla, moe, connection, parallel, da"
-            "ta, optimizer, training, checkpoint, recompute, run, implementation, kernels",
+            "ta, optimizer, training, health, checkpoint, recompute, run, implementation, kernels",
         ),
         (
             ["--model.=1"],

@@ -88,6 +88,15 @@ def check_training(config: Config, shown: Shown) -> None:
     )
 
 
+def check_health(config: Config, shown: Shown) -> None:
+    """ConfigError where what is asked of bad steps cannot be done."""
+    need(
+        config.health.on_bad_step != "rewind" or config.checkpoint.save_every > 0,
+        f"{shown('health.on_bad_step')} with {shown('checkpoint.save_every')} has no checkpoint to go back to",
+        "set checkpoint.save_every, or use health.on_bad_step=skip",
+    )
+
+
 def check_fp64(config: Config, shown: Shown) -> None:
     """fp64 exists for tests of equality: Megatron's own pieces stop at fp32, so those are refused."""
     if config.training.dtype != "fp64":
