@@ -190,7 +190,7 @@ class Health:
     on_difference: Literal["stop", "warn"] = "stop"  # between ranks that should agree
     # a rank whose own time in a step is so many times its peers' (or its own past) is named; 0: nobody is watched
     slow_factor: float = 0.0
-    slow_window: int = 10  # steps over which the median of that time is taken
+    slow_window: int = 5  # steps over which the median of that time is taken
 
 
 @dataclass

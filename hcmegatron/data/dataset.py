@@ -60,7 +60,11 @@ class Batches:
     def __call__(self, seen: int, micro_batch: int) -> dict[str, torch.Tensor | int]:
         """What this rank sees in a micro-batch (0 .. micro_batches-1) of the step after `seen` samples: see `pack`, and
         first_sample, which sample of the whole training run the first one is."""
-        first = (micro_batch * self.data_parallel + self.data_rank) * self.micro_batch
+        return self.of_rank(self.data_rank, seen, micro_batch)
+
+    def of_rank(self, data_rank: int, seen: int, micro_batch: int) -> dict[str, torch.Tensor | int]:
+        """The same of another data-parallel rank."""
+        first = (micro_batch * self.data_parallel + data_rank) * self.micro_batch
         samples = self.samples(seen)[first : first + self.micro_batch]
         windows = [self.window(sample) for sample in samples]
         return pack(self.tokens, windows, self.length, self.end) | {"first_sample": samples[0]}

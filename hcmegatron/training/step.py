@@ -18,6 +18,7 @@ from hcmegatron.data.feed import Feed, MicroBatchTensors, filled_up, unused_tens
 from hcmegatron.model.gpt import unwrap
 from hcmegatron.pipeline.configured_schedule import evaluated_micro_batches, first_micro_batches
 from hcmegatron.pipeline.runner import ScheduleRunner
+from hcmegatron.pipeline.unreduced import unreduced
 from hcmegatron.training import loss
 from hcmegatron.training.spikes import Spikes
 from megatron.core.optimizer.clip_grads import clip_grad_by_total_norm_fp32
@@ -78,6 +79,22 @@ class Stepper:
         """
         self.clear()
         return self._run(lambda i: self.batches(seen, i), self.batches.micro_batches, forward_only=False)
+
+    def own_gradients(self, seen: int) -> Tensor:
+        """loss.summed of this rank for one micro-batch of the step after `seen` samples, the same on all data-parallel
+        ranks; its gradients are each rank's own, not reduced. Leaves no trace but in them, which the next step clears.
+
+        A pipeline runs as many of it as a step has: its schedule may need them.
+        """
+        self.clear()
+        counts = [router.local_tokens_per_expert.clone() for router in self.balanced]
+        batch = self.batches.of_rank(0, seen, 0)
+        with unreduced(self.schedule, self.chunks):
+            count = 1 if self.groups.pp.size() == 1 else self.batches.micro_batches
+            sums, _ = self._run(lambda _: batch, count, forward_only=False)
+        for router, tokens in zip(self.balanced, counts, strict=True):
+            router.local_tokens_per_expert.copy_(tokens)
+        return sums
 
     def clear(self) -> None:
         """Ready for the gradients of another step."""

@@ -5,14 +5,21 @@ from __future__ import annotations
 import io
 import os
 import signal
+import time
 from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from hcmegatron import cli
 from hcmegatron.config.schema import Config
+from hcmegatron.platform.exit_status import CORRUPTED
+from hcmegatron.platform.ranks import discover_ranks
 from hcmegatron.training.manifest import Progress
-from hcmegatron.training.observer import Observer, Rewind, Step
+from hcmegatron.training.observer import Coefficients, Observer, Rewind, Step
+from hcmegatron.training.replica_check import Corrupted
+from hcmegatron.training.run import train
 from hcmegatron.training.setup import TrainingRun
 from tests.training import checkpoint_workers
 
@@ -70,3 +77,64 @@ def replayed(path: Path) -> str:
     with redirect_stdout(io.StringIO()) as printed:
         assert cli.main(["replay", str(path)]) == 0
     return printed.getvalue()
+
+
+class Flip(Observer):
+    """After step 2 a bit of one of rank 1's norms is another."""
+
+    def __init__(self, run: TrainingRun) -> None:
+        self.run = run
+
+    def on_step(self, step: Step) -> None:
+        if step.number == 2 and self.run.ranks.rank == 1:
+            weights = next(
+                weights
+                for chunk in self.run.chunks
+                for name, weights in chunk.named_parameters()
+                if name.endswith("layernorm.weight")
+            )
+            bits = weights.data.view(torch.int32 if weights.element_size() == 4 else torch.int16)
+            bits[3] ^= 1 << 2
+
+
+class Miscount(Observer):
+    """From step 2 on, rank 2's first norm is a little off: in what it computes, not in what it holds."""
+
+    def __init__(self, run: TrainingRun) -> None:
+        self.run = run
+
+    def on_step(self, step: Step) -> None:
+        if step.number == 1 and self.run.ranks.rank == 2:
+            norm = next(m for n, m in self.run.chunks[0].named_modules() if n.endswith("final_layernorm"))
+            norm.register_forward_hook(lambda module, inputs, output: output * 1.01)
+
+
+def compared(config: Config, observers: list[str]) -> str:
+    """Train with a comparison after every step; how the run ended."""
+    config.run.observers = observers
+    config.health.compare_parameters_every = 1
+    try:
+        assert train(config, discover_ranks(os.environ)) == 0
+    except Corrupted as error:
+        assert error.status == CORRUPTED
+        return str(error)
+    return ""
+
+
+class Sleeper(Observer):
+    """From step 11 on rank 1 sleeps in every forward of a connection."""
+
+    def __init__(self, run: TrainingRun) -> None:
+        self.rank = run.ranks.rank
+
+    def wants_coefficients(self, step: int) -> bool:
+        return self.rank == 1 and step > 10
+
+    def on_coefficients(self, coefficients: Coefficients) -> None:
+        time.sleep(0.1)
+
+
+def watched(config: Config, observers: list[str]) -> None:
+    """Train."""
+    config.run.observers = observers
+    assert train(config, discover_ranks(os.environ)) == 0
