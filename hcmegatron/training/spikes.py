@@ -1,9 +1,9 @@
 """Whether a step's loss or gradient norm is far above those of the steps before it. No torch.
 
-OLMo-core's skip-step optimizer asks how many standard deviations a loss is above the mean of the last 128. A spike that
-is in the window moves both, so that the next one passes; the median, and the median distance from it (MAD), are moved
-by no spike as long as they are fewer than half. Only good steps are in the window here anyway, so that a run that
-stays high ends by training.max_bad_steps and not by getting used to it.
+OLMo-core's skip-step optimizer asks how many standard deviations a loss is above the mean of the last 128. Spikes in
+the window move both: with four of one height among 128, the next is within six deviations (sqrt(124 / 4) = 5.6). The
+median, and the median distance from it (MAD), are moved by no spikes that are fewer than half. Only good steps are in
+the window here anyway, so that a run that stays high ends by training.max_bad_steps and not by getting used to it.
 """
 
 from __future__ import annotations
