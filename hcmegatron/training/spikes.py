@@ -37,7 +37,8 @@ class Spikes:
     def __init__(self, health: Health, recent: Iterable[tuple[float, float]] = ()) -> None:
         self.limits = {"loss": health.loss_spike, "gradient norm": health.grad_norm_spike}
         self.enough = health.spike_window // 2
-        self._recent = deque(map(tuple, recent), maxlen=health.spike_window)
+        self.asked = any(self.limits.values())
+        self._recent = deque(map(tuple, recent if self.asked else ()), maxlen=health.spike_window)
 
     @property
     def recent(self) -> Recent:
@@ -46,7 +47,7 @@ class Spikes:
 
     def found(self, loss: float, grad_norm: float) -> str:
         """What of a step is a spike, in words; "" where it is none."""
-        if len(self._recent) < self.enough:
+        if not self.asked or len(self._recent) < self.enough:
             return ""
         for (name, limit), value, others in zip(
             self.limits.items(), (loss, grad_norm), zip(*self._recent, strict=True), strict=True
@@ -60,5 +61,5 @@ class Spikes:
 
     def add(self, loss: float, grad_norm: float) -> None:
         """A good step."""
-        if any(self.limits.values()):
+        if self.asked:
             self._recent.append((loss, grad_norm))

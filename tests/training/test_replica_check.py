@@ -1,5 +1,6 @@
 """Ranks that should hold or compute the same: who is named where one does not, and nobody where all do."""
 
+import json
 import re
 
 import pytest
@@ -8,7 +9,7 @@ import torch
 from hcmegatron.config import ConfigError, check_config
 from hcmegatron.training.agreement import AT_ONCE, Differing, bits_hash, differing, in_words
 from tests.ranks import run_ranks
-from tests.small_configs import tiny
+from tests.small_configs import put, tiny
 from tests.training import health_workers
 
 RUN = {"preload": ("tests.training.workers",), "process_group": False, "timeout": 120}
@@ -89,6 +90,20 @@ def test_an_even_run_agrees(ranks, sections, text, tmp_path):
     config = tiny(text, tmp_path / "run", **sections)
     assert run_ranks(ranks, health_workers.compared, config, [], **RUN) == [""] * ranks
     assert "WARNING" not in (tmp_path / "run/train.log").read_text()
+
+
+@pytest.mark.ranks
+def test_comparing_changes_no_number(text, tmp_path):
+    """With overlapped reductions, dropout, and experts whose biases follow the tokens that they get."""
+    losses = []
+    for every in (1, 0):
+        config = tiny(text, tmp_path / f"every{every}", health={"compare_gradients_every": every})
+        put(config, parallel={**ONE, "overlap_grad_reduce": True}, training={"steps": 3})
+        config.moe.expert_bias_rate = 0.5
+        run_ranks(2, health_workers.compared, config, [], **RUN)
+        lines = (tmp_path / f"every{every}/metrics.jsonl").read_text().splitlines()
+        losses.append([json.loads(line)["loss"] for line in lines])
+    assert losses[0] == losses[1] and len(set(losses[0])) > 2
 
 
 @pytest.mark.ranks

@@ -50,6 +50,6 @@ def test_the_window_forgets_and_can_be_kept():
 
 
 def test_nothing_is_kept_where_nobody_asks():
-    watched = spikes(loss=0.0)
+    watched = spikes(loss=0.0, recent=[(1.0, 1.0)] * 8)  # a checkpoint of a run that did
     watched.add(1.0, 1.0)
-    assert watched.recent == ()
+    assert watched.recent == () and watched.found(99.0, 99.0) == ""
