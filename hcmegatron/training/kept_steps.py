@@ -10,6 +10,8 @@ import json
 import math
 import platform
 import re
+import zipfile
+import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -68,10 +70,8 @@ def read(path: Path) -> tuple[dict[str, Any], np.ndarray, np.ndarray]:
         raise ConfigError(
             f"{error.filename}: there is no such file; name a kept step, like RUN/{FOLDER}/{manifest.name(12)}"
         ) from None
-    except (OSError, ValueError, KeyError, AttributeError, EOFError) as error:
-        raise ConfigError(
-            f"{path}: is no kept step, or not as it was written: {error}; name another"
-        ) from None
+    except (OSError, ValueError, KeyError, AttributeError, EOFError, zipfile.BadZipFile, zlib.error):
+        raise ConfigError(f"{path}: is no kept step, or not as it was written; name another") from None
     return described, samples, tokens
 
 

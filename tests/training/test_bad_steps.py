@@ -4,36 +4,43 @@ import json
 import re
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
-from hcmegatron.config import Config
-from hcmegatron.training import replay
+from hcmegatron.config import Config, ConfigError
+from hcmegatron.training import kept_steps, replay
 from hcmegatron.training.bad_steps import BadSteps, Diverged
+from hcmegatron.training.manifest import Progress
 from hcmegatron.training.observer import Step
-from hcmegatron.training.step import StepResult
+from hcmegatron.training.step import NOT_FINITE, StepResult
 from tests.ranks import run_ranks
-from tests.small_configs import tiny
+from tests.small_configs import put, tiny
 from tests.training import health_workers
 
 NAN = float("nan")
 
 
+def watching(said, limit=5, **health):
+    """What watches a run that keeps nothing."""
+    config = put(Config(), health=health, training={"max_bad_steps": limit})
+    log = SimpleNamespace(say=lambda *lines: said.extend(lines))
+    return BadSteps(SimpleNamespace(config=config, log=log, ranks=SimpleNamespace(rank=1)))
+
+
+def step_of(number, good, bad=NOT_FINITE):
+    """Ten sequences."""
+    samples = range(10 * number - 10, 10 * number)
+    result = StepResult(1.5 if good else NAN, 2.5, good, samples, 0.0, "" if good else bad)
+    return Step(number, result, 1e-3, 1.0)
+
+
 def watch(limit, *updated):
-    """What is said of steps of ten sequences each, of which these were taken."""
+    """What is said of steps of which these were taken."""
     said = []
-    config = Config()
-    config.training.max_bad_steps = limit
-    bad_steps = BadSteps(
-        SimpleNamespace(
-            config=config,
-            log=SimpleNamespace(say=lambda *lines: said.extend(lines)),
-            ranks=SimpleNamespace(rank=1),
-        )
-    )
-    for number, was in enumerate(updated, 1):
-        samples = range(10 * number - 10, 10 * number)
-        bad_steps.on_step(Step(number, StepResult(1.5 if was else NAN, 2.5, was, samples, 0.0), 1e-3, 1.0))
+    bad_steps = watching(said, limit)
+    for number, good in enumerate(updated, 1):
+        bad_steps.on_step(step_of(number, good))
     return said
 
 
@@ -54,6 +61,59 @@ def test_several_in_a_row_end_the_run():
         watch(3, True, False, False, False)
     with pytest.raises(Diverged, match=r"^1 non-finite steps in a row; the last was step 1,"):
         watch(1, False)
+
+
+def test_a_bad_step_can_be_the_end():
+    line = (
+        r"^loss nan, gradient norm 2.5 \(loss 9 deviations above\) at step 3, sequences 20 to 29 of the data order; "
+        "weights are as before it, and health.on_bad_step is stop$"
+    )
+    with pytest.raises(Diverged, match=line):
+        watching([], on_bad_step="stop").on_step(step_of(3, False, "loss 9 deviations above"))
+
+
+def test_without_a_checkpoint_there_is_no_way_back(monkeypatch):
+    said = []
+    bad_steps = watching(said, on_bad_step="rewind")
+    monkeypatch.setattr(bad_steps, "_checkpoint", lambda: None)
+    bad_steps.on_step(step_of(1, False))
+    assert said == [
+        "skipped: loss nan, gradient norm 2.5 at step 1, sequences 0 to 9 of the data order; there is no checkpoint to "
+        "go back to yet; 1 skipped so far"
+    ]
+
+
+def test_what_a_rewind_repeats_is_no_recovery(monkeypatch):
+    """Bad at 3, back to 1, good at 2 once more and from 3 on. Bad at 5, good at 2 once more, and bad at 5: two in a
+    row."""
+    bad_steps = watching([], 2, on_bad_step="rewind")
+    start = SimpleNamespace(path="x", position=Progress(1, 10))
+    monkeypatch.setattr(bad_steps, "_checkpoint", lambda: start)
+    monkeypatch.setattr(bad_steps, "_go_back", lambda start, step: step.result.samples)
+    for number, good in ((2, True), (3, False), (2, True), (3, True), (4, True), (5, False), (2, True)):
+        bad_steps.on_step(step_of(number, good))
+    with pytest.raises(Diverged, match=r"^2 non-finite steps in a row; the last was step 5,"):
+        bad_steps.on_step(step_of(5, False))
+
+
+@pytest.mark.parametrize("broken", ["nothing", "json", "settings", "npz", "half"])
+def test_a_kept_step_that_is_none_is_refused(broken, tmp_path):
+    path = tmp_path / "step-00000003"
+    arrays = path.with_suffix(".npz")
+    keys = ("step", "bad", "loss", "grad_norm", "checkpoint", "after_step", "config")
+    path.with_suffix(".json").write_text(json.dumps(dict.fromkeys(keys)))
+    np.savez_compressed(arrays, samples=np.arange(2), tokens=np.zeros((2, 5), int))
+    assert [array.shape for array in kept_steps.read(path)[1:]] == [(2,), (2, 5)]
+    if broken == "nothing":
+        arrays.unlink()
+    elif broken in ("json", "settings"):
+        path.with_suffix(".json").write_text('{"step": 3' + "}" * (broken == "settings"))
+    else:
+        whole = arrays.read_bytes()
+        arrays.write_bytes(b"x" if broken == "npz" else whole[: len(whole) // 2])
+    line = "there is no such file; name a kept step" if broken == "nothing" else "is no kept step, or not as"
+    with pytest.raises(ConfigError, match=line):
+        kept_steps.read(path.with_suffix(".json"))
 
 
 RUN = {"preload": ("tests.training.workers",), "process_group": False, "timeout": 120}
