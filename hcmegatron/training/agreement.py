@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
 from typing import NamedTuple
 
 import torch
@@ -17,7 +18,9 @@ from hcmegatron.platform.seeds import seed_of
 from hcmegatron.training.checkpoint_state import to_load
 from megatron.core.optimizer.optimizer import ChainedOptimizer
 
-AT_ONCE = 2**22  # elements that are hashed at once: the intermediate results are 64 bits each
+# Elements that are hashed at once. Intermediate results are 64 bits each: on a CPU they fit its cache, on a GPU they
+# come from few kernels.
+AT_ONCE = {"cpu": 2**16, "cuda": 2**22}
 # By bytes of an element. Not int64: a change of its highest bit would be the same change at every place.
 BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int32}
 # Odd numbers (the golden ratio's and one of SplitMix64's 64 bits), so that multiplying loses nothing.
@@ -34,16 +37,20 @@ class Differing(NamedTuple):
 def bits_hash(tensor: Tensor) -> int:
     """64 bits of a tensor's, in which any single flipped one shows, and the order of elements.
 
-    Whole numbers modulo 2^64: the same on every device, in whatever order it adds.
+    Whole numbers modulo 2^64: the same on every device of a kind, in whatever order it adds.
     """
     bits = tensor.detach().contiguous().view(-1).view(BITS[tensor.element_size()])
+    factors = _factors(tensor.device)
     total = torch.zeros((), dtype=torch.int64, device=tensor.device)
-    for first in range(0, bits.numel(), AT_ONCE):
-        part = bits[first : first + AT_ONCE].to(torch.int64)
-        place = torch.arange(first, first + part.numel(), dtype=torch.int64, device=tensor.device)
-        # an odd factor for each place: a change of one element times an odd number is never 0
-        total += (part * ((place * STEP) ^ MIX | 1)).sum()
+    for part in bits.split(len(factors)):
+        total = total * MIX + (part * factors[: part.numel()]).sum()
     return int(total)
+
+
+@cache
+def _factors(where: torch.device) -> Tensor:
+    """An odd number for each of the elements that are hashed at once: a change of one times that is never 0."""
+    return (torch.arange(AT_ONCE[where.type], dtype=torch.int64, device=where) * STEP) ^ MIX | 1
 
 
 def state_held(chunks: list[nn.Module], optimizer: ChainedOptimizer) -> dict[str, Tensor]:
