@@ -55,22 +55,23 @@ class BadSteps(Observer):
         if health.on_bad_step == "stop":
             self.log.say(*kept)
             raise Diverged(f"{what} at {where}; weights are as before it, and health.on_bad_step is stop")
-        begun = "going back" if health.on_bad_step == "rewind" else "skipped"
+        rewinds = health.on_bad_step == "rewind"
         if self.row >= self.limit:
             self.log.say(f"skipped: {what} at {where}; {self.total} skipped so far", *kept)
             kind = "non-finite" if step.result.bad in ("", NOT_FINITE) else "bad"
             raise Diverged(
                 f"{self.row} {kind} steps in a row; the last was {where}; weights are as before them"
             )
-        start = self._checkpoint() if health.on_bad_step == "rewind" else None
+        start = self._checkpoint() if rewinds else None
         if start is None:
-            none = "; there is no checkpoint to go back to yet" if begun == "going back" else ""
+            none = "; there is no checkpoint to go back to yet" if rewinds else ""
             self.log.say(f"skipped: {what} at {where}{none}; {self.total} skipped so far", *kept)
             return
         left_out = self._go_back(start, step)
         self.log.say(
             f"going back: {what} at {where}; to {start.path} after step {start.position.step}, and sequences "
             f"{left_out[0]} to {left_out[-1]} are left out from now on; {self.total} bad so far",
+            *start.aside,
             *kept,
         )
 
@@ -78,7 +79,7 @@ class BadSteps(Observer):
         """The newest whole checkpoint of this run, or the one that it began with."""
         config, run = self.run.config, self.run
         own = replace(config, checkpoint=replace(config.checkpoint, resume="auto", load=None))
-        return checkpoint.find(own, run.directory, run.checkpoints.text) or run.start
+        return checkpoint.find(own, run.directory, run.checkpoints.text, claimed=True) or run.start
 
     def _go_back(self, start: Start, step: Step) -> range:
         """Be at the checkpoint again, with what is left out of the data from now on."""

@@ -72,6 +72,26 @@ def trained(config: Config, poison: str = "", left_out: tuple = (), stop: bool =
     return checkpoint_workers.continued(config)
 
 
+class Damage(Observer):
+    """The first checkpoint of step 4 loses its last byte when it is saved."""
+
+    def __init__(self, run: TrainingRun) -> None:
+        self.checkpoint = run.directory / "checkpoints/step-00000004"
+        self.done = False
+
+    def on_checkpoint(self, saved: Progress) -> None:
+        if saved.step == 4 and not self.done:
+            self.done = True
+            file = next(self.checkpoint.glob("*.distcp"))
+            file.write_bytes(file.read_bytes()[:-1])
+
+
+def damaged(config: Config, poison: str) -> None:
+    """Train, with Poison and Damage."""
+    os.environ["POISON"] = poison
+    watched(config, [f"{__name__}:Poison", f"{__name__}:Damage"])
+
+
 def replayed(path: Path) -> str:
     """What the command prints of a kept step."""
     with redirect_stdout(io.StringIO()) as printed:

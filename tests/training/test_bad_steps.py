@@ -87,7 +87,7 @@ def test_what_a_rewind_repeats_is_no_recovery(monkeypatch):
     """Bad at 3, back to 1, good at 2 once more and from 3 on. Bad at 5, good at 2 once more, and bad at 5: two in a
     row."""
     bad_steps = watching([], 2, on_bad_step="rewind")
-    start = SimpleNamespace(path="x", position=Progress(1, 10))
+    start = SimpleNamespace(path="x", position=Progress(1, 10), aside=())
     monkeypatch.setattr(bad_steps, "_checkpoint", lambda: start)
     monkeypatch.setattr(bad_steps, "_go_back", lambda start, step: step.result.samples)
     for number, good in ((2, True), (3, False), (2, True), (3, True), (4, True), (5, False), (2, True)):
@@ -148,6 +148,23 @@ def test_a_rewind_is_a_run_that_never_met_the_batch_and_so_is_what_goes_on_from_
     assert [step for step, kind in steps if kind == "train"] == [1, 2, 3, 4, 5, 6, 7, 8]
     assert lines[4]["rewound_from"] == 6 and lines[4]["left_out"] == [10, 12]
     assert lines[4]["nonfinite"] == {"loss": "nan"}
+
+
+@pytest.mark.ranks
+def test_a_rewind_goes_past_a_damaged_checkpoint(text, tmp_path):
+    """In the job that holds the run directory's lock."""
+    config = tiny(text, tmp_path / "run", **REWIND)
+    put(config, parallel={"pipeline": 1}, training={"steps": 6})
+    run_ranks(1, health_workers.damaged, config, "11:nan", **RUN)
+    log = (tmp_path / "run/train.log").read_text()
+    folder = tmp_path / "run/checkpoints"
+    assert f"to {folder}/step-00000002 after step 2, and sequences 10 to 11 are left out" in log
+    assert f"WARNING: checkpoint {folder}/step-00000004 " in log
+    assert {path.name for path in folder.iterdir()} == {
+        "step-00000004",  # of the steps that were repeated
+        "step-00000004.damaged",
+        "step-00000006",
+    }
 
 
 @pytest.mark.ranks
