@@ -14,6 +14,7 @@ import torch
 
 from hcmegatron import cli
 from hcmegatron.config.schema import Config
+from hcmegatron.model.gpt import unwrap
 from hcmegatron.platform.exit_status import CORRUPTED
 from hcmegatron.platform.ranks import discover_ranks
 from hcmegatron.training.manifest import Progress
@@ -21,6 +22,7 @@ from hcmegatron.training.observer import Coefficients, Observer, Rewind, Step
 from hcmegatron.training.replica_check import Corrupted
 from hcmegatron.training.run import train
 from hcmegatron.training.setup import TrainingRun
+from hcmegatron.training.step import Stepper
 from tests.training import checkpoint_workers
 
 
@@ -130,7 +132,18 @@ class Miscount(Observer):
 
 
 def compared(config: Config, observers: list[str]) -> str:
-    """Train with a comparison after every step; how the run ended."""
+    """Train with a comparison after every step; how the run ended. Comparing leaves weights and buffers alone."""
+    usual = Stepper.own_gradients
+
+    def without_a_trace(self: Stepper, seen: int) -> torch.Tensor:
+        models = [unwrap(chunk) for chunk in self.chunks]
+        held = [t for model in models for t in (*model.parameters(), *model.buffers())]
+        before = [tensor.detach().clone() for tensor in held]
+        sums = usual(self, seen)
+        assert all(map(torch.equal, before, held))
+        return sums
+
+    Stepper.own_gradients = without_a_trace
     config.run.observers = observers
     config.health.compare_parameters_every = 1
     try:
