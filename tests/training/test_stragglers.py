@@ -93,8 +93,8 @@ def test_a_rank_that_sleeps_is_named_within_a_few_steps_and_nobody_before(layout
     config = tiny(text, tmp_path / "run", parallel=layout, training=steps, health=health)
     run_ranks(2, health_workers.watched, config, [SLEEPER], **RUN)
     lines = (tmp_path / "run/train.log").read_text().splitlines()
-    (named,) = [line for line in lines if line.startswith("slow: ")]
-    assert named.startswith("slow: rank 1 (") and words in named
+    named, *again = [line for line in lines if line.startswith("slow: ")]  # again: after a hiccup of its peer
+    assert all(line.startswith("slow: rank 1 (") for line in (named, *again)) and words in named
     after = [line for line in lines[: lines.index(named)] if line.startswith("step ")][-1]
     assert after.startswith("step 14/16")
 
