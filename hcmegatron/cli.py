@@ -35,7 +35,7 @@ from hcmegatron.config.load import scalar
 from hcmegatron.config.types import defaults, describe_field, leaves
 from hcmegatron.platform import standard_streams
 from hcmegatron.platform.collective_failure import Ended
-from hcmegatron.platform.exit_status import DIVERGED, STOPPED, USER_ERROR
+from hcmegatron.platform.exit_status import CORRUPTED, DIVERGED, STOPPED, USER_ERROR
 from hcmegatron.platform.standard_streams import stand_in_for_closed
 
 if TYPE_CHECKING:
@@ -125,6 +125,10 @@ def _run(arguments: list[str]) -> int:
         "checkpoint", help="list, show and verify the checkpoints of a run", allow_abbrev=False
     )
 
+    replay = verbs.add_parser(
+        "replay", help="run a bad step that a run has kept once more, in one process", allow_abbrev=False
+    )
+
     overrides: list[str] = []
     if _verb(arguments) == "checkpoint":
         from hcmegatron.training import checkpoint_cli
@@ -132,6 +136,12 @@ def _run(arguments: list[str]) -> int:
         checkpoint_cli.add_arguments(checkpoint)
         checkpoint.set_defaults(run=lambda options, overrides: checkpoint_cli.main(options))
         parsers["checkpoint"] = checkpoint
+    elif _verb(arguments) == "replay":
+        from hcmegatron.training import replay_cli
+
+        replay_cli.add_arguments(replay)
+        replay.set_defaults(run=lambda options, overrides: replay_cli.main(options))
+        parsers["replay"] = replay
     elif _verb(arguments) == "schedule":
         from schedules import cli
 
@@ -183,7 +193,8 @@ def _add_train(verbs: argparse._SubParsersAction) -> argparse.ArgumentParser:
         description="Train as FILE says, with single settings overridden. Under torchrun, mpirun or srun this is "
         "one rank; otherwise the command starts on this machine the ranks that the layout asks for.",
         epilog="hcmegatron config --help lists the settings. Exit status: 0 finished; 1 failed, as the output says; "
-        f"{USER_ERROR} a mistake of the user's; {DIVERGED} diverged; {STOPPED} stopped by a signal: with "
+        f"{USER_ERROR} a mistake of the user's; {DIVERGED} diverged; {CORRUPTED} ranks that should agree do not; "
+        f"{STOPPED} stopped by a signal: with "
         "checkpoint.resume=auto the same command goes on from its last checkpoint (0 under a launcher); 128 + N: a "
         "rank was killed by signal N.",
         allow_abbrev=False,

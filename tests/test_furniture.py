@@ -17,7 +17,8 @@ BY_NAME = (
     "tests.races.",
     "tests.fuzz.",
 )
-BY_NAME += ("tests.tools.gpu_", "tests.descriptors.", "tests.training.observer_workers", "tools.")
+BY_NAME += ("tests.tools.gpu_", "tests.descriptors.", "tests.training.observer_workers")
+BY_NAME += ("tests.training.health_workers", "tools.")
 
 
 @cache

@@ -23,6 +23,7 @@ def ineffective(config: Config) -> dict[str, str]:
     unless(kind.kernels, f"connection.kind is {kind.name}", "kernels")
     _model(config, unless)
     _training(config, unless)
+    _health(config, unless)
     return idle
 
 
@@ -59,3 +60,18 @@ def _training(config: Config, unless: Unless) -> None:
         not whole_layers, "recompute.mode is full, which leaves no nodes to interleave", "parallel.overlap"
     )
     unless(config.data.holdout > 0, "data.holdout is 0", "training.eval_every training.eval_batches")
+
+
+def _health(config: Config, unless: Unless) -> None:
+    health = config.health
+    spikes = health.loss_spike > 0 or health.grad_norm_spike > 0
+    unless(spikes, "health.loss_spike and health.grad_norm_spike are 0", "health.spike_window")
+    rewinds = health.on_bad_step == "rewind"
+    unless(rewinds, f"health.on_bad_step is {health.on_bad_step}", "health.leave_out_batches")
+    compares = health.compare_parameters_every > 0 or health.compare_gradients_every > 0
+    unless(
+        compares,
+        "health.compare_parameters_every and health.compare_gradients_every are 0",
+        "health.on_difference",
+    )
+    unless(health.slow_factor > 0, "health.slow_factor is 0", "health.slow_window")

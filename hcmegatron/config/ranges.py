@@ -22,6 +22,7 @@ _RANGES = {
         moe.ffn_hidden_size parallel.tensor parallel.expert parallel.expert_tensor parallel.timeout_s
         data.sequence_length training.steps training.global_batch training.micro_batch
         training.eval_batches training.log_every training.max_bad_steps
+        health.leave_out_batches health.slow_window
         checkpoint.keep_last""",
     ),
     "from 1 to 1024, or null for an equal share of the cores": (lambda v: 1 <= v <= 1024, "training.threads"),
@@ -36,7 +37,8 @@ _RANGES = {
         """model.norm_eps moe.experts moe.shared_experts moe.first_dense moe.expert_bias_rate
         moe.aux_loss moe.sequence_aux_loss moe.z_loss
         data.seed optimizer.warmup_steps optimizer.weight_decay optimizer.clip training.seed
-        training.eval_every checkpoint.save_every""",
+        training.eval_every checkpoint.save_every health.loss_spike health.grad_norm_spike
+        health.keep_bad_steps health.compare_parameters_every health.compare_gradients_every""",
     ),
     "above 0": (
         lambda v: v > 0,
@@ -48,6 +50,8 @@ _RANGES = {
         """model.hidden_dropout model.attention_dropout data.holdout optimizer.beta1
         optimizer.beta2""",
     ),
+    "at least 4": (lambda v: v >= 4, "health.spike_window"),
+    "0, or above 1": (lambda v: v == 0 or v > 1, "health.slow_factor"),
     "from 0 to 1": (lambda v: 0 <= v <= 1, "optimizer.min_lr_ratio"),
     "a list of numbers above 0 and below 1, rising": (
         lambda v: all(0 < x < 1 for x in v) and sorted(set(v)) == v,

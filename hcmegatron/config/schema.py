@@ -163,8 +163,34 @@ class Training:
     eval_every: int = 100  # steps; 0: only at the end
     eval_batches: int = 8  # global batches of held-out text
     log_every: int = 1
-    max_bad_steps: int = 5  # non-finite steps in a row before the run stops
+    max_bad_steps: int = 5  # in a row before the run stops: not finite, or spikes (health)
     threads: int | None = None  # CPU threads a rank; None: cores / ranks on this node
+
+
+@dataclass
+class Health:
+    """What is watched while a run trains, and what is done about it (docs/health.md)."""
+
+    # with a step that is not finite or spikes, before it changes the weights: skip its update; rewind to the newest
+    # checkpoint and leave its batch out of the data; or stop
+    on_bad_step: Literal["skip", "rewind", "stop"] = "skip"
+    # deviations above the median of the last spike_window good steps from which a loss, or a gradient norm, is a spike;
+    # 0: none is. A deviation is 1.4826 times the median distance from the median
+    loss_spike: float = 0.0
+    grad_norm_spike: float = 0.0
+    spike_window: int = 128  # steps; nothing is a spike before half of them are there
+    leave_out_batches: int = 1  # of a rewind: the bad step's batch and those after it
+    keep_bad_steps: int = 4  # newest ones whose batch is kept in the run directory for `hcmegatron replay`
+    compare_parameters_every: int = (
+        0  # steps: whatever ranks hold in common is the same, bit for bit; 0: never
+    )
+    compare_gradients_every: int = (
+        0  # steps: one micro-batch has the same gradients on all data-parallel ranks
+    )
+    on_difference: Literal["stop", "warn"] = "stop"  # between ranks that should agree
+    # a rank whose own time in a step is so many times its peers' (or its own past) is named; 0: nobody is watched
+    slow_factor: float = 0.0
+    slow_window: int = 5  # steps over which the median of that time is taken
 
 
 @dataclass
@@ -220,6 +246,7 @@ class Config:
     data: Data = field(default_factory=Data)
     optimizer: Optimizer = field(default_factory=Optimizer)
     training: Training = field(default_factory=Training)
+    health: Health = field(default_factory=Health)
     checkpoint: Checkpoint = field(default_factory=Checkpoint)
     recompute: Recompute = field(default_factory=Recompute)
     run: Run = field(default_factory=Run)

@@ -12,6 +12,7 @@ S sequence length, b sequences of a micro-batch.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from functools import cached_property
 
 import numpy as np
@@ -20,6 +21,7 @@ import torch
 from hcmegatron.config.errors import ConfigError
 from hcmegatron.config.schema import Data, Training
 from hcmegatron.data.corpus import Corpus, Document
+from hcmegatron.data.left_out import LeftOut, next_samples
 from hcmegatron.data.tokenizer import Tokenizer
 
 
@@ -33,7 +35,11 @@ class Text:
 
 
 class Batches:
-    """Training batches of one data-parallel rank."""
+    """Training batches of one data-parallel rank.
+
+    Attributes:
+        left_out: of the data's order, what no step takes.
+    """
 
     def __init__(
         self, text: Text, data: Data, training: Training, data_rank: int = 0, data_parallel: int = 1
@@ -44,14 +50,24 @@ class Batches:
         self.data_rank, self.data_parallel = data_rank, data_parallel
         self.windows = _windows("training", self.tokens, self.length)  # sequences of one epoch
         self.micro_batches = self.global_batch // (self.micro_batch * data_parallel)
+        self.left_out: LeftOut = ()
         self._epoch, self._order = -1, np.empty(0, np.int64)
+
+    def samples(self, seen: int) -> Sequence[int]:
+        """The global batch of the step after `seen` samples, by number in the whole training run."""
+        return next_samples(seen, self.global_batch, self.left_out)
 
     def __call__(self, seen: int, micro_batch: int) -> dict[str, torch.Tensor | int]:
         """What this rank sees in a micro-batch (0 .. micro_batches-1) of the step after `seen` samples: see `pack`, and
         first_sample, which sample of the whole training run the first one is."""
-        first = seen + (micro_batch * self.data_parallel + self.data_rank) * self.micro_batch
-        windows = [self.window(sample) for sample in range(first, first + self.micro_batch)]
-        return pack(self.tokens, windows, self.length, self.end) | {"first_sample": first}
+        return self.of_rank(self.data_rank, seen, micro_batch)
+
+    def of_rank(self, data_rank: int, seen: int, micro_batch: int) -> dict[str, torch.Tensor | int]:
+        """The same of another data-parallel rank."""
+        first = (micro_batch * self.data_parallel + data_rank) * self.micro_batch
+        samples = self.samples(seen)[first : first + self.micro_batch]
+        windows = [self.window(sample) for sample in samples]
+        return pack(self.tokens, windows, self.length, self.end) | {"first_sample": samples[0]}
 
     def window(self, sample: int) -> int:
         """The window that is the sample-th of the whole training run."""
@@ -113,19 +129,24 @@ class Validation:
 
 
 def pack(tokens: np.ndarray, windows: list[int], length: int, end: int) -> dict[str, torch.Tensor]:
-    """Windows of the token array as tensors on the CPU, each [b, S].
+    """Windows of the token array as tensors on the CPU: see `pack_rows`."""
+    return pack_rows(np.stack([tokens[w * length : (w + 1) * length + 1] for w in windows]), end)
+
+
+def pack_rows(rows: np.ndarray, end: int) -> dict[str, torch.Tensor]:
+    """Rows of tokens [b, S + 1] as tensors on the CPU, each [b, S].
 
     tokens, labels, position_ids int64; loss_mask float32, all ones; document_ids int64, counted from 0 within
     the sequence, where an end-of-document token still belongs to the document it ends.
     """
-    rows = np.stack([tokens[w * length : (w + 1) * length + 1] for w in windows]).astype(np.int64)
+    rows = rows.astype(np.int64)
     inputs = np.ascontiguousarray(rows[:, :-1])
     ends = inputs == end
     return {
         "tokens": torch.from_numpy(inputs),
         "labels": torch.from_numpy(np.ascontiguousarray(rows[:, 1:])),
         "loss_mask": torch.ones(inputs.shape, dtype=torch.float32),
-        "position_ids": torch.arange(length).expand(inputs.shape).contiguous(),
+        "position_ids": torch.arange(inputs.shape[1]).expand(inputs.shape).contiguous(),
         "document_ids": torch.from_numpy(np.cumsum(ends, axis=1) - ends),
     }
 

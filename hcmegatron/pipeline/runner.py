@@ -52,6 +52,7 @@ class ScheduleRunner:
 
     Attributes:
         record: what the last step executed, and when.
+        reduces: whether a step ends by summing gradients over ranks; False leaves every rank its own.
     """
 
     def __init__(
@@ -101,6 +102,7 @@ class ScheduleRunner:
         self._runtimes: dict[tuple[int, bool], Runtime] = {}
         self._shapes: list[tuple[int, ...]] = []
         self.record: Record | None = None
+        self.reduces = True
 
     def __call__(
         self,
@@ -136,7 +138,7 @@ class ScheduleRunner:
         self._scale_auxiliary_losses()
         with nullcontext() if forward_only else self._no_sync():
             self.record = self._runtime(num_microbatches, forward_only).step()
-        if not forward_only:
+        if not forward_only and self.reduces:
             self._finalise()
         return [loss for stage in self.stages.values() for loss in stage.losses]
 
@@ -242,7 +244,7 @@ class ScheduleRunner:
 
     def _reduce_early(self, stage: ChunkStage) -> None:
         """A chunk's gradients are complete: their reduction may overlap with what other chunks still compute."""
-        if self.parallel.overlap_grad_reduce and not self._summed_first:
+        if self.parallel.overlap_grad_reduce and self.reduces and not self._summed_first:
             stage.chunk.start_grad_sync()
 
     def _finalise(self) -> None:

@@ -9,5 +9,6 @@ every other status for a failure and end the ranks that are still busy; its last
 USER_ERROR = (
     2  # a mistake in the command line, the configuration, the data or the checkpoints; nothing was trained
 )
-DIVERGED = 3  # training.max_bad_steps non-finite steps in a row
+DIVERGED = 3  # training.max_bad_steps bad steps in a row, or one with health.on_bad_step=stop
+CORRUPTED = 4  # ranks that have to hold or compute the same bits did not (health.on_difference)
 STOPPED = 75  # by a signal: with checkpoint.resume=auto the same command goes on (sysexits.h: EX_TEMPFAIL)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import importlib.metadata
 import shutil
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -67,10 +68,13 @@ def depends_on(config: Config) -> dict[str, Any]:
     }
 
 
-def find(config: Config, directory: Path, text: str) -> Start | None:
+def find(config: Config, directory: Path, text: str, claimed: bool = False) -> Start | None:
     """The verified checkpoint that this run starts from, the same on every rank; None to begin anew. Collective.
 
     With checkpoint.resume, newer ones that are damaged are set aside by name, once a whole one is found.
+
+    Args:
+        claimed: this job holds the run directory's lock already.
 
     Raises:
         ConfigError: see resume.find.
@@ -84,7 +88,11 @@ def find(config: Config, directory: Path, text: str) -> Start | None:
                 raise
             damaged.update({**start.damaged, start.path: error.what})
             continue
-        return on_first_rank(lambda start=start: _set_aside(start, directory)) if start.damaged else start
+        return (
+            on_first_rank(lambda start=start: _set_aside(start, directory, claimed))
+            if start.damaged
+            else start
+        )
     return None
 
 
@@ -104,9 +112,9 @@ def verify(start: Start) -> None:
             raise found
 
 
-def _set_aside(start: Start, directory: Path) -> Start:
+def _set_aside(start: Start, directory: Path, claimed: bool) -> Start:
     try:
-        with locked(directory):
+        with nullcontext() if claimed else locked(directory):
             return resume.set_aside(start)
     except OSError as error:
         raise ConfigError(f"run.dir = {directory} cannot be written: {error.strerror}") from None
@@ -202,7 +210,17 @@ class Checkpoints:
         everyones = gathered(_everywhere(read_back))
         files = {name: file for found, _ in everyones for name, file in found.items()}
         updates = max(count for _, count in everyones)
-        complete = Manifest(*at, updates, flatten(self.config), self.text, depends_on(self.config), files)
+        complete = Manifest(
+            at.step,
+            at.samples,
+            updates,
+            flatten(self.config),
+            self.text,
+            depends_on(self.config),
+            files,
+            at.left_out,
+            at.recent,
+        )
         _everywhere(lambda: self._complete(partial, path, complete) if first else None)
 
     def _complete(self, partial: Path, path: Path, complete: Manifest) -> None:

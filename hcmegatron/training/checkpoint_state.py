@@ -70,6 +70,11 @@ def to_load(
     return of_model, of_optimizer
 
 
+def weights_to_load(chunks: list[nn.Module]) -> list[TensorShard]:
+    """What a process without optimizer wants of a checkpoint."""
+    return [_whole(part) for _, part in _parts(chunks)]
+
+
 def _parts(chunks: list[nn.Module]) -> Iterator[tuple[Tensor, ShardedTensor]]:
     return chain.from_iterable(sharded_tensors(unwrap(chunk)) for chunk in chunks)
 

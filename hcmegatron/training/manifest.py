@@ -18,12 +18,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from hcmegatron.config.errors import ConfigError
+from hcmegatron.data.left_out import LeftOut
 from hcmegatron.platform.collective_failure import Ended
 from hcmegatron.training import checksums
 from hcmegatron.training.checksums import File
+from hcmegatron.training.spikes import Recent
 
 MANIFEST = "manifest.json"
-FORMAT = 3
+FORMAT = 4  # 3 knows neither left_out nor recent
 PATTERN = "step-" + "[0-9]" * 8
 LOST = (errno.EACCES, errno.EPERM, errno.EIO, errno.EISDIR, errno.ELOOP, errno.EUCLEAN)
 # Between two renames, a checkpoint that is saved once more: whole, and found under this name.
@@ -50,10 +52,19 @@ class NotSaved(Ended):
 
 
 class Progress(NamedTuple):
-    """How far a run is: steps done, and samples of the data's order that they took."""
+    """How far a run is.
+
+    Attributes:
+        step: steps done.
+        samples: of the data's order, that they took or that were left out.
+        left_out: of that order, what was left out or will be.
+        recent: the good steps that the next ones are judged by.
+    """
 
     step: int
     samples: int
+    left_out: LeftOut = ()
+    recent: Recent = ()
 
 
 @dataclass(frozen=True)
@@ -67,6 +78,7 @@ class Manifest:
         text: the fingerprint of the corpus; None where format 1 does not say.
         environment: what the numbers depend on beside configuration and text.
         files: by name relative to the checkpoint.
+        left_out, recent: see Progress.
     """
 
     step: int
@@ -76,6 +88,8 @@ class Manifest:
     text: str | None
     environment: dict[str, Any]
     files: dict[str, File]
+    left_out: LeftOut = ()
+    recent: Recent = ()
 
     @property
     def first_format(self) -> bool:
@@ -152,7 +166,7 @@ def read(checkpoint: Path) -> Manifest:
     # Of every format from 2 on: it tells one of a version to come from one whose format has lost a bit.
     if content.pop("blake2b", None) != _digest({"format": version, **content}):
         raise corrupt(checkpoint, f"{MANIFEST} is not as it was written")
-    if version not in (2, FORMAT):
+    if version not in (2, 3, FORMAT):
         raise ConfigError(
             f"checkpoint {checkpoint} is of format {version}, and this program reads formats 1 to {FORMAT}; "
             "continue it with the version that wrote it"
@@ -164,7 +178,8 @@ def _built(checkpoint: Path, content: dict[str, Any]) -> Manifest:
     """The manifest of a content whose own checksum is right. Somebody else may have written it."""
     try:
         files = {file: checksums.described(**entry) for file, entry in content.pop("files").items()}
-        built = Manifest(**content, files=files)
+        pairs = {key: tuple(map(tuple, content.pop(key, ()))) for key in ("left_out", "recent")}
+        built = Manifest(**content, files=files, **pairs)
         if not (
             isinstance(built.config, dict) and isinstance(built.environment, dict) and type(built.step) is int
         ):

@@ -85,6 +85,15 @@ class Coefficients:
 
 
 @dataclass(frozen=True)
+class Rewind:
+    """The run has gone back to the checkpoint of `to`, for `step`; `left_out` of the data will not be met again."""
+
+    step: Step
+    to: Progress
+    left_out: range
+
+
+@dataclass(frozen=True)
 class End:
     """How a run ended after `step` steps: at its last step, for the signal `stopped_by`, or with an error."""
 
@@ -110,6 +119,9 @@ class Observer:
 
     def on_checkpoint(self, saved: Progress) -> None:
         """A checkpoint is complete."""
+
+    def on_rewind(self, rewind: Rewind) -> None:
+        """Model, optimizer and data are those of an earlier step again, whose successors will come once more."""
 
     def on_end(self, end: End) -> None:
         """The last call, whatever happened. After an error other ranks may not get here: do not communicate then."""
@@ -146,6 +158,10 @@ class Observers(Observer):
     def on_checkpoint(self, saved: Progress) -> None:
         for observer in self.observers:
             observer.on_checkpoint(saved)
+
+    def on_rewind(self, rewind: Rewind) -> None:
+        for observer in self.observers:
+            observer.on_rewind(rewind)
 
     def on_end(self, end: End) -> None:
         """Once, the last observer first, as contexts end: who saves tells the others before they are closed. All of

@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING, NamedTuple
 from hcmegatron.config.errors import ConfigError
 from hcmegatron.config.schema import Config
 from hcmegatron.platform.collective_failure import kept_on_first_rank
+from hcmegatron.training.bad_steps import BadSteps
 from hcmegatron.training.metrics import Metrics
 from hcmegatron.training.observer import Observer, Observers, Step
 from hcmegatron.training.planned import Planned
 from hcmegatron.training.recorder import Recorder
+from hcmegatron.training.replica_check import ReplicaCheck
 from hcmegatron.training.saving import Saving
-from hcmegatron.training.stopping import Finite
+from hcmegatron.training.stragglers import Stragglers
 from hcmegatron.training.tensorboard import TensorBoard
 from hcmegatron.training.weights_and_biases import WeightsAndBiases
 
@@ -51,7 +53,12 @@ THEN = {
     "wandb": Entry(WeightsAndBiases, lambda config: config.run.wandb != "off", writes=True),
     "recomputation": Entry(MeasuredRecomputation, lambda config: config.recompute.mode == "block"),
     "planned": Entry(Planned, writes=True),
-    "finite": Entry(Finite),
+    "stragglers": Entry(Stragglers, lambda config: config.health.slow_factor > 0),
+    "bad_steps": Entry(BadSteps),
+    "replicas": Entry(
+        ReplicaCheck,
+        lambda config: bool(config.health.compare_parameters_every or config.health.compare_gradients_every),
+    ),
     "checkpoints": Entry(Saving),
 }
 

@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hcmegatron.training.observer import End, Evaluation, Observer, Step, is_due
+from hcmegatron.training.observer import End, Evaluation, Observer, Rewind, Step, is_due
 from hcmegatron.training.sink import Sink, writable
 
 if TYPE_CHECKING:
@@ -25,11 +25,8 @@ class Recorder(Observer):
     """
 
     def __init__(self, run: TrainingRun) -> None:
-        self.log, self.training = run.log, run.config.training
-        path = run.directory / "metrics.jsonl"
-        with writable(run.directory):
-            dropped = drop_later_metrics(path, run.position.step + 1)
-            self._metrics = Sink.append(path, run.log.report)
+        self.log, self.training, self.directory = run.log, run.config.training, run.directory
+        dropped = self._open_after(run.position.step)
         if dropped:
             run.log.say(f"metrics.jsonl: lines left out because they hold no metrics of a step: {dropped}")
 
@@ -50,9 +47,26 @@ class Recorder(Observer):
             f"(uniform {heldout.uniform:.2f}, unigram {heldout.unigram:.2f})"
         )
 
+    def on_rewind(self, rewind: Rewind) -> None:
+        """Metrics of the steps that come once more are dropped; one line says what was there."""
+        self._metrics.close()
+        self._open_after(rewind.to.step)
+        gone = {"rewound_from": rewind.step.number, **rewind.step.metrics}
+        left_out = [rewind.left_out.start, rewind.left_out.stop]
+        line = {"step": rewind.to.step, "kind": "rewind", **gone, "left_out": left_out}
+        self._metrics.write(metrics_line(line))
+
     def on_end(self, end: End) -> None:
         """Write what is left."""
         self._metrics.close()
+
+    def _open_after(self, step: int) -> int:
+        """Open metrics.jsonl without the lines of later steps; how many were dropped that are none of a step."""
+        path = self.directory / "metrics.jsonl"
+        with writable(self.directory):
+            dropped = drop_later_metrics(path, step + 1)
+            self._metrics = Sink.append(path, self.log.report)
+        return dropped
 
 
 def metrics_line(metrics: dict[str, Any]) -> str:

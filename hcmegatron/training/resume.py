@@ -17,6 +17,7 @@ from hcmegatron.config.errors import ConfigError
 from hcmegatron.config.ineffective import ineffective
 from hcmegatron.config.schema import Config, resumes
 from hcmegatron.config.types import defaults, flatten
+from hcmegatron.data.left_out import in_words
 from hcmegatron.training import manifest
 from hcmegatron.training.manifest import Damaged, Manifest, Progress
 from hcmegatron.training.resume_rules import HOW_COMPUTED, RULE_OF, Rule, more_than_rounding
@@ -247,6 +248,8 @@ def _start(
         )
     elif applied and not other_data:
         says.append(f"the data go on in the same order, at sample {seen}")
+    if saved.left_out and not other_data:
+        says.append(f"left out of the data, as before: {in_words(saved.left_out)}")
     if applied:
         says.append("changed: " + ", ".join(map(str, applied)))
     if rounding:
@@ -257,7 +260,9 @@ def _start(
     return Start(
         path,
         saved,
-        Progress(saved.step, 0 if other_data else seen),
+        Progress(saved.step, 0, (), saved.recent)
+        if other_data
+        else Progress(saved.step, seen, saved.left_out, saved.recent),
         tuple(says),
         {},
     )

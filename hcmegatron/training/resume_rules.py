@@ -33,7 +33,8 @@ _RULES = {
         model.hidden_dropout model.attention_dropout moe.expert_bias_rate moe.aux_loss moe.sequence_aux_loss
         moe.z_loss optimizer.lr optimizer.min_lr_ratio optimizer.schedule optimizer.warmup_steps
         optimizer.step_decay_at optimizer.step_decay_to optimizer.beta1 optimizer.beta2 optimizer.eps
-        optimizer.weight_decay optimizer.clip training.steps training.global_batch training.dtype training.seed""",
+        optimizer.weight_decay optimizer.clip training.steps training.global_batch training.dtype training.seed
+        health.on_bad_step health.loss_spike health.grad_norm_spike health.spike_window health.leave_out_batches""",
     Rule.ROUNDING: """
         moe.grouped moe.dispatcher parallel.pipeline parallel.virtual parallel.tensor parallel.sequence
         parallel.expert parallel.expert_tensor parallel.schedule parallel.overlap parallel.distributed_optimizer
@@ -42,8 +43,10 @@ _RULES = {
     Rule.BEGINNING: "model.init_std",
     Rule.HARMLESS: """
         parallel.costs parallel.timeout_s training.eval_every training.eval_batches training.log_every
-        training.max_bad_steps training.threads checkpoint.save_every checkpoint.keep_last checkpoint.resume
-        checkpoint.load run.dir run.tensorboard run.wandb run.observers run.overcommit run.peak_tflops""",
+        training.max_bad_steps training.threads health.keep_bad_steps health.compare_parameters_every
+        health.compare_gradients_every health.on_difference health.slow_factor health.slow_window
+        checkpoint.save_every checkpoint.keep_last checkpoint.resume checkpoint.load run.dir run.tensorboard run.wandb
+        run.observers run.overcommit run.peak_tflops""",
 }
 RULE_OF = {key: rule for rule, keys in _RULES.items() for key in keys.split()} | {
     f"connection.{name}": Rule[own.metadata["change"].upper()] for name, (_, own) in accounting.FIELDS.items()

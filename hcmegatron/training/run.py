@@ -67,16 +67,18 @@ def loop(run: TrainingRun, stop: StopFlag, more: Iterable[Factory] = ()) -> int:
         run.observers = observers
         run.log.say(*run.stepper.rehearse())
         observers.on_start()
-        done, seen = run.position
-        while done < training.steps and not stop.agreed():
-            step = one_step(run, done + 1, seen)
-            done, seen = step.number, step.result.samples.stop
+        while run.position.step < training.steps and not stop.agreed():
+            step = one_step(run, run.position.step + 1, run.position.samples)
+            run.position = run.after(step)
             observers.on_step(step)
+            done = run.position.step
+            if done < step.number:
+                continue  # the run has gone back to a checkpoint
             if validation and is_due(done, training.eval_every, training.steps) and not stop.agreed():
                 total = run.stepper.evaluate(validation, validation.micro_batches)
                 observers.on_eval(Evaluation(done, validation.nats_per_byte(total), validation))
-        observers.on_end(End(done, stop.name))
-    return done
+        observers.on_end(End(run.position.step, stop.name))
+    return run.position.step
 
 
 def one_step(

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from hcmegatron.training import resume
 from hcmegatron.training.manifest import NotSaved, Progress
-from hcmegatron.training.observer import End, Observer, Step, is_due
+from hcmegatron.training.observer import End, Observer, Rewind, Step, is_due
 
 if TYPE_CHECKING:
     from hcmegatron.training.setup import TrainingRun
@@ -28,9 +28,13 @@ class Saving(Observer):
         """Save where it is time to."""
         self.skipped = not step.result.updated
         if not self.skipped:
-            self.reached = Progress(step.number, step.result.samples.stop)
+            self.reached = self.run.position
         if step.number == self.steps or (not self.skipped and is_due(step.number, self.every, self.steps)):
             self._save()
+
+    def on_rewind(self, rewind: Rewind) -> None:
+        """What there is to save is the checkpoint itself, and what is left out since."""
+        self.reached = rewind.to
 
     def on_end(self, end: End) -> None:
         """Save what a signal has cut off.

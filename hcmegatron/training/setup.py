@@ -34,11 +34,12 @@ from hcmegatron.training.log import Log
 from hcmegatron.training.manifest import Progress
 from hcmegatron.training.memory_check import expected_memory
 from hcmegatron.training.model import build_model, gather_parameters, kernels_chosen
-from hcmegatron.training.observer import Observers
+from hcmegatron.training.observer import Observers, Step
 from hcmegatron.training.optimizer import build_optimizer
 from hcmegatron.training.planned import RunPlan, plan_run
 from hcmegatron.training.resume import Start
 from hcmegatron.training.run_directory import RunDirectory
+from hcmegatron.training.spikes import Spikes
 from hcmegatron.training.step import Stepper
 from megatron.core.optimizer.optimizer import ChainedOptimizer
 from megatron.core.process_groups_config import ProcessGroupCollection
@@ -53,7 +54,8 @@ class TrainingRun:
         vocab_size: padded.
         validation: None where nothing is held out.
         chunks: wrapped, in ascending order of their stages.
-        start: the checkpoint that the run goes on from, if any; position: where it goes on.
+        start: the checkpoint that the run goes on from, if any.
+        position: where it goes on; after every step, where that has brought it.
         plan: on rank 0, what the planner says of it.
         directory: its files, which rank 0 writes; log: what it says, on rank 0.
         observers: whom the loop tells.
@@ -76,6 +78,17 @@ class TrainingRun:
     plan: RunPlan | None
     introduction: list[str] = field(default_factory=list)
     observers: Observers = field(default_factory=lambda: Observers(()))
+
+    def go_on_at(self, position: Progress) -> None:
+        """The next step is the one after `position`, on its data, judged by what it remembers."""
+        self.position = position
+        self.stepper.batches.left_out = position.left_out
+        self.stepper.spikes = Spikes(self.config.health, position.recent)
+
+    def after(self, step: Step) -> Progress:
+        """Where a step has brought the run."""
+        left_out, recent = self.stepper.batches.left_out, self.stepper.spikes.recent
+        return Progress(step.number, step.result.samples.stop, left_out, recent)
 
 
 @contextmanager
@@ -146,6 +159,7 @@ def assemble_run(
                 position,
                 plan,
             )
+            run.go_on_at(position)
             run.introduction = _introduction(run, corpus, memory, groups.pp.rank())
             yield run
 

@@ -1,4 +1,4 @@
-"""One optimizer step: every micro-batch through the schedule, then a finite update or none."""
+"""One optimizer step: every micro-batch through the schedule, then an update, or none where the step is bad."""
 
 from __future__ import annotations
 
@@ -18,27 +18,38 @@ from hcmegatron.data.feed import Feed, MicroBatchTensors, filled_up, unused_tens
 from hcmegatron.model.gpt import unwrap
 from hcmegatron.pipeline.configured_schedule import evaluated_micro_batches, first_micro_batches
 from hcmegatron.pipeline.runner import ScheduleRunner
+from hcmegatron.pipeline.unreduced import unreduced
 from hcmegatron.training import loss
+from hcmegatron.training.spikes import Spikes
 from megatron.core.optimizer.clip_grads import clip_grad_by_total_norm_fp32
 from megatron.core.optimizer.optimizer import ChainedOptimizer
 from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.transformer.moe.router import Router
 from schedules.runtime.gpu import GPU
 
+NOT_FINITE = "not finite"
+
 
 @dataclass(frozen=True)
 class StepResult:
-    """What one step was: mean loss (nats a token), gradient norm before clipping, whether weights were updated."""
+    """What one step was: mean loss (nats a token), gradient norm before clipping, whether weights were updated.
+
+    Attributes:
+        samples: of the data's order, from the first that the step took to its last.
+        waited: seconds that this rank waited for data.
+        bad: why the weights were not updated: NOT_FINITE, or what was a spike; "" where they were.
+    """
 
     loss: float
     grad_norm: float
     updated: bool
-    samples: range  # of the data's order, which the step took
-    waited: float  # seconds that this rank waited for data
+    samples: range
+    waited: float
+    bad: str = ""
 
 
 class Stepper:
-    """Steps a model: holds what does not change from one step to the next."""
+    """Steps a model: holds what does not change from one step to the next, and the steps that spikes are judged by."""
 
     def __init__(
         self,
@@ -51,6 +62,7 @@ class Stepper:
     ) -> None:
         self.config, self.chunks, self.optimizer = config, chunks, optimizer
         self.schedule, self.batches, self.groups = schedule, batches, groups
+        self.spikes = Spikes(config.health)
         # Routers whose biases Megatron moves when it finalises gradients (loss-free balancing).
         self.balanced = [
             module
@@ -67,6 +79,22 @@ class Stepper:
         """
         self.clear()
         return self._run(lambda i: self.batches(seen, i), self.batches.micro_batches, forward_only=False)
+
+    def own_gradients(self, seen: int) -> Tensor:
+        """loss.summed of this rank for one micro-batch of the step after `seen` samples, the same on all data-parallel
+        ranks; its gradients are each rank's own, not reduced. Leaves no trace but in them, which the next step clears.
+
+        A pipeline runs as many of it as a step has: its schedule may need them.
+        """
+        self.clear()
+        counts = [router.local_tokens_per_expert.clone() for router in self.balanced]
+        batch = self.batches.of_rank(0, seen, 0)
+        with unreduced(self.schedule, self.chunks):
+            count = 1 if self.groups.pp.size() == 1 else self.batches.micro_batches
+            sums, _ = self._run(lambda _: batch, count, forward_only=False)
+        for router, tokens in zip(self.balanced, counts, strict=True):
+            router.local_tokens_per_expert.copy_(tokens)
+        return sums
 
     def clear(self) -> None:
         """Ready for the gradients of another step."""
@@ -92,25 +120,27 @@ class Stepper:
         biases = self._router_biases()
         sums, waited = self.gradients(seen)
         mean = loss.mean(sums)
-        norm, updated = self.update(mean)
-        if not updated:
+        norm, bad = self.update(mean)
+        if bad:
             self._set_router_biases(biases)
-        samples = range(seen, seen + self.config.training.global_batch)
-        return StepResult(mean, norm, updated, samples, waited)
+        taken = self.batches.samples(seen)
+        return StepResult(mean, norm, not bad, range(taken[0], taken[-1] + 1), waited, bad)
 
-    def update(self, mean: float) -> tuple[float, bool]:
-        """Clip the gradients and update the weights, where the mean loss and all gradients are finite.
+    def update(self, mean: float) -> tuple[float, str]:
+        """Clip the gradients and update the weights, where the mean loss and all gradients are finite and no spike.
 
         Returns:
-            (gradient norm before clipping, whether weights were updated).
+            (gradient norm before clipping, why the weights were not updated: see StepResult.bad).
         """
         overflow = self.optimizer.prepare_grads()
         norm = float(self.optimizer.get_grad_norm())
-        updated = not overflow and math.isfinite(mean) and math.isfinite(norm)
-        if updated:
+        finite = not overflow and math.isfinite(mean) and math.isfinite(norm)
+        bad = self.spikes.found(mean, norm) if finite else NOT_FINITE
+        if not bad:
             self._clip(norm)
             self.optimizer.step_with_ready_grads()
-        return norm, updated
+            self.spikes.add(mean, norm)
+        return norm, bad
 
     def rehearse(self) -> list[str]:
         """One step's forward and backward before the first, to compile and to find out-of-memory early. Where our

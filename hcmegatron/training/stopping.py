@@ -1,4 +1,4 @@
-"""What ends a run before its last step: a signal, or numbers that are no longer finite."""
+"""What ends a run before its last step: a signal that any rank got."""
 
 from __future__ import annotations
 
@@ -7,24 +7,11 @@ import os
 import select
 import signal
 from types import FrameType
-from typing import TYPE_CHECKING
 
 import torch
 import torch.distributed as dist
 
-from hcmegatron.platform.collective_failure import Ended
 from hcmegatron.platform.distributed import device
-from hcmegatron.platform.exit_status import DIVERGED
-from hcmegatron.training.observer import Observer, Step
-
-if TYPE_CHECKING:
-    from hcmegatron.training.setup import TrainingRun
-
-
-class Diverged(Ended):
-    """Several steps in a row had a non-finite loss or gradient."""
-
-    status = DIVERGED
 
 
 class StopFlag:
@@ -79,33 +66,3 @@ def _say(line: bytes) -> None:
     with contextlib.suppress(OSError):
         if select.select((), (2,), (), 0)[1]:
             os.write(2, line)
-
-
-class Finite(Observer):
-    """Counts steps whose loss or gradient was not finite, says which they were, and gives up after several."""
-
-    def __init__(self, run: TrainingRun) -> None:
-        self.limit, self.log = run.config.training.max_bad_steps, run.log
-        self.row = self.total = 0
-
-    def on_step(self, step: Step) -> None:
-        """Look at a step.
-
-        Raises:
-            Diverged: it was the last of training.max_bad_steps in a row.
-        """
-        result = step.result
-        if result.updated:
-            self.row = 0
-            return
-        self.row += 1
-        self.total += 1
-        samples = result.samples
-        where = f"step {step.number}, sequences {samples[0]} to {samples[-1]} of the data order"
-        self.log.say(
-            f"skipped: loss {result.loss}, gradient norm {result.grad_norm} at {where}; {self.total} skipped so far"
-        )
-        if self.row >= self.limit:
-            raise Diverged(
-                f"{self.row} non-finite steps in a row; the last was {where}; weights are as before them"
-            )

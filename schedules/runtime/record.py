@@ -80,6 +80,11 @@ class Record:
             for position, part, waited, start, end in self._marks
         ]
 
+    def source(self, event: RecordedAction) -> int | None:
+        """The rank whose message a part needed; None where it needed none."""
+        (part,) = [part for part in self._ops[event.position].parts if part.action == event.action]
+        return None if part.receive is None else part.receive.source_rank
+
     def gaps(self) -> list[float]:
         """Host seconds spent neither in a stage nor waiting: before every event, and after the last one.
         Meaningful on CPU, where no stage overlaps by itself."""

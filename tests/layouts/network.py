@@ -38,6 +38,10 @@ class Batches:
         self.config, self.data_rank, self.data_parallel = config, data_rank, data_parallel
         self.micro_batches = config.training.global_batch // (config.training.micro_batch * data_parallel)
 
+    def samples(self, seen: int) -> range:
+        """Of a step; nobody looks at them here."""
+        return range(seen, seen + self.config.training.global_batch)
+
     def __call__(self, step: int, micro_batch: int) -> dict[str, torch.Tensor | int]:
         b, s = self.config.training.micro_batch, self.config.data.sequence_length
         first = (micro_batch * self.data_parallel + self.data_rank) * b

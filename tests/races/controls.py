@@ -66,6 +66,7 @@ EXEMPT: dict[str, str] = {
         "begins a gather that nobody has begun: without it weights are old, which is no race, and "
         "tests/model/test_parameter_gather.py finds it"
     ),
+    "hcmegatron/pipeline/own_time.py OwnTimes.last synchronize": "for a time to compare",
     "hcmegatron/training/step.py Stepper._warm_start synchronize": "for a time to print",
     "schedules/runtime/gpu.py Gpu.synchronize synchronize": "what others call, each of whom stands here itself",
     "schedules/runtime/record.py Record.events synchronize": "for times to read",

@@ -74,6 +74,8 @@ def looped(monkeypatch, steps=4, stop_before=None, skipped=(), every=2, eval_eve
         stepper=SimpleNamespace(step=stepped, evaluate=lambda *_: 3.0, rehearse=lambda: ["rehearsed"]),
         log=SimpleNamespace(say=lambda *lines: said.extend(lines)),
         position=Progress(start, 2 * start),
+        after=lambda step: Progress(step.number, step.result.samples.stop),
+        ranks=SimpleNamespace(rank=1),
         checkpoints=Checkpoints(failing),
         optimizer=None,
         chunks=[],
@@ -179,10 +181,10 @@ def test_an_observer_asks_for_no_coefficients_by_itself():
 def test_who_is_asked_for():
     config = Config()
     asked = {name for name, entry in observer_registry.THEN.items() if entry.asked(config)}
-    assert asked == {"recorder", "tensorboard", "planned", "finite", "checkpoints"}
+    assert asked == {"recorder", "tensorboard", "planned", "bad_steps", "checkpoints"}
     config.run.tensorboard, config.run.wandb, config.recompute.mode = False, "offline", "block"
     asked = {name for name, entry in observer_registry.THEN.items() if entry.asked(config)}
-    assert asked == {"recorder", "wandb", "recomputation", "planned", "finite", "checkpoints"}
+    assert asked == {"recorder", "wandb", "recomputation", "planned", "bad_steps", "checkpoints"}
     assert [name for name, entry in observer_registry.THEN.items() if entry.writes] == [
         "recorder",
         "tensorboard",

@@ -258,13 +258,13 @@ def test_the_second_format_is_verified_by_its_own_checksums(tmp_path):
 def test_a_format_to_come_is_refused_and_one_that_lost_a_bit_is_damage(tmp_path):
     path = saved(tmp_path, made())
     content = json.loads((path / "manifest.json").read_text())
-    for version in (1, 2, 7):  # each differs from 3 in one bit
+    for version in (0, 5, 6):  # each differs from 4 in one bit
         (path / "manifest.json").write_text(json.dumps(content | {"format": version}))
         assert "is corrupt: manifest.json is not as it was written" in refused(made(), tmp_path)
     del content["blake2b"]
     content["format"] = 7
     (path / "manifest.json").write_text(json.dumps(content | {"blake2b": manifest._digest(content)}))
-    assert "is of format 7, and this program reads formats 1 to 3; continue it" in refused(made(), tmp_path)
+    assert "is of format 7, and this program reads formats 1 to 4; continue it" in refused(made(), tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -352,7 +352,7 @@ def test_what_a_killed_run_left_is_removed_and_what_is_whole_kept(tmp_path):
     saved(tmp_path / "again", made()).rename(path)
     manifest.tidy(path.parent)
     assert list(path.parent.iterdir()) == [path]
-    assert json.loads((path / "manifest.json").read_text())["format"] == 3
+    assert json.loads((path / "manifest.json").read_text())["format"] == 4
     assert manifest.read(path).files == {"__0_0.distcp": File(7, ("1ad27358",))}
 
 

@@ -40,6 +40,7 @@ def saved(steps, every=0, skipped=(), end=None, of=None, **checkpoints):
     saving = Saving(run)
     for number in steps:
         samples = range(10 * number - 10, 10 * number)
+        run.position = Progress(number, 10 * number)
         saving.on_step(Step(number, StepResult(1.0, 1.0, number not in skipped, samples, 0.0), 1e-3, 1.0))
     if end:
         saving.on_end(end)

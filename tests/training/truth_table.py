@@ -44,6 +44,11 @@ WORDS = {
 
 # Settings that name what is continued, or need what is not here: key -> why no value is tried.
 LEFT_OUT = {
+    "health.on_bad_step": "it acts on a step that is not finite, and all of these are",
+    "health.loss_spike": "it acts on a spike, and in four steps there is none",
+    "health.grad_norm_spike": "it acts on a spike, and in four steps there is none",
+    "health.spike_window": "it acts on a spike, and in four steps there is none",
+    "health.leave_out_batches": "it acts on a rewind, and all of these steps are finite",
     "run.dir": "it says which run is continued",
     "checkpoint.load": "it begins a new run",
     "run.wandb": "it needs the package wandb",
@@ -61,6 +66,7 @@ VALUES: dict[str, list[Any]] = {
     "checkpoint.resume": ["required"],
     "run.observers": [["hcmegatron.training.observer:Observer"]],
     "training.seed": [99],
+    "health.slow_factor": [1000.0],
     "recompute.modules": [["core_attn"]],
     "connection.lr_multiplier": [5.0],
     "data.suffixes": [[".txt"]],

@@ -87,6 +87,29 @@ def check_training(config: Config, shown: Shown) -> None:
     )
 
 
+def check_health(config: Config, shown: Shown) -> None:
+    """ConfigError where what is asked of bad steps cannot be done."""
+    need(
+        config.health.on_bad_step != "rewind" or config.checkpoint.save_every > 0,
+        f"{shown('health.on_bad_step')} with {shown('checkpoint.save_every')} has no checkpoint to go back to",
+        "set checkpoint.save_every, or use health.on_bad_step=skip",
+    )
+    spread = config.parallel.expert > 1 or config.parallel.expert_tensor > config.parallel.tensor
+    need(
+        config.health.compare_gradients_every == 0 or not (config.moe.experts and spread),
+        f"{shown('health.compare_gradients_every')} with {shown('parallel.expert')} and "
+        f"{shown('parallel.expert_tensor')}: data-parallel ranks compute different experts, and exchange their tokens",
+        "use health.compare_parameters_every alone",
+    )
+    theirs = config.parallel.schedule.startswith("megatron") and config.parallel.pipeline > 1
+    need(
+        config.health.slow_factor == 0 or not theirs,
+        f"{shown('health.slow_factor')} with {shown('parallel.schedule')} and {shown('parallel.pipeline')}: Megatron's "
+        "own pipelines do not say what a rank computes and when it waits",
+        "use parallel.schedule=1f1b, interleaved or another of this project's, or health.slow_factor=0",
+    )
+
+
 def check_fp64(config: Config, shown: Shown) -> None:
     """fp64 exists for tests of equality: Megatron's own pieces stop at fp32, so those are refused."""
     if config.training.dtype != "fp64":

@@ -1,0 +1,80 @@
+"""The verb `replay`: a bad step that a run has kept, once more, in one process. No torch before there is work."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from dataclasses import replace
+from pathlib import Path
+
+from hcmegatron.config import Config, ConfigError, check_config
+from hcmegatron.config.schema import Health, Parallel, Recompute
+from hcmegatron.config.types import leaves
+from hcmegatron.training import kept_steps, manifest
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The verb's own words."""
+    parser.usage = "hcmegatron replay RUN/anomalies/step-00000123 [--checkpoint=DIR]"
+    parser.description = (
+        "Run every micro-batch of a bad step that a run has kept, forward and backward, in one process whatever the "
+        "run's layout was, with the weights of the checkpoint before it: losses, gradient norms by class of "
+        "parameter, and which module's output is the first that is not finite. Nothing is written."
+    )
+    parser.add_argument("path", metavar="STEP", type=Path, help="a kept step, with or without .json")
+    parser.add_argument("--checkpoint", metavar="DIR", type=Path, help="other weights than those before it")
+
+
+def main(options: argparse.Namespace) -> int:
+    """Run the verb.
+
+    Raises:
+        ConfigError: there is no such step, or its checkpoint is gone or damaged.
+    """
+    described, samples, tokens = kept_steps.read(options.path)
+    config = alone(described["config"], options.path)
+    path = options.checkpoint or (described["checkpoint"] and Path(described["checkpoint"]))
+    saved = None
+    if path is not None:
+        if options.checkpoint is None and not path.exists():
+            raise ConfigError(
+                f"checkpoint {path}, before the bad step, is not there any more; name another with --checkpoint=DIR"
+            )
+        saved = manifest.read(path)
+        manifest.verify(path, saved)
+    print(
+        f"step {described['step']}: loss {described['loss']}, gradient norm {described['grad_norm']} "
+        f"({described['bad']}); sequences {samples[0]} to {samples[-1]} of the data order, on "
+        f"{described['ranks']} ranks"
+    )
+    after = saved.step if saved else 0
+    print(
+        f"weights: {path or 'as the configuration initialises them'}, after step {after}; the bad step's were those "
+        f"after step {described['step'] - 1}"
+    )
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    from hcmegatron.training.replay import replay
+
+    for line in replay(config, samples, tokens, path):
+        print(line, flush=True)
+    return 0
+
+
+def alone(settings: dict[str, object], path: Path) -> Config:
+    """The configuration of a kept step, for one process and without recomputation.
+
+    Raises:
+        ConfigError: it has settings that this version does not know, or values that it refuses.
+    """
+    config = Config()
+    if unknown := sorted(settings.keys() - leaves().keys()):
+        raise ConfigError(
+            f"{path}: {unknown[0]} is no setting of this version; replay with the one that kept it"
+        )
+    for key, value in settings.items():
+        section, _, leaf = key.rpartition(".")
+        setattr(getattr(config, section) if section else config, leaf, value)
+    whole = Parallel(distributed_optimizer=False)
+    config = replace(config, parallel=whole, recompute=Recompute(), health=Health())
+    check_config(config)
+    return config
