@@ -110,7 +110,7 @@ class CheckpointWriter:
         said = []
         for path in manifest.outdated(than, self.config.checkpoint.keep_last):
             try:
-                shutil.rmtree(path)
+                manifest.remove(path)
             except OSError as error:
                 said.append(f"the old checkpoint {path} could not be removed: {error.strerror}")
         return said

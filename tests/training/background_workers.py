@@ -46,7 +46,7 @@ def plain(config: Config, stop_at: int, moved_at: int) -> None:
     usual = CheckpointWriter.share
 
     def share(self: CheckpointWriter, copied: bool) -> Any:
-        self._where = []
+        self._views, self._where = [], []
         return usual(self, copied)
 
     CheckpointWriter.share = share
