@@ -17,6 +17,7 @@ from torch.distributed.checkpoint.planner import SavePlan, SavePlanner
 from torch.distributed.checkpoint.storage import WriteResult
 from torch.distributed.checkpoint.utils import _DistWrapper
 from torch.futures import Future
+from torch.utils.serialization import config as serialization
 
 import hcmegatron.platform.megatron  # noqa: F401  (installs the CPU adapter before Megatron is imported)
 from hcmegatron.platform.collective_failure import in_one_line
@@ -146,7 +147,8 @@ def reason(error: BaseException) -> str:
 class _Writer(dcp.FileSystemWriter):
     """torch's, with the system's own word where a file cannot be written, such as that the disk is full.
 
-    torch's serialisation answers that with an error about a position in its archive.
+    torch's serialisation answers that with an error about a position in its archive. It sums up every tensor for the
+    archive, which is more than half of what writing costs a processor; the manifest has sums of its own.
 
     Args:
         ahead: copy tensors from the GPU while those before them are written.
@@ -157,7 +159,8 @@ class _Writer(dcp.FileSystemWriter):
 
     def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
         try:
-            return super().write_data(plan, planner)
+            with serialization.patch("save.compute_crc32", False):  # in this thread alone
+                return super().write_data(plan, planner)
         except Exception as error:
             cause: BaseException | None = error
             while cause is not None and not isinstance(cause, OSError):
