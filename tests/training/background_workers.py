@@ -6,14 +6,16 @@ import os
 import signal
 import threading
 import time
+from pathlib import Path
 from typing import Any
 
 from hcmegatron.config.schema import Config
 from hcmegatron.platform.ranks import discover_ranks
-from hcmegatron.training import step
+from hcmegatron.training import manifest, step
 from hcmegatron.training.checkpoint_writer import CheckpointWriter
 from hcmegatron.training.run import train
 from hcmegatron.training.shard_files import ShardWriter
+from tests.training.workers import content
 
 
 def slow(config: Config, stop_at: int, moved_at: int) -> None:
@@ -23,19 +25,22 @@ def slow(config: Config, stop_at: int, moved_at: int) -> None:
         stop_at: the run is told to stop in this 1-based step.
         moved_at: after this one, the optimizer's state is elsewhere in memory.
     """
-    ended = threading.Event()
-    _afterwards(config, lambda number, stepper: (ended.set(), _meanwhile(number, stepper)))
+    ended, stopped = threading.Event(), threading.Event()
     usual = ShardWriter.write
 
     def write(self: ShardWriter, *args: Any) -> Any:
         ended.clear()
-        ended.wait(1.0)  # the last one has no step after it
+        assert stopped.is_set() or ended.wait(60)
         time.sleep(0.2)
         return usual(self, *args)
 
-    def _meanwhile(number: int, stepper: step.Stepper) -> None:
+    def meanwhile(number: int, stepper: step.Stepper) -> None:
         _at(number, stepper, stop_at, moved_at)
+        if number == stop_at:  # no step comes after it
+            stopped.set()
+        ended.set()
 
+    _afterwards(config, meanwhile)
     ShardWriter.write = write
     train(config, discover_ranks(os.environ))
 
@@ -51,6 +56,13 @@ def plain(config: Config, stop_at: int, moved_at: int) -> None:
 
     CheckpointWriter.share = share
     train(config, discover_ranks(os.environ))
+
+
+def contents(folder: Path) -> dict[str, Any]:
+    """Of a folder's checkpoints, which are all whole."""
+    for path in folder.iterdir():
+        manifest.verify(path, manifest.read(path))
+    return {path.name: content(path) for path in folder.iterdir()}
 
 
 def failing(config: Config, at: int) -> None:
