@@ -8,6 +8,7 @@ disk is full, has the one before.
 from __future__ import annotations
 
 import shutil
+from collections import ChainMap
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
@@ -71,21 +72,28 @@ class CheckpointWriter:
     def write(
         self, share: Future[list[TensorShard]], at: Progress, updates: int, keep_older: bool
     ) -> list[str]:
-        """Write, read back, complete, and remove older ones. Raises NotDone on every rank where it failed on one."""
+        """Write, read back, complete, and remove older ones.
+
+        Args:
+            updates: that this rank's optimizers have counted; 0 where it has none.
+
+        Raises:
+            NotDone: on every rank, where it failed on one.
+        """
         first, rank = dist.get_rank() == 0, dist.get_rank()
         path = self.folder / manifest.name(at.step)
         partial = path.with_suffix(".partial")
 
-        def written() -> tuple[list[WriteResult], dict[str, File]]:
+        def written() -> tuple[list[WriteResult], dict[str, File], int]:
             results = self.files.write(share.result(), partial)
-            return results, summed(partial, [file.name for file in partial.glob(f"__{rank}_*")])
+            return results, summed(partial, [file.name for file in partial.glob(f"__{rank}_*")]), updates
 
         def complete() -> None:
-            self.files.finish([results for results, _ in everyones], partial)
-            files = {name: file for _, found in everyones for name, file in found.items()}
-            files |= summed(partial, [".metadata"])
+            results, files, counts = zip(*everyones, strict=True)
+            self.files.finish(list(results), partial)
+            every = dict(ChainMap(*files)) | summed(partial, [".metadata"])
             settings = flatten(self.config)
-            whole = Manifest(*at, updates, settings, self.text, self.environment, files)
+            whole = Manifest(*at, max(counts), settings, self.text, self.environment, every)
             self._complete(partial, path, whole)
 
         try:

@@ -71,5 +71,5 @@ def test_a_run_that_fails_completes_the_checkpoint_that_is_being_written(text, t
     outcomes = observe_ranks(2, background_workers.failing, config, 3, **RUN, grace=10.0)
     assert "RuntimeError: a mistake of the step" in outcomes[1].error and not outcomes[1].overtime
     (path,) = (tmp_path / "run/checkpoints").iterdir()
-    assert path.name == manifest.name(2)
+    assert path.name == manifest.name(2) and manifest.read(path).updates == 2
     manifest.verify(path, manifest.read(path))
