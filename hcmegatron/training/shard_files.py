@@ -93,7 +93,7 @@ class ShardWriter:
             _planner(share),
             _Writer(directory, ahead=any(piece.data.is_cuda for piece in share)),
         )
-        return writer.write_data(planner.finish_plan(self._plan), planner).wait()
+        return writer.write_data(planner.finish_plan(self._plan), planner).value()
 
     def finish(self, results: list[list[WriteResult]], directory: Path) -> None:
         """The index of what all ranks have written, onto the disk. Rank 0 alone; raises FAULTS."""
