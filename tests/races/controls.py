@@ -40,7 +40,11 @@ CONTROLS: dict[str, tuple[str, ...]] = {
 EXEMPT: dict[str, str] = {
     **{
         f"hcmegatron/kernels/tuning.py {where}": "measuring: one kernel at a time, and the host waits for each"
-        for where in ("_seconds synchronize", "device_milliseconds synchronize", "device_milliseconds synchronize 2")
+        for where in (
+            "_seconds synchronize",
+            "device_milliseconds synchronize",
+            "device_milliseconds synchronize 2",
+        )
     },
     "hcmegatron/model/layer.py ConnectionLayer._route _kept_by_dispatcher": (
         "redundant while every forward is joined: the dispatcher keeps the tensors until the layer routes again, after "
