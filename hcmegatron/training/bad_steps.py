@@ -51,6 +51,7 @@ class BadSteps(Observer):
         what = f"loss {step.result.loss}, gradient norm {step.result.grad_norm}"
         if step.result.bad not in ("", NOT_FINITE):
             what += f" ({step.result.bad})"
+        self.log.say(*self.run.checkpoints.finish())  # what is being written is the one before the step
         kept = keep_step(self.run, step)
         if health.on_bad_step == "stop":
             self.log.say(*kept)
@@ -79,7 +80,7 @@ class BadSteps(Observer):
         """The newest whole checkpoint of this run, or the one that it began with."""
         config, run = self.run.config, self.run
         own = replace(config, checkpoint=replace(config.checkpoint, resume="auto", load=None))
-        return checkpoint.find(own, run.directory, run.checkpoints.text, claimed=True) or run.start
+        return checkpoint.find(own, run.directory, run.checkpoints.writer.text, claimed=True) or run.start
 
     def _go_back(self, start: Start, step: Step) -> range:
         """Be at the checkpoint again, with what is left out of the data from now on."""

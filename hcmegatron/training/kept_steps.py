@@ -93,7 +93,7 @@ def _described(run: TrainingRun, step: Step) -> dict[str, Any]:
         "seeds": {"training": config.training.seed, "data": config.data.seed},
         "ranks": run.ranks.world_size,
         "host": platform.node(),
-        "text": run.checkpoints.text,
+        "text": run.checkpoints.writer.text,
         "config_sha256": hashlib.sha256(dump_config(config).encode()).hexdigest(),
         "config": flatten(config),
     }
