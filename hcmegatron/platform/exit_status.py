@@ -11,3 +11,4 @@ USER_ERROR = (
 )
 DIVERGED = 3  # training.max_bad_steps non-finite steps in a row
 STOPPED = 75  # by a signal: with checkpoint.resume=auto the same command goes on (sysexits.h: EX_TEMPFAIL)
+HANG = 124  # no progress for parallel.timeout_s: schedules/runtime/watchdog.py's

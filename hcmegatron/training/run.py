@@ -45,7 +45,7 @@ def train(
     corpus = corpus or find_corpus(config.data)
     warn_of_environment(config, ranks)
     with process_groups(config, ranks, corpus.fingerprint) as groups:
-        stop = StopFlag(launched=ranks.source == STARTED_HERE and ranks.world_size > 1)
+        stop = StopFlag(launched=ranks.apart)
         path: Path = on_first_rank(lambda: choose_directory(config, name))
         start = checkpoint.find(config, path, corpus.fingerprint)
         if start and start.position.step == config.training.steps:

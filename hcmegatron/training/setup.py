@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -53,7 +54,8 @@ class TrainingRun:
         vocab_size: padded.
         validation: None where nothing is held out.
         chunks: wrapped, in ascending order of their stages.
-        start: the checkpoint that the run goes on from, if any; position: where it goes on.
+        start: the checkpoint that the run goes on from, if any; position: where it goes on; load_seconds: that
+            filling model and optimizer from it took.
         plan: on rank 0, what the planner says of it.
         directory: its files, which rank 0 writes; log: what it says, on rank 0.
         observers: whom the loop tells.
@@ -76,6 +78,7 @@ class TrainingRun:
     plan: RunPlan | None
     introduction: list[str] = field(default_factory=list)
     observers: Observers = field(default_factory=lambda: Observers(()))
+    load_seconds: float = 0.0
 
 
 @contextmanager
@@ -120,8 +123,10 @@ def assemble_run(
         schedule = build_forward_backward(config, chunks, groups, recomputation.execution, watchdog)
         stepper = Stepper(config, chunks, optimizer, schedule, batches, groups)
         checkpoints = checkpoint.Checkpoints(path, config, corpus.fingerprint, chunks, optimizer)
+        began = time.monotonic()
         if start:
             checkpoints.load(start)
+        load_seconds = time.monotonic() - began
         position = start.position if start else Progress(0, 0)
         opened = kept_on_first_rank(
             lambda: Log(
@@ -145,6 +150,7 @@ def assemble_run(
                 start,
                 position,
                 plan,
+                load_seconds=load_seconds,
             )
             run.introduction = _introduction(run, corpus, memory, groups.pp.rank())
             yield run

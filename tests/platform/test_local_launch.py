@@ -10,7 +10,7 @@ import time
 import pytest
 
 import hcmegatron
-from hcmegatron.platform.local_launch import without_native_frames
+from hcmegatron.platform.rank_process import without_native_frames
 
 ROOT = os.path.dirname(os.path.dirname(hcmegatron.__file__))
 HEAD = """
@@ -357,3 +357,19 @@ def test_a_rank_that_only_went_along_is_not_the_cause(tmp_path):
     assert (
         done.stderr.count("the cause") == 2 and "rank 0" not in done.stderr
     )  # in the source's line, and said
+
+
+def test_a_rank_that_is_killed_is_noticed_although_its_child_lives(tmp_path):
+    """What it has started holds whatever was open at the fork, and ends with it."""
+    body = """
+        if place.rank == 1:
+            child = os.fork()
+            if not child:
+                time.sleep(50)
+            open(f'{FOLDER}/pid1{place.rank}', 'w').write(str(child))
+            os.kill(os.getpid(), signal.SIGKILL)
+        time.sleep(50)
+    """
+    done, seconds = run(tmp_path, body)
+    assert done.returncode == 128 + 9 and "rank 1 was killed by SIGKILL" in done.stderr and seconds < 8
+    assert_gone(tmp_path, 4)

@@ -98,4 +98,4 @@ def second_interrupt(config: Config, launched: bool) -> None:
 
     step.Stepper.step = interrupted
     place = discover_ranks(os.environ)
-    train(config, replace(place, source=STARTED_HERE) if launched else place)
+    train(config, replace(place, source=STARTED_HERE, apart=True) if launched else place)
