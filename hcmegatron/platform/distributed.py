@@ -108,7 +108,7 @@ def megatron_groups(config: Config) -> Iterator[ProcessGroupCollection]:
         virtual_pipeline_model_parallel_size=parallel.virtual,
         expert_model_parallel_size=parallel.expert,
         expert_tensor_parallel_size=parallel.expert_tensor,
-        distributed_timeout_minutes=-(-parallel.timeout_s // 60),
+        distributed_timeout_minutes=parallel.timeout_s / 60,
         # all-to-alls that run beside computation; only NCCL has streams to give priority to
         high_priority_stream_groups=["ep", "ep_tp"] if parallel.overlap and GPU.present() else None,
     )

@@ -26,7 +26,13 @@ from hcmegatron.pipeline.replica_sync import replicas_planned
 from hcmegatron.planner.hops import hop_costs
 from hcmegatron.planner.layers import padded_vocab
 from hcmegatron.platform import cuda_environment, standard_streams
-from hcmegatron.platform.collective_failure import Ended, kept_on_first_rank, on_first_rank
+from hcmegatron.platform.collective_failure import (
+    Ended,
+    in_one_line,
+    kept_on_first_rank,
+    on_first_rank,
+    timed_out,
+)
 from hcmegatron.platform.ranks import STARTED_HERE, RankInfo
 from hcmegatron.recompute.attach import Recomputation
 from hcmegatron.training import checkpoint, resume
@@ -44,6 +50,7 @@ from hcmegatron.training.step import Stepper
 from megatron.core.optimizer.optimizer import ChainedOptimizer
 from megatron.core.process_groups_config import ProcessGroupCollection
 from schedules.runtime.gpu import GPU
+from schedules.runtime.watchdog import Watchdog
 
 
 @dataclass
@@ -192,7 +199,7 @@ def _of_the_gpu(config: Config, microbatches: int, rank: int) -> list[str]:
 
 
 @contextmanager
-def _watchdog(config: Config, path: Path) -> Iterator[object]:
+def _watchdog(config: Config, path: Path) -> Iterator[Watchdog | None]:
     """The watchdog, closed on all ranks together where all of them leave: rank 0 holds what they share."""
     watchdog = start_watchdog(config.parallel.timeout_s, path)
     ended: Ended | None = None
@@ -200,6 +207,11 @@ def _watchdog(config: Config, path: Path) -> Iterator[object]:
         yield watchdog
     except Ended as error:
         ended = error
+    except RuntimeError as error:
+        if watchdog is not None and timed_out(error):  # outside of a step, which reports its own
+            watchdog.trip(f"rank {dist.get_rank()}: {in_one_line(error)}")
+            error.add_note(f"positions and stacks of all ranks: {watchdog.directory}")
+        raise
     if watchdog is not None:
         watchdog.close()
         dist.barrier()

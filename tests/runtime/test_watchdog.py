@@ -45,7 +45,7 @@ def disturb(how, culprit, tmp_path, tcp=False):
             assert re.search(rf"^  rank {outcome.rank}, dualpipev, step 2: ", outcome.output, re.M), str(
                 outcome
             )
-            stacks = (tmp_path / f"stacks.rank{outcome.rank}.txt").read_text()
+            stacks = (tmp_path / f"hang/rank-{outcome.rank}.txt").read_text()
             assert "pipeline watchdog" in stacks or "_execute" in stacks or "disturb" in stacks
     return outcomes, "\n".join(outcome.output for outcome in outcomes)
 
@@ -66,7 +66,7 @@ def test_stalled(tmp_path):
     assert all(outcome.exit_code in (1, EXIT_CODE) for outcome in outcomes)
     assert re.search(r"rank 2, dualpipev, step 2: action \d+ of \d+, \S*2F7\S*, computing for", said)
     assert re.search(r"waiting for the activation of micro-batch 7 from stage 2 to stage 3 \(rank 2\)", said)
-    assert "in _stall" in (tmp_path / "stacks.rank2.txt").read_text()
+    assert "in _stall" in (tmp_path / "hang/rank-2.txt").read_text()
 
 
 @pytest.mark.ranks
