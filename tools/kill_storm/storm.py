@@ -13,7 +13,7 @@ from hcmegatron.platform.exit_status import HANG, STOPPED
 from hcmegatron.platform.local_launch import GRACE_S
 from tools.kill_storm.command import Command, kill, until
 from tools.kill_storm.judge import differences, lines, losses, newest_step
-from tools.kill_storm.kills import LIMIT_S, SAVE_EVERY, Kill, Layout, draw
+from tools.kill_storm.kills import LIMIT_S, SAVE_EVERY, Kill, Layout
 from tools.kill_storm.phases import Phases
 
 ENDS_S = 30.0  # after a death, on a machine that others use too
@@ -23,6 +23,7 @@ GONE_S = 5.0
 ASKS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 
 Report = dict[str, Any]
+Draw = Callable[[random.Random, Layout], Kill]
 
 
 class Wrong(Exception):
@@ -35,7 +36,9 @@ def whole(layout: Layout, text: Path, directory: Path) -> None:
         command = Command(arguments(layout, text, directory), directory.with_suffix(".out"))
         if not command.ends_within(FINISHES_S) or command.status != 0:
             command.clear()
-            raise RuntimeError(f"the undisturbed run ended with {command.status}: {directory.with_suffix('.out')}")
+            raise RuntimeError(
+                f"the undisturbed run ended with {command.status}: {directory.with_suffix('.out')}"
+            )
 
 
 def arguments(layout: Layout, text: Path, directory: Path, restarts: bool = False) -> list[str]:
@@ -53,6 +56,8 @@ class Storm:
     Args:
         seed: of everything that is drawn.
         tell: takes a report of every kill.
+        draw: what is shot.
+        restarts: whether the command has --restarts; None: drawn.
     """
 
     def __init__(
@@ -63,17 +68,20 @@ class Storm:
         directory: Path,
         phases: Phases,
         tell: Callable[[Report], None],
+        draw: Draw,
+        restarts: bool | None = None,
     ) -> None:
-        self.layout, self.text, self.directory, self.phases, self.tell = layout, text, directory, phases, tell
-        self.random = random.Random(seed)
-        self.restarts = bool(self.random.getrandbits(1)) or layout.ranks == 1
+        self.layout, self.text, self.directory, self.phases = layout, text, directory, phases
+        self.tell, self.draw, self.random = tell, draw, random.Random(seed)
+        drawn = bool(self.random.getrandbits(1)) or layout.ranks == 1
+        self.restarts = drawn if restarts is None else restarts
         self.command: Command | None = None
 
     def run(self, kills: int) -> None:
         """All of it. Wrong, with what it is."""
         try:
             for _ in range(kills):
-                if not self.shoot(draw(self.random, self.layout)):
+                if not self.shoot(self.draw(self.random, self.layout)):
                     break  # it has finished meanwhile
             self.finish()
         finally:
@@ -110,7 +118,7 @@ class Storm:
         if not over:
             raise Wrong(f"{report}: nothing ended within {limit:.0f} s")
         if command.ended():
-            return self._judge_end(command, shot)
+            return self._judge_end(command, shot, phase)
         return True
 
     def finish(self) -> None:
@@ -148,14 +156,14 @@ class Storm:
         """How many lives have ended below a command that starts its ranks again."""
         return len(lines(self.directory / "restarts.jsonl", "ended"))
 
-    def _judge_end(self, command: Command, shot: Kill | None) -> bool:
+    def _judge_end(self, command: Command, shot: Kill | None, phase: str = "") -> bool:
         """Status, orphans, lost steps; whether there is more to train."""
         if not until(lambda: not command.left(), GONE_S):
             raise Wrong(f"processes are left of {command.pid}: {command.left()}")
-        if command.status not in _allowed(shot, self.restarts):
-            raise Wrong(f"status {command.status} after {shot}")
+        if command.status not in _allowed(shot, phase, self.restarts):
+            raise Wrong(f"status {command.status} after {shot} in {phase}")
         done, saved = max(losses(self.directory), default=0), newest_step(self.directory)
-        if done - saved > SAVE_EVERY:
+        if done - saved > (0 if command.status == STOPPED else SAVE_EVERY):
             raise Wrong(f"{done} steps were done, and the newest checkpoint is of step {saved}")
         return command.status != 0
 
@@ -173,15 +181,16 @@ class Storm:
                 raise Wrong(f"after step {done} a restart went back to step {event['from_step']}")
 
 
-def _allowed(shot: Kill | None, restarts: bool) -> tuple[int, ...]:
+def _allowed(shot: Kill | None, phase: str, restarts: bool) -> tuple[int, ...]:
     """The statuses with which a command may end."""
     if shot is None:
         return (0, 1, HANG) if restarts else (0,)
-    killed = 128 + shot.signal
+    killed = (-shot.signal, 128 + shot.signal)  # the command itself; one of its ranks
+    if shot.signal in ASKS:
+        # A process that has not come to listen to signals dies of one.
+        return (STOPPED, 0, *(killed if phase == "start" else ()))
     if shot.rank is None:
-        return (-shot.signal, killed, STOPPED, 0) if shot.signal in ASKS else (-shot.signal,)
+        return killed[:1]
     if shot.signal == signal.SIGSTOP:
         return (1, 2, HANG)
-    if shot.signal in ASKS:
-        return (killed, STOPPED, 0)
-    return (killed, 0)
+    return (killed[1], 0)
