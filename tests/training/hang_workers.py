@@ -11,7 +11,8 @@ import torch.distributed as dist
 from hcmegatron import cli
 from hcmegatron.config.schema import Config
 from hcmegatron.data.corpus import find_corpus
-from hcmegatron.platform import local_launch
+from hcmegatron.platform import distributed, local_launch
+from hcmegatron.platform.ranks import RankInfo
 from hcmegatron.training.step import Stepper
 
 
@@ -30,4 +31,17 @@ def stopped(config: Config) -> int:
         return usual(self, mean)
 
     Stepper.update, local_launch.GRACE_S = update, 0.5
+    return cli._start_ranks(config, "run", find_corpus(config.data))
+
+
+def absent(config: Config) -> int:
+    """Train; the last rank stops (SIGSTOP) before it meets the others. Returns the exit status."""
+    usual = distributed.meet_ranks
+
+    def meet(ranks: RankInfo, *arguments: Any) -> dist.Store:
+        if ranks.rank == ranks.world_size - 1:
+            os.kill(os.getpid(), signal.SIGSTOP)
+        return usual(ranks, *arguments)
+
+    distributed.meet_ranks, local_launch.GRACE_S = meet, 0.5
     return cli._start_ranks(config, "run", find_corpus(config.data))

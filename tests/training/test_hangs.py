@@ -28,3 +28,13 @@ def test_a_collective_that_times_out_leaves_positions_and_stacks(text, tmp_path)
     assert report.startswith("rank 0: RuntimeError: ") and "imed out" in report.splitlines()[0]
     assert report.splitlines()[1] == "rank 0: in no step of this runtime"  # the schedule is Megatron's
     assert "in _write" in report and "in _watch\n" in report
+
+
+@pytest.mark.ranks
+@pytest.mark.alone
+def test_a_rank_of_the_commands_own_that_does_not_come_is_no_mistake_of_the_users(text, tmp_path):
+    """Whose status would keep it from being started again."""
+    config = tiny(text, tmp_path / "run", parallel={"timeout_s": 2})
+    (outcome,) = observe_ranks(1, hang_workers.absent, config, **RUN)
+    assert (outcome.overtime, outcome.result) == (False, 1), str(outcome)
+    assert "RuntimeError: rank 1 of 2 did not come to 127.0.0.1:" in outcome.output
