@@ -105,8 +105,8 @@ class Watchdog:
         _print(f"pipeline stopped: {reason}\n  {self._where()}")
         try:
             self._write(reason)
-        except OSError as error:  # a full disk must not keep a hung job alive
-            _print(f"rank {self.rank} could not write {error.filename or self.directory}: {error.strerror}")
+        except Exception as error:  # a full disk must not keep a hung job alive
+            _print(f"rank {self.rank} could not write all of {self.directory}: {_first_line(error)}")
         try:
             self._store.set(f"reported {self.rank}", "")
             if not self._store.check(["alarm"]):

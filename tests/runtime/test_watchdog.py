@@ -7,6 +7,7 @@ import time
 
 import pytest
 import torch.fx.experimental.symbolic_shapes  # noqa: F401, or the first backward takes seconds to import it
+from torch.distributed import HashStore
 
 from schedules import generate
 from schedules.runtime import InProcessWorld, PipelineError, Watchdog, step_all
@@ -122,3 +123,23 @@ def test_in_process_exception(tmp_path):
 def test_a_limit_has_to_be_positive(tmp_path):
     with pytest.raises(ValueError, match="limit=0"):
         Watchdog(None, 0, 1, 0, tmp_path)
+
+
+def test_what_cannot_be_written_keeps_nothing_from_ending(tmp_path, capsys):
+    """The directory of the report is a file; and what is recorded elsewhere raises."""
+
+    def record(directory, rank):
+        raise LookupError(f"nothing of rank {rank}")
+
+    (tmp_path / "hang").touch()
+    dog = Watchdog(HashStore(), 0, 1, 100.0, tmp_path, record)
+    dog.close()  # or its thread would end this process
+    dog._report("first")
+    said = capsys.readouterr().err
+    assert "pipeline stopped: first" in said and f"could not write all of {tmp_path}/hang: [Errno" in said
+    dog = Watchdog(HashStore(), 0, 1, 100.0, tmp_path / "other", record)
+    dog.close()
+    dog._report("second")
+    assert "could not write all of" in (said := capsys.readouterr().err) and "nothing of rank 0" in said
+    report = (tmp_path / "other/hang/rank-0.txt").read_text()
+    assert report.startswith("second\nrank 0: in no step of this runtime\n\n")

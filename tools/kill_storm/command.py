@@ -14,7 +14,7 @@ from hcmegatron.platform.rank_process import end_with_parent
 
 
 class Command:
-    """`hcmegatron ...`, started; its session is its own, by which whatever it leaves behind is found."""
+    """`hcmegatron ...`, started; by its setsid(2) whatever it leaves behind is found."""
 
     def __init__(self, arguments: list[str], output: Path) -> None:
         self.status: int | None = None
@@ -35,11 +35,11 @@ class Command:
 
     def ranks(self) -> list[int]:
         """The processes that it has started, oldest first."""
-        return sorted(pid for pid, parent in _session(self.pid) if parent == self.pid)
+        return sorted(pid for pid, parent in _below(self.pid) if parent == self.pid)
 
     def left(self) -> list[int]:
         """Whatever of it is alive, itself included."""
-        return sorted(pid for pid, _ in _session(self.pid))
+        return sorted(pid for pid, _ in _below(self.pid))
 
     def clear(self) -> None:
         """End all of it."""
@@ -86,16 +86,16 @@ def _run(arguments: list[str], output: Path) -> None:
         os._exit(status)
 
 
-def _session(leader: int) -> list[tuple[int, int]]:
-    """(process, its parent) of a session's living members."""
+def _below(leader: int) -> list[tuple[int, int]]:
+    """(process, its parent) of all that lives of what a process has started since its setsid(2), and of itself."""
     found = []
     for entry in os.listdir("/proc"):
         if not entry.isdigit():
             continue
         try:
-            state, parent, _, session = Path(f"/proc/{entry}/stat").read_text().rpartition(")")[2].split()[:4]
+            state, parent, _, first = Path(f"/proc/{entry}/stat").read_text().rpartition(")")[2].split()[:4]
         except OSError:
             continue
-        if int(session) == leader and state not in "ZX":
+        if int(first) == leader and state not in "ZX":
             found.append((int(entry), int(parent)))
     return found
