@@ -54,7 +54,9 @@ def run_rank(
     try:
         sys.exit(worker(place))
     except KeyboardInterrupt:
-        failure = Failure(time.monotonic(), place.rank, 128 + signal.SIGINT, "")
+        failure = Failure(
+            time.monotonic(), place.rank, 128 + signal.SIGINT, f"rank {place.rank} was ended by SIGINT"
+        )
     except ConfigError as error:
         failure = Failure(time.monotonic(), place.rank, USER_ERROR, str(error))
     except Ended as error:

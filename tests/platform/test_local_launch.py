@@ -373,3 +373,9 @@ def test_a_rank_that_is_killed_is_noticed_although_its_child_lives(tmp_path):
     done, seconds = run(tmp_path, body)
     assert done.returncode == 128 + 9 and "rank 1 was killed by SIGKILL" in done.stderr and seconds < 8
     assert_gone(tmp_path, 4)
+
+
+def test_a_rank_that_is_interrupted_alone_is_named(tmp_path):
+    """Not by way of the command, which would be told of it."""
+    done, _ = run(tmp_path, "if place.rank == 1: os.kill(os.getpid(), signal.SIGINT)\ntime.sleep(50)")
+    assert (done.returncode, done.stderr) == (128 + 2, "hcmegatron: rank 1 was ended by SIGINT\n")

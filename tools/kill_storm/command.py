@@ -73,7 +73,7 @@ def _run(arguments: list[str], output: Path) -> None:
     try:
         os.setsid()
         end_with_parent(signal.SIGKILL)
-        descriptor = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        descriptor = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
         for stream in (1, 2):
             os.dup2(descriptor, stream)
         signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -184,7 +184,9 @@ class Storm:
 def _allowed(shot: Kill | None, phase: str, restarts: bool) -> tuple[int, ...]:
     """The statuses with which a command may end."""
     if shot is None:
-        return (0, 1, HANG) if restarts else (0,)
+        # It may have given up only now, after the shots before.
+        given_up = (1, HANG, *(128 + number for number in signal.valid_signals()))
+        return (0, *(given_up if restarts else ()))
     killed = (-shot.signal, 128 + shot.signal)  # the command itself; one of its ranks
     if shot.signal in ASKS:
         # A process that has not come to listen to signals dies of one.
