@@ -15,6 +15,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -384,7 +385,7 @@ def _start_ranks(config: Config, name: str, corpus: Corpus, restarts: int | None
     from hcmegatron.training.run_directory import choose_directory
 
     directory = choose_directory(config, name)
-    config.run.dir = str(directory)  # the same for every life
+    config = replace(config, run=replace(config.run, dir=str(directory)))  # the same for every life
 
     def worker(number: int, beat: Beat) -> Callable[[RankInfo], int]:
         life = resumed(config, directory) if number else config

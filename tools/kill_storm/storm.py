@@ -90,6 +90,8 @@ class Storm:
 
     def shoot(self, shot: Kill) -> bool:
         """Kill, and see that what has to happen does; False where the run has finished instead."""
+        if shot.phase == "load" and not newest_step(self.directory):
+            shot = shot._replace(phase="step")  # there is nothing to be loaded yet
         command = self._started()
         ends = self._ends()
         there = until(lambda: command.ended() or self._at(shot), FINISHES_S, pause=0.002)
