@@ -9,6 +9,7 @@ from pathlib import Path
 from hcmegatron import cli
 from hcmegatron.config.schema import Config
 from hcmegatron.data.corpus import find_corpus
+from hcmegatron.platform import restart_policy
 from hcmegatron.training import step
 
 
@@ -29,5 +30,5 @@ def restarted(config: Config, deaths: dict[int, int], marks: Path) -> int:
             signal.pause()
         return usual_step(self, seen)
 
-    step.Stepper.step = dying
+    step.Stepper.step, restart_policy.FIRST_WAIT_S = dying, 0.05
     return cli._start_ranks(config, "run", find_corpus(config.data), restarts=9)

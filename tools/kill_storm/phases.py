@@ -23,9 +23,10 @@ class Phases:
 
     def now(self, directory: Path) -> str:
         """The phase; "save" as long as anything is written of a checkpoint, by whatever thread."""
-        if any(directory.glob(PARTIAL)):
-            return "save"
-        return PHASES[self.memory[0]]
+        phase = PHASES[self.memory[0]]
+        if phase in ("start", "load"):  # when what a killed run has left of one may still be there
+            return phase
+        return "save" if any(directory.glob(PARTIAL)) else phase
 
     def begin(self) -> None:
         """Nothing is there yet."""

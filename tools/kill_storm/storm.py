@@ -196,5 +196,5 @@ def _allowed(shot: Kill | None, phase: str, restarts: bool) -> tuple[int, ...]:
     if shot.rank is None:
         return killed[:1]
     if shot.signal == signal.SIGSTOP:
-        return (1, 2, HANG)
+        return (1, HANG)
     return (killed[1], 0)
