@@ -173,6 +173,8 @@ class Checkpoint:
 
     save_every: int = 0  # steps; 0: only at the end
     keep_last: int = 2
+    # training stops for a copy of the state in host memory, and goes on while that is written; false: until it is
+    asynchronous: bool = True
     # auto: continue the run in run.dir from its newest whole checkpoint, or begin it where there is none yet (true is
     # auto, and false never); required: refuse where there is none; on the same data
     resume: Literal["never", "auto", "required"] = "never"

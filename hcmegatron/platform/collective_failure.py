@@ -6,9 +6,12 @@ Importing this needs no torch.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from hcmegatron.config.errors import ConfigError
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 T = TypeVar("T")
 
@@ -67,12 +70,12 @@ def kept_on_first_rank(work: Callable[[], T]) -> T | None:
     return kept[0] if kept else None
 
 
-def gathered(value: T) -> list[T]:
-    """Every rank's value, in order of rank. Collective."""
+def gathered(value: T, group: ProcessGroup | None = None) -> list[T]:
+    """Every rank's value, in order of rank. Collective, over the default group or another one of all ranks."""
     import torch.distributed as dist
 
     values: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(values, value)
+    dist.all_gather_object(values, value, group)
     return values
 
 

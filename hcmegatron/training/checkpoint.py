@@ -1,18 +1,17 @@
 """Checkpoints through torch.distributed.checkpoint: complete and verified ones only, and the newest few.
 
-A checkpoint is written under a temporary name; every rank then reads back what it wrote for the checksums of the
-manifest (manifest.py), and only then it gets its name and older ones are removed. A run that is killed while it
-saves, or whose disk is full, has the one before. Nothing is taken from a checkpoint before all of it was compared
-with its checksums.
+Saving stops training for a copy of the state, and goes on beside it (snapshot.py, checkpoint_writer.py). Nothing is
+taken from a checkpoint before all of it was compared with its checksums.
 """
 
 from __future__ import annotations
 
 import importlib.metadata
-import shutil
-from collections.abc import Callable
+import time
+from concurrent.futures import Future, wait
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy
 import torch
@@ -22,33 +21,22 @@ from torch import nn
 from hcmegatron.config.errors import ConfigError
 from hcmegatron.config.ineffective import ineffective
 from hcmegatron.config.schema import Config, resumes
-from hcmegatron.config.types import flatten
 from hcmegatron.kernels.select import select_kernels
 from hcmegatron.model.specs import backend
 from hcmegatron.model.transformer_config import DTYPES
 from hcmegatron.platform import adam
-from hcmegatron.platform.collective_failure import PeerFailed, gathered, in_one_line, on_first_rank
+from hcmegatron.platform.collective_failure import gathered, on_first_rank
+from hcmegatron.platform.distributed import device, timeout
 from hcmegatron.training import manifest, resume, run_directory, shard_files
-from hcmegatron.training.checkpoint_state import to_load, to_save
-from hcmegatron.training.checksums import File, summed
-from hcmegatron.training.manifest import Damaged, Manifest, Progress
+from hcmegatron.training.checkpoint_state import to_load, updating
+from hcmegatron.training.checkpoint_writer import CheckpointWriter
+from hcmegatron.training.manifest import Damaged, Progress
 from hcmegatron.training.model import gather_parameters
+from hcmegatron.training.on_every_rank import NotDone, everywhere, unreadable
 from hcmegatron.training.resume import Start
 from hcmegatron.training.run_directory import locked
-from hcmegatron.training.shard_files import FAULTS
+from hcmegatron.training.snapshot import at_once, in_background
 from megatron.core.optimizer.optimizer import ChainedOptimizer
-
-T = TypeVar("T")
-
-
-# What a file system, or a machine without room, answers. Anything else that saving raises is a mistake of this program.
-UNWRITABLE = (OSError, MemoryError, torch.OutOfMemoryError)
-# What torch raises where a file is not what it was: of reading, all but what only a mistake of this program raises.
-MISTAKES = (TypeError, AttributeError, NameError, AssertionError, ImportError, NotImplementedError)
-
-
-class NotDone(Exception):
-    """A rank could not write or read, for a reason in words."""
 
 
 def depends_on(config: Config) -> dict[str, Any]:
@@ -123,11 +111,23 @@ def _installed(package: str) -> str | None:
         return None
 
 
+@dataclass(frozen=True)
+class Save:
+    """A save that has begun. What it returns are lines for the user, once the checkpoint has its name."""
+
+    at: Progress
+    outcome: Future[list[str]]
+
+
 class Checkpoints:
     """Saves and loads this run's checkpoints. Every method is collective: all ranks call it.
 
+    With checkpoint.asynchronous, training is stopped for a copy of the state in host memory (snapshot.py); a thread of
+    every rank writes it, and one save is under way at a time. The threads agree over a group of their own.
+
     Attributes:
         tidied: what a killed run had left half written and is removed now, in words.
+        saved: what the last save is of that is complete.
         failed: why the last attempt to save failed; None where it did not.
     """
 
@@ -135,13 +135,19 @@ class Checkpoints:
         self, directory: Path, config: Config, text: str, chunks: list[nn.Module], optimizer: ChainedOptimizer
     ) -> None:
         self.folder = directory / "checkpoints"
-        self.config, self.text, self.chunks, self.optimizer = config, text, chunks, optimizer
+        self.config, self.chunks, self.optimizer = config, chunks, optimizer
+        group = dist.new_group(backend="gloo", timeout=timeout(config.parallel), group_desc="checkpoints")
+        state = self.chunks, self.optimizer
+        self.writer = CheckpointWriter(self.folder, config, text, depends_on(config), *state, group)
         self.saved: Progress | None = None
         self.failed: str | None = None
+        self._begun: Save | None = None
         self.tidied = manifest.tidy(self.folder) if dist.get_rank() == 0 else []
 
     def save(self, at: Progress, keep_older: bool = False) -> list[str]:
-        """Write the state, which is that of `at`, unless it is saved. A failure is said and leaves nothing behind.
+        """Begin to write the state, which is that of `at`, unless it is saved; the save before is waited for.
+
+        Without checkpoint.asynchronous the checkpoint is complete, or has failed, when this returns.
 
         Args:
             keep_older: remove no older checkpoint, because the run may have lost its way since.
@@ -149,19 +155,58 @@ class Checkpoints:
         Returns:
             What the user should know, one line each.
         """
+        said = self._waited_for(at)
         if at == self.saved:
-            return []
-        path = self.folder / manifest.name(at.step)
-        partial = path.with_suffix(".partial")
+            return said
+        gather_parameters(self.chunks)
         try:
-            self._write(partial, path, at)
+            self.writer.agree()
         except NotDone as error:
-            self.failed = f"the checkpoint after step {at.step} could not be saved: {error}"
-            if dist.get_rank() == 0:
-                shutil.rmtree(partial, ignore_errors=True)
-            return [f"warning: {self.failed}; the next save, if there is one, tries again"]
-        self.saved, self.failed = at, None
-        return [] if keep_older or dist.get_rank() else self._remove_older(path)
+            return said + self._not_saved(at, error)
+        asynchronous = self.config.checkpoint.asynchronous
+        # What fails here is heard of by all ranks in `write`: no rank waits for another while training is stopped.
+        share = at_once(lambda: self.writer.share(copied=asynchronous))
+        updates = max(map(adam.updates, updating(self.optimizer)), default=0)
+        begin = in_background if asynchronous else at_once
+        self._begun = Save(at, begin(lambda: self.writer.write(share, at, updates, keep_older)))
+        return said if asynchronous else said + self.finish()
+
+    def arrived(self) -> bool:
+        """Whether a save is under way of which every rank has done its part: `finish` will not wait."""
+        if self._begun is None:
+            return False
+        done = torch.tensor([int(self._begun.outcome.done())], device=device())
+        dist.all_reduce(done, dist.ReduceOp.MIN)
+        return bool(done.item())
+
+    def finish(self) -> list[str]:
+        """Wait for the save that is under way, if one is. A failure is said and leaves nothing behind.
+
+        Returns:
+            What the user should know, one line each.
+        """
+        if self._begun is None:
+            return []
+        begun, self._begun = self._begun, None
+        try:
+            said = begun.outcome.result()
+        except NotDone as error:
+            return self._not_saved(begun.at, error)
+        self.saved, self.failed = begun.at, None
+        return said
+
+    def rescue(self) -> list[str]:
+        """After an error on this rank: let the save that is under way come to its end. Not collective; raises nothing.
+
+        Other ranks may have ended; then theirs fails at once, or after parallel.timeout_s where a machine is lost.
+        """
+        if self._begun is None:
+            return []
+        begun, self._begun = self._begun, None
+        wait([begun.outcome], self.config.parallel.timeout_s)
+        whole = begun.outcome.done() and begun.outcome.exception() is None
+        end = "is complete" if whole else "was not completed"
+        return [f"the checkpoint after step {begun.at.step}, which was being written, {end}"]
 
     def load(self, start: Start) -> None:
         """Fill model and optimizer from a verified checkpoint.
@@ -172,100 +217,33 @@ class Checkpoints:
         try:
             # Before the first collective of `shard_files.read`: a rank that cannot see the files would leave the others
             # in it.
-            stored = _everywhere(lambda: shard_files.shapes(start.path), _unreadable)
+            stored = everywhere(lambda: shard_files.shapes(start.path), unreadable)
         except NotDone as error:
             raise ConfigError(
                 f"checkpoint {start.path} cannot be read: {error}; every rank has to see it whole"
             ) from None
         try:
             for pieces in to_load(self.chunks, self.optimizer):
-                _everywhere(lambda pieces=pieces: shard_files.read(pieces, start.path, stored), _unreadable)
+                everywhere(lambda pieces=pieces: shard_files.read(pieces, start.path, stored), unreadable)
         except NotDone as error:
             raise manifest.corrupt(start.path, str(error)) from None
-        for optimizer in self._inner():
+        for optimizer in updating(self.optimizer):
             adam.set_updates(optimizer, start.manifest.updates)
         if self.folder in start.path.parents:
             self.saved = start.position
 
-    def _write(self, partial: Path, path: Path, at: Progress) -> None:
-        """Raises NotDone on every rank where it failed on one."""
-        first, rank = dist.get_rank() == 0, dist.get_rank()
-        gather_parameters(self.chunks)
-        _everywhere(lambda: _emptied(partial) if first else None)
-        pieces = _everywhere(lambda: list(to_save(self.chunks, self.optimizer)))
-        _everywhere(lambda: shard_files.write(pieces, partial))
-
-        def read_back() -> tuple[dict[str, File], int]:
-            mine = [file.name for file in partial.glob(f"__{rank}_*")] + [".metadata"] * first
-            return summed(partial, mine), max(map(adam.updates, self._inner()), default=0)
-
-        everyones = gathered(_everywhere(read_back))
-        files = {name: file for found, _ in everyones for name, file in found.items()}
-        updates = max(count for _, count in everyones)
-        complete = Manifest(*at, updates, flatten(self.config), self.text, depends_on(self.config), files)
-        _everywhere(lambda: self._complete(partial, path, complete) if first else None)
-
-    def _complete(self, partial: Path, path: Path, complete: Manifest) -> None:
-        for (
-            name
-        ) in complete.files:  # of ranks on other machines, too: raises where those have disks of their own
-            (partial / name).stat()
-        complete.write(partial)
-        manifest.publish(partial, path)
-
-    def _inner(self) -> list[torch.optim.Optimizer]:
-        """torch's optimizers in Megatron's, of which a rank without parameters of a kind has none."""
-        return [each.optimizer for each in self.optimizer.chained_optimizers if not each.is_stub_optimizer]
-
-    def _remove_older(self, than: Path) -> list[str]:
-        """All but the newest keep_last of this one and those before it."""
-        said = []
-        for path in manifest.outdated(than, self.config.checkpoint.keep_last):
-            try:
-                shutil.rmtree(path)
-            except OSError as error:
-                said.append(f"the old checkpoint {path} could not be removed: {error.strerror}")
+    def _waited_for(self, at: Progress) -> list[str]:
+        """Finish the save before that of `at`."""
+        begun, start = self._begun, time.perf_counter()
+        late = begun is not None and not begun.outcome.done()
+        said = self.finish()
+        if late:
+            said.append(
+                f"saving after step {at.step} waited {time.perf_counter() - start:.1f} s for the checkpoint after step "
+                f"{begun.at.step} to be written; a larger checkpoint.save_every leaves it more time"
+            )
         return said
 
-
-def _unwritable(error: BaseException) -> bool:
-    return isinstance(shard_files.cause(error), UNWRITABLE)
-
-
-def _unreadable(error: BaseException) -> bool:
-    return not isinstance(shard_files.cause(error), MISTAKES)
-
-
-def _everywhere(work: Callable[[], T], expected: Callable[[BaseException], bool] = _unwritable) -> T:
-    """What `work` returned on this rank, once every rank has done it. Collective.
-
-    Args:
-        expected: whether a failure is one of the machine's, which its one line says.
-
-    Raises:
-        NotDone: on every rank, where such a failure came on one.
-        PeerFailed: on the others, where any other failure came on one, which that one raises as it is.
-    """
-    failure, answer = None, None
-    try:
-        answer = work()
-    except FAULTS as error:
-        failure = error
-    told = None if failure is None else (expected(failure), shard_files.reason(failure))
-    failures = {rank: found for rank, found in enumerate(gathered(told)) if found is not None}
-    if failure is not None and not told[0]:
-        if isinstance(failure, Exception):
-            raise failure
-        # torch's own would pass by whoever says what ended a rank
-        raise RuntimeError(in_one_line(failure)) from failure
-    for rank, (is_expected, words) in failures.items():
-        if not is_expected:
-            raise PeerFailed(f"rank {rank} failed: {words}")
-    if failures:
-        raise NotDone(next(words for _, words in failures.values()))
-    return answer
-
-
-def _emptied(directory: Path) -> None:
-    shutil.rmtree(directory, ignore_errors=True)
-    directory.mkdir(parents=True)
+    def _not_saved(self, at: Progress, error: NotDone) -> list[str]:
+        self.failed = f"the checkpoint after step {at.step} could not be saved: {error}"
+        return [f"warning: {self.failed}; the next save, if there is one, tries again"]

@@ -53,6 +53,23 @@ def to_save(chunks: list[nn.Module], optimizer: ChainedOptimizer) -> Iterator[Te
             yield _whole(part)
 
 
+def updating(optimizer: ChainedOptimizer) -> list[torch.optim.Optimizer]:
+    """torch's optimizers in Megatron's, of which a rank without parameters of a kind has none."""
+    return [each.optimizer for each in optimizer.chained_optimizers if not each.is_stub_optimizer]
+
+
+def storages(chunks: list[nn.Module], optimizer: ChainedOptimizer) -> list[int]:
+    """Where in memory all of it is: as long as that is the same, the views that `to_save` gave are, too."""
+    bare = [unwrap(chunk) for chunk in chunks]  # a wrapper's `buffers` are others
+    model = [each for chunk in bare for each in chain(chunk.parameters(), chunk.buffers())]
+    held = [
+        each
+        for updated in _updated(optimizer).values()
+        for each in (updated.weights, *moments(updated.optimizer, updated.weights).values())
+    ]
+    return [each.data_ptr() for each in model + held]
+
+
 def to_load(
     chunks: list[nn.Module], optimizer: ChainedOptimizer
 ) -> tuple[list[TensorShard], list[TensorShard]]:

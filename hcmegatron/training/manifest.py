@@ -231,6 +231,13 @@ def publish(partial: Path, checkpoint: Path) -> None:
     shutil.rmtree(replaced, ignore_errors=True)
 
 
+def remove(checkpoint: Path) -> None:
+    """Under its name it is whole, or not there: a run that is killed meanwhile leaves what `tidy` removes."""
+    going = checkpoint.with_suffix(".partial")
+    checkpoint.rename(going)
+    shutil.rmtree(going)
+
+
 def aside(checkpoint: Path) -> Path:
     """A free name for a damaged checkpoint, under which it is none any more: step-00000100.damaged, or .damaged-2."""
     plain = checkpoint.with_suffix(".damaged")

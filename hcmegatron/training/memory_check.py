@@ -23,6 +23,15 @@ def stages_of_rank(config: Config, pipeline_rank: int) -> list[ModelStage]:
     return [layers[where.model_stage(stage)] for stage in where.stages_of(pipeline_rank)]
 
 
+def copied_bytes(config: Config, vocab_size: int, ranks: RankInfo) -> float:
+    """Of this machine's memory, for what its ranks copy to save it in the background: of every parameter weight and
+    two moments, each on one of all ranks."""
+    if not config.checkpoint.asynchronous:
+        return 0
+    numbers = 3 * total_parameters(config, vocab_size) * ranks.local_world_size / ranks.world_size
+    return numbers * (8 if config.training.dtype == "fp64" else 4)
+
+
 def expected_memory(config: Config, vocab_size: int, ranks: RankInfo, micro_batches: int) -> str:
     """What training will need, in words; warns where it is close to what there is. On rank 0.
 
@@ -61,6 +70,12 @@ def expected_memory(config: Config, vocab_size: int, ranks: RankInfo, micro_batc
         standard_streams.tell(
             f"hcmegatron: warning: training needs {words}, and {_size(more - need)} at least for residual streams, "
             f"and {_size(room)} can be had; recompute.mode = block keeps fewer"
+        )
+    left = available_bytes() - (0 if torch.cuda.is_available() else more)
+    if 0 < left < (copies := copied_bytes(config, vocab_size, ranks)):
+        standard_streams.tell(
+            f"hcmegatron: warning: saving keeps a copy of the state, {_size(copies)} of this machine's memory, where "
+            f"{_size(left)} are left; checkpoint.asynchronous = false goes without, and stops training for every save"
         )
     return (
         f"{total_parameters(config, vocab_size):,} parameters, at most {max(held):,} on a rank; memory: {words}, "

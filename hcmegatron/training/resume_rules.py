@@ -42,8 +42,9 @@ _RULES = {
     Rule.BEGINNING: "model.init_std",
     Rule.HARMLESS: """
         parallel.costs parallel.timeout_s training.eval_every training.eval_batches training.log_every
-        training.max_bad_steps training.threads checkpoint.save_every checkpoint.keep_last checkpoint.resume
-        checkpoint.load run.dir run.tensorboard run.wandb run.observers run.overcommit run.peak_tflops""",
+        training.max_bad_steps training.threads checkpoint.save_every checkpoint.keep_last checkpoint.asynchronous
+        checkpoint.resume checkpoint.load run.dir run.tensorboard run.wandb run.observers run.overcommit
+        run.peak_tflops""",
 }
 RULE_OF = {key: rule for rule, keys in _RULES.items() for key in keys.split()} | {
     f"connection.{name}": Rule[own.metadata["change"].upper()] for name, (_, own) in accounting.FIELDS.items()

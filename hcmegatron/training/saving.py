@@ -22,10 +22,13 @@ class Saving(Observer):
         self.run, self.checkpoints = run, run.checkpoints
         self.every, self.steps = run.config.checkpoint.save_every, run.config.training.steps
         self.reached: Progress | None = None
+        self.known = self.checkpoints.saved
         self.skipped = False  # the last step was
 
     def on_step(self, step: Step) -> None:
-        """Save where it is time to."""
+        """Hear of a save that has come to its end, and save where it is time to."""
+        if self.checkpoints.arrived():
+            self._hear(self.checkpoints.finish())
         self.skipped = not step.result.updated
         if not self.skipped:
             self.reached = Progress(step.number, step.result.samples.stop)
@@ -33,23 +36,29 @@ class Saving(Observer):
             self._save()
 
     def on_end(self, end: End) -> None:
-        """Save what a signal has cut off.
+        """Save what a signal has cut off, and wait for what is being written.
 
         Raises:
             NotSaved: the last checkpoint; on every rank.
         """
         if end.error is not None:
+            self.run.log.say(*self.checkpoints.rescue())
             return
+        self._hear(self.checkpoints.finish())
         if end.stopped_by and end.step < self.steps:
             self._save()
+            self._hear(self.checkpoints.finish())
             self.run.log.say(resume.stopped(end.stopped_by, end.step, self.checkpoints.saved))
         if self.checkpoints.failed:
             raise NotSaved(f"{self.checkpoints.failed}; make room and continue with checkpoint.resume=auto")
 
     def _save(self) -> None:
-        if self.reached is None:  # nothing but what the run began with
-            return
-        before = self.checkpoints.saved
-        self.run.log.say(*self.checkpoints.save(self.reached, keep_older=self.skipped))
-        if self.checkpoints.saved not in (None, before):
-            self.run.observers.on_checkpoint(self.checkpoints.saved)
+        if self.reached is not None:  # otherwise there is nothing but what the run began with
+            self._hear(self.checkpoints.save(self.reached, keep_older=self.skipped))
+
+    def _hear(self, said: list[str]) -> None:
+        """Pass on what was said, and that a checkpoint is complete."""
+        self.run.log.say(*said)
+        if self.checkpoints.saved != self.known:
+            self.known = self.checkpoints.saved
+            self.run.observers.on_checkpoint(self.known)

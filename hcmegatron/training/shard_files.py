@@ -8,12 +8,16 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.metadata import Metadata
 from torch.distributed.checkpoint.planner import SavePlan, SavePlanner
 from torch.distributed.checkpoint.storage import WriteResult
+from torch.distributed.checkpoint.utils import _DistWrapper
 from torch.futures import Future
+from torch.utils.serialization import config as serialization
 
 import hcmegatron.platform.megatron  # noqa: F401  (installs the CPU adapter before Megatron is imported)
 from hcmegatron.platform.collective_failure import in_one_line
@@ -46,13 +50,54 @@ class TensorShard:
     padded: bool = False
 
 
-def write(pieces: list[TensorShard], directory: Path) -> None:
-    """Every rank's pieces into files of the directory, and onto the disk. Collective; raises one of FAULTS everywhere.
+class ShardWriter:
+    """Writes a state that keeps its shapes, save after save, into files of a directory.
 
-    What several ranks offer is written by one of them. The files of rank r are __r_*, and rank 0's also .metadata.
+    What several ranks offer is written by one of them; who writes what is agreed on once, before all else. The files of
+    rank r are __r_*, and rank 0's also .metadata.
+
+    Args:
+        group: over which the ranks agree.
     """
-    planner = dcp.DefaultSavePlanner(flatten_state_dict=False, flatten_sharded_tensors=False)
-    dcp.save(_by_key(pieces), storage_writer=_Writer(directory, sync_files=True), planner=planner)
+
+    def __init__(self, group: dist.ProcessGroup | None = None) -> None:
+        self.group = group
+        self._plan: SavePlan | None = None
+        self._index: Metadata | None = None  # on rank 0
+
+    @property
+    def agreed(self) -> bool:
+        """Whether it is known who writes what."""
+        return self._plan is not None
+
+    def agree(self, pieces: list[TensorShard]) -> None:
+        """Agree on who writes what of every rank's pieces. Collective; raises one of FAULTS everywhere."""
+        planner, writer = _planner(pieces), _Writer(Path())
+
+        def assign(plans: list[SavePlan]) -> list[SavePlan]:
+            plans, self._index = planner.create_global_plan(plans)
+            return writer.prepare_global_plan(plans)
+
+        # Not all_gather: the whole plan is as large as the index, and only rank 0 needs it.
+        work = _DistWrapper(self.group, True, 0)
+        self._plan = work.reduce_scatter("plan", planner.create_local_plan, assign)
+
+    def share(self, pieces: list[TensorShard]) -> list[TensorShard]:
+        """Those of its pieces that this rank writes."""
+        mine = {(item.index.fqn, tuple(item.index.offset)) for item in self._plan.items}
+        return [piece for piece in pieces if (piece.key, piece.offset) in mine]
+
+    def write(self, share: list[TensorShard], directory: Path) -> list[WriteResult]:
+        """This rank's share, onto the disk; where what is there, for `finish`. Raises FAULTS."""
+        planner, writer = (
+            _planner(share),
+            _Writer(directory, ahead=any(piece.data.is_cuda for piece in share)),
+        )
+        return writer.write_data(planner.finish_plan(self._plan), planner).value()
+
+    def finish(self, results: list[list[WriteResult]], directory: Path) -> None:
+        """The index of what all ranks have written, onto the disk. Rank 0 alone; raises FAULTS."""
+        _Writer(directory).finish(self._index, results)
 
 
 def shapes(directory: Path) -> dict[str, tuple[int, ...]]:
@@ -102,17 +147,31 @@ def reason(error: BaseException) -> str:
 class _Writer(dcp.FileSystemWriter):
     """torch's, with the system's own word where a file cannot be written, such as that the disk is full.
 
-    torch's serialisation answers that with an error about a position in its archive.
+    torch's serialisation answers that with an error about a position in its archive. It sums up every tensor for the
+    archive, which is more than half of what writing costs a processor; the manifest has sums of its own.
+
+    Args:
+        ahead: copy tensors from the GPU while those before them are written.
     """
+
+    def __init__(self, directory: Path, ahead: bool = False) -> None:
+        super().__init__(directory, sync_files=True, per_thread_copy_ahead=10**7 * ahead)
 
     def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
         try:
-            return super().write_data(plan, planner)
+            with serialization.patch("save.compute_crc32", False):  # in this thread alone
+                return super().write_data(plan, planner)
         except Exception as error:
             cause: BaseException | None = error
             while cause is not None and not isinstance(cause, OSError):
                 cause = cause.__cause__ or cause.__context__
             raise cause or error from None
+
+
+def _planner(pieces: list[TensorShard]) -> dcp.DefaultSavePlanner:
+    planner = dcp.DefaultSavePlanner(flatten_state_dict=False, flatten_sharded_tensors=False)
+    planner.set_up_planner(_by_key(pieces), is_coordinator=True)
+    return planner
 
 
 def _as_padded(piece: TensorShard, shape: tuple[int, ...]) -> TensorShard:

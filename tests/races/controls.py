@@ -40,7 +40,11 @@ CONTROLS: dict[str, tuple[str, ...]] = {
 EXEMPT: dict[str, str] = {
     **{
         f"hcmegatron/kernels/tuning.py {where}": "measuring: one kernel at a time, and the host waits for each"
-        for where in ("_seconds synchronize", "device_milliseconds synchronize", "device_milliseconds synchronize 2")
+        for where in (
+            "_seconds synchronize",
+            "device_milliseconds synchronize",
+            "device_milliseconds synchronize 2",
+        )
     },
     "hcmegatron/model/layer.py ConnectionLayer._route _kept_by_dispatcher": (
         "redundant while every forward is joined: the dispatcher keeps the tensors until the layer routes again, after "
@@ -58,6 +62,7 @@ EXEMPT: dict[str, str] = {
         )
     },
     "hcmegatron/platform/local_launch.py _Launch._wait wait": "a process, not a stream",
+    "hcmegatron/training/checkpoint.py Checkpoints.rescue wait": "a thread, not a stream",
     "hcmegatron/training/model.py gather_parameters start_param_sync": (
         "begins a gather that nobody has begun: without it weights are old, which is no race, and "
         "tests/model/test_parameter_gather.py finds it"

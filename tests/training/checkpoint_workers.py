@@ -34,7 +34,10 @@ def malicious(folder: Path) -> dict[str, str]:
         path = folder / victim.strip("._")
         path.mkdir()
         target = torch.zeros(4)
-        shard_files.write([TensorShard("a", torch.ones(4), (4,), (0,))], path)
+        writer = shard_files.ShardWriter()
+        pieces = [TensorShard("a", torch.ones(4), (4,), (0,))]
+        writer.agree(pieces)
+        writer.finish([writer.write(writer.share(pieces), path)], path)
         call = Command(f"touch {path}/was_run")
         if victim == ".metadata":
             (path / victim).write_bytes(pickle.dumps(call))

@@ -61,3 +61,21 @@ def test_wide_streams_are_warned_of(monkeypatch, capsys):
     words = memory_check.expected_memory(config, 384, place, 4)
     assert "1 GiB at least for residual streams; 1.25 GiB can be had" in words
     assert "recompute.mode = block keeps fewer" in capsys.readouterr().err
+
+
+def test_the_copy_that_saving_keeps_is_counted_and_warned_of(monkeypatch, capsys):
+    config = Config()
+    place = RankInfo(0, 4, 0, 2, "h", 1, "a launcher")  # two machines
+    assert memory_check.copied_bytes(config, 384, place) == 12 * total_parameters(config, 384) / 2
+    config.training.dtype = "fp64"
+    assert memory_check.copied_bytes(config, 384, place) == 24 * total_parameters(config, 384) / 2
+    config = Config()
+    alone = RankInfo(0, 1, 0, 1, "h", 1, "this command")
+    monkeypatch.setattr(memory_check.torch.cuda, "is_available", lambda: False)
+    for room, asynchronous, warned in ((45, True, True), (45, False, False), (55, True, False)):
+        config.checkpoint.asynchronous = asynchronous
+        monkeypatch.setattr(memory_check, "available_bytes", lambda room=room: room * 2**20)
+        memory_check.expected_memory(config, 384, alone, 4)  # 35 MiB for the training itself
+        said = capsys.readouterr().err
+        assert ("a copy of the state, 14.3 MiB of this machine's memory" in said) == warned, said
+        assert ("checkpoint.asynchronous = false goes without" in said) == warned

@@ -1,11 +1,13 @@
 """A checkpoint holds the same bits whatever layout, optimizer and precision wrote or read it."""
 
 import json
+from collections import Counter
+from itertools import permutations
 
 import pytest
 
 from tests.ranks import run_ranks
-from tests.training import workers
+from tests.training import reshard_table, workers
 from tests.training.reshard_cases import RUN, content, differing, network
 
 pytestmark = pytest.mark.ranks
@@ -64,3 +66,20 @@ def test_every_layout_optimizer_and_precision_reads_what_another_wrote(text, tmp
         path = tmp_path / f"{number}/again/step-00000002"
         assert differing(content(path), original) == []
         assert json.loads((path / "manifest.json").read_text())["updates"] == 2
+
+
+def test_the_pairs_of_the_table_have_every_change_of_every_axis():
+    pairs = reshard_table.chosen()
+    every = set(permutations(reshard_table.LAYOUTS, 2))
+    seen, all_of_them = (
+        set().union(*(reshard_table.changes(*pair) for pair in which)) for which in (pairs, every)
+    )
+    assert len(set(pairs)) == len(pairs) and set(pairs) < every and seen == all_of_them
+    assert {
+        ("PP", 1, 2),
+        ("PP", 2, 1),
+        ("mirrors", True, False),
+        ("schedule", "dualpipe", "interleaved"),
+    } < seen
+    readers = Counter(writer for writer, _ in pairs)
+    assert len(readers) == 12 and min(readers.values()) == 3

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import get_args
 
@@ -354,6 +355,20 @@ def test_what_a_killed_run_left_is_removed_and_what_is_whole_kept(tmp_path):
     assert list(path.parent.iterdir()) == [path]
     assert json.loads((path / "manifest.json").read_text())["format"] == 3
     assert manifest.read(path).files == {"__0_0.distcp": File(7, ("1ad27358",))}
+
+
+def test_a_checkpoint_that_is_half_removed_is_none_any_more(tmp_path, monkeypatch):
+    first, second = (saved(tmp_path, made(), step) for step in (2, 4))
+    monkeypatch.setattr(
+        shutil, "rmtree", lambda path: os.unlink(path / "__0_0.distcp")
+    )  # killed after one file
+    manifest.remove(first)
+    monkeypatch.undo()
+    assert manifest.every(tmp_path / "checkpoints") == [second]
+    assert manifest.tidy(tmp_path / "checkpoints")[0].startswith(
+        f"removed {first.with_suffix('.partial')}, left by"
+    )
+    assert list((tmp_path / "checkpoints").iterdir()) == [second]
 
 
 def test_a_path_that_no_file_can_have_is_one_line(tmp_path):

@@ -12,18 +12,36 @@ from hcmegatron.training.step import StepResult
 
 
 class Checkpoints:
-    """Notes what it is asked to save; at the steps `failing` it cannot, at those in `there` it had done so before."""
+    """Notes what it is asked to save; at the steps `failing` it cannot, at those in `there` it had done so before.
 
-    def __init__(self, failing=(), there=()):
-        self.asked, self.failing, self.there = [], failing, there
-        self.saved, self.failed = None, None
+    A save has arrived when it was asked for so many times, `late`; 0: when it is begun.
+    """
+
+    def __init__(self, failing=(), there=(), late=0):
+        self.asked, self.failing, self.there, self.late = [], failing, there, late
+        self.saved, self.failed, self.begun, self.patience = None, None, None, 0
 
     def save(self, at, keep_older=False):
+        said = self.finish()
         self.asked.append((at, keep_older))
+        self.begun, self.patience = at, self.late
+        return [*said, f"saving {at.step}", "as usual", *([] if self.late else self.finish())]
+
+    def arrived(self):
+        self.patience -= 1
+        return self.begun is not None and self.patience <= 0
+
+    def finish(self):
+        at, self.begun = self.begun, None
+        if at is None:
+            return []
         self.failed = "step is not saved" if at.step in self.failing else None
         if not self.failed and at.step not in self.there:
             self.saved = at
-        return [f"saving {at.step}", "as usual"]
+        return [f"saved {at.step}"] if self.late else []
+
+    def rescue(self):
+        return [f"rescued {self.begun.step}"] if self.begun else []
 
 
 def saved(steps, every=0, skipped=(), end=None, of=None, **checkpoints):
@@ -73,6 +91,43 @@ def test_a_signal_saves_what_it_cuts_off_and_says_how_to_go_on():
     assert asked == [(3, 30, False)] and said[-1] == "as usual"
     asked, said, _ = saved([1, 2, 3], of=9, skipped=[3], end=End(3, "SIGTERM"))
     assert asked == [(2, 20, True)]
+
+
+def test_one_that_is_written_meanwhile_is_told_of_when_it_has_arrived():
+    asked, said, told = saved([1, 2, 3, 4, 5, 6, 7], every=3, of=9, late=2)
+    assert [step for step, *_ in asked] == [3, 6] and told == [Progress(3, 30)]
+    assert said == ["saving 3", "as usual", "saved 3", "saving 6", "as usual"]
+    # the next one, and the end, wait for the one before
+    _, said, told = saved([1, 2, 3], every=1, end=End(3), late=9)
+    assert said == [
+        "saving 1",
+        "as usual",
+        "saved 1",
+        "saving 2",
+        "as usual",
+        "saved 2",
+        "saving 3",
+        "as usual",
+        "saved 3",
+    ]
+    assert told == [Progress(1, 10), Progress(2, 20), Progress(3, 30)]
+    asked, said, told = saved([1, 2], every=2, of=9, end=End(2, "SIGTERM"), late=9)
+    assert (
+        told == [Progress(2, 20)]
+        and said[-2].startswith("saved 2")
+        and said[-1].startswith("stopped by SIGTERM")
+    )
+
+
+def test_one_that_fails_meanwhile_is_tried_again_and_the_last_one_ends_the_run():
+    assert saved([1, 2, 3], every=1, failing=[1], end=End(3), late=1)[2] == [Progress(2, 20), Progress(3, 30)]
+    with pytest.raises(NotSaved, match=r"^step is not saved; make room"):
+        saved([1, 2], failing=[2], end=End(2), late=9)
+
+
+def test_after_an_error_what_is_being_written_is_let_come_to_its_end():
+    _, said, told = saved([1, 2], every=2, of=9, end=End(2, error=RuntimeError()), late=9)
+    assert said[-1] == "rescued 2" and told == []
 
 
 def test_nothing_is_saved_after_an_error_or_before_the_end():

@@ -16,7 +16,8 @@ from hcmegatron.config.schema import Config
 from hcmegatron.data.dataset import Batches
 from hcmegatron.data.tokenizer import ByteTokenizer
 from hcmegatron.platform.ranks import discover_ranks
-from hcmegatron.training import checkpoint, checkpoint_state, recorder, shard_files, step
+from hcmegatron.training import checkpoint, checkpoint_state, checkpoint_writer, recorder, shard_files, step
+from hcmegatron.training.checkpoint_writer import CheckpointWriter
 from hcmegatron.training.manifest import NotSaved
 from hcmegatron.training.run import train
 
@@ -25,19 +26,24 @@ def run(config: Config, kill_at: int | None = None, kill_in_save: int | None = N
     """Train; per saved step, a hash of weights and optimizer state.
 
     Args:
-        kill_at: rank 1 is killed (SIGKILL) when it begins this 1-based step.
+        kill_at: rank 1 is killed (SIGKILL) when it begins this 1-based step, and the checkpoint before is complete.
         kill_in_save: rank 0 is killed when the checkpoint of this step is written and not yet complete.
     """
     saved: dict[int, str] = {}
     usual_step, usual_save = step.Stepper.step, checkpoint.Checkpoints.save
-    usual_complete = checkpoint.Checkpoints._complete
+    usual_complete = CheckpointWriter._complete
+
+    saving: list[checkpoint.Checkpoints] = []
 
     def maybe_killed(self, seen):
         if kill_at == seen // config.training.global_batch + 1 and int(os.environ["RANK"]) == 1:
+            for each in saving:
+                each.finish()
             os.kill(os.getpid(), signal.SIGKILL)
         return usual_step(self, seen)
 
     def noted(self, at, **options):
+        saving[:] = [self]
         said = usual_save(self, at, **options)
         saved[at.step] = state_hash(self)
         return said
@@ -48,7 +54,7 @@ def run(config: Config, kill_at: int | None = None, kill_in_save: int | None = N
         usual_complete(self, partial, path, complete)
 
     step.Stepper.step, checkpoint.Checkpoints.save = maybe_killed, noted
-    checkpoint.Checkpoints._complete = cut_off
+    CheckpointWriter._complete = cut_off
     assert train(config, discover_ranks(os.environ)) == 0
     return saved
 
@@ -106,8 +112,8 @@ def saved_again(config: Config, folder: Path) -> dict[str, list]:
                 held.weights.detach().view(-1).to(parameter.dtype),
             )
         ]
-        self.folder, self.saved = folder, None
-        assert self.save(start.position) == [] and self.failed is None
+        self.writer.folder, self.saved = folder, None
+        assert self.save(start.position) + self.finish() == [] and self.saved == start.position
         raise Done
 
     checkpoint.Checkpoints.load = and_save
@@ -160,18 +166,18 @@ def samples(config: Config) -> list[int]:
 
 def full_disk(config: Config, at: list[int]) -> str:
     """Train where rank 1 can write no file beyond 2,000 bytes while it saves at these steps; how the run ended."""
-    usual = checkpoint.Checkpoints._write
+    usual = CheckpointWriter.write
 
-    def limited(self, partial, path, position):
+    def limited(self, share, position, updates, keep_older):
         unlimited = resource.getrlimit(resource.RLIMIT_FSIZE)
         if position.step in at and int(os.environ["RANK"]) == 1:
             resource.setrlimit(resource.RLIMIT_FSIZE, (2000, unlimited[1]))
         try:
-            usual(self, partial, path, position)
+            return usual(self, share, position, updates, keep_older)
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, unlimited)
 
-    checkpoint.Checkpoints._write = limited
+    CheckpointWriter.write = limited
     try:
         train(config, discover_ranks(os.environ))
         return ""
@@ -181,14 +187,14 @@ def full_disk(config: Config, at: list[int]) -> str:
 
 def mistaken_save(config: Config) -> None:
     """Train where rank 1's part of a save calls something wrongly."""
-    usual = checkpoint.to_save
+    usual = checkpoint_writer.to_save
 
     def wrong(chunks, optimizer):
         if int(os.environ["RANK"]) == 1:
             None.missing  # noqa: B018
         return usual(chunks, optimizer)
 
-    checkpoint.to_save = wrong
+    checkpoint_writer.to_save = wrong
     train(config, discover_ranks(os.environ))
 
 
