@@ -89,8 +89,9 @@ def summary(folder: Path) -> list[str]:
     for phase in PHASES:
         counts = [hit[phase, how] for how in hows]
         took = [kill["seconds"] for kill in kills if kill["phase"] == phase]
+        saving = sum(kill["saving"] for kill in kills if kill["phase"] == phase)
         longest = f"{max(took):.1f}" if took else ""
-        said.append(f"| {phase} | " + " | ".join(map(str, [*counts, sum(counts), longest])) + " |")
+        said.append(f"| {phase} | " + " | ".join(map(str, [*counts, sum(counts), saving, longest])) + " |")
     said += ["", "| layout | kills | runs | as undisturbed |", "|---|---|---|---|"]
     for name in ranks:
         of = [run for run in runs if run["layout"] == name]

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from tools.kill_storm.phases import PHASES
 
 LIMIT_S = 15  # parallel.timeout_s
-STEPS, SAVE_EVERY = 24, 2
+STEPS, SAVE_EVERY = 24, 3
 
 COMMON = {
     "model.layers": 4,
@@ -56,10 +56,12 @@ class Layout(NamedTuple):
     settings: dict[str, object]
 
 
-def _layout(name: str, ranks: int, moe: bool, **parallel: object) -> Layout:
+def _layout(name: str, ranks: int, moe: bool, synchronous: bool = False, **parallel: object) -> Layout:
     own: dict[str, object] = {f"parallel.{key}": value for key, value in parallel.items()}
     if parallel.get("pipeline") == 4:
         own["model.layers"] = 8
+    if synchronous:
+        own["checkpoint.asynchronous"] = "false"
     return Layout(name, ranks, {**COMMON, **(MOE if moe else {}), **own})
 
 
@@ -67,7 +69,7 @@ LAYOUTS = (
     _layout("moe dualpipev, 2 ranks", 2, True, pipeline=2, schedule="dualpipev"),
     _layout("dense dualpipe, 2 ranks", 2, False, pipeline=2, schedule="dualpipe"),
     _layout("moe dualpipev, 4 ranks", 4, True, pipeline=4, schedule="dualpipev"),
-    _layout("dense 1f1b, 2 ranks", 2, False, pipeline=2, schedule="1f1b"),
+    _layout("dense 1f1b, 2 ranks, synchronous saves", 2, False, True, pipeline=2, schedule="1f1b"),
     _layout("dense, tensor parallel, 2 ranks", 2, False, tensor=2, sequence="true"),
     _layout("moe, expert parallel, 2 ranks", 2, True, expert=2),
     _layout(

@@ -21,12 +21,15 @@ class Phases:
     def __init__(self) -> None:
         self.memory = mmap.mmap(-1, 1)
 
-    def now(self, directory: Path) -> str:
-        """The phase; "save" as long as anything is written of a checkpoint, by whatever thread."""
-        phase = PHASES[self.memory[0]]
-        if phase in ("start", "load"):  # when what a killed run has left of one may still be there
-            return phase
-        return "save" if any(directory.glob(PARTIAL)) else phase
+    def now(self) -> str:
+        """That of the training, which goes on while threads may be saving."""
+        return PHASES[self.memory[0]]
+
+    def saving(self, directory: Path) -> bool:
+        """Whether anything is being written of a checkpoint, by whatever thread."""
+        if self.now() in ("start", "load"):  # what a killed run has left of one may still be there
+            return False
+        return self.now() == "save" or any(directory.glob(PARTIAL))
 
     def begin(self) -> None:
         """Nothing is there yet."""

@@ -76,6 +76,9 @@ class Storm:
         drawn = bool(self.random.getrandbits(1)) or layout.ranks == 1
         self.restarts = drawn if restarts is None else restarts
         self.command: Command | None = None
+        # Steps that may be lost: since the last save, or, where that is still being written, since the one before.
+        asynchronous = layout.settings.get("checkpoint.asynchronous") != "false"
+        self.lost = SAVE_EVERY * (2 if asynchronous else 1)
 
     def run(self, kills: int) -> None:
         """All of it. Wrong, with what it is."""
@@ -96,7 +99,7 @@ class Storm:
         ends = self._ends()
         there = until(lambda: command.ended() or self._at(shot), FINISHES_S, pause=0.002)
         time.sleep(shot.delay)
-        phase = self.phases.now(self.directory)
+        phase, saving = self.phases.now(), self.phases.saving(self.directory)
         ranks = command.ranks()
         whom = command.pid if shot.rank is None else ranks[shot.rank] if shot.rank < len(ranks) else None
         if command.ended():
@@ -112,6 +115,7 @@ class Storm:
             "target": "command" if shot.rank is None else "rank",
             "signal": shot.signal.name,
             "phase": phase,
+            "saving": saving,
             "restarts": self.restarts,
             "seconds": round(spent, 2),
             "status": command.status,
@@ -150,7 +154,8 @@ class Storm:
 
     def _at(self, shot: Kill) -> bool:
         """Whether there is somebody to be shot at in the phase."""
-        if self.phases.now(self.directory) != shot.phase:
+        saving = shot.phase == "save" and self.phases.saving(self.directory)
+        if not saving and self.phases.now() != shot.phase:
             return False
         return shot.rank is None or len(self.command.ranks()) == self.layout.ranks
 
@@ -165,7 +170,7 @@ class Storm:
         if command.status not in _allowed(shot, phase, self.restarts):
             raise Wrong(f"status {command.status} after {shot} in {phase}")
         done, saved = max(losses(self.directory), default=0), newest_step(self.directory)
-        if done - saved > (0 if command.status == STOPPED else SAVE_EVERY):
+        if done - saved > (0 if command.status == STOPPED else self.lost):
             raise Wrong(f"{done} steps were done, and the newest checkpoint is of step {saved}")
         return command.status != 0
 
@@ -179,7 +184,7 @@ class Storm:
         for event in sorted(events, key=lambda event: event["time"]):
             if event["event"] == "ended":
                 done = event["after_step"] or 0
-            elif done - event["from_step"] > SAVE_EVERY:
+            elif done - event["from_step"] > self.lost:
                 raise Wrong(f"after step {done} a restart went back to step {event['from_step']}")
 
 
