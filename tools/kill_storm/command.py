@@ -78,6 +78,8 @@ def _run(arguments: list[str], output: Path) -> None:
             os.dup2(descriptor, stream)
         signal.signal(signal.SIGINT, signal.default_int_handler)
         status = cli.main(arguments)
+    except KeyboardInterrupt:  # before the command, which is at home with it, has begun
+        status = 128 + signal.SIGINT
     except BaseException:
         traceback.print_exc()
     finally:
