@@ -25,7 +25,7 @@ def losses(directory):
 @pytest.mark.ranks
 def test_killed_ranks_come_back_to_the_same_bits(text, tmp_path):
     """Before the first checkpoint, from which there is nothing to go on, and after it."""
-    sections = {"training": {"steps": 6}, "checkpoint": {"save_every": 3}}
+    sections = {"training": {"steps": 6}, "checkpoint": {"save_every": 3, "asynchronous": False}}
     config = tiny(text, tmp_path / "run", **sections)
     deaths = {2: signal.SIGKILL, 5: signal.SIGSEGV}
     assert run_ranks(1, restart_workers.restarted, config, deaths, tmp_path, **RUN) == [0]
@@ -56,7 +56,7 @@ def test_a_new_run_from_anothers_checkpoint_begins_there_again(text, tmp_path):
     sections = {
         "parallel": {"pipeline": 1},
         "training": {"steps": 5, "threads": 1},
-        "checkpoint": {"save_every": 4},
+        "checkpoint": {"save_every": 4, "asynchronous": False},
     }
     config = tiny(text, tmp_path / "run", **sections)
     config.checkpoint.load = str(tmp_path / "first")
