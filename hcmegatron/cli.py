@@ -14,11 +14,12 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, NoReturn
+from typing import IO, TYPE_CHECKING, Any, NoReturn
 
 from hcmegatron import __version__
 from hcmegatron.config import (
@@ -149,7 +150,7 @@ def _run(arguments: list[str]) -> int:
         schedule.set_defaults(run=lambda options, overrides: cli.main(options))
         parsers["schedule"] = schedule
     else:  # every other --word is a setting
-        known = HELP
+        known = (*HELP, "--restarts") if _verb(arguments) == "train" else HELP
         if _verb(arguments) == "plan":
             from hcmegatron.planner import cli
 
@@ -189,7 +190,7 @@ def _add_train(verbs: argparse._SubParsersAction) -> argparse.ArgumentParser:
     train = verbs.add_parser(
         "train",
         help="train a model as a YAML file says",
-        usage="hcmegatron train FILE [--section.key=value ...]",
+        usage="hcmegatron train FILE [--restarts N] [--section.key=value ...]",
         description="Train as FILE says, with single settings overridden. Under torchrun, mpirun or srun this is "
         "one rank; otherwise the command starts on this machine the ranks that the layout asks for.",
         epilog="hcmegatron config --help lists the settings. Exit status: 0 finished; 1 failed, as the output says; "
@@ -202,8 +203,22 @@ def _add_train(verbs: argparse._SubParsersAction) -> argparse.ArgumentParser:
     train.add_argument(
         "file", metavar="FILE", type=Path, help="YAML; `extends: OTHER.yaml` builds on another"
     )
+    train.add_argument(
+        "--restarts",
+        metavar="N",
+        type=_count,
+        help="start the ranks again when one dies or hangs, from the newest checkpoint of the run directory, at most N "
+        "times within any hour; torchrun has its own --max-restarts",
+    )
     train.set_defaults(run=_train)
     return train
+
+
+def _count(text: str) -> int:
+    """A number of restarts."""
+    if not text.isascii() or not text.isdigit() or not 0 < int(text) < 10**6:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of restarts; use 1 or more")
+    return int(text)
 
 
 def _add_config(verbs: argparse._SubParsersAction) -> argparse.ArgumentParser:
@@ -248,6 +263,11 @@ def _train(options: argparse.Namespace, overrides: list[str]) -> int:
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     cuda_environment.prepare(os.environ)  # before anything asks the GPU what it is, which starts CUDA
     ranks = discover_ranks(os.environ)
+    if options.restarts and ranks is not None:
+        raise ConfigError(
+            f"--restarts = {options.restarts}: {ranks.source} started this rank, so it would have to start it again; "
+            "use torchrun --max-restarts, or have the job requeued, with checkpoint.resume=auto"
+        )
     try:
         config, sources = read_config(options.file, overrides)
         warnings = check_config(config, sources)
@@ -268,10 +288,10 @@ def _train(options: argparse.Namespace, overrides: list[str]) -> int:
         raise
     if ranks is None:
         _warn(warnings)
-        return _start_ranks(config, options.file.stem, corpus)
+        return _start_ranks(config, options.file.stem, corpus, options.restarts)
     if ranks.rank == 0:
         _warn(warnings)
-    return _rank(config, options.file.stem, corpus, ranks)
+    return _rank(config, options.file.stem, corpus, _after_restart(), ranks)
 
 
 def _check_device(config: Config, device: str | None = None) -> None:
@@ -307,18 +327,20 @@ def _measure(config: Config, ranks: int | None) -> Measured:
     return measure(config, ranks)
 
 
-def _rank(config: Config, name: str, corpus: Corpus, ranks: RankInfo) -> int:
+def _rank(
+    config: Config, name: str, corpus: Corpus, observers: Sequence[Callable[..., Any]], ranks: RankInfo
+) -> int:
     """One rank of a training run. What ends it is said once, by the launch where this command started the ranks."""
-    from hcmegatron.platform.local_launch import end_with_parent, without_native_frames
+    from hcmegatron.platform.rank_process import end_with_parent, without_native_frames
     from hcmegatron.platform.ranks import STARTED_HERE
     from hcmegatron.training.run import train
 
     if ranks.source == "torchrun":
         end_with_parent(signal.SIGTERM)  # its ranks outlive a torchrun that is killed: they save and end
     if ranks.source == STARTED_HERE:
-        return train(config, ranks, name, corpus)
+        return train(config, ranks, name, corpus, observers)
     try:
-        return train(config, ranks, name, corpus)
+        return train(config, ranks, name, corpus, observers)
     except Ended as error:
         if ranks.rank == 0:
             standard_streams.tell(f"hcmegatron: error: {error}")
@@ -335,25 +357,52 @@ def _rank(config: Config, name: str, corpus: Corpus, ranks: RankInfo) -> int:
         return 1
 
 
-def _start_ranks(config: Config, name: str, corpus: Corpus) -> int:
-    """Start the ranks that hold the model once, on this machine's GPUs or else on its CPU."""
+def _after_restart() -> Sequence[Callable[..., Any]]:
+    """The observers of a rank that torchrun has started again: who writes down how long coming back took."""
+    number = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+    if not number:
+        return ()
+    from hcmegatron.training.heartbeat import Heartbeat
+
+    return (partial(Heartbeat, number=number),)
+
+
+def _start_ranks(config: Config, name: str, corpus: Corpus, restarts: int | None = None) -> int:
+    """Start the ranks that hold the model once, on this machine's GPUs or else on its CPU.
+
+    Args:
+        restarts: how often within an hour they are started again when one has died; None: they are not.
+    """
     import torch
 
     from hcmegatron.platform.local_launch import launch_ranks
 
     world_size, gpus = smallest_world(config), torch.cuda.device_count()
-    worker = partial(_rank, config, name, corpus)
     _check_device(config, "cuda" if gpus >= world_size else "cpu")
     if gpus == 0:
         import hcmegatron.training.run  # noqa: F401  (once, for all forks)
-
-        return launch_ranks(worker, world_size, "fork")
-    if gpus < world_size:
+    elif gpus < world_size:
         _warn(
             [f"the layout asks for {world_size} ranks and there are {gpus} GPUs: training on the CPU instead"]
         )
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
-    return launch_ranks(worker, world_size, "spawn")
+    method = "spawn" if gpus else "fork"
+    if not restarts:
+        return launch_ranks(partial(_rank, config, name, corpus, ()), world_size, method)
+
+    from hcmegatron.platform.restarts import Beat, supervise
+    from hcmegatron.training.heartbeat import Heartbeat
+    from hcmegatron.training.resume import resumed
+    from hcmegatron.training.run_directory import choose_directory
+
+    directory = choose_directory(config, name)
+    config = replace(config, run=replace(config.run, dir=str(directory)))  # the same for every life
+
+    def worker(number: int, beat: Beat) -> Callable[[RankInfo], int]:
+        life = resumed(config, directory) if number else config
+        return partial(_rank, life, name, corpus, (partial(Heartbeat, number=number, beat=beat),))
+
+    return supervise(worker, world_size, method, directory, restarts)
 
 
 def _warn(warnings: list[str]) -> None:

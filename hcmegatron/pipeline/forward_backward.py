@@ -16,6 +16,7 @@ from hcmegatron.pipeline.configured_schedule import is_megatrons
 from hcmegatron.pipeline.megatron_schedule import megatron_schedule
 from hcmegatron.pipeline.runner import ScheduleRunner
 from hcmegatron.planner.hops import hop_costs
+from hcmegatron.platform import flight_recorder
 from hcmegatron.platform.distributed import default_store
 from megatron.core.process_groups_config import ProcessGroupCollection
 from schedules.runtime.watchdog import Watchdog
@@ -28,7 +29,8 @@ def start_watchdog(timeout_s: int, directory: Path) -> Watchdog | None:
     """
     if dist.get_world_size() == 1:
         return None
-    return Watchdog(default_store(), dist.get_rank(), dist.get_world_size(), timeout_s, directory)
+    ranks = dist.get_rank(), dist.get_world_size()
+    return Watchdog(default_store(), *ranks, timeout_s, directory, flight_recorder.dump)
 
 
 def build_forward_backward(

@@ -83,3 +83,8 @@ def in_one_line(error: BaseException) -> str:
     """The kind of an exception and the first line of what it says."""
     said = str(error).strip().splitlines()
     return f"{type(error).__name__}{': ' + said[0] if said else ''}"
+
+
+def timed_out(error: BaseException) -> bool:
+    """Whether a collective has waited for another rank until its time was up; gloo and NCCL say so in words alone."""
+    return any(words in str(error).lower() for words in ("timed out", "timeout"))

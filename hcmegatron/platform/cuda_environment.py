@@ -26,12 +26,17 @@ VARIABLES: dict[str, Variable] = {
     "PYTORCH_NVML_BASED_CUDA_CHECK": Variable("1", "looking for GPUs does not start CUDA"),
 }
 NEEDED_QUEUES = 32
+# How many collectives NCCL's flight recorder keeps, for when a run hangs (platform/flight_recorder.py); read when the
+# first group is made. The second name is torch's older one, which it warns of.
+RECORDER, OLDER_RECORDER, RECORDED = "TORCH_FR_BUFFER_SIZE", "TORCH_NCCL_TRACE_BUFFER_SIZE", "2000"
 
 
 def prepare(environment: MutableMapping[str, str]) -> None:
     """Set what is not set. Before CUDA starts, and inherited by every process started from here."""
     for name, variable in VARIABLES.items():
         environment.setdefault(name, variable.value)
+    if OLDER_RECORDER not in environment:
+        environment.setdefault(RECORDER, RECORDED)
 
 
 def described(environment: Mapping[str, str]) -> str:

@@ -14,7 +14,7 @@ import hcmegatron.platform.megatron  # noqa: F401  (installs the CPU adapter bef
 from hcmegatron.config.errors import ConfigError
 from hcmegatron.config.schema import Config, Parallel
 from hcmegatron.platform.agreement import rank_facts
-from hcmegatron.platform.ranks import RankInfo
+from hcmegatron.platform.ranks import STARTED_HERE, RankInfo
 from hcmegatron.platform.rendezvous import meet_ranks
 from megatron.core import parallel_state, tensor_parallel
 from megatron.core.process_groups_config import ProcessGroupCollection
@@ -69,6 +69,7 @@ def process_groups(
 
     Raises:
         ConfigError: ranks are missing or differ; see platform/rendezvous.py.
+        RuntimeError: so do ranks that this command started, which is no mistake of the user's: one hangs or has died.
     """
     if GPU.present():
         torch.cuda.set_device(
@@ -76,9 +77,16 @@ def process_groups(
         )
     else:
         torch.set_num_threads(threads(config, ranks))
+    facts = rank_facts(config, ranks.world_size, data)
+    try:
+        store = meet_ranks(ranks, facts, timeout(config.parallel))
+    except ConfigError as error:
+        if ranks.source == STARTED_HERE:
+            raise RuntimeError(str(error)) from None
+        raise
     dist.init_process_group(
         GPU.backend if GPU.present() else "gloo",
-        store=meet_ranks(ranks, rank_facts(config, ranks.world_size, data), timeout(config.parallel)),
+        store=store,
         rank=ranks.rank,
         world_size=ranks.world_size,
         timeout=timeout(config.parallel),
@@ -108,7 +116,7 @@ def megatron_groups(config: Config) -> Iterator[ProcessGroupCollection]:
         virtual_pipeline_model_parallel_size=parallel.virtual,
         expert_model_parallel_size=parallel.expert,
         expert_tensor_parallel_size=parallel.expert_tensor,
-        distributed_timeout_minutes=-(-parallel.timeout_s // 60),
+        distributed_timeout_minutes=parallel.timeout_s / 60,
         # all-to-alls that run beside computation; only NCCL has streams to give priority to
         high_priority_stream_groups=["ep", "ep_tp"] if parallel.overlap and GPU.present() else None,
     )

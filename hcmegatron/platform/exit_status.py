@@ -12,3 +12,4 @@ USER_ERROR = (
 DIVERGED = 3  # training.max_bad_steps bad steps in a row, or one with health.on_bad_step=stop
 CORRUPTED = 4  # ranks that have to hold or compute the same bits did not (health.on_difference)
 STOPPED = 75  # by a signal: with checkpoint.resume=auto the same command goes on (sysexits.h: EX_TEMPFAIL)
+HANG = 124  # no progress for parallel.timeout_s: schedules/runtime/watchdog.py's

@@ -10,15 +10,11 @@ the parent says once what happened. Ranks die with the parent, even with a kille
 
 from __future__ import annotations
 
-import ctypes
-import math
 import multiprocessing
 import os
 import signal
-import sys
 import time
-import traceback
-from collections.abc import Callable
+from contextlib import suppress
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import BaseContext
 from multiprocessing.process import BaseProcess
@@ -27,25 +23,54 @@ from typing import Literal, NamedTuple
 
 from hcmegatron.config.errors import ConfigError
 from hcmegatron.platform import standard_streams
-from hcmegatron.platform.collective_failure import Ended, PeerFailed
-from hcmegatron.platform.exit_status import STOPPED, USER_ERROR
+from hcmegatron.platform.collective_failure import Ended
+from hcmegatron.platform.exit_status import HANG, STOPPED, USER_ERROR
+from hcmegatron.platform.rank_process import FORWARDED, Failure, Worker, run_rank
 from hcmegatron.platform.ranks import STARTED_HERE, RankInfo, free_port
 
-FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 GRACE_S = 10.0  # for the other ranks to end after one has failed
-_PR_SET_PDEATHSIG = 1  # linux/prctl.h
-
-Worker = Callable[[RankInfo], int]
 
 
-class Failure(NamedTuple):
-    """Why a rank ended. The earliest is the cause; the others lost their peer."""
+class Outcome(NamedTuple):
+    """How a launch ended.
 
-    time: float  # of the monotonic clock, which the processes of a machine share; of one that went along: inf
-    rank: int
-    status: int
-    text: str  # "": nothing to say beyond the status
-    ended: bool = False  # for a reason in words that all ranks have found
+    Attributes:
+        cause: the failure that ended it; None where nothing failed.
+        stopped: a rank has ended early because it was told to, which is no failure.
+        asked: that, or a signal has told the command to end.
+        interrupted: the signal that ended it, or 0.
+        seen: of the monotonic clock: when the first rank was seen to have failed, or the last one to have ended.
+    """
+
+    cause: Failure | None
+    stopped: bool
+    asked: bool
+    interrupted: int
+    seen: float
+
+    @property
+    def status(self) -> int:
+        """The exit status of the whole."""
+        if self.cause is None:
+            return STOPPED if self.stopped else 0
+        if self.interrupted and self.cause.status > 128:
+            return 128 + self.interrupted
+        return self.cause.status
+
+    def say(self) -> int:
+        """The exit status, after saying why it is not 0; ConfigError or Ended where a rank has raised that."""
+        cause = self.cause
+        if cause is None:
+            return self.status
+        if self.interrupted and cause.status > 128:
+            standard_streams.tell(f"hcmegatron: ended by {signal.Signals(self.interrupted).name}")
+            return self.status
+        if cause.status == USER_ERROR and cause.text:
+            raise ConfigError(cause.text)
+        if cause.ended:
+            raise Ended(cause.text, cause.status)
+        standard_streams.tell(f"hcmegatron: {cause.text}")
+        return self.status
 
 
 class _Rank(NamedTuple):
@@ -53,6 +78,8 @@ class _Rank(NamedTuple):
 
     number: int
     process: BaseProcess
+    # Its end, to wait for. A process's own sentinel is a pipe, which stays open in whatever the rank has started.
+    descriptor: int
     messages: Connection  # one Failure, if it raised
 
 
@@ -63,12 +90,18 @@ def launch_ranks(worker: Worker, world_size: int, method: Literal["fork", "spawn
     exception is written to stderr once, with its traceback and rank, and gives status 1. One rank alone runs
     in this process. With `spawn`, `worker` must be picklable.
     """
+    if world_size == 1:
+        return worker(RankInfo(0, 1, 0, 1, "127.0.0.1", free_port(), STARTED_HERE))
+    return launch_apart(worker, world_size, method).say()
+
+
+def launch_apart(worker: Worker, world_size: int, method: Literal["fork", "spawn"] = "fork") -> Outcome:
+    """As `launch_ranks`, each rank in a process of its own, and how they ended. Nothing is said."""
     port = free_port()
     places = [
-        RankInfo(r, world_size, r, world_size, "127.0.0.1", port, STARTED_HERE) for r in range(world_size)
+        RankInfo(rank, world_size, rank, world_size, "127.0.0.1", port, STARTED_HERE, apart=True)
+        for rank in range(world_size)
     ]
-    if world_size == 1:
-        return worker(places[0])
     return _Launch(multiprocessing.get_context(method)).run(worker, places)
 
 
@@ -78,14 +111,16 @@ class _Launch:
     def __init__(self, context: BaseContext) -> None:
         self.context = context
         self.ranks: list[_Rank] = []
-        self.interrupted: int | None = None  # the signal that this process was sent
+        self.interrupted = 0  # the signal that this process was sent
         self.asked_by_hand = False  # one SIGINT has come
-        self.stopped = False  # a rank has ended because it was told to, which is no failure
+        self.asked = False  # so was this process, or by SIGUSR1: to end
+        self.stopped = False  # a rank has ended because it was told to
+        self.seen = 0.0  # when the first failure was
         self.ending = False  # the ranks were told to end, so that they do is no failure of theirs
 
-    def run(self, worker: Worker, places: list[RankInfo]) -> int:
+    def run(self, worker: Worker, places: list[RankInfo]) -> Outcome:
         # Until a child has its own handlers, signals wait; afterwards the parent passes them on.
-        signal.pthread_sigmask(signal.SIG_BLOCK, FORWARDED)
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, FORWARDED)
         handlers = {number: signal.getsignal(number) for number in FORWARDED}
         # What is ignored stays so, here and in the ranks: SIGHUP under nohup.
         previous = {number: handler for number, handler in handlers.items() if handler != signal.SIG_IGN}
@@ -93,26 +128,29 @@ class _Launch:
             for place in places:
                 receiver, sender = self.context.Pipe(duplex=False)
                 process = self.context.Process(
-                    target=_child,
+                    target=run_rank,
                     args=(worker, place, sender, os.getpid(), list(previous)),
                     name=f"rank {place.rank}",
                 )
                 process.start()
                 sender.close()
-                self.ranks.append(_Rank(place.rank, process, receiver))
+                self.ranks.append(_Rank(place.rank, process, os.pidfd_open(process.pid), receiver))
             for number in previous:
                 signal.signal(number, self._forward)
             signal.pthread_sigmask(signal.SIG_UNBLOCK, FORWARDED)
-            return self._status(self._wait())
+            failures = self._wait()
+            cause = min(failures, default=None)
+            asked = self.asked or self.stopped
+            return Outcome(cause, self.stopped, asked, self.interrupted, self.seen or time.monotonic())
         finally:
             self._kill()
             for number, handler in previous.items():
                 signal.signal(number, handler)
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, FORWARDED)
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
     def _wait(self) -> list[Failure]:
         """Wait until all ranks have ended, and end the others once one has failed."""
-        alive = {rank.process.sentinel: rank for rank in self.ranks}
+        alive = {rank.descriptor: rank for rank in self.ranks}
         failures: list[Failure] = []
         deadline = None
         while alive:
@@ -120,18 +158,23 @@ class _Launch:
             if not ready:
                 self._kill()
                 deadline = None
-            for sentinel in ready:
-                failure = self._ended(alive.pop(sentinel))
+            for descriptor in ready:
+                os.close(descriptor)
+                failure = self._ended(alive.pop(descriptor))
                 if failure is not None:
                     failures.append(failure)
             if failures and not self.ending:
-                self.ending, deadline = True, time.monotonic() + GRACE_S
+                self.ending, self.seen = True, time.monotonic()
+                deadline = self.seen + GRACE_S
                 for rank in alive.values():
                     rank.process.terminate()
         return failures
 
     def _ended(self, rank: _Rank) -> Failure | None:
         """What a rank that has ended says, or its exit status."""
+        with suppress(ProcessLookupError):
+            # What it had started. Until it is waited for, its group keeps its number.
+            os.killpg(rank.process.pid, signal.SIGKILL)
         rank.process.join()
         code = rank.process.exitcode
         if rank.messages.poll():
@@ -148,26 +191,14 @@ class _Launch:
             return Failure(0.0, rank.number, 128 - code, text)
         if code == STOPPED:
             self.stopped = True
+        elif code == HANG:
+            text = f"rank {rank.number} hung, or waited for one that did: see hang/ in the run directory"
+            return Failure(time.monotonic(), rank.number, code, text)
         elif code > 0:
             return Failure(
                 time.monotonic(), rank.number, code, f"rank {rank.number} ended with status {code}"
             )
         return None
-
-    def _status(self, failures: list[Failure]) -> int:
-        """The exit status of the whole; says why it is not 0."""
-        if not failures:
-            return STOPPED if self.stopped else 0
-        cause = min(failures)
-        if self.interrupted and cause.status > 128:
-            standard_streams.tell(f"hcmegatron: ended by {signal.Signals(self.interrupted).name}")
-            return 128 + self.interrupted
-        if cause.status == USER_ERROR and cause.text:
-            raise ConfigError(cause.text)
-        if cause.ended:
-            raise Ended(cause.text, cause.status)
-        standard_streams.tell(f"hcmegatron: {cause.text}")
-        return cause.status
 
     def _forward(self, number: int, frame: FrameType | None) -> None:
         """Pass a signal on. The ranks may save before they end; only a second Ctrl-C does not wait.
@@ -182,6 +213,7 @@ class _Launch:
             self.asked_by_hand = True
         if number not in (signal.SIGUSR1, signal.SIGUSR2):
             self.interrupted = number
+        self.asked |= number != signal.SIGUSR2
         for rank in self.ranks:
             if rank.process.is_alive():
                 os.kill(rank.process.pid, number)
@@ -201,49 +233,3 @@ class _Launch:
                     os.kill(process.pid, number)
         for process in alive:
             process.join()
-
-
-def _child(
-    worker: Worker, place: RankInfo, messages: Connection, parent: int, heard: list[signal.Signals]
-) -> None:
-    """One rank, from its start to its exit. heard: the signals that are not ignored."""
-    os.setpgid(0, 0)  # the terminal's Ctrl-C goes to the parent alone, which passes it on
-    end_with_parent(signal.SIGKILL)
-    if os.getppid() != parent:
-        os._exit(1)
-    for number in heard:
-        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, FORWARDED)
-    try:
-        sys.exit(worker(place))
-    except KeyboardInterrupt:
-        failure = Failure(time.monotonic(), place.rank, 128 + signal.SIGINT, "")
-    except ConfigError as error:
-        failure = Failure(time.monotonic(), place.rank, USER_ERROR, str(error))
-    except Ended as error:
-        failure = Failure(time.monotonic(), place.rank, error.status, str(error), ended=True)
-    except PeerFailed as error:
-        failure = Failure(math.inf, place.rank, 1, f"rank {place.rank}: {error}")
-    except Exception:
-        text = f"rank {place.rank} of {place.world_size} failed:\n{without_native_frames(traceback.format_exc())}"
-        failure = Failure(time.monotonic(), place.rank, 1, text)
-    messages.send(failure)
-    sys.exit(failure.status)
-
-
-def end_with_parent(number: signal.Signals) -> None:
-    """Have the kernel send this process a signal when the process that started it ends, even by SIGKILL."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, number)
-
-
-def without_native_frames(text: str) -> str:
-    """A traceback without the C++ stack that torch puts between its message and whatever follows."""
-    kept, native = [], False
-    for line in text.splitlines():
-        if line.startswith("Exception raised from "):
-            native = True
-        elif native and not line.startswith(("frame #", "<omitting python frames>")):
-            native = not line.strip()
-        if not native:
-            kept.append(line)
-    return "\n".join(kept) + "\n"

@@ -34,6 +34,7 @@ class RankInfo:
     master_addr: str  # where rank 0 listens
     master_port: int
     source: str  # who said so, in words
+    apart: bool = False  # in a process of its own, below the command that started it
 
 
 def discover_ranks(environ: Mapping[str, str]) -> RankInfo | None:

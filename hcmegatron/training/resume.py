@@ -145,6 +145,14 @@ def _listed(folder: Path) -> None:
         ) from None
 
 
+def resumed(config: Config, directory: Path) -> Config:
+    """The configuration with which a run goes on that has ended in `directory`: from its newest checkpoint, or as it
+    began, with checkpoint.load if that was so, where it has none yet."""
+    has_none = manifest.newest(directory) is None
+    load = config.checkpoint.load if has_none else None
+    return replace(config, checkpoint=replace(config.checkpoint, resume="auto", load=load))
+
+
 def set_aside(start: Start) -> Start:
     """Rename the damaged checkpoints that are newer than the one a run goes on from. It says what was done.
 

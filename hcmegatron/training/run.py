@@ -8,6 +8,7 @@ from pathlib import Path
 
 from hcmegatron.config.schema import Config
 from hcmegatron.data.corpus import Corpus, find_corpus
+from hcmegatron.data.dataset import Validation
 from hcmegatron.platform import standard_streams
 from hcmegatron.platform.collective_failure import on_first_rank
 from hcmegatron.platform.distributed import process_groups
@@ -45,7 +46,7 @@ def train(
     corpus = corpus or find_corpus(config.data)
     warn_of_environment(config, ranks)
     with process_groups(config, ranks, corpus.fingerprint) as groups:
-        stop = StopFlag(launched=ranks.source == STARTED_HERE and ranks.world_size > 1)
+        stop = StopFlag(launched=ranks.apart)
         path: Path = on_first_rank(lambda: choose_directory(config, name))
         start = checkpoint.find(config, path, corpus.fingerprint)
         if start and start.position.step == config.training.steps:
@@ -65,8 +66,9 @@ def loop(run: TrainingRun, stop: StopFlag, more: Iterable[Factory] = ()) -> int:
     training, validation = run.config.training, run.validation
     with build_observers(run, more) as observers:
         run.observers = observers
-        run.log.say(*run.stepper.rehearse())
-        observers.on_start()
+        if not stop.agreed():
+            run.log.say(*run.stepper.rehearse())
+            observers.on_start()
         while run.position.step < training.steps and not stop.agreed():
             step = one_step(run, run.position.step + 1, run.position.samples)
             run.position = run.after(step)
@@ -74,11 +76,30 @@ def loop(run: TrainingRun, stop: StopFlag, more: Iterable[Factory] = ()) -> int:
             done = run.position.step
             if done < step.number:
                 continue  # the run has gone back to a checkpoint
-            if validation and is_due(done, training.eval_every, training.steps) and not stop.agreed():
-                total = run.stepper.evaluate(validation, validation.micro_batches)
-                observers.on_eval(Evaluation(done, validation.nats_per_byte(total), validation))
+            if validation and is_due(done, training.eval_every, training.steps):
+                loss = evaluate(run, validation, stop)
+                if loss is None:
+                    run.log.say(
+                        f"the evaluation after step {done} was cut short by {stop.name}, and has no result"
+                    )
+                else:
+                    observers.on_eval(Evaluation(done, loss, validation))
         observers.on_end(End(run.position.step, stop.name))
     return run.position.step
+
+
+def evaluate(run: TrainingRun, validation: Validation, stop: StopFlag) -> float | None:
+    """The loss on held-out text, in nats a byte; None where any rank is told to stop before the end. Collective.
+
+    Asked between groups of micro-batches that take about as long as a step: of one, the forward is a third.
+    """
+    group, total = 3 * run.stepper.batches.micro_batches, 0.0
+    for first in range(0, validation.micro_batches, group):
+        if stop.agreed():
+            return None
+        count = min(group, validation.micro_batches - first)
+        total += run.stepper.evaluate(lambda index, first=first: validation(first + index), count)
+    return validation.nats_per_byte(total)
 
 
 def one_step(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -25,7 +26,13 @@ from hcmegatron.pipeline.replica_sync import replicas_planned
 from hcmegatron.planner.hops import hop_costs
 from hcmegatron.planner.layers import padded_vocab
 from hcmegatron.platform import cuda_environment, standard_streams
-from hcmegatron.platform.collective_failure import Ended, kept_on_first_rank, on_first_rank
+from hcmegatron.platform.collective_failure import (
+    Ended,
+    in_one_line,
+    kept_on_first_rank,
+    on_first_rank,
+    timed_out,
+)
 from hcmegatron.platform.ranks import STARTED_HERE, RankInfo
 from hcmegatron.recompute.attach import Recomputation
 from hcmegatron.training import checkpoint, resume
@@ -44,6 +51,7 @@ from hcmegatron.training.step import Stepper
 from megatron.core.optimizer.optimizer import ChainedOptimizer
 from megatron.core.process_groups_config import ProcessGroupCollection
 from schedules.runtime.gpu import GPU
+from schedules.runtime.watchdog import Watchdog
 
 
 @dataclass
@@ -54,7 +62,8 @@ class TrainingRun:
         vocab_size: padded.
         validation: None where nothing is held out.
         chunks: wrapped, in ascending order of their stages.
-        start: the checkpoint that the run goes on from, if any.
+        start: the checkpoint that the run goes on from, if any; load_seconds: that filling model and optimizer from it
+            took.
         position: where it goes on; after every step, where that has brought it.
         plan: on rank 0, what the planner says of it.
         directory: its files, which rank 0 writes; log: what it says, on rank 0.
@@ -78,6 +87,7 @@ class TrainingRun:
     plan: RunPlan | None
     introduction: list[str] = field(default_factory=list)
     observers: Observers = field(default_factory=lambda: Observers(()))
+    load_seconds: float = 0.0
 
     def go_on_at(self, position: Progress) -> None:
         """The next step is the one after `position`, on its data, judged by what it remembers."""
@@ -133,8 +143,10 @@ def assemble_run(
         schedule = build_forward_backward(config, chunks, groups, recomputation.execution, watchdog)
         stepper = Stepper(config, chunks, optimizer, schedule, batches, groups)
         checkpoints = checkpoint.Checkpoints(path, config, corpus.fingerprint, chunks, optimizer)
+        began = time.monotonic()
         if start:
             checkpoints.load(start)
+        load_seconds = time.monotonic() - began
         position = start.position if start else Progress(0, 0)
         opened = kept_on_first_rank(
             lambda: Log(
@@ -158,6 +170,7 @@ def assemble_run(
                 start,
                 position,
                 plan,
+                load_seconds=load_seconds,
             )
             run.go_on_at(position)
             run.introduction = _introduction(run, corpus, memory, groups.pp.rank())
@@ -200,7 +213,7 @@ def _of_the_gpu(config: Config, microbatches: int, rank: int) -> list[str]:
 
 
 @contextmanager
-def _watchdog(config: Config, path: Path) -> Iterator[object]:
+def _watchdog(config: Config, path: Path) -> Iterator[Watchdog | None]:
     """The watchdog, closed on all ranks together where all of them leave: rank 0 holds what they share."""
     watchdog = start_watchdog(config.parallel.timeout_s, path)
     ended: Ended | None = None
@@ -208,6 +221,11 @@ def _watchdog(config: Config, path: Path) -> Iterator[object]:
         yield watchdog
     except Ended as error:
         ended = error
+    except RuntimeError as error:
+        if watchdog is not None and timed_out(error):  # outside of a step, which reports its own
+            watchdog.trip(f"rank {dist.get_rank()}: {in_one_line(error)}")
+            error.add_note(f"positions and stacks of all ranks: {watchdog.directory}")
+        raise
     if watchdog is not None:
         watchdog.close()
         dist.barrier()

@@ -95,6 +95,7 @@ class Runtime:
             error.add_note(f"at {self.position}")
             if self._watchdog is not None:
                 self._watchdog.trip(f"rank {self.program.rank}: {type(error).__name__}: {error}")
+                error.add_note(f"positions and stacks of all ranks: {self._watchdog.directory}")
             raise
         self.position.end_step()
         self._broken = False

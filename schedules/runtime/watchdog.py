@@ -2,7 +2,7 @@
 
 A thread of each process looks at the position of its rank. A rank that makes no progress, or whose step
 failed, raises an alarm that all ranks see through a store (torch.distributed's key-value store). Every rank
-then prints its position, writes the stacks of its threads to ``stacks.rank<r>.txt`` and ends its process:
+then prints its position, writes it and the stacks of its threads to ``hang/rank-<r>.txt`` and ends its process:
 what hangs inside a collective or a kernel cannot be ended in a gentler way. Ranks also leave their position
 in the store now and then, so that what a killed rank was doing is known too.
 """
@@ -15,6 +15,7 @@ import os
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch.distributed as dist
@@ -30,14 +31,24 @@ class Watchdog:
     ``limit``: seconds without progress after which the process has ended; choose it above the longest single
     computation of a stage, compilation in the first step included. ``store`` is shared by the ``ranks`` that
     are to be told; its calls have to be independent of other users of the process (``store.clone()``).
+    ``record`` is given the directory of the report, and may add to it what a communication library has written down.
     Uses ``faulthandler.dump_traceback_later``, of which a process has one only.
     ValueError for a limit that is not positive.
     """
 
-    def __init__(self, store: dist.Store, rank: int, ranks: int, limit: float, directory: Path) -> None:
+    def __init__(
+        self,
+        store: dist.Store,
+        rank: int,
+        ranks: int,
+        limit: float,
+        directory: Path,
+        record: Callable[[Path, int], None] | None = None,
+    ) -> None:
         if limit <= 0:
             raise ValueError(f"watchdog: limit={limit}; a number of seconds above 0")
-        self.rank, self.ranks, self.limit, self.directory = rank, ranks, limit, directory
+        self.rank, self.ranks, self.limit = rank, ranks, limit
+        self.directory, self._record = directory / "hang", record
         self._store = dist.PrefixStore("watchdog", store)
         self._poll = min(1.0, limit / 10)
         self._position: Position | None = None
@@ -92,9 +103,10 @@ class Watchdog:
         if not self._reporting.acquire(blocking=False):
             return False
         _print(f"pipeline stopped: {reason}\n  {self._where()}")
-        self.directory.mkdir(parents=True, exist_ok=True)
-        with open(self.directory / f"stacks.rank{self.rank}.txt", "w") as stacks:
-            faulthandler.dump_traceback(stacks, all_threads=True)
+        try:
+            self._write(reason)
+        except Exception as error:  # a full disk must not keep a hung job alive
+            _print(f"rank {self.rank} could not write all of {self.directory}: {_first_line(error)}")
         try:
             self._store.set(f"reported {self.rank}", "")
             if not self._store.check(["alarm"]):
@@ -103,6 +115,15 @@ class Watchdog:
         except RuntimeError as error:
             _print(f"rank {self.rank} could not tell the others: {_first_line(error)}")
         return True
+
+    def _write(self, reason: str) -> None:
+        self.directory.mkdir(parents=True, exist_ok=True)
+        with open(self.directory / f"rank-{self.rank}.txt", "w") as file:
+            file.write(f"{reason}\n{self._where()}\n\n")
+            file.flush()
+            faulthandler.dump_traceback(file, all_threads=True)
+        if self._record is not None:
+            self._record(self.directory, self.rank)
 
     def _settle(self) -> None:
         """Waits for the others to see the alarm. The rank that raised it then speaks for the silent ones."""
@@ -121,7 +142,9 @@ class Watchdog:
         return self._store.get(key).decode() if self._store.check([key]) else "nothing"
 
     def _where(self) -> str:
-        return f"rank {self.rank}: before any step" if self._position is None else str(self._position)
+        if self._position is None:
+            return f"rank {self.rank}: in no step of this runtime"
+        return str(self._position)
 
 
 def _print(text: str) -> None:

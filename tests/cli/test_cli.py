@@ -200,14 +200,15 @@ def test_a_configuration_of_ones_own_in_the_run_directory_is_told_of(
 
 def test_a_rank_of_a_launcher_trains_in_this_process(torchrun, trained):
     assert cli.main(["train", str(QUICKSTART), "--training.steps=40"]) == 0
-    ((config, ranks, name, corpus),) = trained
+    ((config, ranks, name, corpus, observers),) = trained
+    assert observers == ()
     assert corpus == find_corpus(config.data)  # what was looked for is handed on, not read and hashed again
     assert ranks == RankInfo(1, 2, 1, 2, "h", 1234, "torchrun") and name == "quickstart"
     assert config == load_config(QUICKSTART, ["--training.steps=40"])
 
 
 def test_a_run_whose_last_checkpoint_failed_ends_with_one_line_and_status_1(torchrun, monkeypatch, capsys):
-    def train(config, ranks, name, corpus):
+    def train(config, ranks, name, corpus, observers):
         raise NotSaved("the checkpoint after step 4 could not be saved: No space left on device")
 
     monkeypatch.setenv("RANK", "0")
@@ -255,7 +256,7 @@ def started(tmp_path, body, *overrides):
     code += (
         "stub = types.ModuleType('hcmegatron.training.run')\nsys.modules['hcmegatron.training.run'] = stub\n"
     )
-    code += f"def train(config, ranks, name, corpus):\n{textwrap.indent(textwrap.dedent(body), '    ')}\n"
+    code += f"def train(config, ranks, name, corpus, observers):\n{textwrap.indent(textwrap.dedent(body), '    ')}\n"
     code += "stub.train = train\nfrom hcmegatron.cli import main\n"
     code += f"sys.exit(main({['train', str(QUICKSTART), *overrides]}))"
     path = tmp_path / "started.py"
@@ -378,3 +379,19 @@ def test_cudas_variables_are_set_before_the_gpu_is_asked_what_it_is(torchrun, tr
     monkeypatch.setattr(cli, "_check_device", lambda config: seen.append(os.environ.get(name)))
     assert cli.main(["train", str(QUICKSTART)]) == 0
     assert seen == ["32"]
+
+
+@pytest.mark.parametrize("number", ["0", "-1", "many", "1.5", "9999999"])
+def test_a_number_of_restarts_is_one(number, capsys):
+    assert cli.main(["train", str(QUICKSTART), "--restarts", number]) == 2
+    error = capsys.readouterr().err
+    assert f"argument --restarts: '{number}' is not a number of restarts; use 1 or more" in error
+    assert error.count("\n") == 1
+
+
+def test_ranks_of_a_launcher_are_not_restarted_here(torchrun, capsys):
+    assert cli.main(["train", str(QUICKSTART), "--restarts=3"]) == 2
+    assert capsys.readouterr().err == (
+        "hcmegatron: error: --restarts = 3: torchrun started this rank, so it would have to start it again; use "
+        "torchrun --max-restarts, or have the job requeued, with checkpoint.resume=auto\n"
+    )

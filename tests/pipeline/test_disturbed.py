@@ -42,7 +42,7 @@ def test_ends_in_time_with_positions_and_stacks(how, culprit, tmp_path):
 
     other = 1 - culprit
     assert re.search(rf"^ *rank {other}, dualpipev, step 3: action \d+ of \d+", said, re.M), said
-    stacks = (tmp_path / f"run/stacks.rank{other}.txt").read_text()
+    stacks = (tmp_path / f"run/hang/rank-{other}.txt").read_text()
     assert "_watch" in stacks or "in _wait" in stacks
     if (how, culprit) != ("kill", 0):  # whose store is gone before the other comes to wait
         # A rank meets a connection that is gone while it waits, or as it begins the next message.
@@ -50,7 +50,7 @@ def test_ends_in_time_with_positions_and_stacks(how, culprit, tmp_path):
     if how == "stall":
         where = rf"rank {culprit}, dualpipev, step 3: action \d+ of \d+, \S*F3\S*, computing for"
         assert re.search(where, said), said
-        assert "in _stall" in (tmp_path / f"run/stacks.rank{culprit}.txt").read_text()
+        assert "in _stall" in (tmp_path / f"run/hang/rank-{culprit}.txt").read_text()
     elif how == "cut":
         assert re.search(rf"rank {culprit}, dualpipev, step 3: ", said), said
     else:

@@ -87,7 +87,7 @@ def test_a_stalled_rank_ends_the_job_with_everybodys_position(tmp_path):
     for outcome in outcomes:
         assert outcome.exit_code != 0 and not outcome.overtime, str(outcome)
         assert re.search(rf"^  rank {outcome.rank}, dualpipev, step 2: action \d+ of", outcome.output, re.M)
-        assert (tmp_path / f"stacks.rank{outcome.rank}.txt").exists()
+        assert (tmp_path / f"hang/rank-{outcome.rank}.txt").exists()
     assert EXIT_CODE in [outcome.exit_code for outcome in outcomes]
     assert "waiting for" in outcomes[0].output and "computing for" in outcomes[1].output
 

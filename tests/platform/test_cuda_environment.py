@@ -25,8 +25,12 @@ def test_what_is_unset_is_set_and_what_is_set_stays():
         "CUDA_DEVICE_MAX_CONNECTIONS": "1",
         "CUDA_MODULE_LOADING": "EAGER",
         "PYTORCH_NVML_BASED_CUDA_CHECK": "1",
+        "TORCH_FR_BUFFER_SIZE": "2000",
         "HOME": "/",
     }
+    own = {"TORCH_NCCL_TRACE_BUFFER_SIZE": "7"}
+    cuda_environment.prepare(own)
+    assert own["TORCH_NCCL_TRACE_BUFFER_SIZE"] == "7" and "TORCH_FR_BUFFER_SIZE" not in own
     line = cuda_environment.described(values)
     assert "CUDA_DEVICE_MAX_CONNECTIONS=1 (not 32: a queue for every stream)" in line
     assert "CUDA_MODULE_LOADING=EAGER, " in line and "\n" not in line

@@ -10,7 +10,7 @@ import time
 import pytest
 
 import hcmegatron
-from hcmegatron.platform.local_launch import without_native_frames
+from hcmegatron.platform.rank_process import without_native_frames
 
 ROOT = os.path.dirname(os.path.dirname(hcmegatron.__file__))
 HEAD = """
@@ -357,3 +357,25 @@ def test_a_rank_that_only_went_along_is_not_the_cause(tmp_path):
     assert (
         done.stderr.count("the cause") == 2 and "rank 0" not in done.stderr
     )  # in the source's line, and said
+
+
+def test_a_rank_that_is_killed_is_noticed_although_its_child_lives(tmp_path):
+    """What it has started holds whatever was open at the fork, and ends with it."""
+    body = """
+        if place.rank == 1:
+            child = os.fork()
+            if not child:
+                time.sleep(50)
+            open(f'{FOLDER}/pid1{place.rank}', 'w').write(str(child))
+            os.kill(os.getpid(), signal.SIGKILL)
+        time.sleep(50)
+    """
+    done, seconds = run(tmp_path, body)
+    assert done.returncode == 128 + 9 and "rank 1 was killed by SIGKILL" in done.stderr and seconds < 8
+    assert_gone(tmp_path, 4)
+
+
+def test_a_rank_that_is_interrupted_alone_is_named(tmp_path):
+    """Not by way of the command, which would be told of it."""
+    done, _ = run(tmp_path, "if place.rank == 1: os.kill(os.getpid(), signal.SIGINT)\ntime.sleep(50)")
+    assert (done.returncode, done.stderr) == (128 + 2, "hcmegatron: rank 1 was ended by SIGINT\n")

@@ -7,6 +7,7 @@ import time
 
 import pytest
 import torch.fx.experimental.symbolic_shapes  # noqa: F401, or the first backward takes seconds to import it
+from torch.distributed import HashStore
 
 from schedules import generate
 from schedules.runtime import InProcessWorld, PipelineError, Watchdog, step_all
@@ -45,7 +46,7 @@ def disturb(how, culprit, tmp_path, tcp=False):
             assert re.search(rf"^  rank {outcome.rank}, dualpipev, step 2: ", outcome.output, re.M), str(
                 outcome
             )
-            stacks = (tmp_path / f"stacks.rank{outcome.rank}.txt").read_text()
+            stacks = (tmp_path / f"hang/rank-{outcome.rank}.txt").read_text()
             assert "pipeline watchdog" in stacks or "_execute" in stacks or "disturb" in stacks
     return outcomes, "\n".join(outcome.output for outcome in outcomes)
 
@@ -66,7 +67,7 @@ def test_stalled(tmp_path):
     assert all(outcome.exit_code in (1, EXIT_CODE) for outcome in outcomes)
     assert re.search(r"rank 2, dualpipev, step 2: action \d+ of \d+, \S*2F7\S*, computing for", said)
     assert re.search(r"waiting for the activation of micro-batch 7 from stage 2 to stage 3 \(rank 2\)", said)
-    assert "in _stall" in (tmp_path / "stacks.rank2.txt").read_text()
+    assert "in _stall" in (tmp_path / "hang/rank-2.txt").read_text()
 
 
 @pytest.mark.ranks
@@ -122,3 +123,23 @@ def test_in_process_exception(tmp_path):
 def test_a_limit_has_to_be_positive(tmp_path):
     with pytest.raises(ValueError, match="limit=0"):
         Watchdog(None, 0, 1, 0, tmp_path)
+
+
+def test_what_cannot_be_written_keeps_nothing_from_ending(tmp_path, capsys):
+    """The directory of the report is a file; and what is recorded elsewhere raises."""
+
+    def record(directory, rank):
+        raise LookupError(f"nothing of rank {rank}")
+
+    (tmp_path / "hang").touch()
+    dog = Watchdog(HashStore(), 0, 1, 100.0, tmp_path, record)
+    dog.close()  # or its thread would end this process
+    dog._report("first")
+    said = capsys.readouterr().err
+    assert "pipeline stopped: first" in said and f"could not write all of {tmp_path}/hang: [Errno" in said
+    dog = Watchdog(HashStore(), 0, 1, 100.0, tmp_path / "other", record)
+    dog.close()
+    dog._report("second")
+    assert "could not write all of" in (said := capsys.readouterr().err) and "nothing of rank 0" in said
+    report = (tmp_path / "other/hang/rank-0.txt").read_text()
+    assert report.startswith("second\nrank 0: in no step of this runtime\n\n")

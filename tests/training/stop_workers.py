@@ -25,10 +25,11 @@ def signalled(config: Config, moment: str, number: int, last: int) -> dict[str, 
     the checkpoint after it, or in the rehearsal.
 
     Returns:
-        the steps that ran, the checkpoints that were saved, the processes that a save has left.
+        the steps that ran, the checkpoints that were saved, how many groups were evaluated, the processes that a save
+        has left.
     """
     place = discover_ranks(os.environ)
-    noted: dict[str, Any] = {"steps": [], "saved": [], "left": 0}
+    noted: dict[str, Any] = {"steps": [], "saved": [], "evaluated": 0, "left": 0}
 
     def send() -> None:
         if place.rank == place.world_size - 1:
@@ -52,13 +53,16 @@ def signalled(config: Config, moment: str, number: int, last: int) -> dict[str, 
             send()
         return result
 
+    def note_evaluation(*_: Any) -> None:
+        noted["evaluated"] += 1
+
     def note_save(checkpoints: checkpoint.Checkpoints, at: Progress) -> None:
         if at != checkpoints.saved:
             noted["saved"].append(at.step)
 
     usual_step, step.Stepper.step = step.Stepper.step, after_step
     around(step.Stepper, "rehearse", lambda *_: None, "rehearsal")
-    around(step.Stepper, "evaluate", lambda *_: None, "validation")
+    around(step.Stepper, "evaluate", note_evaluation, "validation")
     around(checkpoint.Checkpoints, "save", note_save, "save")
     assert train(config, place) == 0
     noted["left"] = len(psutil.Process().children(recursive=True))
@@ -98,4 +102,4 @@ def second_interrupt(config: Config, launched: bool) -> None:
 
     step.Stepper.step = interrupted
     place = discover_ranks(os.environ)
-    train(config, replace(place, source=STARTED_HERE) if launched else place)
+    train(config, replace(place, source=STARTED_HERE, apart=True) if launched else place)

@@ -25,7 +25,10 @@ def watching(said, limit=5, **health):
     """What watches a run that keeps nothing."""
     config = put(Config(), health=health, training={"max_bad_steps": limit})
     log = SimpleNamespace(say=lambda *lines: said.extend(lines))
-    return BadSteps(SimpleNamespace(config=config, log=log, ranks=SimpleNamespace(rank=1)))
+    checkpoints = SimpleNamespace(finish=list)
+    return BadSteps(
+        SimpleNamespace(config=config, log=log, ranks=SimpleNamespace(rank=1), checkpoints=checkpoints)
+    )
 
 
 def step_of(number, good, bad=NOT_FINITE):

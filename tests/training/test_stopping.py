@@ -35,13 +35,18 @@ def test_it_ends_after_the_step_in_progress_with_a_checkpoint(
 ):
     sections = {
         "parallel": {"pipeline": ranks},
-        "training": {"steps": 6, "eval_every": eval_every, "global_batch": 2},
+        "training": {"steps": 6, "eval_every": eval_every, "eval_batches": 8, "global_batch": 2},
     }
     config = tiny(text, tmp_path / "run", **sections)
     last = saved[-1] if saved else 0
     for rank in run_ranks(ranks, stop_workers.signalled, config, moment, int(number), last, **RUN):
-        assert rank == {"steps": list(range(1, last + 1)), "saved": saved, "left": 0}
+        evaluated = int(moment == "validation")  # of three groups
+        steps = list(range(1, last + 1))
+        assert rank == {"steps": steps, "saved": saved, "evaluated": evaluated, "left": 0}
     log = (tmp_path / "run/train.log").read_text()
+    assert "validation loss" not in log
+    cut = f"the evaluation after step {last} was cut short by {number.name}, and has no result\n"
+    assert log.count(cut) == evaluated
     how = "continue with checkpoint.resume=auto" if saved else "no checkpoint was saved"
     assert f"stopped by {number.name} after step {last}; {how}\nrun directory: {tmp_path}/run\n" in log
     folder = tmp_path / "run/checkpoints"
