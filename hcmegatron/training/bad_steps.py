@@ -12,6 +12,7 @@ from hcmegatron.training.kept_steps import keep_step
 from hcmegatron.training.model import gather_parameters
 from hcmegatron.training.observer import Observer, Rewind, Step
 from hcmegatron.training.resume import Start
+from hcmegatron.training.saving import hear
 from hcmegatron.training.step import NOT_FINITE
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ class BadSteps(Observer):
         what = f"loss {step.result.loss}, gradient norm {step.result.grad_norm}"
         if step.result.bad not in ("", NOT_FINITE):
             what += f" ({step.result.bad})"
-        self.log.say(*self.run.checkpoints.finish())  # what is being written is the one before the step
+        hear(self.run, self.run.checkpoints.finish())  # what is being written is the one before the step
         kept = keep_step(self.run, step)
         if health.on_bad_step == "stop":
             self.log.say(*kept)

@@ -135,7 +135,7 @@ class Checkpoints:
 
     Attributes:
         tidied: what a killed run had left half written and is removed now, in words.
-        saved: what the last save is of that is complete.
+        saved: what the last save is of that is complete; told: the last of which observers have heard.
         failed: why the last attempt to save failed; None where it did not.
     """
 
@@ -148,6 +148,7 @@ class Checkpoints:
         state = self.chunks, self.optimizer
         self.writer = CheckpointWriter(self.folder, config, text, depends_on(config), *state, group)
         self.saved: Progress | None = None
+        self.told: Progress | None = None
         self.failed: str | None = None
         self._begun: Save | None = None
         self.tidied = manifest.tidy(self.folder) if dist.get_rank() == 0 else []

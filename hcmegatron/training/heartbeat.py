@@ -26,6 +26,7 @@ class Heartbeat(Observer):
         self.run, self.beat, self.first = run, beat, run.ranks.rank == 0
         self.waiting = self.first and number > 0  # for the first step of a restart
         self.number, self.built = number, time.monotonic()
+        self.from_step = run.position.step
         self.alive = _age()
         self._sign(run.position.step)
 
@@ -40,7 +41,7 @@ class Heartbeat(Observer):
         event = {
             "event": "resumed",
             "restart": self.number,
-            "from_step": self.run.position.step,
+            "from_step": self.from_step,
             "seconds": {part: round(spent, 3) for part, spent in seconds.items()},
         }
         try:

@@ -68,7 +68,7 @@ def loop(run: TrainingRun, stop: StopFlag, more: Iterable[Factory] = ()) -> int:
         run.observers = observers
         if not stop.agreed():
             run.log.say(*run.stepper.rehearse())
-            observers.on_start()
+        observers.on_start()
         while run.position.step < training.steps and not stop.agreed():
             step = one_step(run, run.position.step + 1, run.position.samples)
             run.position = run.after(step)

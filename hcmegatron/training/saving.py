@@ -22,12 +22,12 @@ class Saving(Observer):
         self.run, self.checkpoints = run, run.checkpoints
         self.every, self.steps = run.config.checkpoint.save_every, run.config.training.steps
         self.reached: Progress | None = None
-        self.known = self.checkpoints.saved
+        self.checkpoints.told = self.checkpoints.saved
         self.skipped = False  # the last step was
 
     def on_step(self, step: Step) -> None:
         """Hear of a save that has come to its end, and save where it is time to."""
-        self._hear(self.checkpoints.finish() if self.checkpoints.arrived() else [])
+        hear(self.run, self.checkpoints.finish() if self.checkpoints.arrived() else [])
         self.skipped = not step.result.updated
         if not self.skipped:
             self.reached = self.run.position
@@ -36,7 +36,7 @@ class Saving(Observer):
 
     def on_rewind(self, rewind: Rewind) -> None:
         """What there is to save is the checkpoint itself, and what is left out since."""
-        self.reached = rewind.to
+        self.reached, self.checkpoints.told = rewind.to, self.checkpoints.saved
 
     def on_end(self, end: End) -> None:
         """Save what a signal has cut off, and wait for what is being written.
@@ -47,21 +47,23 @@ class Saving(Observer):
         if end.error is not None:
             self.run.log.say(*self.checkpoints.rescue())
             return
-        self._hear(self.checkpoints.finish())
+        hear(self.run, self.checkpoints.finish())
         if end.stopped_by and end.step < self.steps:
             self._save()
-            self._hear(self.checkpoints.finish())
+            hear(self.run, self.checkpoints.finish())
             self.run.log.say(resume.stopped(end.stopped_by, end.step, self.checkpoints.saved))
         if self.checkpoints.failed:
             raise NotSaved(f"{self.checkpoints.failed}; make room and continue with checkpoint.resume=auto")
 
     def _save(self) -> None:
         if self.reached is not None:  # otherwise there is nothing but what the run began with
-            self._hear(self.checkpoints.save(self.reached, keep_older=self.skipped))
+            hear(self.run, self.checkpoints.save(self.reached, keep_older=self.skipped))
 
-    def _hear(self, said: list[str]) -> None:
-        """Pass on what was said, and that a checkpoint is complete."""
-        self.run.log.say(*said)
-        if self.checkpoints.saved != self.known:
-            self.known = self.checkpoints.saved
-            self.run.observers.on_checkpoint(self.known)
+
+def hear(run: TrainingRun, said: list[str]) -> None:
+    """Pass on what was said of saving, and that a checkpoint is complete."""
+    run.log.say(*said)
+    checkpoints = run.checkpoints
+    if checkpoints.saved != checkpoints.told:
+        checkpoints.told = checkpoints.saved
+        run.observers.on_checkpoint(checkpoints.saved)

@@ -25,7 +25,7 @@ def watching(said, limit=5, **health):
     """What watches a run that keeps nothing."""
     config = put(Config(), health=health, training={"max_bad_steps": limit})
     log = SimpleNamespace(say=lambda *lines: said.extend(lines))
-    checkpoints = SimpleNamespace(finish=list)
+    checkpoints = SimpleNamespace(finish=list, saved=None, told=None)
     return BadSteps(
         SimpleNamespace(config=config, log=log, ranks=SimpleNamespace(rank=1), checkpoints=checkpoints)
     )

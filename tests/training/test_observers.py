@@ -9,6 +9,7 @@ import pytest
 from hcmegatron import training
 from hcmegatron.config import Config, ConfigError
 from hcmegatron.training import observer_registry, run
+from hcmegatron.training.heartbeat import Heartbeat
 from hcmegatron.training.manifest import Progress
 from hcmegatron.training.observer import Observer, Observers, Step, is_due
 from hcmegatron.training.step import StepResult
@@ -79,7 +80,12 @@ def looped(monkeypatch, steps=4, stop_before=None, skipped=(), every=2, eval_eve
     whole = SimpleNamespace(
         config=config,
         validation=SimpleNamespace(micro_batches=1, nats_per_byte=lambda total: total / 2),
-        stepper=SimpleNamespace(step=stepped, evaluate=lambda *_: 3.0, rehearse=lambda: ["rehearsed"]),
+        stepper=SimpleNamespace(
+            step=stepped,
+            evaluate=lambda *_: 3.0,
+            rehearse=lambda: ["rehearsed"],
+            batches=SimpleNamespace(micro_batches=1),
+        ),
         log=SimpleNamespace(say=lambda *lines: said.extend(lines)),
         position=Progress(start, 2 * start),
         after=lambda step: Progress(step.number, step.result.samples.stop),
@@ -210,7 +216,8 @@ def test_every_observer_of_the_library_is_asked_for_somewhere():
         if isinstance(value, type) and issubclass(value, Observer)
     }
     named = {entry.make for entry in (*observer_registry.FIRST.values(), *observer_registry.THEN.values())}
-    assert found - named == {Observer, Observers}
+    # Heartbeat watches where the command restarts the ranks, and is handed to `train` (cli.py)
+    assert found - named == {Observer, Observers, Heartbeat}
 
 
 def test_a_corpus_that_was_found_is_not_looked_for_again(monkeypatch):
