@@ -125,6 +125,10 @@ def _run(arguments: list[str]) -> int:
         "checkpoint", help="list, show and verify the checkpoints of a run", allow_abbrev=False
     )
 
+    data = verbs.add_parser(
+        "data", help="prepare, show and check data sets, train tokenizers", allow_abbrev=False
+    )
+
     overrides: list[str] = []
     if _verb(arguments) == "checkpoint":
         from hcmegatron.training import checkpoint_cli
@@ -132,6 +136,12 @@ def _run(arguments: list[str]) -> int:
         checkpoint_cli.add_arguments(checkpoint)
         checkpoint.set_defaults(run=lambda options, overrides: checkpoint_cli.main(options))
         parsers["checkpoint"] = checkpoint
+    elif _verb(arguments) == "data":
+        from hcmegatron.data import cli
+
+        cli.add_arguments(data)
+        data.set_defaults(run=lambda options, overrides: cli.main(options))
+        parsers["data"] = data
     elif _verb(arguments) == "schedule":
         from schedules import cli
 

@@ -23,6 +23,7 @@ from hcmegatron.config.errors import ConfigError
 from hcmegatron.config.ineffective import ineffective
 from hcmegatron.config.schema import Config, resumes
 from hcmegatron.config.types import flatten
+from hcmegatron.data.tokenizer_registry import build_tokenizer
 from hcmegatron.kernels.select import select_kernels
 from hcmegatron.model.specs import backend
 from hcmegatron.model.transformer_config import DTYPES
@@ -60,6 +61,7 @@ def depends_on(config: Config) -> dict[str, Any]:
         "CPU threads": torch.get_num_threads(),
         **{name: found[name] for name in ("python", "torch", "megatron-core", "device")},
         "numpy": numpy.__version__,  # draws the data's order
+        "tokenizer": build_tokenizer(config.data.tokenizer).fingerprint,
         **{name: _installed(name) for name in packages},
         # what the settings of these names have come to on this machine
         "kernels": None if "kernels" in ineffective(config) else _kernels(config),

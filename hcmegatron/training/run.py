@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from hcmegatron.config.schema import Config
+from hcmegatron.data.blend import PreparedCorpus
 from hcmegatron.data.corpus import Corpus, find_corpus
 from hcmegatron.platform import standard_streams
 from hcmegatron.platform.collective_failure import on_first_rank
@@ -26,7 +27,7 @@ def train(
     config: Config,
     ranks: RankInfo,
     name: str = "run",
-    corpus: Corpus | None = None,
+    corpus: Corpus | PreparedCorpus | None = None,
     observers: Iterable[Factory] = (),
 ) -> int:
     """Train as `config` says, on this rank. Returns the process's exit status (platform/exit_status.py).
@@ -62,7 +63,7 @@ def train(
 
 def loop(run: TrainingRun, stop: StopFlag, more: Iterable[Factory] = ()) -> int:
     """Step after step, until the last one or until any rank is told to stop; how many are done. Collective."""
-    training, validation = run.config.training, run.validation
+    training = run.config.training
     with build_observers(run, more) as observers:
         run.observers = observers
         run.log.say(*run.stepper.rehearse())
@@ -72,11 +73,16 @@ def loop(run: TrainingRun, stop: StopFlag, more: Iterable[Factory] = ()) -> int:
             step = one_step(run, done + 1, seen)
             done, seen = step.number, step.result.samples.stop
             observers.on_step(step)
-            if validation and is_due(done, training.eval_every, training.steps) and not stop.agreed():
-                total = run.stepper.evaluate(validation, validation.micro_batches)
-                observers.on_eval(Evaluation(done, validation.nats_per_byte(total), validation))
+            if run.validations and is_due(done, training.eval_every, training.steps) and not stop.agreed():
+                observers.on_eval(evaluate(run, done))
         observers.on_end(End(done, stop.name))
     return done
+
+
+def evaluate(run: TrainingRun, step: int) -> Evaluation:
+    """The loss on each source's held-out text. Collective."""
+    totals = [run.stepper.evaluate(held, held.micro_batches) for held in run.validations]
+    return Evaluation(step, totals, run.validations)
 
 
 def one_step(

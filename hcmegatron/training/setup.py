@@ -12,9 +12,11 @@ import torch.distributed as dist
 
 from hcmegatron.config.errors import ConfigError
 from hcmegatron.config.schema import Config, micro_batch_tokens
+from hcmegatron.data.blend import PreparedCorpus
 from hcmegatron.data.corpus import Corpus
-from hcmegatron.data.dataset import Batches, Text, Validation
-from hcmegatron.data.tokenizer import build_tokenizer
+from hcmegatron.data.dataset import Batches, Validation
+from hcmegatron.data.text import Text
+from hcmegatron.data.tokenizer_registry import build_tokenizer
 from hcmegatron.model import accumulate
 from hcmegatron.model.gpt import unwrap
 from hcmegatron.model.specs import te_skipped_reason
@@ -51,7 +53,7 @@ class TrainingRun:
 
     Attributes:
         vocab_size: padded.
-        validation: None where nothing is held out.
+        validations: of each source that has held-out text.
         chunks: wrapped, in ascending order of their stages.
         start: the checkpoint that the run goes on from, if any; position: where it goes on.
         plan: on rank 0, what the planner says of it.
@@ -64,7 +66,7 @@ class TrainingRun:
     directory: Path
     log: Log
     text: Text
-    validation: Validation | None
+    validations: list[Validation]
     vocab_size: int
     chunks: list[DataParallel]
     recomputation: Recomputation
@@ -83,7 +85,7 @@ def assemble_run(
     config: Config,
     ranks: RankInfo,
     groups: ProcessGroupCollection,
-    corpus: Corpus,
+    corpus: Corpus | PreparedCorpus,
     path: Path,
     start: Start | None = None,
 ) -> Iterator[TrainingRun]:
@@ -92,11 +94,11 @@ def assemble_run(
     Raises:
         ConfigError: it does not fit the machine; or a run directory or checkpoint that cannot be used.
     """
-    text = Text(corpus, build_tokenizer(config.data))
+    text = Text(corpus, build_tokenizer(config.data.tokenizer))
     data_rank = groups.dp.rank(), groups.dp.size()
     sections = config.data, config.training
     batches = Batches(text, *sections, *data_rank)
-    validation = Validation(text, *sections, *data_rank) if len(text.heldout) else None
+    validations = [Validation(text, *sections, *data_rank, source=s) for s in range(len(text.held_out))]
 
     tokens = text.tokenizer.vocab_size
     if (config.model.vocab_size or tokens) < tokens:
@@ -135,7 +137,7 @@ def assemble_run(
                 directory.path,
                 log,
                 text,
-                validation,
+                validations,
                 vocab_size,
                 chunks,
                 recomputation,
@@ -150,13 +152,15 @@ def assemble_run(
             yield run
 
 
-def _introduction(run: TrainingRun, corpus: Corpus, memory: str, pipeline_rank: int) -> list[str]:
+def _introduction(
+    run: TrainingRun, corpus: Corpus | PreparedCorpus, memory: str, pipeline_rank: int
+) -> list[str]:
     """What a run says of itself before its first step."""
     config, chunks = run.config, run.chunks
     return [
         f"run directory: {run.directory}",
         f"{config.connection.kind} on {run.ranks.world_size} ranks, "
-        f"{len(run.text.train):,} training tokens of {corpus.name}",
+        f"{len(run.text):,} training tokens of {corpus.name}",
         corpus.split(),
         memory,
         *kernels_chosen(chunks),

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from hcmegatron.config.schema import Config
 from hcmegatron.data.dataset import Batches
-from hcmegatron.data.feed import Feed, MicroBatchTensors, filled_up, unused_tensors
+from hcmegatron.data.feed import TENSORS, Feed, MicroBatchTensors, filled_up, unused_tensors
 from hcmegatron.model.gpt import unwrap
 from hcmegatron.pipeline.configured_schedule import evaluated_micro_batches, first_micro_batches
 from hcmegatron.pipeline.runner import ScheduleRunner
@@ -66,7 +66,10 @@ class Stepper:
             (loss.summed of this rank, seconds spent waiting for data).
         """
         self.clear()
-        return self._run(lambda i: self.batches(seen, i), self.batches.micro_batches, forward_only=False)
+        count = self.batches.micro_batches
+        return self._run(
+            partial(self.batches, seen), partial(self.batches.numbers, seen), count, forward_only=False
+        )
 
     def clear(self) -> None:
         """Ready for the gradients of another step."""
@@ -84,7 +87,7 @@ class Stepper:
             chunk.eval()
         with torch.no_grad():
             needed = evaluated_micro_batches(self.config.parallel, micro_batches)
-            sums, _ = self._run(filled_up(make, micro_batches), needed, forward_only=True)
+            sums, _ = self._run(filled_up(make, micro_batches), lambda index: {}, needed, forward_only=True)
         return loss.total_nats(sums, self.groups.tp.size())
 
     def step(self, seen: int) -> StepResult:
@@ -159,13 +162,19 @@ class Stepper:
             router.expert_bias.copy_(bias)
 
     def _run(
-        self, make: Callable[[int], MicroBatchTensors], micro_batches: int, forward_only: bool
+        self,
+        make: Callable[[int], MicroBatchTensors],
+        numbers: Callable[[int], MicroBatchTensors],
+        micro_batches: int,
+        forward_only: bool,
     ) -> tuple[Tensor, float]:
+        """numbers: what `make` gives without reading tokens, for chunks in the middle."""
         masked = self.config.model.document_mask
         firsts = first_micro_batches(self.config.parallel, self.groups.pp.rank(), micro_batches)
+        unused = [unused_tensors(unwrap(chunk), masked) for chunk in self.chunks]
         feeds = [
-            Feed(make, masked, first, unused_tensors(unwrap(chunk), masked))
-            for first, chunk in zip(firsts, self.chunks, strict=True)
+            Feed(numbers if names == TENSORS else make, masked, first, names)
+            for first, names in zip(firsts, unused, strict=True)
         ]
         micro_batch_losses = self.schedule(
             forward_step_func=loss.forward_step,
