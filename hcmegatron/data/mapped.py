@@ -27,11 +27,11 @@ class MappedTokens:
         return self.stop - self.start
 
     def __getitem__(self, span: slice) -> np.ndarray:
-        """Consecutive tokens."""
+        """Consecutive tokens, copied: Megatron unmaps its file when the data set goes, whoever still looks at it."""
         begin, stop, _ = span.indices(len(self))
         dtype = self.dataset.index.dtype
         at = (self.start + begin) * np.dtype(dtype).itemsize
-        return self.dataset.bin_reader.read(dtype, max(0, stop - begin), at)
+        return self.dataset.bin_reader.read(dtype, max(0, stop - begin), at).copy()
 
     def ahead(self, begin: int, stop: int) -> None:
         """These tokens will be read soon: the system fetches them meanwhile, and nobody waits."""

@@ -11,10 +11,12 @@ import json
 import multiprocessing
 import os
 import shutil
+import signal
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -28,6 +30,7 @@ from hcmegatron.data.parts import Part, digests, first_occurrences, join, read_p
 from hcmegatron.data.prepared import MANIFEST, PARTS, PLAN, Manifest, write_json
 from hcmegatron.data.tokenizer import Tokenizer
 from hcmegatron.data.tokenizer_registry import build_tokenizer
+from hcmegatron.platform.local_launch import end_with_parent
 
 Progress = Callable[[int], None]  # is told of bytes of input that are done
 
@@ -84,7 +87,10 @@ class Preparation:
             ConfigError: no document in the input, a file that cannot be read, or a disk that is full.
         """
         try:
-            return self._run(workers, progress)
+            with _locked(self.out):
+                return self._run(workers, progress)
+        except BlockingIOError:
+            raise ConfigError(f"{self.out}: another process is preparing it; wait for that") from None
         except OSError as error:
             raise ConfigError(
                 f"{self.out} cannot be written: {error.strerror}; make room, then run the same command again: it goes "
@@ -153,8 +159,6 @@ class Preparation:
         """The directory, new or as an interrupted call with the same words has left it."""
         try:
             self.out.mkdir(parents=True, exist_ok=True)
-            self._lock = os.open(self.out, os.O_RDONLY)  # until this process ends
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if (self.out / MANIFEST).exists():
                 raise ConfigError(
                     f"{self.out}: a prepared data set is there already; name another --out, or remove it"
@@ -170,8 +174,6 @@ class Preparation:
                 raise ConfigError(f"{self.out}: something else is there; name another --out")
             write_json(self.out / PLAN, plan)
             (self.out / PARTS).mkdir(exist_ok=True)
-        except BlockingIOError:
-            raise ConfigError(f"{self.out}: another process is preparing it; wait for that") from None
         except ValueError as error:
             if isinstance(error, ConfigError):
                 raise
@@ -183,11 +185,31 @@ class Preparation:
 _tokenizer: list[Tokenizer] = []  # of a worker: what it inherits when it is forked, sent to it nowhere
 
 
-def _pool(workers: int, tokenizer: Tokenizer) -> ProcessPoolExecutor:
-    return ProcessPoolExecutor(workers, multiprocessing.get_context("fork"), _begin, (tokenizer,))
+@contextmanager
+def _locked(directory: Path) -> Iterator[None]:
+    """BlockingIOError where another process has it."""
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def _pool(workers: int, tokenizer: Tokenizer) -> Iterator[ProcessPoolExecutor]:
+    """Processes that are done with what is under way when the context is left, and begin nothing more."""
+    context = multiprocessing.get_context("fork")
+    pool = ProcessPoolExecutor(workers, context, _begin, (tokenizer,))
+    try:
+        yield pool
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def _begin(tokenizer: Tokenizer) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the first process's to answer
+    end_with_parent(signal.SIGKILL)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # every core has a process of its own
     _tokenizer[:] = [tokenizer]
 

@@ -129,9 +129,8 @@ class Stepper:
 
     def _warm_start(self) -> list[str]:
         start = time.perf_counter()
-        masked = self.config.model.document_mask
         feeds = [
-            Feed(partial(self.batches, 0), masked, unused=unused_tensors(unwrap(chunk), masked))
+            self._feed(chunk, 0, partial(self.batches, 0), partial(self.batches.numbers, 0))
             for chunk in self.chunks
         ]
         self.schedule.warm_start(
@@ -161,6 +160,19 @@ class Stepper:
         for router, bias in zip(self.balanced, biases, strict=True):
             router.expert_bias.copy_(bias)
 
+    def _feed(
+        self,
+        chunk: nn.Module,
+        first: int,
+        make: Callable[[int], MicroBatchTensors],
+        numbers: Callable[[int], MicroBatchTensors],
+    ) -> Feed:
+        """What a chunk is fed with from micro-batch `first` on: `make`, or in the middle, where no tokens are used,
+        `numbers`, which reads none."""
+        masked = self.config.model.document_mask
+        unused = unused_tensors(unwrap(chunk), masked)
+        return Feed(numbers if unused == TENSORS else make, masked, first, unused)
+
     def _run(
         self,
         make: Callable[[int], MicroBatchTensors],
@@ -168,13 +180,9 @@ class Stepper:
         micro_batches: int,
         forward_only: bool,
     ) -> tuple[Tensor, float]:
-        """numbers: what `make` gives without reading tokens, for chunks in the middle."""
-        masked = self.config.model.document_mask
         firsts = first_micro_batches(self.config.parallel, self.groups.pp.rank(), micro_batches)
-        unused = [unused_tensors(unwrap(chunk), masked) for chunk in self.chunks]
         feeds = [
-            Feed(numbers if names == TENSORS else make, masked, first, names)
-            for first, names in zip(firsts, unused, strict=True)
+            self._feed(chunk, first, make, numbers) for first, chunk in zip(firsts, self.chunks, strict=True)
         ]
         micro_batch_losses = self.schedule(
             forward_step_func=loss.forward_step,
