@@ -59,7 +59,7 @@ def write_part(
     bin_path, idx_path = f"{prefix}.bin", f"{prefix}.idx"
     builder = IndexedDatasetBuilder(bin_path, tokenizer.dtype)
     try:
-        for batch in _batches(_of_interest(piece, text_field, kept, part)):
+        for batch in batches_of(_of_interest(piece, text_field, kept, part)):
             for text, ids in zip(batch, tokenizer.encode_batch(batch), strict=True):
                 builder.add_document(
                     np.append(ids, ids.dtype.type(tokenizer.end_of_document)), [len(ids) + 1]
@@ -185,7 +185,8 @@ def _of_interest(piece: Piece, text_field: str, kept: np.ndarray | None, part: P
             yield one.text
 
 
-def _batches(texts: Iterable[str]) -> Iterator[list[str]]:
+def batches_of(texts: Iterable[str]) -> Iterator[list[str]]:
+    """Texts that are encoded at once: about so many characters, whole texts."""
     batch: list[str] = []
     size = 0
     for text in texts:
