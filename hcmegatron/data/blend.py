@@ -42,6 +42,7 @@ class PreparedCorpus:
     weights: tuple[int, ...] | None
     validation: tuple[PreparedSet, ...]
     share: float
+    suffixes: tuple[str, ...] = ()  # of data.suffixes, where others than its default are given
 
     @property
     def name(self) -> str:
@@ -66,8 +67,10 @@ class PreparedCorpus:
         return f"held out: the last {self.share:.3g} of every data set, whole documents"
 
     def warnings(self) -> list[str]:
-        """None: the split is what data.holdout asks for, to a document."""
-        return []
+        """What has no effect here."""
+        if not self.suffixes:
+            return []
+        return [f"data.suffixes = {list(self.suffixes)} has no effect: data.paths are prepared data sets"]
 
 
 def find_prepared(data: Data) -> PreparedCorpus | None:
@@ -122,6 +125,7 @@ def find_prepared(data: Data) -> PreparedCorpus | None:
         whole,
         tuple(_open("data.validation", path, data.tokenizer) for path in data.validation),
         data.holdout,
+        () if data.suffixes == Data().suffixes else tuple(data.suffixes),
     )
 
 

@@ -83,7 +83,9 @@ def find_files(paths: Sequence[str]) -> tuple[list[File], list[str]]:
     for name in paths:
         path = Path(name)
         if path.is_dir():
-            inside = [(relative, file) for relative, file in walk(path, ("",), _hidden) if file.is_file()]
+            inside = walk(path, ("",), _hidden, links=True)
+            if odd := [relative for relative, file in inside if not file.is_file()]:
+                raise ConfigError(f"{name}: {odd[0]} is not a regular file; remove it, or name other files")
             known = [(relative, file) for relative, file in inside if kind(relative)]
             if not known:
                 suffixes = ", ".join((*TEXT, *LINES, *PARQUET))
@@ -107,7 +109,10 @@ def find_files(paths: Sequence[str]) -> tuple[list[File], list[str]]:
         else:
             what = "is no regular file" if path.exists() else "does not exist"
             raise ConfigError(f"{name}: {path.absolute()} {what}; name files or directories")
-    return found, passed_over
+    once = {file.path.resolve(): file for file in reversed(found)}
+    if len(once) < len(found):
+        passed_over.append(f"{len(found) - len(once)} files are named twice, and read once")
+    return [*reversed(once.values())], passed_over
 
 
 def kind(name: str) -> str | None:

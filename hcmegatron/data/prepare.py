@@ -27,7 +27,7 @@ import numpy as np
 from hcmegatron.config.errors import ConfigError
 from hcmegatron.data.documents import Piece, Rejected, find_files, pieces
 from hcmegatron.data.parts import Part, digests, first_occurrences, join, read_part, write_part
-from hcmegatron.data.prepared import MANIFEST, PARTS, PLAN, Manifest, write_json
+from hcmegatron.data.prepared import MANIFEST, PARTS, PLAN, Manifest, name_beside, write_json
 from hcmegatron.data.tokenizer import Tokenizer
 from hcmegatron.data.tokenizer_registry import build_tokenizer
 from hcmegatron.platform.local_launch import end_with_parent
@@ -122,21 +122,22 @@ class Preparation:
         for part in parts:
             whole.add(part)
         if not whole.documents:
-            first = f": {whole.rejections[0].file}:{whole.rejections[0].line}: {whole.rejections[0].reason}"
             shutil.rmtree(self.out)
+            first = "".join(f": {file}:{line}: {reason}" for file, line, reason in whole.rejections[:1])
             raise ConfigError(
-                f"no document in the input, of {whole.rejected} that were rejected{first if whole.rejections else ''}; "
-                "name other files, or another --field"
+                f"no document in the input, of {whole.rejected} that were rejected{first}; name other files, or "
+                "another --field"
             )
         manifest = self._finish(prefixes, whole)
         return Prepared(manifest, tuple(whole.rejections), tuple(self.passed_over), kept)
 
     def _finish(self, prefixes: list[Path], whole: Part) -> Manifest:
         files = join(prefixes, self.out, self.tokenizer.dtype)
-        for file in self.tokenizer.files:
-            shutil.copyfile(file, self.out / file.name)
+        own = [name_beside(file) for file in self.tokenizer.files]
+        for file, name in zip(self.tokenizer.files, own, strict=True):
+            shutil.copyfile(file, self.out / name)
         manifest = Manifest(
-            self.tokenizer.files[0].name if self.tokenizer.files else self.name,
+            own[0] if own else self.name,
             self.tokenizer.fingerprint,
             self.tokenizer.vocab_size,
             self.tokenizer.end_of_document,
@@ -151,15 +152,20 @@ class Preparation:
             files,
         )
         manifest.write(self.out)
-        shutil.rmtree(self.out / PARTS)
-        (self.out / PLAN).unlink()
+        self._tidy()
         return manifest
+
+    def _tidy(self) -> None:
+        """What a whole data set needs no more."""
+        shutil.rmtree(self.out / PARTS, ignore_errors=True)
+        (self.out / PLAN).unlink(missing_ok=True)
 
     def _claim(self, plan: dict[str, Any]) -> None:
         """The directory, new or as an interrupted call with the same words has left it."""
         try:
             self.out.mkdir(parents=True, exist_ok=True)
             if (self.out / MANIFEST).exists():
+                self._tidy()  # of one that was killed at its very end
                 raise ConfigError(
                     f"{self.out}: a prepared data set is there already; name another --out, or remove it"
                 )

@@ -66,6 +66,11 @@ class Manifest:
         write_json(directory / MANIFEST, {"format": FORMAT, **asdict(self), "digest": self.digest})
 
 
+def name_beside(file: Path) -> str:
+    """The name in a data set of a file of its tokenizer."""
+    return file.name if file.name == "tokenizer_config.json" else f"tokenizer{file.suffix}"
+
+
 def is_prepared(path: Path) -> bool:
     """Whether a path is a prepared data set, or one that is not finished."""
     return any(

@@ -82,10 +82,11 @@ class Windows:
     """
 
     def __init__(self, which: str, sources: Sequence[Tokens], length: int) -> None:
-        for tokens in sources:
+        for number, tokens in enumerate(sources, 1):
             if len(tokens) <= length:
+                of = f" of data set {number}" if len(sources) > 1 else ""
                 raise ConfigError(
-                    f"data.paths: the {which} text has {len(tokens)} tokens, fewer than data.sequence_length + 1 = "
+                    f"data.paths: the {which} text{of} has {len(tokens)} tokens, fewer than data.sequence_length + 1 = "
                     f"{length + 1}; give more text or a shorter sequence"
                 )
         self.sources, self.length = list(sources), length

@@ -87,6 +87,11 @@ class Evaluation:
         pairs = zip(self.sources, self.totals, strict=True)
         return {source.name: source.nats_per_byte(total) for source, total in pairs}
 
+    @property
+    def figures(self) -> dict[str, float]:
+        """By the names under which writers of figures have them."""
+        return {"validation/loss": self.loss} | {f"validation/{k}": v for k, v in self.by_source.items()}
+
     def together(self, nats: Iterable[float]) -> float:
         """Nats of every source, as nats a byte of all of them."""
         return sum(nats) / sum(source.bytes for source in self.sources)

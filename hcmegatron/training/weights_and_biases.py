@@ -52,7 +52,7 @@ class WeightsAndBiases(Observer):
 
     def on_eval(self, evaluation: Evaluation) -> None:
         """The loss on held-out text."""
-        self._log(evaluation.step, {"validation/loss": evaluation.loss})
+        self._log(evaluation.step, evaluation.figures)
 
     def on_end(self, end: End) -> None:
         """Hand over what is left; a run that failed is marked so."""

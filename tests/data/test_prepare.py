@@ -21,8 +21,9 @@ from hcmegatron.data import prepare
 from hcmegatron.data.documents import File, Piece, documents, find_files, lines_before, pieces
 from hcmegatron.data.prepare import Preparation
 from hcmegatron.data.prepared import MANIFEST, PARTS, PLAN, read_manifest
+from hcmegatron.data.tokenizer import id_dtype
 from hcmegatron.data.tokenizer_registry import build_tokenizer
-from megatron.core.datasets.indexed_dataset import IndexedDataset
+from megatron.core.datasets.indexed_dataset import DType, IndexedDataset
 from tests.data.prepared import data_set, lines
 from tests.data.small_tokenizers import byte_level
 
@@ -328,8 +329,8 @@ def test_a_vocabulary_is_trained_and_goes_with_its_data_set(tmp_path, capsys):
     out = tmp_path / "set"
     arguments = ["data", "prepare", str(source), f"--tokenizer={tmp_path / 'tok.json'}", f"--out={out}"]
     assert main(arguments) == 0
-    assert f"--data.tokenizer={out / 'tok.json'}" in capsys.readouterr().out
-    own = build_tokenizer(str(out / "tok.json"))
+    assert f"--data.tokenizer={out / 'tokenizer.json'}" in capsys.readouterr().out
+    own = build_tokenizer(str(out / "tokenizer.json"))
     assert own.fingerprint == read_manifest(out).fingerprint and own.vocab_size == 300
     assert [own.decode(np.array(document)) for document in documents_of(out)] == TEXTS
     shutil.rmtree(out)
@@ -339,8 +340,41 @@ def test_a_vocabulary_is_trained_and_goes_with_its_data_set(tmp_path, capsys):
     assert "the directory is not there" in capsys.readouterr().err
 
 
+def test_nothing_at_all_is_one_line(tmp_path, capsys):
+    (tmp_path / "empty.jsonl").write_text("\n\n")
+    assert main(["data", "prepare", str(tmp_path / "empty.jsonl"), f"--out={tmp_path / 'set'}"]) == 2
+    assert "no document in the input, of 0 that were rejected; name" in capsys.readouterr().err
+
+
+def test_a_file_that_is_named_twice_is_read_once(tmp_path, capsys):
+    folder = _written(tmp_path / "in" / "a.txt").parent
+    (folder / "link.txt").symlink_to(folder / "a.txt")
+    arguments = ["data", "prepare", str(folder), str(folder / "a.txt"), f"--out={tmp_path / 'set'}"]
+    assert main(arguments) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert said[0] == "2 files are named twice, and read once" and said[1].startswith("1 documents, ")
+    (folder / "gone.txt").symlink_to(folder / "nowhere")
+    assert main(["data", "prepare", str(folder), f"--out={tmp_path / 'other'}"]) == 2
+    assert "in: gone.txt is not a regular file" in capsys.readouterr().err
+
+
+def test_one_that_was_killed_at_its_very_end_is_whole(tmp_path, capsys):
+    done = data_set(tmp_path / "set", ["a"])
+    (done / PARTS).mkdir()
+    (done / PLAN).write_text("{}")
+    assert read_manifest(done).documents == 1
+    assert main(["data", "prepare", _good(tmp_path), f"--out={done}"]) == 2
+    assert sorted(path.name for path in done.iterdir()) == ["manifest.json", "tokens.bin", "tokens.idx"]
+
+
 def test_an_unfinished_set_is_not_trained_on(tmp_path):
     (tmp_path / "set").mkdir()
     (tmp_path / "set" / PLAN).write_text("{}")
     with pytest.raises(ConfigError, match="was interrupted"):
         read_manifest(tmp_path / "set")
+
+
+def test_ids_are_held_as_megatron_holds_them():
+    for size in (257, 65499, 65500, 65536, 200_000):
+        assert id_dtype(size) is DType.optimal_dtype(size)
+        assert np.iinfo(id_dtype(size)).max >= size - 1

@@ -175,6 +175,12 @@ def test_mistakes_are_one_line(settings, words, folder):
     assert words in str(caught.value) and str(caught.value).isprintable()
 
 
+def test_suffixes_have_no_effect_on_prepared_sets(folder):
+    assert find_corpus(Data(paths=[str(folder / "bytes")])).warnings() == []
+    said = find_corpus(Data(paths=[str(folder / "bytes")], suffixes=[".txt"])).warnings()
+    assert said == ["data.suffixes = ['.txt'] has no effect: data.paths are prepared data sets"]
+
+
 def test_a_weight_is_none_where_a_directory_has_that_name(folder, monkeypatch):
     monkeypatch.chdir(folder)
     data_set(folder / "2 sets", ["abc" * 50])

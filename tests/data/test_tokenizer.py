@@ -1,6 +1,8 @@
 """Tokenizers by name, and what the data room makes of one that is not bytes."""
 
 import math
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,10 +12,11 @@ from hcmegatron.config.ranges import BYTE_VOCABULARY
 from hcmegatron.config.schema import Data, Training
 from hcmegatron.data.corpus import find_corpus
 from hcmegatron.data.dataset import Batches, Validation
+from hcmegatron.data.huggingface import _alphabet, _cut
 from hcmegatron.data.text import Text
 from hcmegatron.data.tokenizer import ByteTokenizer
 from hcmegatron.data.tokenizer_registry import TOKENIZERS, build_tokenizer
-from tests.data.small_tokenizers import tokenizers_made
+from tests.data.small_tokenizers import byte_level, tokenizers_made
 
 
 class PairTokenizer:
@@ -110,3 +113,67 @@ def test_too_few_tokens_are_refused(text):
 
 def test_the_byte_tokenizer():
     assert build_tokenizer("byte").__class__ is ByteTokenizer and ByteTokenizer.bytes_of.sum() == 256
+
+
+@pytest.fixture(scope="module")
+def bpe(tmp_path_factory):
+    """Of this file's neighbours, so that it has tokens of several words' white space."""
+    sources = [path.read_text() for path in sorted(Path(__file__).parent.glob("*.py"))]
+    return build_tokenizer(str(byte_level(tmp_path_factory.mktemp("bpe"), 600, sources))), sources
+
+
+def test_a_long_text_in_stretches_has_the_ids_of_the_whole(bpe):
+    tokenizer, sources = bpe
+    text = "".join(sources) + " \n\n  end \n" * 2000 + "a\nb\r\n\u2028c\n" * 3000
+    assert len(_cut(text)) > 5 and "".join(_cut(text)) == text
+    assert tokenizer.encode(text).tolist() == tokenizer.library.encode(text).ids
+
+
+def test_special_tokens_that_a_text_spells_are_its_letters(bpe):
+    tokenizer, _ = bpe
+    ids = tokenizer.encode("a <|endoftext|> b")
+    assert tokenizer.end_of_document not in ids and tokenizer.decode(ids) == "a <|endoftext|> b"
+    assert tokenizer.bytes_of[ids].sum() == len("a <|endoftext|> b")
+
+
+def test_bytes_that_are_no_text_are_kept(bpe):
+    tokenizer, _ = bpe
+    raw = b"caf\xe9 \xff\xfe" + "naïve".encode() + b"\x80"
+    ids = tokenizer.encode(raw)
+    assert tokenizer.bytes_of[ids].sum() == len(raw)
+    assert tokenizer.decode(ids) == raw.decode(errors="replace")
+    letters = "".join(tokenizer.library.id_to_token(index) for index in ids)
+    of = {letter: byte for byte, letter in _alphabet().items()}
+    assert bytes(of[letter] for letter in letters) == raw
+
+
+def test_text_that_is_not_utf8_is_refused_where_there_are_no_ids_for_bytes(made_tokenizers, tmp_path):
+    (tmp_path / "latin.txt").write_bytes(b"na\xefve " * 99)
+    found = find_corpus(Data(paths=[str(tmp_path)], sequence_length=8))
+    with pytest.raises(
+        ConfigError, match=r"latin\.txt is not UTF-8 at byte 2, and this data\.tokenizer has no tokens"
+    ):
+        Text(found, build_tokenizer(made_tokenizers["*.model"]))
+
+
+def test_what_ends_a_document_is_what_the_files_say(tmp_path):
+    path = byte_level(tmp_path)
+    usual = build_tokenizer(str(path))
+    config = tmp_path / "tokenizer_config.json"
+    config.write_text('{"eos_token": {"content": "a"}}')
+    named = build_tokenizer(str(path))
+    assert named.end_of_document == named.library.token_to_id("a") != usual.end_of_document
+    assert named.fingerprint != usual.fingerprint and named.files == (path, config)
+    config.write_text('{"eos_token": "none such"}')
+    with pytest.raises(
+        ConfigError, match=r"eos_token = none such of tokenizer_config\.json is not in the vocabulary"
+    ):
+        build_tokenizer(str(path))
+
+
+def test_the_corpus_s_fingerprint_is_of_the_tokenizer_too(text, tmp_path):
+    data = Data(paths=[str(text.train[0].path)], sequence_length=8, holdout=0.0)
+    there = [
+        find_corpus(replace(data, tokenizer=name)).fingerprint for name in ("byte", str(byte_level(tmp_path)))
+    ]
+    assert there[0] != there[1]
