@@ -18,6 +18,7 @@ Those that write files are made on rank 0 alone. What a hook raises ends the run
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -89,8 +90,9 @@ class Evaluation:
 
     @property
     def figures(self) -> dict[str, float]:
-        """By the names under which writers of figures have them."""
-        return {"validation/loss": self.loss} | {f"validation/{k}": v for k, v in self.by_source.items()}
+        """All of it by name, for whoever writes figures."""
+        of_sources = {f"loss/{name}": loss for name, loss in self.by_source.items()}
+        return {"loss": self.loss, "bits_per_byte": self.loss / math.log(2), **of_sources}
 
     def together(self, nats: Iterable[float]) -> float:
         """Nats of every source, as nats a byte of all of them."""

@@ -39,7 +39,7 @@ class TensorBoard(Observer):
     def on_eval(self, evaluation: Evaluation) -> None:
         """The loss on held-out text."""
         for name, value in evaluation.figures.items():
-            self.add(name, value, evaluation.step)
+            self.add(f"validation/{name}", value, evaluation.step)
 
     def on_end(self, end: End) -> None:
         """Write what is left."""

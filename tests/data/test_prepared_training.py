@@ -75,8 +75,7 @@ def test_each_source_is_validated_and_all_together(folder, tmp_path):
     (line,) = (
         one for one in run_ranks(2, data_workers.metrics, config, **RUN)[0] if one["kind"] == "validation"
     )
-    assert line["sources"].keys() == {str(folder / "bytes"), str(other)}
-    low, high = sorted(line["sources"].values())
+    low, high = sorted(line[f"loss/{path}"] for path in (folder / "bytes", other))
     assert 4 < low < line["loss"] < high < 7
     assert line["bits_per_byte"] == pytest.approx(line["loss"] / np.log(2))
 
