@@ -27,8 +27,9 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"  # before the library is imported
 
 import numpy as np
 
-from hcmegatron.data.documents import Document, documents, find_files, pieces
+from hcmegatron.data.documents import Document, documents
 from hcmegatron.data.huggingface import HuggingFace, train_bpe
+from hcmegatron.data.inputs import find_files, pieces
 from hcmegatron.data.parts import batches_of
 from hcmegatron.data.prepare import Preparation
 from tools.alternate import alternating, ratio

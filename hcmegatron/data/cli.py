@@ -79,8 +79,9 @@ def main(options: argparse.Namespace) -> int:
 
 
 def _tokenizer(options: argparse.Namespace) -> int:
-    from hcmegatron.data.documents import Document, documents, find_files, pieces
+    from hcmegatron.data.documents import Document, documents
     from hcmegatron.data.huggingface import train_bpe
+    from hcmegatron.data.inputs import find_files, pieces
 
     files, passed_over = find_files(options.paths)
     if not options.out.absolute().parent.is_dir():

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
-from hcmegatron.data.documents import Document, Piece, Rejected, documents, lines_before
+from hcmegatron.data.documents import Document, Rejected, documents, lines_before
+from hcmegatron.data.inputs import Piece
 from hcmegatron.data.prepared import TOKENS, write_json
 from hcmegatron.data.tokenizer import Tokenizer
 from hcmegatron.platform import megatron as _adapter  # noqa: F401  (before Megatron)

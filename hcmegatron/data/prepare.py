@@ -25,7 +25,8 @@ from typing import Any
 import numpy as np
 
 from hcmegatron.config.errors import ConfigError
-from hcmegatron.data.documents import Piece, Rejected, find_files, pieces
+from hcmegatron.data.documents import Rejected
+from hcmegatron.data.inputs import Piece, find_files, pieces
 from hcmegatron.data.parts import Part, digests, first_occurrences, join, read_part, write_part
 from hcmegatron.data.prepared import MANIFEST, PARTS, PLAN, Manifest, name_beside, write_json
 from hcmegatron.data.tokenizer import Tokenizer

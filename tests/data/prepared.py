@@ -18,3 +18,10 @@ def data_set(folder: Path, texts: list[str], tokenizer: str = "byte", **options)
     written = lines(folder.parent / f"{folder.name}.jsonl", texts)
     Preparation([str(written)], tokenizer, folder, **options).run(1)
     return folder
+
+
+def written(path: Path) -> Path:
+    """A file of a line, in a folder that may not be there."""
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("some text\n")
+    return path
