@@ -111,16 +111,20 @@ def pieces(files: Sequence[File], piece_bytes: int = PIECE_BYTES) -> list[Piece]
     size = max(piece_bytes, sum(file.size for file in files) // MOST_PIECES)
     found: list[Piece] = []
     together: list[File] = []
+    gathered = 0  # bytes of them
 
     def close() -> None:
+        nonlocal gathered
         if together:
             found.append(Piece(tuple(together)))
             together.clear()
+            gathered = 0
 
     for file in files:
         if kind(file.name) == "text":
             together.append(file)
-            if sum(one.size for one in together) >= size:
+            gathered += file.size
+            if gathered >= size:
                 close()
             continue
         close()
