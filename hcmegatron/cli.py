@@ -39,6 +39,7 @@ from hcmegatron.platform.exit_status import DIVERGED, STOPPED, USER_ERROR
 from hcmegatron.platform.standard_streams import stand_in_for_closed
 
 if TYPE_CHECKING:
+    from hcmegatron.data.blend import PreparedCorpus
     from hcmegatron.data.corpus import Corpus
     from hcmegatron.planner.measured import Measured
     from hcmegatron.platform.ranks import RankInfo
@@ -306,7 +307,7 @@ def _measure(config: Config, ranks: int | None) -> Measured:
     return measure(config, ranks)
 
 
-def _rank(config: Config, name: str, corpus: Corpus, ranks: RankInfo) -> int:
+def _rank(config: Config, name: str, corpus: Corpus | PreparedCorpus, ranks: RankInfo) -> int:
     """One rank of a training run. What ends it is said once, by the launch where this command started the ranks."""
     from hcmegatron.platform.local_launch import end_with_parent, without_native_frames
     from hcmegatron.platform.ranks import STARTED_HERE
@@ -334,7 +335,7 @@ def _rank(config: Config, name: str, corpus: Corpus, ranks: RankInfo) -> int:
         return 1
 
 
-def _start_ranks(config: Config, name: str, corpus: Corpus) -> int:
+def _start_ranks(config: Config, name: str, corpus: Corpus | PreparedCorpus) -> int:
     """Start the ranks that hold the model once, on this machine's GPUs or else on its CPU."""
     import torch
 

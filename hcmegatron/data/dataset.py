@@ -92,9 +92,7 @@ class Validation:
         share = self.micro_batch * data_parallel
         self.micro_batches = -(-count // share)
         self.data_rank, self.data_parallel = data_rank, data_parallel
-        labels = np.concatenate([self.rows[window][1:] for window in self.windows])
-        self.counts = np.bincount(labels, minlength=text.tokenizer.vocab_size)  # of the labels
-        self.bytes = int(self.counts @ text.tokenizer.bytes_of) * held.byte_ratio
+        self.tokenizer, self.byte_ratio = text.tokenizer, held.byte_ratio
 
     def __call__(self, micro_batch: int) -> dict[str, torch.Tensor]:
         """What this rank sees in a micro-batch (0 .. micro_batches-1). See `pack`."""
@@ -104,6 +102,17 @@ class Validation:
         batch = pack([self.rows[window] for window in windows + [0] * padding], self.end)
         batch["loss_mask"][len(windows) :] = 0
         return batch
+
+    @cached_property
+    def counts(self) -> np.ndarray:
+        """[vocab_size], of the labels. Read where it is asked for: not on stages in the middle."""
+        labels = np.concatenate([self.rows[window][1:] for window in self.windows])
+        return np.bincount(labels, minlength=self.tokenizer.vocab_size)
+
+    @cached_property
+    def bytes(self) -> float:
+        """Of text, among the labels."""
+        return int(self.counts @ self.tokenizer.bytes_of) * self.byte_ratio
 
     def nats_per_byte(self, total_loss: float) -> float:
         """From the sum over all ranks and micro-batches of loss x loss mask."""

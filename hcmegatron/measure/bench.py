@@ -10,6 +10,7 @@ import torch.distributed as dist
 
 from hcmegatron.config.schema import Config, micro_batch_tokens
 from hcmegatron.connections import accounting
+from hcmegatron.data.blend import PreparedCorpus
 from hcmegatron.data.corpus import Corpus
 from hcmegatron.data.dataset import Batches
 from hcmegatron.data.feed import Feed, unused_tensors
@@ -42,7 +43,9 @@ class Bench:
         stepper: what a run steps with.
     """
 
-    def __init__(self, config: Config, groups: ProcessGroupCollection, corpus: Corpus) -> None:
+    def __init__(
+        self, config: Config, groups: ProcessGroupCollection, corpus: Corpus | PreparedCorpus
+    ) -> None:
         self.config, self.groups, self.where = config, groups, placement(config.parallel)
         text = Text(corpus, build_tokenizer(config.data.tokenizer))
         batches = Batches(text, config.data, config.training, groups.dp.rank(), groups.dp.size())

@@ -210,16 +210,15 @@ def _start(
         raise ConfigError(
             f"checkpoint {path} is of another architecture: {change.as_refused()}; set it to match"
         )
-    from hcmegatron.data.tokenizer_registry import (
-        build_tokenizer,  # imports NumPy, which no mistake before needs
-    )
+    # here, for it imports NumPy, which no mistake before needs
+    from hcmegatron.data.tokenizer_registry import build_tokenizer
 
     here = build_tokenizer(config.data.tokenizer).fingerprint
     if not saved.first_format and (there := saved.environment.get("tokenizer", "byte")) != here:
         raise ConfigError(
             f"checkpoint {path} is of another tokenizer: its fingerprint is {there} there, and {here} of "
-            f"data.tokenizer = {config.data.tokenizer}; name the same "
-            f"tokenizer (there {saved.config.get('data.tokenizer')})"
+            f"data.tokenizer = {config.data.tokenizer}; name the same tokenizer (there "
+            f"{saved.config.get('data.tokenizer')})"
         )
     other_data = [change.as_refused() for change in by(Rule.DATA)]
     if saved.text not in (text, None):
