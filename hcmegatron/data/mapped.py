@@ -17,7 +17,7 @@ class MappedTokens:
     """Tokens start..stop of an IndexedDataset, read as an array is: by length and slice."""
 
     def __init__(self, dataset: IndexedDataset, path: str, start: int, stop: int) -> None:
-        self.dataset, self.path, self.start, self.stop = dataset, path, start, stop
+        self.dataset, self.start, self.stop = dataset, start, stop
         self._file = os.open(path, os.O_RDONLY)
 
     def __del__(self) -> None:

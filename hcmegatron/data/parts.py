@@ -89,10 +89,10 @@ def read_part(prefix: Path) -> Part | None:
     """What a part holds that is whole; None for one that is not."""
     try:
         part = Part(**json.loads(Path(f"{prefix}.json").read_bytes()))
+        part.rejections = [Rejected(*one) for one in part.rejections]
         sizes = [os.path.getsize(f"{prefix}.{suffix}") for suffix in ("bin", "idx")]
     except (OSError, ValueError, TypeError):
         return None
-    part.rejections = [Rejected(*one) for one in part.rejections]
     return part if list(part.sizes) == sizes else None
 
 

@@ -114,9 +114,8 @@ class Windows:
 
 def _tokens(corpus: Corpus, documents: tuple[Document, ...], tokenizer: Tokenizer) -> np.ndarray:
     """All documents, each followed by its end."""
-    # at most: it may make fewer tokens of a text than it has bytes
-    tokens = np.empty(sum(document.tokens for document in documents), tokenizer.dtype)
-    at = 0
+    found = []
+    end = np.array([tokenizer.end_of_document], tokenizer.dtype)
     for document, raw in zip(documents, corpus.read(documents), strict=True):
         try:
             ids = tokenizer.encode(raw)
@@ -125,7 +124,5 @@ def _tokens(corpus: Corpus, documents: tuple[Document, ...], tokenizer: Tokenize
                 f"data.paths: {document.path} is not UTF-8 at byte {error.start}, and this data.tokenizer has no "
                 "tokens for single bytes; convert it, or use a byte-level tokenizer"
             ) from None
-        tokens[at : at + len(ids)] = ids
-        tokens[at + len(ids)] = tokenizer.end_of_document
-        at += len(ids) + 1
-    return tokens[:at]
+        found += [ids, end]
+    return np.concatenate(found)

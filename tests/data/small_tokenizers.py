@@ -20,7 +20,9 @@ def byte_level(folder: Path, vocab_size: int = 300, lines: list[str] = LINES) ->
     return path
 
 
-def sentence_piece(folder: Path, remove_extra_whitespaces: bool = False) -> Path:
+def sentence_piece(
+    folder: Path, remove_extra_whitespaces: bool = False, add_dummy_prefix: bool = False
+) -> Path:
     """A .model of SentencePiece, with single bytes for what it has not seen."""
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
@@ -29,7 +31,7 @@ def sentence_piece(folder: Path, remove_extra_whitespaces: bool = False) -> Path
         vocab_size=320,
         model_type="bpe",
         byte_fallback=True,
-        add_dummy_prefix=False,
+        add_dummy_prefix=add_dummy_prefix,
         normalization_rule_name="identity",
         remove_extra_whitespaces=remove_extra_whitespaces,
         hard_vocab_limit=False,

@@ -16,7 +16,7 @@ from hcmegatron.data.huggingface import _alphabet, _cut
 from hcmegatron.data.text import Text
 from hcmegatron.data.tokenizer import ByteTokenizer
 from hcmegatron.data.tokenizer_registry import TOKENIZERS, build_tokenizer
-from tests.data.small_tokenizers import byte_level, tokenizers_made
+from tests.data.small_tokenizers import byte_level, sentence_piece, tokenizers_made
 
 
 class PairTokenizer:
@@ -154,6 +154,15 @@ def test_text_that_is_not_utf8_is_refused_where_there_are_no_ids_for_bytes(made_
         ConfigError, match=r"latin\.txt is not UTF-8 at byte 2, and this data\.tokenizer has no tokens"
     ):
         Text(found, build_tokenizer(made_tokenizers["*.model"]))
+
+
+def test_a_text_may_have_more_tokens_than_bytes(tmp_path):
+    """SentencePiece writes a space before a text, if not told otherwise."""
+    for index in range(20):
+        (tmp_path / f"{index}.txt").write_text("z")
+    made = build_tokenizer(str(sentence_piece(tmp_path, add_dummy_prefix=True)))
+    found = find_corpus(Data(paths=[str(tmp_path)], sequence_length=8, holdout=0.0))
+    assert len(Text(found, made)) == 20 * (len(made.encode("z")) + 1) > 20 * 2
 
 
 def test_what_ends_a_document_is_what_the_files_say(tmp_path):
