@@ -12,7 +12,6 @@ S sequence length, b sequences of a micro-batch.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from functools import cached_property
 
 import numpy as np
@@ -41,15 +40,16 @@ class Batches:
         self.micro_batches = self.global_batch // (self.micro_batch * data_parallel)
 
     def __call__(self, seen: int, micro_batch: int) -> dict[str, torch.Tensor | int]:
-        """What this rank sees in a micro-batch (0 .. micro_batches-1) of the step after `seen` samples: see `pack`, and
-        `numbers`."""
+        """What this rank sees in a micro-batch (0 .. micro_batches-1) of the step after `seen` samples: see `pack_rows`
+        and `numbers`."""
         first = self._first(seen, micro_batch)
         windows = [self.window(sample) for sample in range(first, first + self.micro_batch)]
         if self.rows.mapped:
             later = first + self.global_batch  # the same micro-batch of the next step
             for sample in range(later, later + self.micro_batch):
                 self.rows.ahead(self.window(sample))
-        return pack([self.rows[window] for window in windows], self.end) | self.numbers(seen, micro_batch)
+        rows = np.stack([self.rows[window] for window in windows])
+        return pack_rows(rows, self.end) | self.numbers(seen, micro_batch)
 
     def numbers(self, seen: int, micro_batch: int) -> dict[str, torch.Tensor | int]:
         """What is known of a micro-batch without reading it: first_sample, which sample of the whole training run its
@@ -95,11 +95,11 @@ class Validation:
         self.tokenizer, self.byte_ratio = text.tokenizer, held.byte_ratio
 
     def __call__(self, micro_batch: int) -> dict[str, torch.Tensor]:
-        """What this rank sees in a micro-batch (0 .. micro_batches-1). See `pack`."""
+        """What this rank sees in a micro-batch (0 .. micro_batches-1). See `pack_rows`."""
         first = (micro_batch * self.data_parallel + self.data_rank) * self.micro_batch
         windows = self.windows[first : first + self.micro_batch]
         padding = self.micro_batch - len(windows)
-        batch = pack([self.rows[window] for window in windows + [0] * padding], self.end)
+        batch = pack_rows(np.stack([self.rows[window] for window in windows + [0] * padding]), self.end)
         batch["loss_mask"][len(windows) :] = 0
         return batch
 
@@ -130,18 +130,18 @@ class Validation:
         return self.nats_per_byte(float(self.counts @ -np.log(counts / counts.sum())))
 
 
-def pack(rows: Sequence[np.ndarray], end: int) -> dict[str, torch.Tensor]:
-    """Windows of tokens, each [S + 1], as tensors on the CPU, each [b, S].
+def pack_rows(rows: np.ndarray, end: int) -> dict[str, torch.Tensor]:
+    """Rows of tokens [b, S + 1] as tensors on the CPU, each [b, S].
 
     tokens, labels, position_ids int64; loss_mask float32, all ones; document_ids int64, counted from 0 within
     the sequence, where an end-of-document token still belongs to the document it ends.
     """
-    stacked = np.stack(rows).astype(np.int64)
-    inputs = np.ascontiguousarray(stacked[:, :-1])
+    rows = rows.astype(np.int64)
+    inputs = np.ascontiguousarray(rows[:, :-1])
     ends = inputs == end
     return {
         "tokens": torch.from_numpy(inputs),
-        "labels": torch.from_numpy(np.ascontiguousarray(stacked[:, 1:])),
+        "labels": torch.from_numpy(np.ascontiguousarray(rows[:, 1:])),
         "loss_mask": torch.ones(inputs.shape, dtype=torch.float32),
         "position_ids": torch.arange(inputs.shape[1]).expand(inputs.shape).contiguous(),
         "document_ids": torch.from_numpy(np.cumsum(ends, axis=1) - ends),
