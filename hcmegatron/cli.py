@@ -7,6 +7,7 @@ needs is imported when the verb runs, so that help, mistakes and configurations 
 from __future__ import annotations
 
 import argparse
+import importlib
 import io
 import os
 import platform
@@ -40,6 +41,7 @@ from hcmegatron.platform.exit_status import CORRUPTED, DIVERGED, STOPPED, USER_E
 from hcmegatron.platform.standard_streams import stand_in_for_closed
 
 if TYPE_CHECKING:
+    from hcmegatron.data.blend import PreparedCorpus
     from hcmegatron.data.corpus import Corpus
     from hcmegatron.planner.measured import Measured
     from hcmegatron.platform.ranks import RankInfo
@@ -101,6 +103,19 @@ def _unwritable(error: OSError) -> int:
     return _failed(f"error: standard output cannot be written: {error.strerror}", 1)
 
 
+# Verbs with options of their own: the module that has them, which is imported where it is asked for.
+VERBS = {
+    "schedule": ("schedules.cli", "draw, simulate and compare pipeline schedules"),
+    "plan": ("hcmegatron.planner.cli", "what a run takes on a machine: memory, time, money"),
+    "checkpoint": ("hcmegatron.training.checkpoint_cli", "list, show and verify the checkpoints of a run"),
+    "replay": (
+        "hcmegatron.training.replay_cli",
+        "run a bad step that a run has kept once more, in one process",
+    ),
+    "data": ("hcmegatron.data.cli", "prepare, show and check data sets, train tokenizers"),
+}
+
+
 def _verb(arguments: list[str]) -> str | None:
     return next((word for word in arguments if not word.startswith("-")), None)
 
@@ -115,48 +130,20 @@ def _run(arguments: list[str]) -> int:
     parser.add_argument("--version", action="store_true", help="print the versions and exit")
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", parser_class=_Parser)
     parsers = {"train": _add_train(verbs), "config": _add_config(verbs)}
-    schedule = verbs.add_parser(
-        "schedule", help="draw, simulate and compare pipeline schedules", allow_abbrev=False
-    )
-    plan = verbs.add_parser(
-        "plan", help="what a run takes on a machine: memory, time, money", allow_abbrev=False
-    )
-
-    checkpoint = verbs.add_parser(
-        "checkpoint", help="list, show and verify the checkpoints of a run", allow_abbrev=False
-    )
-
-    replay = verbs.add_parser(
-        "replay", help="run a bad step that a run has kept once more, in one process", allow_abbrev=False
-    )
-
+    for name, (_, words) in VERBS.items():
+        parsers[name] = verbs.add_parser(name, help=words, allow_abbrev=False)
     overrides: list[str] = []
-    if _verb(arguments) == "checkpoint":
-        from hcmegatron.training import checkpoint_cli
-
-        checkpoint_cli.add_arguments(checkpoint)
-        checkpoint.set_defaults(run=lambda options, overrides: checkpoint_cli.main(options))
-        parsers["checkpoint"] = checkpoint
-    elif _verb(arguments) == "replay":
-        from hcmegatron.training import replay_cli
-
-        replay_cli.add_arguments(replay)
-        replay.set_defaults(run=lambda options, overrides: replay_cli.main(options))
-        parsers["replay"] = replay
-    elif _verb(arguments) == "schedule":
-        from schedules import cli
-
-        cli.add_arguments(schedule)
-        schedule.set_defaults(run=lambda options, overrides: cli.main(options))
-        parsers["schedule"] = schedule
-    else:  # every other --word is a setting
-        known = (*HELP, "--restarts") if _verb(arguments) == "train" else HELP
-        if _verb(arguments) == "plan":
-            from hcmegatron.planner import cli
-
-            cli.add_arguments(plan)
-            plan.set_defaults(run=partial(cli.main, measure=_measure))
-            parsers["plan"], known = plan, (*HELP, *cli.OPTIONS)
+    asked, known = _verb(arguments), HELP
+    if asked in VERBS:
+        module = importlib.import_module(VERBS[asked][0])
+        module.add_arguments(parsers[asked])
+        parsers[asked].set_defaults(run=lambda options, overrides: module.main(options))
+        if asked == "plan":
+            parsers[asked].set_defaults(run=partial(module.main, measure=_measure))
+            known += module.OPTIONS
+    if asked == "train":
+        known += ("--restarts",)
+    if asked not in VERBS or asked == "plan":  # every other --word is a setting
         _refuse_separate_values(arguments)
         overrides = [
             word for word in arguments if word.startswith("--") and word.partition("=")[0] not in known
@@ -328,7 +315,11 @@ def _measure(config: Config, ranks: int | None) -> Measured:
 
 
 def _rank(
-    config: Config, name: str, corpus: Corpus, observers: Sequence[Callable[..., Any]], ranks: RankInfo
+    config: Config,
+    name: str,
+    corpus: Corpus | PreparedCorpus,
+    observers: Sequence[Callable[..., Any]],
+    ranks: RankInfo,
 ) -> int:
     """One rank of a training run. What ends it is said once, by the launch where this command started the ranks."""
     from hcmegatron.platform.rank_process import end_with_parent, without_native_frames
@@ -367,7 +358,9 @@ def _after_restart() -> Sequence[Callable[..., Any]]:
     return (partial(Heartbeat, number=number),)
 
 
-def _start_ranks(config: Config, name: str, corpus: Corpus, restarts: int | None = None) -> int:
+def _start_ranks(
+    config: Config, name: str, corpus: Corpus | PreparedCorpus, restarts: int | None = None
+) -> int:
     """Start the ranks that hold the model once, on this machine's GPUs or else on its CPU.
 
     Args:

@@ -19,8 +19,9 @@ from hcmegatron.connections.kinds import KINDS as kinds
 from hcmegatron.connections.manifold import Manifold
 from hcmegatron.connections.mixing import aggregate, mix_and_add
 from hcmegatron.data.corpus import find_corpus
-from hcmegatron.data.dataset import Batches, Text
-from hcmegatron.data.tokenizer import build_tokenizer
+from hcmegatron.data.dataset import Batches
+from hcmegatron.data.text import Text
+from hcmegatron.data.tokenizer_registry import build_tokenizer
 from hcmegatron.platform.distributed import process_groups
 from hcmegatron.platform.local_launch import free_port
 from hcmegatron.platform.ranks import RankInfo
@@ -91,7 +92,7 @@ def main() -> int:
     )
     alone = RankInfo(0, 1, 0, 1, "127.0.0.1", free_port(), "bench")
     with process_groups(config, alone) as groups:
-        text = Text(find_corpus(config.data), build_tokenizer(config.data))
+        text = Text(find_corpus(config.data), build_tokenizer(config.data.tokenizer))
         names = {kind: (kind, False) for kind in ("residual", *args.kinds)} | (
             {"mhc, eager": ("mhc", True)} if args.eager else {}
         )

@@ -50,6 +50,8 @@ def _training(config: Config, unless: Unless) -> None:
         "data.paths is empty, so the standard library's .py files are read",
         "data.suffixes",
     )
+    own = bool(config.data.validation)
+    unless(not own, "data.validation names data sets of their own", "data.holdout")
     unless(
         config.recompute.mode == "block",
         f"recompute.mode is {config.recompute.mode}",
@@ -59,7 +61,7 @@ def _training(config: Config, unless: Unless) -> None:
     unless(
         not whole_layers, "recompute.mode is full, which leaves no nodes to interleave", "parallel.overlap"
     )
-    unless(config.data.holdout > 0, "data.holdout is 0", "training.eval_every training.eval_batches")
+    unless(own or config.data.holdout > 0, "data.holdout is 0", "training.eval_every training.eval_batches")
 
 
 def _health(config: Config, unless: Unless) -> None:

@@ -119,18 +119,22 @@ class Parallel:
 class Data:
     """Text, and how it becomes batches. The order is a function of the seed."""
 
-    paths: list[str] = field(
+    # text files, directories, patterns like "*.txt"; or prepared data sets, end to end, or each with its weight:
+    # ["0.7 data/web", "0.3 data/code"]; empty: Python's standard library sources
+    paths: list[str] = field(default_factory=list)
+    validation: list[str] = field(
         default_factory=list
-    )  # text files, directories, patterns like "*.txt"; empty: Python's standard library sources
+    )  # prepared data sets of their own, in place of holdout
     suffixes: list[str] = field(
         default_factory=lambda: [".py", ".txt", ".md", ".rst"]
     )  # read from directories
-    tokenizer: Literal["byte"] = "byte"
+    tokenizer: str = "byte"  # or a tokenizer.json, a SentencePiece .model, tiktoken:NAME
     sequence_length: int = 256
     holdout: float = (
         0.02  # share of the text kept for validation: about so many of the files, chosen by a hash of
     )
-    # their path, or the end of the largest where files are few or uneven; the run says what it came to
+    # their path, or the end of the largest where files are few or uneven; the run says what it came to. Of prepared
+    # data sets the last documents
     seed: int = 1234
 
 

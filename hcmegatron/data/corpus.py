@@ -10,14 +10,19 @@ from __future__ import annotations
 
 import glob
 import hashlib
+import json
 import os
 import sysconfig
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from hcmegatron.config.errors import ConfigError, one_line
 from hcmegatron.config.schema import Data
+
+if TYPE_CHECKING:
+    from hcmegatron.data.blend import PreparedCorpus
 
 # Not the library's own text: installed packages, builds for this machine, a program that may not be there.
 _FOREIGN = {"site-packages", "dist-packages", "idlelib", "lib-dynload"}
@@ -52,7 +57,7 @@ class Corpus:
     train: tuple[Document, ...]
     heldout: tuple[Document, ...]
     share: float  # data.holdout, of the text's bytes
-    fingerprint: str  # of every file's name, size and bytes
+    fingerprint: str  # of every file's name, size and bytes, and the tokenizer
 
     def split(self) -> str:
         """What is held out, in words."""
@@ -82,12 +87,17 @@ class Corpus:
         return [_read(document) for document in documents]
 
 
-def find_corpus(data: Data) -> Corpus:
+def find_corpus(data: Data) -> Corpus | PreparedCorpus:
     """The corpus of a configuration. ConfigError names the path that is missing, empty, unreadable or binary.
 
-    Every file is opened and looked through, so that a later read in many ranks does not fail.
+    Every file of text is opened and looked through, so that a later read in many ranks does not fail.
     """
-    files = _listed(data) if data.paths else _standard_library()
+    if data.paths or data.validation:
+        from hcmegatron.data.blend import find_prepared
+
+        if (prepared := find_prepared(data)) is not None:
+            return prepared
+    files = _listed(data) if data.paths else standard_library()
     seen: set[Path] = set()
     documents: list[tuple[str, Document]] = []
     for relative, path in files:
@@ -102,8 +112,17 @@ def find_corpus(data: Data) -> Corpus:
     if not documents:
         raise ConfigError(f"data.paths = {data.paths}: every file is empty; name files with text")
     digest = hashlib.sha256()
+    if data.tokenizer != "byte":
+        from hcmegatron.data.tokenizer_registry import build_tokenizer
+
+        digest.update(build_tokenizer(data.tokenizer).fingerprint.encode())
     for relative, document in documents:
         raw = _read(document)
+        if _is_json_lines(raw):
+            raise ConfigError(
+                f"data.paths: {document.path} holds JSON Lines, which would be trained on as they are written; name it "
+                ".jsonl and make a data set of its texts with hcmegatron data prepare"
+            )
         digest.update(f"{relative}:{len(raw)}:".encode(errors="surrogateescape") + raw)
     train, heldout = _split(documents, data.holdout)
     _long_enough("training", train, data)
@@ -113,7 +132,7 @@ def find_corpus(data: Data) -> Corpus:
     return Corpus(one_line(name), tuple(train), tuple(heldout), data.holdout, digest.hexdigest()[:16])
 
 
-def _standard_library() -> list[tuple[str, Path]]:
+def standard_library() -> list[tuple[str, Path]]:
     """(relative path, path) of the library's .py files, without what packages or this build added."""
     root = Path(sysconfig.get_path("stdlib"))
     if not (root / "abc.py").is_file():
@@ -123,7 +142,7 @@ def _standard_library() -> list[tuple[str, Path]]:
         )
     root = root.resolve()
     files = []
-    for relative, path in _walk(root, (".py",), lambda n: n in _FOREIGN or n.startswith(_FOREIGN_PREFIXES)):
+    for relative, path in walk(root, (".py",), lambda n: n in _FOREIGN or n.startswith(_FOREIGN_PREFIXES)):
         if path.resolve().is_relative_to(root):  # a link leads to the distribution's own configuration
             files.append((relative, path))
     return files
@@ -158,7 +177,7 @@ def _expanded(name: str) -> list[Path]:
 
 
 def _of_directory(path: Path, name: str, data: Data) -> list[tuple[str, Path]]:
-    inside = _walk(path, tuple(data.suffixes), lambda n: n.startswith(".") or n == "__pycache__", links=True)
+    inside = walk(path, tuple(data.suffixes), lambda n: n.startswith(".") or n == "__pycache__", links=True)
     if not inside:
         raise ConfigError(
             f"data.paths = {name}: the directory holds no file ending in {', '.join(data.suffixes)}; "
@@ -185,12 +204,12 @@ def _refuse_formats(setting: str, name: str) -> None:
     for format, suffixes in _FORMATS.items():
         if name.lower().endswith(suffixes):
             raise ConfigError(
-                f"{setting}: only plain text is read so far, and not {format} (.{name.rpartition('.')[2]}); "
-                "write the text into files of its own"
+                f"{setting}: {format} (.{name.rpartition('.')[2]}) would be trained on as it is written; "
+                "make a data set of its texts with hcmegatron data prepare"
             )
 
 
-def _walk(
+def walk(
     root: Path, suffixes: tuple[str, ...], skip: Callable[[str], bool], links: bool = False
 ) -> list[tuple[str, Path]]:
     """(relative path with slashes, path) of what ends in `suffixes` under a directory, sorted.
@@ -239,6 +258,17 @@ def _read(document: Document) -> bytes:
             f"data.paths: {document.path} is binary (byte {zero} is zero); name text files, and not in UTF-16"
         )
     return raw[document.start : document.stop]
+
+
+def _is_json_lines(raw: bytes) -> bool:
+    """Whether the first two lines are objects of JSON."""
+    if not raw.startswith(b"{"):
+        return False
+    lines = raw.split(b"\n", 2)
+    try:
+        return len(lines) > 1 and all(isinstance(json.loads(line), dict) for line in lines[:2])
+    except (ValueError, RecursionError):
+        return False
 
 
 def _split(documents: list[tuple[str, Document]], share: float) -> tuple[list[Document], list[Document]]:

@@ -2,9 +2,9 @@
 
 Documents, each closed by an end-of-document token, are laid end to end; window w is tokens w*S .. w*S+S, so
 that every token but the first is a label once an epoch. Sample g of training, counted through all its steps, is
-a window of the epoch's permutation: neither the data-parallel size nor the micro-batch size changes which
-sequences a step sees, and resuming needs the number of samples seen and nothing else, so that another batch size
-neither repeats nor leaves out a sample.
+a window that order.py knows: neither the data-parallel size nor the micro-batch size changes which sequences a step
+sees, and resuming needs the number of samples seen and nothing else, so that another batch size neither repeats nor
+leaves out a sample.
 
 S sequence length, b sequences of a micro-batch.
 """
@@ -18,20 +18,12 @@ from functools import cached_property
 import numpy as np
 import torch
 
-from hcmegatron.config.errors import ConfigError
 from hcmegatron.config.schema import Data, Training
-from hcmegatron.data.corpus import Corpus, Document
 from hcmegatron.data.left_out import LeftOut, next_samples
-from hcmegatron.data.tokenizer import Tokenizer
+from hcmegatron.data.order import Order
+from hcmegatron.data.text import HeldOut, Text, Tokens, Windows
 
-
-class Text:
-    """The corpus as two arrays of tokens, train and heldout, in memory in the tokenizer's dtype."""
-
-    def __init__(self, corpus: Corpus, tokenizer: Tokenizer) -> None:
-        self.tokenizer = tokenizer
-        self.train = _tokens(corpus, corpus.train, tokenizer)
-        self.heldout = _tokens(corpus, corpus.heldout, tokenizer)
+_COUNTED = 1 << 26  # training tokens that the unigram model is of, at most
 
 
 class Batches:
@@ -44,37 +36,48 @@ class Batches:
     def __init__(
         self, text: Text, data: Data, training: Training, data_rank: int = 0, data_parallel: int = 1
     ) -> None:
-        self.tokens, self.end = text.train, text.tokenizer.end_of_document
-        self.length, self.seed = data.sequence_length, data.seed
+        self.end, self.length = text.tokenizer.end_of_document, data.sequence_length
         self.global_batch, self.micro_batch = training.global_batch, training.micro_batch
         self.data_rank, self.data_parallel = data_rank, data_parallel
-        self.windows = _windows("training", self.tokens, self.length)  # sequences of one epoch
+        self.rows = Windows("training", text.training, self.length)
+        self.windows = len(self.rows)  # sequences of one epoch
+        sizes = self.rows.sizes if text.weights else [self.windows]
+        self.order = Order(sizes, data.seed, text.weights)
         self.micro_batches = self.global_batch // (self.micro_batch * data_parallel)
         self.left_out: LeftOut = ()
-        self._epoch, self._order = -1, np.empty(0, np.int64)
 
     def samples(self, seen: int) -> Sequence[int]:
         """The global batch of the step after `seen` samples, by number in the whole training run."""
         return next_samples(seen, self.global_batch, self.left_out)
 
     def __call__(self, seen: int, micro_batch: int) -> dict[str, torch.Tensor | int]:
-        """What this rank sees in a micro-batch (0 .. micro_batches-1) of the step after `seen` samples: see `pack`, and
-        first_sample, which sample of the whole training run the first one is."""
+        """What this rank sees in a micro-batch (0 .. micro_batches-1) of the step after `seen` samples: see `pack_rows`
+        and `numbers`."""
         return self.of_rank(self.data_rank, seen, micro_batch)
 
     def of_rank(self, data_rank: int, seen: int, micro_batch: int) -> dict[str, torch.Tensor | int]:
         """The same of another data-parallel rank."""
-        first = (micro_batch * self.data_parallel + data_rank) * self.micro_batch
-        samples = self.samples(seen)[first : first + self.micro_batch]
+        samples = self._samples(data_rank, seen, micro_batch)
         windows = [self.window(sample) for sample in samples]
-        return pack(self.tokens, windows, self.length, self.end) | {"first_sample": samples[0]}
+        if self.rows.mapped:
+            for sample in self._samples(data_rank, seen + self.global_batch, micro_batch):  # of the next step
+                self.rows.ahead(self.window(sample))
+        rows = np.stack([self.rows[window] for window in windows])
+        return pack_rows(rows, self.end) | {"first_sample": samples[0]}
+
+    def numbers(self, seen: int, micro_batch: int) -> dict[str, torch.Tensor | int]:
+        """What is known of a micro-batch without reading it: first_sample, which sample of the whole training run its
+        first one is."""
+        return {"first_sample": self._samples(self.data_rank, seen, micro_batch)[0]}
 
     def window(self, sample: int) -> int:
         """The window that is the sample-th of the whole training run."""
-        epoch, place = divmod(sample, self.windows)
-        if epoch != self._epoch:
-            self._epoch, self._order = epoch, permutation(self.windows, self.seed, epoch)
-        return int(self._order[place])
+        source, window = self.order(sample)
+        return int(self.rows.begins[source]) + window
+
+    def _samples(self, data_rank: int, seen: int, micro_batch: int) -> Sequence[int]:
+        first = (micro_batch * self.data_parallel + data_rank) * self.micro_batch
+        return self.samples(seen)[first : first + self.micro_batch]
 
 
 class Validation:
@@ -85,31 +88,46 @@ class Validation:
     """
 
     def __init__(
-        self, text: Text, data: Data, training: Training, data_rank: int = 0, data_parallel: int = 1
+        self,
+        text: Text,
+        data: Data,
+        training: Training,
+        data_rank: int = 0,
+        data_parallel: int = 1,
+        source: int = 0,
     ) -> None:
-        self.text, self.tokens, self.end = text, text.heldout, text.tokenizer.end_of_document
+        held: HeldOut = text.held_out[source]
+        self.name, self.end, self.training = held.name, text.tokenizer.end_of_document, text.training
         self.length, self.micro_batch = data.sequence_length, training.micro_batch
-        there = _windows("held-out", self.tokens, self.length)
-        wanted = training.eval_batches * training.global_batch
+        self.rows = Windows("held-out", [held.tokens], self.length)
+        there = len(self.rows)
+        wanted = -(-training.eval_batches * training.global_batch // len(text.held_out))
         count = min(there, wanted)
         self.windows = [index * there // count for index in range(count)]
         share = self.micro_batch * data_parallel
         self.micro_batches = -(-count // share)
         self.data_rank, self.data_parallel = data_rank, data_parallel
-        labels = [self.tokens[w * self.length + 1 : (w + 1) * self.length + 1] for w in self.windows]
-        self.counts = np.bincount(
-            np.concatenate(labels), minlength=text.tokenizer.vocab_size
-        )  # of the labels
-        self.bytes = int(self.counts @ text.tokenizer.bytes_of)
+        self.tokenizer, self.byte_ratio = text.tokenizer, held.byte_ratio
 
     def __call__(self, micro_batch: int) -> dict[str, torch.Tensor]:
-        """What this rank sees in a micro-batch (0 .. micro_batches-1). See `pack`."""
+        """What this rank sees in a micro-batch (0 .. micro_batches-1). See `pack_rows`."""
         first = (micro_batch * self.data_parallel + self.data_rank) * self.micro_batch
         windows = self.windows[first : first + self.micro_batch]
         padding = self.micro_batch - len(windows)
-        batch = pack(self.tokens, windows + [0] * padding, self.length, self.end)
+        batch = pack_rows(np.stack([self.rows[window] for window in windows + [0] * padding]), self.end)
         batch["loss_mask"][len(windows) :] = 0
         return batch
+
+    @cached_property
+    def counts(self) -> np.ndarray:
+        """[vocab_size], of the labels. Read where it is asked for: not on stages in the middle."""
+        labels = np.concatenate([self.rows[window][1:] for window in self.windows])
+        return np.bincount(labels, minlength=self.tokenizer.vocab_size)
+
+    @cached_property
+    def bytes(self) -> float:
+        """Of text, among the labels."""
+        return int(self.counts @ self.tokenizer.bytes_of) * self.byte_ratio
 
     def nats_per_byte(self, total_loss: float) -> float:
         """From the sum over all ranks and micro-batches of loss x loss mask."""
@@ -123,14 +141,8 @@ class Validation:
     @cached_property
     def unigram(self) -> float:
         """Nats a byte of a model that knows how often each token occurs in the training text (plus one)."""
-        parts = np.array_split(self.text.train, 1 + len(self.text.train) // 2**22)  # bincount widens to int64
-        counts = 1 + sum(np.bincount(part, minlength=len(self.counts)) for part in parts)
+        counts = 1 + sum(_counts(tokens, len(self.counts), len(self.training)) for tokens in self.training)
         return self.nats_per_byte(float(self.counts @ -np.log(counts / counts.sum())))
-
-
-def pack(tokens: np.ndarray, windows: list[int], length: int, end: int) -> dict[str, torch.Tensor]:
-    """Windows of the token array as tensors on the CPU: see `pack_rows`."""
-    return pack_rows(np.stack([tokens[w * length : (w + 1) * length + 1] for w in windows]), end)
 
 
 def pack_rows(rows: np.ndarray, end: int) -> dict[str, torch.Tensor]:
@@ -151,29 +163,9 @@ def pack_rows(rows: np.ndarray, end: int) -> dict[str, torch.Tensor]:
     }
 
 
-def permutation(size: int, seed: int, epoch: int) -> np.ndarray:
-    """The order of an epoch, from raw generator bits, which NumPy keeps the same from version to version."""
-    return np.argsort(np.random.PCG64([seed, epoch]).random_raw(size), kind="stable")
-
-
-def _windows(which: str, tokens: np.ndarray, length: int) -> int:
-    """How many windows there are. ConfigError for none: a tokenizer makes fewer tokens of a text than it has bytes."""
-    if len(tokens) <= length:
-        raise ConfigError(
-            f"data.paths: the {which} text has {len(tokens)} tokens, fewer than data.sequence_length + 1 = "
-            f"{length + 1}; give more text or a shorter sequence"
-        )
-    return (len(tokens) - 1) // length
-
-
-def _tokens(corpus: Corpus, documents: tuple[Document, ...], tokenizer: Tokenizer) -> np.ndarray:
-    """All documents, each followed by its end."""
-    # at most: it may make fewer tokens of a text than it has bytes
-    tokens = np.empty(sum(document.tokens for document in documents), tokenizer.dtype)
-    at = 0
-    for raw in corpus.read(documents):
-        ids = tokenizer.encode(raw)
-        tokens[at : at + len(ids)] = ids
-        tokens[at + len(ids)] = tokenizer.end_of_document
-        at += len(ids) + 1
-    return tokens[:at]
+def _counts(tokens: Tokens, vocab_size: int, sources: int) -> np.ndarray:
+    """How often each token occurs: among all, or in stretches spread evenly over what is too long to be counted."""
+    stretch = 1 << 22  # bincount widens to int64
+    most = max(1, _COUNTED // stretch // sources)
+    begins = range(0, len(tokens), max(stretch, -(-len(tokens) // most)))
+    return sum(np.bincount(tokens[at : at + stretch], minlength=vocab_size) for at in begins)

@@ -15,6 +15,7 @@ from hcmegatron.platform.transfer import to_device
 # What is yielded for one micro-batch: tokens, labels, loss_mask, position_ids [b, s], and optionally
 # attention_mask [b, 1, s, s] and, in training, first_sample: the number of its first sequence in the whole run.
 MicroBatchTensors = dict[str, Tensor | int]
+TENSORS = {"tokens", "position_ids", "labels", "loss_mask", "document_ids"}  # what is read from the data
 
 
 class ChunkEnds(Protocol):

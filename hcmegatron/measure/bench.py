@@ -10,10 +10,12 @@ import torch.distributed as dist
 
 from hcmegatron.config.schema import Config, micro_batch_tokens
 from hcmegatron.connections import accounting
+from hcmegatron.data.blend import PreparedCorpus
 from hcmegatron.data.corpus import Corpus
-from hcmegatron.data.dataset import Batches, Text
+from hcmegatron.data.dataset import Batches
 from hcmegatron.data.feed import Feed, unused_tensors
-from hcmegatron.data.tokenizer import build_tokenizer
+from hcmegatron.data.text import Text
+from hcmegatron.data.tokenizer_registry import build_tokenizer
 from hcmegatron.measure.messages import Hop, collectives
 from hcmegatron.measure.stages import StageClock, Times, UndividedStage, done, timed
 from hcmegatron.model.gpt import unwrap
@@ -41,9 +43,11 @@ class Bench:
         stepper: what a run steps with.
     """
 
-    def __init__(self, config: Config, groups: ProcessGroupCollection, corpus: Corpus) -> None:
+    def __init__(
+        self, config: Config, groups: ProcessGroupCollection, corpus: Corpus | PreparedCorpus
+    ) -> None:
         self.config, self.groups, self.where = config, groups, placement(config.parallel)
-        text = Text(corpus, build_tokenizer(config.data))
+        text = Text(corpus, build_tokenizer(config.data.tokenizer))
         batches = Batches(text, config.data, config.training, groups.dp.rank(), groups.dp.size())
         self.chunks = build_model(config, text.tokenizer.vocab_size, groups)
         models = [unwrap(chunk) for chunk in self.chunks]

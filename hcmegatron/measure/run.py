@@ -24,6 +24,7 @@ from hcmegatron.config.checks import check_world, smallest_world
 from hcmegatron.config.errors import ConfigError
 from hcmegatron.config.schema import Config
 from hcmegatron.connections import accounting
+from hcmegatron.data.blend import PreparedCorpus
 from hcmegatron.data.corpus import Corpus, find_corpus
 from hcmegatron.measure.bench import Bench
 from hcmegatron.measure.quiet import Sample, quieter, sample
@@ -80,7 +81,7 @@ def measure(config: Config, ranks: int | None = None) -> Measured:
         return pickle.loads(path.read_bytes())
 
 
-def _rank(config: Config, corpus: Corpus, path: Path, ranks: RankInfo) -> int:
+def _rank(config: Config, corpus: Corpus | PreparedCorpus, path: Path, ranks: RankInfo) -> int:
     with process_groups(config, ranks, corpus.fingerprint) as groups:
         bench = Bench(config, groups, corpus)
         samples = rounds(bench, ROUNDS, LEAST_S)

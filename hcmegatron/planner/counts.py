@@ -38,9 +38,9 @@ def padded_vocabulary(config: Config) -> int:
     """`padded_vocab` with the tokenizer's own number of tokens where the configuration has none."""
     tokens = config.model.vocab_size
     if tokens is None:
-        from hcmegatron.data.tokenizer import build_tokenizer
+        from hcmegatron.data.tokenizer_registry import build_tokenizer
 
-        tokens = build_tokenizer(config.data).vocab_size
+        tokens = build_tokenizer(config.data.tokenizer).vocab_size
     return padded_vocab(config.model, config.parallel.tensor, tokens)
 
 

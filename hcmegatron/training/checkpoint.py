@@ -22,6 +22,7 @@ from torch import nn
 from hcmegatron.config.errors import ConfigError
 from hcmegatron.config.ineffective import ineffective
 from hcmegatron.config.schema import Config, resumes
+from hcmegatron.data.tokenizer_registry import build_tokenizer
 from hcmegatron.kernels.select import select_kernels
 from hcmegatron.model.specs import backend
 from hcmegatron.model.transformer_config import DTYPES
@@ -49,6 +50,7 @@ def depends_on(config: Config) -> dict[str, Any]:
         "CPU threads": torch.get_num_threads(),
         **{name: found[name] for name in ("python", "torch", "megatron-core", "device")},
         "numpy": numpy.__version__,  # draws the data's order
+        "tokenizer": build_tokenizer(config.data.tokenizer).fingerprint,
         **{name: _installed(name) for name in packages},
         # what the settings of these names have come to on this machine
         "kernels": None if "kernels" in ineffective(config) else _kernels(config),

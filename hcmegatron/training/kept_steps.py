@@ -43,8 +43,7 @@ def keep_step(run: TrainingRun, step: Step) -> list[str]:
         path = _free(folder / manifest.name(step.number))
         batches = run.stepper.batches
         samples = batches.samples(step.result.samples.start)
-        windows = [batches.window(sample) * batches.length for sample in samples]
-        rows = np.stack([batches.tokens[at : at + batches.length + 1] for at in windows])
+        rows = np.stack([batches.rows[batches.window(sample)] for sample in samples])
         np.savez_compressed(path.with_suffix(".npz"), samples=np.array(samples), tokens=rows)
         path.with_suffix(".json").write_text(json.dumps(_described(run, step), indent=1) + "\n")
         _remove_older(folder, run.config.health.keep_bad_steps)

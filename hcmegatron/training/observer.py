@@ -18,6 +18,7 @@ Those that write files are made on rank 0 alone. What a hook raises ends the run
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -63,11 +64,39 @@ class Step:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The loss on held-out text after a step, in nats a byte. heldout also has what needs no model."""
+    """What held-out text came to after a step.
+
+    Attributes:
+        totals: of each source, nats of all its labels.
+        sources: each one's text, and what needs no model.
+    """
 
     step: int
-    loss: float
-    heldout: Validation
+    totals: list[float]
+    sources: list[Validation]
+
+    @property
+    def loss(self) -> float:
+        """Nats a byte, of all sources together."""
+        return self.together(self.totals)
+
+    @property
+    def by_source(self) -> dict[str, float]:
+        """Nats a byte of each source by its name, where there are several."""
+        if len(self.sources) == 1:
+            return {}
+        pairs = zip(self.sources, self.totals, strict=True)
+        return {source.name: source.nats_per_byte(total) for source, total in pairs}
+
+    @property
+    def figures(self) -> dict[str, float]:
+        """All of it by name, for whoever writes figures."""
+        of_sources = {f"loss/{name}": loss for name, loss in self.by_source.items()}
+        return {"loss": self.loss, "bits_per_byte": self.loss / math.log(2), **of_sources}
+
+    def together(self, nats: Iterable[float]) -> float:
+        """Nats of every source, as nats a byte of all of them."""
+        return sum(nats) / sum(source.bytes for source in self.sources)
 
 
 @dataclass(frozen=True)

@@ -40,11 +40,16 @@ class Recorder(Observer):
 
     def on_eval(self, evaluation: Evaluation) -> None:
         """The loss on held-out text, nats a byte, beside what needs no model."""
-        step, loss, heldout = evaluation.step, evaluation.loss, evaluation.heldout
-        self._metrics.write(metrics_line({"step": step, "kind": "validation", "loss": loss}))
+        step, figures, sources = evaluation.step, evaluation.figures, evaluation.sources
+        self._metrics.write(metrics_line({"step": step, "kind": "validation", **figures}))
+        uniform, unigram = (
+            evaluation.together(getattr(source, name) * source.bytes for source in sources)
+            for name in ("uniform", "unigram")
+        )
         self.log.say(
-            f"step {step}: validation loss {loss:.4f} nats a byte "
-            f"(uniform {heldout.uniform:.2f}, unigram {heldout.unigram:.2f})"
+            f"step {step}: validation loss {figures['loss']:.4f} nats a byte, {figures['bits_per_byte']:.4f} bits "
+            f"(uniform {uniform:.2f}, unigram {unigram:.2f} nats)",
+            *(f"  {name}: {value:.4f}" for name, value in evaluation.by_source.items()),
         )
 
     def on_rewind(self, rewind: Rewind) -> None:

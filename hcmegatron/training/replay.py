@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from hcmegatron.config.schema import Config
 from hcmegatron.data.dataset import pack_rows
 from hcmegatron.data.feed import Feed
-from hcmegatron.data.tokenizer import build_tokenizer
+from hcmegatron.data.tokenizer_registry import build_tokenizer
 from hcmegatron.model.gpt import unwrap
 from hcmegatron.platform.distributed import device, process_groups
 from hcmegatron.platform.ranks import RankInfo, free_port
@@ -52,7 +52,7 @@ def replay(config: Config, samples: np.ndarray, tokens: np.ndarray, checkpoint: 
     Yields:
         Lines for the user: of the weights where they are not finite, then of every micro-batch.
     """
-    tokenizer = build_tokenizer(config.data)
+    tokenizer = build_tokenizer(config.data.tokenizer)
     alone = RankInfo(0, 1, 0, 1, "127.0.0.1", free_port(), "replay")
     with process_groups(config, alone) as groups:
         (chunk,) = build_model(config, tokenizer.vocab_size, groups)

@@ -219,6 +219,7 @@ def _start(
         raise ConfigError(
             f"checkpoint {path} is of another architecture: {change.as_refused()}; set it to match"
         )
+    _check_tokenizer(config, path, saved)
     other_data = [change.as_refused() for change in by(Rule.DATA)]
     if saved.text not in (text, None):
         other_data.append(f"the text's fingerprint is {saved.text} there, {text} here")
@@ -274,6 +275,20 @@ def _start(
         tuple(says),
         {},
     )
+
+
+def _check_tokenizer(config: Config, path: Path, saved: Manifest) -> None:
+    """ConfigError for a checkpoint of another tokenizer."""
+    # here, for it imports NumPy, which no mistake before needs
+    from hcmegatron.data.tokenizer_registry import build_tokenizer
+
+    here = build_tokenizer(config.data.tokenizer).fingerprint
+    if not saved.first_format and (there := saved.environment.get("tokenizer", "byte")) != here:
+        raise ConfigError(
+            f"checkpoint {path} is of another tokenizer: its fingerprint is {there} there, and {here} of "
+            f"data.tokenizer = {config.data.tokenizer}; name the same tokenizer (there "
+            f"{saved.config.get('data.tokenizer')})"
+        )
 
 
 def _changed(saved: Manifest, config: Config) -> list[SettingChange]:

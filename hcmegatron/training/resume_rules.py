@@ -13,7 +13,7 @@ class Rule(Enum):
 
     ARCHITECTURE = "refused: the weights are of another network"
     DATA = "the order of the data is another: refused where the run goes on, begun anew by checkpoint.load"
-    TEXT = "compared by the text's fingerprint, not as it is written; then as DATA"
+    TEXT = "compared by fingerprint, not as it is written; then as DATA, and a tokenizer as ARCHITECTURE"
     APPLIED = "takes effect on what is learnt, and is said"
     ROUNDING = "takes effect on where and in which order the same numbers are computed, and is said"
     BEGINNING = "decides how a run begins, so it has no effect, which is said"
@@ -26,9 +26,9 @@ _RULES = {
         model.ffn_hidden_size model.activation model.norm model.norm_eps model.norm_position model.qk_norm
         model.qk_norm_across_heads model.tie_embeddings model.rope_theta model.vocab_multiple model.vocab_size
         model.document_mask mla.kv_rank mla.q_rank mla.rope_dim moe.experts moe.top_k moe.ffn_hidden_size
-        moe.shared_experts moe.first_dense moe.router moe.routed_scale connection.kind data.tokenizer""",
+        moe.shared_experts moe.first_dense moe.router moe.routed_scale connection.kind""",
     Rule.DATA: "data.sequence_length data.holdout data.seed",
-    Rule.TEXT: "data.paths data.suffixes",
+    Rule.TEXT: "data.paths data.suffixes data.tokenizer",
     Rule.APPLIED: """
         model.hidden_dropout model.attention_dropout moe.expert_bias_rate moe.aux_loss moe.sequence_aux_loss
         moe.z_loss optimizer.lr optimizer.min_lr_ratio optimizer.schedule optimizer.warmup_steps
@@ -42,7 +42,7 @@ _RULES = {
         recompute.block_length recompute.modules implementation kernels""",
     Rule.BEGINNING: "model.init_std",
     Rule.HARMLESS: """
-        parallel.costs parallel.timeout_s training.eval_every training.eval_batches training.log_every
+        data.validation parallel.costs parallel.timeout_s training.eval_every training.eval_batches training.log_every
         training.max_bad_steps training.threads health.keep_bad_steps health.compare_parameters_every
         health.compare_gradients_every health.on_difference health.slow_factor health.slow_window
         checkpoint.save_every checkpoint.keep_last checkpoint.asynchronous checkpoint.resume checkpoint.load run.dir

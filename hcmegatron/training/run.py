@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from hcmegatron.config.schema import Config
+from hcmegatron.data.blend import PreparedCorpus
 from hcmegatron.data.corpus import Corpus, find_corpus
-from hcmegatron.data.dataset import Validation
 from hcmegatron.platform import standard_streams
 from hcmegatron.platform.collective_failure import on_first_rank
 from hcmegatron.platform.distributed import process_groups
@@ -27,7 +27,7 @@ def train(
     config: Config,
     ranks: RankInfo,
     name: str = "run",
-    corpus: Corpus | None = None,
+    corpus: Corpus | PreparedCorpus | None = None,
     observers: Iterable[Factory] = (),
 ) -> int:
     """Train as `config` says, on this rank. Returns the process's exit status (platform/exit_status.py).
@@ -63,7 +63,7 @@ def train(
 
 def loop(run: TrainingRun, stop: StopFlag, more: Iterable[Factory] = ()) -> int:
     """Step after step, until the last one or until any rank is told to stop; how many are done. Collective."""
-    training, validation = run.config.training, run.validation
+    training = run.config.training
     with build_observers(run, more) as observers:
         run.observers = observers
         if not stop.agreed():
@@ -76,30 +76,33 @@ def loop(run: TrainingRun, stop: StopFlag, more: Iterable[Factory] = ()) -> int:
             done = run.position.step
             if done < step.number:
                 continue  # the run has gone back to a checkpoint
-            if validation and is_due(done, training.eval_every, training.steps):
-                loss = evaluate(run, validation, stop)
-                if loss is None:
+            if run.validations and is_due(done, training.eval_every, training.steps):
+                evaluation = evaluate(run, done, stop)
+                if evaluation is None:
                     run.log.say(
                         f"the evaluation after step {done} was cut short by {stop.name}, and has no result"
                     )
                 else:
-                    observers.on_eval(Evaluation(done, loss, validation))
+                    observers.on_eval(evaluation)
         observers.on_end(End(run.position.step, stop.name))
     return run.position.step
 
 
-def evaluate(run: TrainingRun, validation: Validation, stop: StopFlag) -> float | None:
-    """The loss on held-out text, in nats a byte; None where any rank is told to stop before the end. Collective.
+def evaluate(run: TrainingRun, step: int, stop: StopFlag) -> Evaluation | None:
+    """The loss on each source's held-out text; None where any rank is told to stop before the end. Collective.
 
     Asked between groups of micro-batches that take about as long as a step: of one, the forward is a third.
     """
-    group, total = 3 * run.stepper.batches.micro_batches, 0.0
-    for first in range(0, validation.micro_batches, group):
-        if stop.agreed():
-            return None
-        count = min(group, validation.micro_batches - first)
-        total += run.stepper.evaluate(lambda index, first=first: validation(first + index), count)
-    return validation.nats_per_byte(total)
+    group, totals = 3 * run.stepper.batches.micro_batches, []
+    for held in run.validations:
+        total = 0.0
+        for first in range(0, held.micro_batches, group):
+            if stop.agreed():
+                return None
+            count = min(group, held.micro_batches - first)
+            total += run.stepper.evaluate(lambda index, held=held, first=first: held(first + index), count)
+        totals.append(total)
+    return Evaluation(step, totals, run.validations)
 
 
 def one_step(

@@ -13,9 +13,11 @@ import torch.distributed as dist
 
 from hcmegatron.config.errors import ConfigError
 from hcmegatron.config.schema import Config, micro_batch_tokens
+from hcmegatron.data.blend import PreparedCorpus
 from hcmegatron.data.corpus import Corpus
-from hcmegatron.data.dataset import Batches, Text, Validation
-from hcmegatron.data.tokenizer import build_tokenizer
+from hcmegatron.data.dataset import Batches, Validation
+from hcmegatron.data.text import Text
+from hcmegatron.data.tokenizer_registry import build_tokenizer
 from hcmegatron.model import accumulate
 from hcmegatron.model.gpt import unwrap
 from hcmegatron.model.specs import te_skipped_reason
@@ -60,7 +62,7 @@ class TrainingRun:
 
     Attributes:
         vocab_size: padded.
-        validation: None where nothing is held out.
+        validations: of each source that has held-out text.
         chunks: wrapped, in ascending order of their stages.
         start: the checkpoint that the run goes on from, if any; load_seconds: that filling model and optimizer from it
             took.
@@ -75,7 +77,7 @@ class TrainingRun:
     directory: Path
     log: Log
     text: Text
-    validation: Validation | None
+    validations: list[Validation]
     vocab_size: int
     chunks: list[DataParallel]
     recomputation: Recomputation
@@ -106,7 +108,7 @@ def assemble_run(
     config: Config,
     ranks: RankInfo,
     groups: ProcessGroupCollection,
-    corpus: Corpus,
+    corpus: Corpus | PreparedCorpus,
     path: Path,
     start: Start | None = None,
 ) -> Iterator[TrainingRun]:
@@ -115,18 +117,8 @@ def assemble_run(
     Raises:
         ConfigError: it does not fit the machine; or a run directory or checkpoint that cannot be used.
     """
-    text = Text(corpus, build_tokenizer(config.data))
-    data_rank = groups.dp.rank(), groups.dp.size()
-    sections = config.data, config.training
-    batches = Batches(text, *sections, *data_rank)
-    validation = Validation(text, *sections, *data_rank) if len(text.heldout) else None
-
+    text, batches, validations = _data(config, groups, corpus)
     tokens = text.tokenizer.vocab_size
-    if (config.model.vocab_size or tokens) < tokens:
-        raise ConfigError(
-            f"model.vocab_size = {config.model.vocab_size}, fewer than the {tokens} tokens of data.tokenizer = "
-            f"{config.data.tokenizer}; raise it, or leave it null"
-        )
     vocab_size = padded_vocab(config.model, config.parallel.tensor, tokens)
     memory = on_first_rank(lambda: expected_memory(config, vocab_size, ranks, batches.micro_batches))
     plan = kept_on_first_rank(lambda: plan_run(config, ranks))
@@ -160,7 +152,7 @@ def assemble_run(
                 directory.path,
                 log,
                 text,
-                validation,
+                validations,
                 vocab_size,
                 chunks,
                 recomputation,
@@ -177,13 +169,40 @@ def assemble_run(
             yield run
 
 
-def _introduction(run: TrainingRun, corpus: Corpus, memory: str, pipeline_rank: int) -> list[str]:
+def _data(
+    config: Config, groups: ProcessGroupCollection, corpus: Corpus | PreparedCorpus
+) -> tuple[Text, Batches, list[Validation]]:
+    """What this rank trains and is validated on.
+
+    Raises:
+        ConfigError: the text is too short, or the network's vocabulary is smaller than the tokenizer's.
+    """
+    text = Text(corpus, build_tokenizer(config.data.tokenizer))
+    tokens = text.tokenizer.vocab_size
+    if (config.model.vocab_size or tokens) < tokens:
+        raise ConfigError(
+            f"model.vocab_size = {config.model.vocab_size}, fewer than the {tokens} tokens of data.tokenizer = "
+            f"{config.data.tokenizer}; raise it, or leave it null"
+        )
+    data_rank = groups.dp.rank(), groups.dp.size()
+    sections = config.data, config.training
+    sources = range(len(text.held_out))
+    return (
+        text,
+        Batches(text, *sections, *data_rank),
+        [Validation(text, *sections, *data_rank, source=s) for s in sources],
+    )
+
+
+def _introduction(
+    run: TrainingRun, corpus: Corpus | PreparedCorpus, memory: str, pipeline_rank: int
+) -> list[str]:
     """What a run says of itself before its first step."""
     config, chunks = run.config, run.chunks
     return [
         f"run directory: {run.directory}",
         f"{config.connection.kind} on {run.ranks.world_size} ranks, "
-        f"{len(run.text.train):,} training tokens of {corpus.name}",
+        f"{len(run.text):,} training tokens of {corpus.name}",
         corpus.split(),
         memory,
         *kernels_chosen(chunks),

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from hcmegatron.config.schema import Config
 from hcmegatron.data.dataset import Batches
-from hcmegatron.data.feed import Feed, MicroBatchTensors, filled_up, unused_tensors
+from hcmegatron.data.feed import TENSORS, Feed, MicroBatchTensors, filled_up, unused_tensors
 from hcmegatron.model.gpt import unwrap
 from hcmegatron.pipeline.configured_schedule import evaluated_micro_batches, first_micro_batches
 from hcmegatron.pipeline.runner import ScheduleRunner
@@ -78,7 +78,10 @@ class Stepper:
             (loss.summed of this rank, seconds spent waiting for data).
         """
         self.clear()
-        return self._run(lambda i: self.batches(seen, i), self.batches.micro_batches, forward_only=False)
+        count = self.batches.micro_batches
+        return self._run(
+            partial(self.batches, seen), partial(self.batches.numbers, seen), count, forward_only=False
+        )
 
     def own_gradients(self, seen: int) -> Tensor:
         """loss.summed of this rank for one micro-batch of the step after `seen` samples, the same on all data-parallel
@@ -91,7 +94,8 @@ class Stepper:
         batch = self.batches.of_rank(0, seen, 0)
         with unreduced(self.schedule, self.chunks):
             count = 1 if self.groups.pp.size() == 1 else self.batches.micro_batches
-            sums, _ = self._run(lambda _: batch, count, forward_only=False)
+            numbers = {"first_sample": batch["first_sample"]}
+            sums, _ = self._run(lambda _: batch, lambda _: numbers, count, forward_only=False)
         for router, tokens in zip(self.balanced, counts, strict=True):
             router.local_tokens_per_expert.copy_(tokens)
         return sums
@@ -112,7 +116,7 @@ class Stepper:
             chunk.eval()
         with torch.no_grad():
             needed = evaluated_micro_batches(self.config.parallel, micro_batches)
-            sums, _ = self._run(filled_up(make, micro_batches), needed, forward_only=True)
+            sums, _ = self._run(filled_up(make, micro_batches), lambda index: {}, needed, forward_only=True)
         return loss.total_nats(sums, self.groups.tp.size())
 
     def step(self, seen: int) -> StepResult:
@@ -156,9 +160,8 @@ class Stepper:
 
     def _warm_start(self) -> list[str]:
         start = time.perf_counter()
-        masked = self.config.model.document_mask
         feeds = [
-            Feed(partial(self.batches, 0), masked, unused=unused_tensors(unwrap(chunk), masked))
+            self._feed(chunk, 0, partial(self.batches, 0), partial(self.batches.numbers, 0))
             for chunk in self.chunks
         ]
         self.schedule.warm_start(
@@ -188,14 +191,29 @@ class Stepper:
         for router, bias in zip(self.balanced, biases, strict=True):
             router.expert_bias.copy_(bias)
 
-    def _run(
-        self, make: Callable[[int], MicroBatchTensors], micro_batches: int, forward_only: bool
-    ) -> tuple[Tensor, float]:
+    def _feed(
+        self,
+        chunk: nn.Module,
+        first: int,
+        make: Callable[[int], MicroBatchTensors],
+        numbers: Callable[[int], MicroBatchTensors],
+    ) -> Feed:
+        """What a chunk is fed with from micro-batch `first` on: `make`, or in the middle, where no tokens are used,
+        `numbers`, which reads none."""
         masked = self.config.model.document_mask
+        unused = unused_tensors(unwrap(chunk), masked)
+        return Feed(numbers if unused == TENSORS else make, masked, first, unused)
+
+    def _run(
+        self,
+        make: Callable[[int], MicroBatchTensors],
+        numbers: Callable[[int], MicroBatchTensors],
+        micro_batches: int,
+        forward_only: bool,
+    ) -> tuple[Tensor, float]:
         firsts = first_micro_batches(self.config.parallel, self.groups.pp.rank(), micro_batches)
         feeds = [
-            Feed(make, masked, first, unused_tensors(unwrap(chunk), masked))
-            for first, chunk in zip(firsts, self.chunks, strict=True)
+            self._feed(chunk, first, make, numbers) for first, chunk in zip(firsts, self.chunks, strict=True)
         ]
         micro_batch_losses = self.schedule(
             forward_step_func=loss.forward_step,

@@ -38,7 +38,8 @@ class TensorBoard(Observer):
 
     def on_eval(self, evaluation: Evaluation) -> None:
         """The loss on held-out text."""
-        self.add("validation/loss", evaluation.loss, evaluation.step)
+        for name, value in evaluation.figures.items():
+            self.add(f"validation/{name}", value, evaluation.step)
 
     def on_end(self, end: End) -> None:
         """Write what is left."""

@@ -15,6 +15,7 @@ OWN = {"self", "cls", "ctx"}
 
 # Attributes of the same names as ours, on objects that are not ours.
 NAMESAKES = {
+    ("hcmegatron.data.huggingface", "decoder"): "of the library's tokenizers",
     ("hcmegatron.kernels.compile_offline", "run"): "Triton's compiled functions",
     ("hcmegatron.model.gpt", "shared"): "Megatron's mark on a parameter",
     ("hcmegatron.model.te_wgrad", "wgrad_store"): "of Transformer Engine's layers",

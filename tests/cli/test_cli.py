@@ -116,7 +116,7 @@ def test_help_and_version(capsys):
         (["config", "--training.stps", "10"], ["training.stps", "did you mean training.steps?"]),
         (["config", "--run.tensorboard", "{}"], ["--run.tensorboard=VALUE"]),
         (["config", "--parallel.data=2"], ["parallel.data", "what is left of the world size"]),
-        (["train", "{}", "--data.paths=[x.jsonl]"], ["only plain text is read so far, and not JSON"]),
+        (["train", "{}", "--data.paths=[x.jsonl]"], ["JSON (.jsonl) would be trained on as it is written"]),
         (["train", "{}", "--data.paths=[*.none]"], ["data.paths = *.none", "nothing there has such a name"]),
         (["train", "{}", "--run.dir=used"], ["run.dir = used is already in use"]),
         (["train", "{}", "--run.dir=empty.txt"], ["run.dir = empty.txt is a file"]),

@@ -6,6 +6,7 @@ import shlex
 import pytest
 
 from hcmegatron import cli
+from hcmegatron.data import cli as data_cli
 from tests.ranks import ROOT
 
 README = (ROOT / "README.md").read_text()
@@ -15,7 +16,8 @@ COMMANDS = [
 
 
 def test_there_are_commands_of_every_verb():
-    assert {words[0] for words in COMMANDS} == {"train", "config", "schedule", "plan"} and len(COMMANDS) >= 6
+    assert {words[0] for words in COMMANDS} == {"train", "config", "schedule", "plan", "data"}
+    assert len(COMMANDS) >= 6
 
 
 @pytest.mark.parametrize("words", [words for words in COMMANDS if "--help" not in words], ids=" ".join)
@@ -27,6 +29,9 @@ def test_commands_are_accepted_as_printed(words, monkeypatch, capsys, tmp_path):
         assert cli.main(words) == 0
         (table,) = re.findall(r"```\n(schedule  .*?)```", README, re.DOTALL)
         assert capsys.readouterr().out.endswith(table)
+    elif words[0] == "data":
+        monkeypatch.setattr(data_cli, "main", lambda options: 0)  # what they do: tests/data/test_prepare.py
+        assert cli.main(words) == 0
     elif words[0] == "plan":
         monkeypatch.chdir(ROOT)
         assert cli.main(words) == 0

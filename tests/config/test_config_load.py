@@ -176,7 +176,7 @@ def _strategy(hint):
         return st.none() | _strategy(get_args(hint)[0])
     text = st.text(
         st.characters(codec="utf-8", exclude_categories=["Cs", "Cc", "Zl", "Zp"]), min_size=1, max_size=8
-    )
+    ).filter(str.strip)
     return {
         bool: st.booleans(),
         int: st.integers(0, 2**31 - 1),

@@ -111,7 +111,7 @@ def test_a_file_named_twice_is_read_once(corpus):
         *(
             (
                 lambda d, name=name: _file(d / name, b"{}" * 200),
-                [name, "only plain text is read so far", words],
+                [name, "hcmegatron data prepare", words],
             )
             for name, words in (
                 ("x.jsonl", "JSON (.jsonl)"),
@@ -121,6 +121,10 @@ def test_a_file_named_twice_is_read_once(corpus):
                 ("x.txt.gz", "compressed files (.gz)"),
                 ("x.zst", "compressed files"),
             )
+        ),
+        (
+            lambda d: _file(d / "j.txt", b'{"text": "a"}\n' * 50),
+            ["j.txt holds JSON Lines", "hcmegatron data prepare"],
         ),
         (lambda d: d / "*.none", ["*.none", "nothing there has such a name"]),
         (lambda d: d / ("x" * 300), ["File name too long"]),
@@ -157,7 +161,7 @@ def _file(path, content):
 
 def test_suffixes_of_other_formats_are_refused(corpus):
     with pytest.raises(
-        ConfigError, match=r"data\.suffixes = \.jsonl: only plain text is read so far, and not JSON"
+        ConfigError, match=r"data\.suffixes = \.jsonl: JSON .* would be trained on as it is written"
     ):
         find_corpus(data(corpus, suffixes=[".txt", ".jsonl"]))
 

@@ -8,7 +8,9 @@ import torch
 
 from hcmegatron.config.schema import Data, Training
 from hcmegatron.data.corpus import find_corpus
-from hcmegatron.data.dataset import Batches, Text, Validation, permutation
+from hcmegatron.data.dataset import Batches, Validation
+from hcmegatron.data.order import permutation
+from hcmegatron.data.text import Text
 from hcmegatron.data.tokenizer import ByteTokenizer
 
 S = 16
@@ -45,9 +47,9 @@ def test_tokenizer_round_trip():
 
 
 def test_tokens_are_the_files_bytes_with_ends(text):
-    documents = bytes(np.where(text.train == 256, 0, text.train).astype(np.uint8)).split(b"\0")
+    documents = bytes(np.where(text.training[0] == 256, 0, text.training[0]).astype(np.uint8)).split(b"\0")
     assert documents[-1] == b"" and all(document.startswith(b"file ") for document in documents[:-1])
-    assert len(documents) - 1 + np.count_nonzero(text.heldout == 256) == 30
+    assert len(documents) - 1 + np.count_nonzero(text.held_out[0].tokens == 256) == 30
 
 
 def test_an_epoch_predicts_every_token_once(text):
@@ -60,8 +62,8 @@ def test_an_epoch_predicts_every_token_once(text):
         labels[window] = batch["labels"][0].numpy()
     assert len(labels) == batches.windows
     joined = np.concatenate([labels[window] for window in range(batches.windows)])
-    assert np.array_equal(joined, text.train[1 : 1 + len(joined)])
-    assert len(text.train) - 1 - len(joined) < S
+    assert np.array_equal(joined, text.training[0][1 : 1 + len(joined)])
+    assert len(text.training[0]) - 1 - len(joined) < S
 
 
 def test_order_is_the_same_for_every_layout_and_resumes_from_the_step(text):
@@ -142,19 +144,19 @@ def test_validation_is_exact_over_any_layout(text, eval_batches, micro_batch, da
             loss = 1 + 0.5 * (batch["labels"] == 256)
             total += float((loss * batch["loss_mask"]).sum())
             labels += int(batch["loss_mask"].sum())
-    windows = min(8 * eval_batches, (len(text.heldout) - 1) // S)
+    windows = min(8 * eval_batches, (len(text.held_out[0].tokens) - 1) // S)
     assert labels == windows * S and len(set(counts)) == 1
     ends = labels - validation.bytes
     assert total == labels + 0.5 * ends
     assert validation.nats_per_byte(total) == pytest.approx((labels + 0.5 * ends) / (labels - ends))
     if eval_batches == 999:
-        assert ends == np.count_nonzero(text.heldout[1 : 1 + labels] == 256) > 0
+        assert ends == np.count_nonzero(text.held_out[0].tokens[1 : 1 + labels] == 256) > 0
 
 
 def test_baselines(text):
     validation = Validation(text, *sections(eval_batches=999))
-    labels = text.heldout[1 : 1 + len(validation.windows) * S].astype(int)
-    counts = np.bincount(text.train, minlength=257) + 1
+    labels = text.held_out[0].tokens[1 : 1 + len(validation.windows) * S].astype(int)
+    counts = np.bincount(text.training[0], minlength=257) + 1
     expected = sum(-math.log(counts[label] / counts.sum()) for label in labels) / np.count_nonzero(
         labels < 256
     )

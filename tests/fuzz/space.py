@@ -22,6 +22,8 @@ from hcmegatron.connections import accounting
 FIXED: dict[str, tuple[Any, str]] = {
     "data.paths": ([], "the corpus of the fuzz"),
     "data.suffixes": ([".txt"], "the corpus of the fuzz"),
+    "data.validation": ([], "prepared data sets"),
+    "data.tokenizer": ("byte", "the corpus of the fuzz is small"),
     "training.steps": (2, "one to save and one to come back to"),
     "training.threads": (1, "ranks share two cores"),
     "checkpoint.save_every": (1, "the first step is what is resumed"),

@@ -61,8 +61,14 @@ class Batches:
             "loss_mask": (places >= sequences % 3).float(),  # sequences of unequal weight
             "position_ids": places.contiguous(),
             "document_ids": (places >= 5 + sequences).long(),
-            "first_sample": step * self.config.training.global_batch + first,
+            **self.numbers(step, micro_batch),
         }
+
+    def numbers(self, step: int, micro_batch: int) -> dict[str, int]:
+        """See hcmegatron.data.dataset.Batches."""
+        training = self.config.training
+        place = (micro_batch * self.data_parallel + self.data_rank) * training.micro_batch
+        return {"first_sample": step * training.global_batch + place}
 
 
 @dataclass

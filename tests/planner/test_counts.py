@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 
 from hcmegatron.config import load_config
-from hcmegatron.data.tokenizer import TOKENIZERS
+from hcmegatron.data.tokenizer_registry import TOKENIZERS
 from hcmegatron.planner import counts, published
 from hcmegatron.planner.buffers import parameters
 from hcmegatron.planner.flops import training_flops_per_token

@@ -11,8 +11,9 @@ import torch.distributed as dist
 
 from hcmegatron.config.schema import Config
 from hcmegatron.data.corpus import find_corpus
-from hcmegatron.data.dataset import Batches, Text
-from hcmegatron.data.tokenizer import build_tokenizer
+from hcmegatron.data.dataset import Batches
+from hcmegatron.data.text import Text
+from hcmegatron.data.tokenizer_registry import build_tokenizer
 from hcmegatron.model.execution import Execution
 from hcmegatron.pipeline.forward_backward import build_forward_backward
 from hcmegatron.platform.distributed import process_groups
@@ -36,7 +37,7 @@ class Uneven(Batches):
 def stepper_of(config: Config) -> Iterator[Stepper]:
     ranks = discover_ranks(os.environ)
     with process_groups(config, ranks) as groups:
-        text = Text(find_corpus(config.data), build_tokenizer(config.data))
+        text = Text(find_corpus(config.data), build_tokenizer(config.data.tokenizer))
         chunks = build_model(config, text.tokenizer.vocab_size, groups)
         batches = Uneven(text, config.data, config.training, groups.dp.rank(), groups.dp.size())
         schedule = build_forward_backward(config, chunks, groups, Execution())

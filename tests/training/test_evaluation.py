@@ -10,13 +10,10 @@ from hcmegatron.training.run import evaluate
 class Held(SimpleNamespace):
     """Ten micro-batches whose losses are their numbers."""
 
-    micro_batches = 10
+    micro_batches, bytes = 10, 5
 
     def __call__(self, index):
         return index
-
-    def nats_per_byte(self, total):
-        return total / 5
 
 
 @pytest.mark.parametrize(
@@ -36,5 +33,6 @@ def test_groups_are_a_steps_time_and_those_of_a_stopped_run_no_result(answers, c
 
     stepper = SimpleNamespace(evaluate=of_group, batches=SimpleNamespace(micro_batches=1))
     stop = SimpleNamespace(agreed=lambda: asked.pop(0))
-    assert evaluate(SimpleNamespace(stepper=stepper), Held(), stop) == loss
+    found = evaluate(SimpleNamespace(stepper=stepper, validations=[Held()]), 7, stop)
+    assert (found and found.loss) == loss
     assert seen == counts and asked == []

@@ -79,7 +79,7 @@ def looped(monkeypatch, steps=4, stop_before=None, skipped=(), every=2, eval_eve
 
     whole = SimpleNamespace(
         config=config,
-        validation=SimpleNamespace(micro_batches=1, nats_per_byte=lambda total: total / 2),
+        validations=[SimpleNamespace(micro_batches=1, bytes=2)],
         stepper=SimpleNamespace(
             step=stepped,
             evaluate=lambda *_: 3.0,

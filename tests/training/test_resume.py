@@ -37,7 +37,22 @@ OTHER = {bool: lambda v: not v, int: lambda v: v + 1, float: lambda v: v / 2 + 0
 OTHER |= {list: lambda v: [*v, 0.95], type(None): lambda v: 2}
 
 
-@pytest.mark.parametrize("key", leaves())
+def test_another_tokenizer_is_refused_by_its_fingerprint(tmp_path):
+    saved(tmp_path, made(), environment={**HERE, "tokenizer": "0123456789abcdef"})
+    line = (
+        "of another tokenizer: its fingerprint is 0123456789abcdef there, and byte of data.tokenizer = byte"
+    )
+    for config in (made(), made(checkpoint={"resume": "never", "load": str(tmp_path)})):
+        assert line in refused(config, tmp_path)
+    saved(
+        tmp_path / "same",
+        made(data={"tokenizer": "elsewhere.json"}),
+        environment={**HERE, "tokenizer": "byte"},
+    )
+    assert start(made(), tmp_path / "same").says[0].endswith("bit for bit")
+
+
+@pytest.mark.parametrize("key", [key for key in leaves() if key != "data.tokenizer"])
 def test_another_value_of_any_setting_is_refused_or_said(key, tmp_path):
     """Nothing that the numbers depend on is taken over without a word, and nothing given is ignored without one."""
     config = made()

@@ -53,6 +53,8 @@ LEFT_OUT = {
     "checkpoint.load": "it begins a new run",
     "run.wandb": "it needs the package wandb",
     "parallel.costs": "it needs measured costs, by which receives are posted on GPUs",
+    "data.validation": "it needs prepared data sets (tests/data)",
+    "data.tokenizer": "it needs another vocabulary (tests/data)",
     "implementation": "it needs Transformer Engine, or is local already",
 }
 # Where doubling, halving and the neighbours of a value would show nothing: key -> values.

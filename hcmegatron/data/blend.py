@@ -1,0 +1,151 @@
+"""Prepared data sets as data.paths names them: one or several, with weights or end to end. No torch.
+
+`data.paths: [data/web, data/code]` reads both, every window once an epoch; `["0.7 data/web", "0.3 data/code"]` takes 7
+of 10 samples from the first, whatever their sizes, each in epochs of its own.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from hcmegatron.config.errors import ConfigError
+from hcmegatron.config.schema import Data
+from hcmegatron.data.prepared import Manifest, is_prepared, read_manifest
+
+_WEIGHTED = re.compile(r"(\d+(?:\.\d*)?|\.\d+)\s+(\S.*)")
+
+
+@dataclass(frozen=True)
+class PreparedSet:
+    """A prepared data set that is there: its directory, which data.paths has under `name`, and what it is."""
+
+    name: str
+    path: Path
+    manifest: Manifest
+
+
+@dataclass(frozen=True)
+class PreparedCorpus:
+    """What there is to train on and to be judged by; beside Corpus, which is text.
+
+    Attributes:
+        weights: of the training sets, in whole numbers; None where they are read end to end.
+        validation: data sets of their own; none where the end of every training set is held out.
+        fingerprint: of what the order of training depends on: manifests, weights, whether ends are held out.
+    """
+
+    training: tuple[PreparedSet, ...]
+    weights: tuple[int, ...] | None
+    validation: tuple[PreparedSet, ...]
+    share: float
+    suffixes: tuple[str, ...] = ()  # of data.suffixes, where others than its default are given
+
+    @property
+    def name(self) -> str:
+        """In words."""
+        if self.weights is None:
+            return ", ".join(one.name for one in self.training)
+        total = sum(self.weights)
+        return ", ".join(
+            f"{one.name} ({weight / total:.4g})"
+            for one, weight in zip(self.training, self.weights, strict=True)
+        )
+
+    @property
+    def fingerprint(self) -> str:
+        said = [one.manifest.digest for one in self.training]
+        return hashlib.sha256(f"{said} {self.weights} {bool(self.validation)}".encode()).hexdigest()[:16]
+
+    def split(self) -> str:
+        """What is held out, in words."""
+        if self.validation:
+            return f"held out: {', '.join(one.name for one in self.validation)}"
+        return f"held out: the last {self.share:.3g} of every data set, whole documents"
+
+    def warnings(self) -> list[str]:
+        """What has no effect here."""
+        if not self.suffixes:
+            return []
+        return [f"data.suffixes = {list(self.suffixes)} has no effect: data.paths are prepared data sets"]
+
+
+def find_prepared(data: Data) -> PreparedCorpus | None:
+    """The prepared data sets of a configuration; None where it names text.
+
+    Raises:
+        ConfigError: data sets beside text, of another tokenizer than data.tokenizer, or that are not whole.
+    """
+    named = [_split_weight(path) for path in data.paths]
+    prepared = [is_prepared(Path(path)) for _, path in named]
+    if not any(prepared):
+        if weighted := next(
+            (path for (weight, _), path in zip(named, data.paths, strict=True) if weight), None
+        ):
+            raise ConfigError(
+                f"data.paths = {weighted}: only prepared data sets have weights; make one with hcmegatron data prepare"
+            )
+        if data.validation:
+            raise ConfigError(
+                f"data.validation = {data.validation}, but data.paths names text; prepare it with hcmegatron data "
+                "prepare, or leave data.validation out"
+            )
+        return None
+    if not all(prepared):
+        raise ConfigError(
+            f"data.paths = {named[prepared.index(False)][1]}: text (or nothing) beside prepared data "
+            "sets; make it one with hcmegatron data prepare"
+        )
+    from hcmegatron.data.order import whole_weights  # imports NumPy, which no mistake before needs
+
+    weights = [weight for weight, _ in named if weight]
+    if weights and len(weights) < len(named):
+        raise ConfigError(
+            f"data.paths = {data.paths}: some have a weight and others none; give all of them one, or none"
+        )
+    paths = [os.path.realpath(path) for _, path in named]
+    if twice := next((path for path in paths if paths.count(path) > 1), None):
+        raise ConfigError(
+            f"data.paths names {twice} twice; name it once, with the weight that it should have"
+        )
+    for path in data.validation:
+        if os.path.realpath(path) in paths:
+            raise ConfigError(
+                f"data.validation = {path} is trained on too (data.paths); name another data set"
+            )
+    try:
+        whole = tuple(whole_weights(weights)) if weights else None
+    except ConfigError as error:
+        raise ConfigError(f"data.paths = {data.paths}: {error}") from None
+    return PreparedCorpus(
+        tuple(_open("data.paths", path, data.tokenizer) for _, path in named),
+        whole,
+        tuple(_open("data.validation", path, data.tokenizer) for path in data.validation),
+        data.holdout,
+        () if data.suffixes == Data().suffixes else tuple(data.suffixes),
+    )
+
+
+def _split_weight(written: str) -> tuple[str, str]:
+    """("0.7", "data/web") of "0.7 data/web", and ("", path) of what has no weight or exists as it is written."""
+    match = _WEIGHTED.fullmatch(written)
+    if match is None or os.path.lexists(written):
+        return "", written
+    return match[1], os.path.expanduser(match[2])
+
+
+def _open(key: str, path: str, tokenizer: str) -> PreparedSet:
+    from hcmegatron.data.tokenizer_registry import build_tokenizer
+
+    manifest = read_manifest(Path(path))
+    if build_tokenizer(tokenizer).fingerprint != manifest.fingerprint:
+        own = manifest.tokenizer
+        remedy = Path(path, own) if f"{own}" in os.listdir(path) else own
+        raise ConfigError(
+            f"{key} = {path}: prepared with the tokenizer {own} ({manifest.fingerprint}), and data.tokenizer = "
+            f"{tokenizer} is another; set data.tokenizer={remedy}"
+        )
+    return PreparedSet(path, Path(path), manifest)

@@ -1,0 +1,128 @@
+"""What there is to train on and to be judged by, as sources of tokens: text held in memory, or prepared data sets."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from hcmegatron.config.errors import ConfigError
+from hcmegatron.data.blend import PreparedCorpus
+from hcmegatron.data.corpus import Corpus, Document
+from hcmegatron.data.tokenizer import Tokenizer
+
+
+class Tokens(Protocol):
+    """Documents end to end: a NumPy array, or mapped.MappedTokens."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, span: slice) -> np.ndarray: ...
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Tokens to be judged by. byte_ratio: bytes of the text over what the tokenizer's bytes_of makes of its tokens: 1,
+    except where the tokenizer changes a text."""
+
+    name: str
+    tokens: Tokens
+    byte_ratio: float = 1.0
+
+
+class Text:
+    """A corpus as tokens.
+
+    Attributes:
+        training: of each source.
+        weights: of the sources' samples, in whole numbers; None where they are read end to end.
+        held_out: none where nothing is held out.
+    """
+
+    def __init__(self, corpus: Corpus | PreparedCorpus, tokenizer: Tokenizer) -> None:
+        self.tokenizer = tokenizer
+        self.training: list[Tokens] = []
+        self.weights: tuple[int, ...] | None = None
+        self.held_out: list[HeldOut] = []
+        if isinstance(corpus, PreparedCorpus):
+            self._open(corpus)
+        else:
+            self.training = [_tokens(corpus, corpus.train, tokenizer)]
+            if corpus.heldout:
+                held = _tokens(corpus, corpus.heldout, tokenizer)
+                size = sum(document.stop - document.start for document in corpus.heldout)
+                ratio = size / int(tokenizer.bytes_of[held].sum())
+                self.held_out = [HeldOut(corpus.name, held, ratio)]
+
+    def __len__(self) -> int:
+        """Training tokens."""
+        return sum(map(len, self.training))
+
+    def _open(self, corpus: PreparedCorpus) -> None:
+        from hcmegatron.data.mapped import open_set
+
+        self.weights = corpus.weights
+        own = bool(corpus.validation)
+        for found in corpus.training:
+            tokens, end = open_set(found, 0 if own else corpus.share)
+            self.training.append(tokens)
+            if len(end):
+                self.held_out.append(HeldOut(found.name, end, found.manifest.byte_ratio))
+        for found in corpus.validation:
+            self.held_out.append(HeldOut(found.name, open_set(found, 0)[0], found.manifest.byte_ratio))
+
+
+class Windows:
+    """Sequences of S + 1 tokens, numbered through all sources: window w of a source is its tokens w*S .. w*S + S.
+
+    Raises:
+        ConfigError: a source has none: a tokenizer makes fewer tokens of a text than it has bytes.
+    """
+
+    def __init__(self, which: str, sources: Sequence[Tokens], length: int) -> None:
+        for number, tokens in enumerate(sources, 1):
+            if len(tokens) <= length:
+                of = f" of data set {number}" if len(sources) > 1 else ""
+                raise ConfigError(
+                    f"data.paths: the {which} text{of} has {len(tokens)} tokens, fewer than data.sequence_length + 1 = "
+                    f"{length + 1}; give more text or a shorter sequence"
+                )
+        self.sources, self.length = list(sources), length
+        self.mapped = not any(isinstance(tokens, np.ndarray) for tokens in sources)
+        self.sizes = [(len(tokens) - 1) // length for tokens in sources]
+        self.begins = np.cumsum([0, *self.sizes])
+
+    def __len__(self) -> int:
+        return int(self.begins[-1])
+
+    def __getitem__(self, window: int) -> np.ndarray:
+        """Its tokens [S + 1]."""
+        tokens, begin = self._place(window)
+        return tokens[begin : begin + self.length + 1]
+
+    def ahead(self, window: int) -> None:
+        """This window, of mapped tokens, will be read soon."""
+        tokens, begin = self._place(window)
+        tokens.ahead(begin, begin + self.length + 1)
+
+    def _place(self, window: int) -> tuple[Tokens, int]:
+        source = int(np.searchsorted(self.begins, window, "right")) - 1
+        return self.sources[source], (window - int(self.begins[source])) * self.length
+
+
+def _tokens(corpus: Corpus, documents: tuple[Document, ...], tokenizer: Tokenizer) -> np.ndarray:
+    """All documents, each followed by its end."""
+    found = []
+    end = np.array([tokenizer.end_of_document], tokenizer.dtype)
+    for document, raw in zip(documents, corpus.read(documents), strict=True):
+        try:
+            ids = tokenizer.encode(raw)
+        except UnicodeDecodeError as error:
+            raise ConfigError(
+                f"data.paths: {document.path} is not UTF-8 at byte {error.start}, and this data.tokenizer has no "
+                "tokens for single bytes; convert it, or use a byte-level tokenizer"
+            ) from None
+        found += [ids, end]
+    return np.concatenate(found)
