@@ -118,7 +118,6 @@ def embedding_and_head(layout: Layout, rates: Rates, first: bool, last: bool) ->
     if last:
         rows = padded_vocabulary(config) / t
         logits = T * rows
-        wide = max(4, z)
         operations += [
             Operation(
                 "final norm",
@@ -129,13 +128,22 @@ def embedding_and_head(layout: Layout, rates: Rates, first: bool, last: bool) ->
                 left=T * C * z,
             ),
             linear(rates, "head", "experts", size, T, rows, C),
-            Operation(
-                "loss",
-                "experts",
-                forward=rates.memory(logits * (z + 5 * wide)),
-                dgrad=rates.memory(logits * (2 * wide + z)),
-                kept=logits * wide,
-                transient=logits * (wide + z),
-            ),
+            _loss(rates, logits, z),
         ]
     return operations
+
+
+def _loss(rates: Rates, logits: float, itemsize: int) -> Operation:
+    """Cross entropy of so many logits, in fp32 or better: they are turned to it, and their gradient back."""
+    wide = max(4, itemsize)
+    if rates.assumptions.fused_loss:
+        moved = rates.memory(2 * logits * itemsize)
+        return Operation("loss", "experts", forward=moved, dgrad=moved, kept=logits * itemsize)
+    return Operation(
+        "loss",
+        "experts",
+        forward=rates.memory(logits * (itemsize + 5 * wide)),
+        dgrad=rates.memory(logits * (2 * wide + itemsize)),
+        kept=logits * wide,
+        transient=logits * (wide + itemsize),
+    )

@@ -23,6 +23,8 @@ class Assumptions:
         imbalance: the fullest rank's share of routed tokens over the mean.
         fused: activations and permutations as single kernels, and a token sent to a node once however many of its
             experts are there (DeepEP, HybridEP), as other frameworks have them; this trainer has neither.
+        fused_loss: cross entropy as one kernel, which keeps 16-bit logits and writes their gradient over them; this
+            trainer has none.
         hide: whether hops and all-to-alls hide behind computation where the schedule can.
         shortest, longest: what a step may take, over the plan. Published runs took 1.1 to 1.4 times the plan, and
             GPT-OSS 1.7 and 2 times (planner.published): nothing here knows of a host that cannot keep up, of clocks
@@ -33,6 +35,7 @@ class Assumptions:
     elementwise: float = 0.8
     imbalance: float = 1.1
     fused: bool = False
+    fused_loss: bool = False
     hide: bool = True
     shortest: float = 0.9
     longest: float = 1.45

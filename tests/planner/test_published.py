@@ -21,7 +21,7 @@ def test_errors_are_printed_one_by_one(row):
     (line,) = [line for line in DOCS.splitlines() if words in line]
     assert row.model in line
     if row.memory_gib:
-        assert f"{row.memory_gib:g} GiB, planned {row.plan.peak / GIB:.0f}" in line
+        assert f"{row.memory_gib:g} GiB, planned {row.peak / GIB:.0f}" in line
 
 
 def test_tuned_runs_are_predicted_within_15_percent_by_a_factor_from_two_of_them():
