@@ -50,8 +50,8 @@ def run_rank(
         os._exit(1)
     for number in heard:
         signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, FORWARDED)
     try:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, FORWARDED)  # one may have been waiting
         sys.exit(worker(place))
     except KeyboardInterrupt:
         failure = Failure(

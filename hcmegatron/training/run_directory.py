@@ -11,6 +11,7 @@ import json
 import os
 import platform
 import sys
+import time
 from datetime import datetime
 from pathlib import Path
 from typing import IO
@@ -24,6 +25,8 @@ from hcmegatron.platform.collective_failure import on_first_rank
 RESOLVED = ("config.yaml", "config.resolved.yaml")  # the second where the first is somebody's own
 ENVIRONMENT = "environment.json"
 LOCK = ".lock"
+# A process that was killed while it waits for the disk keeps its files, and this lock, until the disk has answered.
+ENDING_S = 5.0
 
 
 def choose_directory(config: Config, name: str) -> Path:
@@ -93,23 +96,34 @@ def locked(path: Path) -> IO:
     """The run directory's lock, held until the file that is returned is closed.
 
     Raises:
-        ConfigError: another job holds it.
+        ConfigError: another job holds it, and keeps it for ENDING_S.
         OSError: the directory cannot be written.
     """
     lock = (path / LOCK).open("w")
+    deadline = time.monotonic() + ENDING_S
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        lock.close()
-        raise ConfigError(
-            f"run.dir = {path} is in use by a job that is still running; choose another"
-        ) from None
+        while not _taken(lock):
+            if time.monotonic() > deadline:
+                lock.close()
+                raise ConfigError(
+                    f"run.dir = {path} is in use by a job that is still running; choose another"
+                )
+            time.sleep(0.05)
     except OSError as error:  # a shared file system without locks, such as Lustre without its flock option
         standard_streams.tell(
             f"hcmegatron: warning: run.dir = {path}: its file system has no locks ({error.strerror}); do not "
             "start another job there while this one runs"
         )
     return lock
+
+
+def _taken(lock: IO) -> bool:
+    """Whether this process has the lock now; OSError where the file system has no locks."""
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def _name_of_resolved(path: Path) -> str:

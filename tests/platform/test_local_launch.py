@@ -1,6 +1,7 @@
 """Ranks started by the command itself end together, say once what went wrong, and leave nothing behind."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -379,3 +380,15 @@ def test_a_rank_that_is_interrupted_alone_is_named(tmp_path):
     """Not by way of the command, which would be told of it."""
     done, _ = run(tmp_path, "if place.rank == 1: os.kill(os.getpid(), signal.SIGINT)\ntime.sleep(50)")
     assert (done.returncode, done.stderr) == (128 + 2, "hcmegatron: rank 1 was ended by SIGINT\n")
+
+
+def test_an_interrupt_that_came_before_a_rank_listens_is_heard_when_it_does(tmp_path):
+    """Signals wait from the fork until then."""
+    path = script(tmp_path, "return 0", "launch_ranks(worker, 3)")
+    text = (tmp_path / "program.py").read_text()
+    early = "import hcmegatron.platform.rank_process as process\nusual = process.end_with_parent\n"
+    early += "process.end_with_parent = lambda number: (usual(number), os.kill(os.getpid(), signal.SIGINT))\n"
+    (tmp_path / "program.py").write_text(text.replace("if __name__", early + "if __name__"))
+    done = subprocess.run(path, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 128 + signal.SIGINT
+    assert re.fullmatch(r"hcmegatron: rank \d was ended by SIGINT\n", done.stderr)

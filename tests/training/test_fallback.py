@@ -1,13 +1,15 @@
 """A damaged newest checkpoint is passed over: manifests written by hand, no torch. Whole runs are in test_faults.py."""
 
 import json
+import threading
+import time
 
 import pytest
 
 from hcmegatron.config import ConfigError
 from hcmegatron.config.load import read_config
 from hcmegatron.config.schema import resumes
-from hcmegatron.training import manifest, resume
+from hcmegatron.training import manifest, resume, run_directory
 from hcmegatron.training.run_directory import locked
 from tests.training.resume_cases import made, refused, saved, start
 
@@ -118,7 +120,17 @@ def test_a_folder_that_may_not_be_read_is_not_taken_for_an_empty_one(tmp_path, m
     assert refused(made(), tmp_path).startswith(f"{path.parent} cannot be read: Permission denied")
 
 
-def test_a_directory_is_one_jobs_at_a_time(tmp_path):
+def test_a_directory_is_one_jobs_at_a_time(tmp_path, monkeypatch):
+    monkeypatch.setattr(run_directory, "ENDING_S", 0.2)
     with locked(tmp_path), pytest.raises(ConfigError, match="in use by a job that is still running"):
         locked(tmp_path)
     locked(tmp_path).close()
+
+
+def test_a_killed_job_whose_last_write_is_still_under_way_is_waited_for(tmp_path):
+    """Its lock goes with its last thread, which the disk may keep."""
+    ending = locked(tmp_path)
+    threading.Timer(0.3, ending.close).start()
+    began = time.monotonic()
+    locked(tmp_path).close()
+    assert 0.2 < time.monotonic() - began < 5

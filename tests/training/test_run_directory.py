@@ -65,7 +65,7 @@ def test_other_files_of_that_name_are_left_alone(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["environment.json"]
 
 
-def test_directories_that_cannot_be_used(tmp_path):
+def test_directories_that_cannot_be_used(tmp_path, monkeypatch):
     (tmp_path / "file").touch()
     (tmp_path / "used").mkdir()
     (tmp_path / "used" / "metrics.jsonl").touch()
@@ -80,6 +80,7 @@ def test_directories_that_cannot_be_used(tmp_path):
                 use(tmp_path / name, Config())
             assert str(caught.value).startswith(f"run.dir = {tmp_path / name} ")
     assert examine_directory(tmp_path / "new", Config()) == [] and not (tmp_path / "new").exists()
+    monkeypatch.setattr(run_directory, "ENDING_S", 0.2)
     held = RunDirectory(tmp_path / "run", Config())
     with pytest.raises(ConfigError, match="in use by a job that is still running"):
         RunDirectory(held.path, resumed())

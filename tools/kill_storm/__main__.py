@@ -30,9 +30,14 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--folder", type=Path, required=True)
     parser.add_argument("--kills", type=int, default=8, help="of a run")
     parser.add_argument("--runs", type=int, help="of this call, at most")
+    parser.add_argument(
+        "--moving", action="store_true", help="from layout to layout: whole, but not the same bits"
+    )
     asked = parser.parse_args(argv)
     folder = asked.folder.resolve()
-    wrong = fire(folder, draw, asked.kills, asked.minutes, lambda runs, kills: runs == asked.runs)
+    wrong = fire(
+        folder, draw, asked.kills, asked.minutes, lambda runs, kills: runs == asked.runs, moving=asked.moving
+    )
     print(*summary(folder), sep="\n")
     return int(wrong > 0)
 

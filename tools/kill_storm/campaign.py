@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from tools.kill_storm.judge import lines
-from tools.kill_storm.kills import LAYOUTS, Layout
+from tools.kill_storm.kills import LAYOUTS, Layout, same_network
 from tools.kill_storm.phases import PHASES, Phases
 from tools.kill_storm.storm import Draw, Storm, Wrong, whole
 
@@ -27,6 +27,7 @@ def fire(
     enough: Callable[[int, int], bool] = lambda runs, kills: False,
     restarts: bool | None = None,
     layouts: Sequence[Layout] = LAYOUTS,
+    moving: bool = False,
 ) -> int:
     """Storms until the time is up; how many went wrong.
 
@@ -37,6 +38,7 @@ def fire(
         enough: of how many runs of this call, and kills of all calls.
         restarts: whether runs have --restarts; None: drawn.
         layouts: of the runs, in turn.
+        moving: runs may go on in another layout of the same network, and so to other bits.
     """
     folder.mkdir(parents=True, exist_ok=True)
     text = folder / TEXT
@@ -51,7 +53,8 @@ def fire(
         directory, reference = folder / f"run-{number}", folder / f"whole-{layouts.index(layout)}"
         shutil.rmtree(directory, ignore_errors=True)  # of a call that was cut off
         tell = partial(_add, folder / KILLS, number)
-        storm = Storm(layout, number, text, directory, phases, tell, draw, restarts)
+        others = [other for other in layouts if moving and same_network(other, layout)]
+        storm = Storm(layout, number, text, directory, phases, tell, draw, restarts, others)
         found = ""
         whole(layout, text, reference)
         try:
@@ -59,9 +62,12 @@ def fire(
             storm.compare(reference)
         except Wrong as error:
             found = str(error)
-        outcome = {"layout": layout.name, "restarts": storm.restarts, "wrong": found}
+        outcome = {"layout": layout.name, "moved": storm.moved, "restarts": storm.restarts, "wrong": found}
         _add(folder / RUNS, number, outcome)
-        print(f"run {number}, {layout.name}: {found or 'as undisturbed'}", flush=True)
+        print(
+            f"run {number}, {layout.name}: {found or ('as undisturbed', 'moved, and whole')[storm.moved]}",
+            flush=True,
+        )
         if not found:
             shutil.rmtree(directory)
             directory.with_suffix(".out").unlink()

@@ -79,6 +79,15 @@ LAYOUTS = (
 )
 
 
+def same_network(one: Layout, other: Layout) -> bool:
+    """Whether two layouts are of one network, and save alike."""
+    own = [
+        {key: value for key, value in each.settings.items() if not key.startswith("parallel.")}
+        for each in (one, other)
+    ]
+    return own[0] == own[1]
+
+
 class Kill(NamedTuple):
     """A signal to the command, or to one of its ranks, in a phase.
 

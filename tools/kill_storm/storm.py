@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +58,7 @@ class Storm:
         tell: takes a report of every kill.
         draw: what is shot.
         restarts: whether the command has --restarts; None: drawn.
+        others: layouts of the same network, to which it may move from one command to the next.
     """
 
     def __init__(
@@ -70,12 +71,14 @@ class Storm:
         tell: Callable[[Report], None],
         draw: Draw,
         restarts: bool | None = None,
+        others: Sequence[Layout] = (),
     ) -> None:
         self.layout, self.text, self.directory, self.phases = layout, text, directory, phases
         self.tell, self.draw, self.random = tell, draw, random.Random(seed)
         drawn = bool(self.random.getrandbits(1)) or layout.ranks == 1
         self.restarts = drawn if restarts is None else restarts
         self.command: Command | None = None
+        self.others, self.moved = others, False
         # Steps that may be lost: since the last save, or, where that is still being written, since the one before.
         asynchronous = layout.settings.get("checkpoint.asynchronous") != "false"
         self.lost = SAVE_EVERY * (2 if asynchronous else 1)
@@ -84,6 +87,7 @@ class Storm:
         """All of it. Wrong, with what it is."""
         try:
             for _ in range(kills):
+                self._started()
                 if not self.shoot(self.draw(self.random, self.layout)):
                     break  # it has finished meanwhile
             self.finish()
@@ -141,12 +145,19 @@ class Storm:
         self._judge_restarts()
 
     def compare(self, reference: Path) -> None:
-        """With the undisturbed run."""
+        """With the undisturbed run; of one that has moved, that it has done as many steps."""
+        if self.moved:
+            steps, wanted = list(losses(self.directory)), list(losses(reference))
+            if steps != wanted or newest_step(self.directory) != newest_step(reference):
+                raise Wrong(f"steps {steps} are on record, undisturbed {wanted}")
+            return
         if found := differences(self.directory, reference):
             raise Wrong(found)
 
     def _started(self) -> Command:
         if self.command is None or self.command.ended():
+            if self.others and self.command is not None and self.random.getrandbits(1):
+                self.layout, self.moved = self.random.choice(self.others), True
             self.phases.begin()
             given = arguments(self.layout, self.text, self.directory, self.restarts)
             self.command = Command(given, self.directory.with_suffix(".out"))
