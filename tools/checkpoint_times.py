@@ -23,6 +23,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+if __name__ == "__main__":
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""  # ranks are forked, which a GPU would not survive
+
 from hcmegatron.config.load import load_config
 from hcmegatron.config.schema import Config
 from hcmegatron.platform.collective_failure import Ended

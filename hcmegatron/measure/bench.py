@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from functools import partial
 
 import torch
 import torch.distributed as dist
@@ -13,7 +12,7 @@ from hcmegatron.connections import accounting
 from hcmegatron.data.blend import PreparedCorpus
 from hcmegatron.data.corpus import Corpus
 from hcmegatron.data.dataset import Batches
-from hcmegatron.data.feed import Feed, unused_tensors
+from hcmegatron.data.feed import Feed, MicroBatchTensors, unused_tensors
 from hcmegatron.data.text import Text
 from hcmegatron.data.tokenizer_registry import build_tokenizer
 from hcmegatron.measure.messages import Hop, collectives
@@ -70,9 +69,12 @@ class Bench:
         self.message = torch.randn(message_shape(config, groups), device=device(), dtype=dtype)
         self.clock = StageClock(self.stages, self.where, self.message.clone)
         masked = config.model.document_mask
-        self.feeds = [
-            Feed(partial(batches, 0), masked, unused=unused_tensors(model, masked)) for model in models
-        ]
+
+        def again(index: int) -> MicroBatchTensors:
+            """The micro-batches of one step, over and over."""
+            return batches(0, index % batches.micro_batches)
+
+        self.feeds = [Feed(again, masked, unused=unused_tensors(model, masked)) for model in models]
         self.recomputation.measured()  # which costs time until it ends
         self.hop = (
             Hop(self._transport(), self.where, groups.pp.rank(), self.message)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from hcmegatron.config.errors import ConfigError
 from hcmegatron.platform.collective_failure import Ended
 from hcmegatron.platform.exit_status import DIVERGED
 from hcmegatron.training import checkpoint
@@ -53,18 +54,18 @@ class BadSteps(Observer):
         if step.result.bad not in ("", NOT_FINITE):
             what += f" ({step.result.bad})"
         hear(self.run, self.run.checkpoints.finish())  # what is being written is the one before the step
-        kept = keep_step(self.run, step)
+        rewinds = health.on_bad_step == "rewind"
+        start = self._checkpoint() if rewinds and self.row < self.limit else None
+        kept = keep_step(self.run, step, start)
         if health.on_bad_step == "stop":
             self.log.say(*kept)
             raise Diverged(f"{what} at {where}; weights are as before it, and health.on_bad_step is stop")
-        rewinds = health.on_bad_step == "rewind"
         if self.row >= self.limit:
             self.log.say(f"skipped: {what} at {where}; {self.total} skipped so far", *kept)
             kind = "non-finite" if step.result.bad in ("", NOT_FINITE) else "bad"
             raise Diverged(
                 f"{self.row} {kind} steps in a row; the last was {where}; weights are as before them"
             )
-        start = self._checkpoint() if rewinds else None
         if start is None:
             none = "; there is no checkpoint to go back to yet" if rewinds else ""
             self.log.say(f"skipped: {what} at {where}{none}; {self.total} skipped so far", *kept)
@@ -81,7 +82,15 @@ class BadSteps(Observer):
         """The newest whole checkpoint of this run, or the one that it began with."""
         config, run = self.run.config, self.run
         own = replace(config, checkpoint=replace(config.checkpoint, resume="auto", load=None))
-        return checkpoint.find(own, run.directory, run.checkpoints.writer.text, claimed=True) or run.start
+        found = checkpoint.find(own, run.directory, run.checkpoints.writer.text, claimed=True)
+        if found is not None or run.start is None:
+            return found
+        try:
+            checkpoint.verify(run.start)  # it may have gone since
+        except ConfigError as error:
+            self.log.say(f"warning: {error}")
+            return None
+        return run.start
 
     def _go_back(self, start: Start, step: Step) -> range:
         """Be at the checkpoint again, with what is left out of the data from now on."""

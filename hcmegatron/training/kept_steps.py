@@ -24,13 +24,17 @@ from hcmegatron.training import manifest
 from hcmegatron.training.observer import Step
 
 if TYPE_CHECKING:
+    from hcmegatron.training.resume import Start
     from hcmegatron.training.setup import TrainingRun
 
 FOLDER = "anomalies"
 
 
-def keep_step(run: TrainingRun, step: Step) -> list[str]:
+def keep_step(run: TrainingRun, step: Step, start: Start | None = None) -> list[str]:
     """Keep a bad step's batch and what it was; on rank 0. A failure is said and costs nothing else.
+
+    Args:
+        start: the checkpoint that the run goes back to; None: the last one before the step.
 
     Returns:
         What the user should know, one line each.
@@ -45,7 +49,7 @@ def keep_step(run: TrainingRun, step: Step) -> list[str]:
         samples = batches.samples(step.result.samples.start)
         rows = np.stack([batches.rows[batches.window(sample)] for sample in samples])
         np.savez_compressed(path.with_suffix(".npz"), samples=np.array(samples), tokens=rows)
-        path.with_suffix(".json").write_text(json.dumps(_described(run, step), indent=1) + "\n")
+        path.with_suffix(".json").write_text(json.dumps(_described(run, step, start), indent=1) + "\n")
         _remove_older(folder, run.config.health.keep_bad_steps)
     except OSError as error:
         return [f"warning: the bad step's batch could not be kept in {folder}: {error.strerror}"]
@@ -74,11 +78,13 @@ def read(path: Path) -> tuple[dict[str, Any], np.ndarray, np.ndarray]:
     return described, samples, tokens
 
 
-def _described(run: TrainingRun, step: Step) -> dict[str, Any]:
+def _described(run: TrainingRun, step: Step, start: Start | None) -> dict[str, Any]:
     """What a step was. JSON has no NaN: such numbers are words."""
     config, result, saved = run.config, step.result, run.checkpoints.saved
     before, after = None, 0  # the weights that the configuration initialises
-    if saved is not None:
+    if start is not None:
+        before, after = str(start.path), start.position.step
+    elif saved is not None:
         before, after = str(run.checkpoints.folder / manifest.name(saved.step)), saved.step
     elif run.start is not None:
         before, after = str(run.start.path), run.start.position.step

@@ -7,13 +7,15 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from hcmegatron.platform.collective_failure import Ended, gathered
+from hcmegatron.platform.collective_failure import Ended, gathered, on_first_rank
 from hcmegatron.platform.distributed import device
 from hcmegatron.platform.exit_status import CORRUPTED
 from hcmegatron.platform.seeds import seed_of
+from hcmegatron.training import manifest
 from hcmegatron.training.agreement import differing, gradients_held, hashed, in_words, state_held
 from hcmegatron.training.model import gather_parameters
-from hcmegatron.training.observer import Observer, Step, is_due
+from hcmegatron.training.observer import Observer, Rewind, Step, is_due
+from hcmegatron.training.saving import hear
 
 if TYPE_CHECKING:
     from hcmegatron.training.setup import TrainingRun
@@ -92,6 +94,19 @@ class ReplicaCheck(Observer):
         names, where = zip(*everyones, strict=True)
         return in_words(found.values(), names, where)
 
+    def on_rewind(self, rewind: Rewind) -> None:
+        """What was compared after that is no more."""
+        self.agreed = {what: min(after, rewind.to.step) for what, after in self.agreed.items()}
+        self.said.clear()
+
+    def _set_aside(self, agreed: int) -> list[str]:
+        """Take their names from this run's checkpoints after step `agreed`: what is read from one is equal again."""
+        said = []
+        for path in manifest.every(self.run.checkpoints.folder):
+            if manifest.name(agreed) < path.name:
+                said.append(str(path.rename(manifest.aside(path))))
+        return said
+
     def _judge(self, step: Step, what: str, found: str) -> None:
         if not found:
             self.agreed[what] = step.number
@@ -99,8 +114,11 @@ class ReplicaCheck(Observer):
             return
         line = f"after step {step.number}, {what} that should be the same on several ranks are not: {found}"
         if self.health.on_difference == "stop":
+            hear(self.run, self.run.checkpoints.finish())
+            aside = on_first_rank(lambda: self._set_aside(self.agreed[what]))
+            suspect = f"; checkpoints after that are set aside: {', '.join(aside)}" if aside else ""
             raise Corrupted(
-                f"{line}; they agreed after step {self.agreed[what]}: go on from a checkpoint up to there"
+                f"{line}; they agreed after step {self.agreed[what]}: go on from a checkpoint up to there{suspect}"
             )
         if found != self.said.get(what):
             self.run.log.say(f"WARNING: {line}; training goes on (health.on_difference is warn)")

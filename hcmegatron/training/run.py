@@ -77,7 +77,9 @@ def loop(run: TrainingRun, stop: StopFlag, more: Iterable[Factory] = ()) -> int:
             if done < step.number:
                 continue  # the run has gone back to a checkpoint
             if run.validations and is_due(done, training.eval_every, training.steps):
-                evaluation = evaluate(run, done, stop)
+                # The last one is not cut short: no later run would make up for it.
+                last = done == training.steps
+                evaluation = evaluate(run, done, (lambda: False) if last else stop.agreed)
                 if evaluation is None:
                     run.log.say(
                         f"the evaluation after step {done} was cut short by {stop.name}, and has no result"
@@ -88,8 +90,8 @@ def loop(run: TrainingRun, stop: StopFlag, more: Iterable[Factory] = ()) -> int:
     return run.position.step
 
 
-def evaluate(run: TrainingRun, step: int, stop: StopFlag) -> Evaluation | None:
-    """The loss on each source's held-out text; None where any rank is told to stop before the end. Collective.
+def evaluate(run: TrainingRun, step: int, stopped: Callable[[], bool]) -> Evaluation | None:
+    """The loss on each source's held-out text; None where the run was `stopped` before the end. Collective.
 
     Asked between groups of micro-batches that take about as long as a step: of one, the forward is a third.
     """
@@ -97,7 +99,7 @@ def evaluate(run: TrainingRun, step: int, stop: StopFlag) -> Evaluation | None:
     for held in run.validations:
         total = 0.0
         for first in range(0, held.micro_batches, group):
-            if stop.agreed():
+            if stopped():
                 return None
             count = min(group, held.micro_batches - first)
             total += run.stepper.evaluate(lambda index, held=held, first=first: held(first + index), count)

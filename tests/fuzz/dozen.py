@@ -49,7 +49,7 @@ def traits(case: Case) -> set[tuple]:
 
 def _gain(new: set[tuple]) -> int:
     """What a run is built around counts more."""
-    return sum(5 if key in space.STRUCTURE else 1 for key, _ in new)
+    return sum(8 if key in space.STRUCTURE else 1 for key, _ in new)
 
 
 def _quick(case: Case) -> bool:

@@ -132,7 +132,10 @@ class Miscount(Observer):
 
 
 def compared(config: Config, observers: list[str]) -> str:
-    """Train with a comparison after every step; how the run ended. Comparing leaves weights and buffers alone."""
+    """Train with a comparison after every step, or as configured; how the run ended.
+
+    Comparing leaves weights and buffers alone.
+    """
     usual = Stepper.own_gradients
 
     def without_a_trace(self: Stepper, seen: int) -> torch.Tensor:
@@ -145,7 +148,7 @@ def compared(config: Config, observers: list[str]) -> str:
 
     Stepper.own_gradients = without_a_trace
     config.run.observers = observers
-    config.health.compare_parameters_every = 1
+    config.health.compare_parameters_every = config.health.compare_parameters_every or 1
     try:
         assert train(config, discover_ranks(os.environ)) == 0
     except Corrupted as error:

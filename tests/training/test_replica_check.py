@@ -124,6 +124,20 @@ def test_a_flipped_bit_is_found_before_the_next_checkpoint_and_its_rank_is_named
 
 
 @pytest.mark.ranks
+def test_checkpoints_since_ranks_agreed_are_set_aside(text, tmp_path):
+    """What one of them is read into is equal again, and nothing would find it."""
+    config = tiny(text, tmp_path / "run", parallel=ONE, training={"global_batch": 2, "steps": 6})
+    put(config, checkpoint={"save_every": 1, "keep_last": 4}, health={"compare_parameters_every": 3})
+    said = run_ranks(2, health_workers.compared, config, ["tests.training.health_workers:Flip"], **RUN)
+    folder = tmp_path / "run/checkpoints"
+    assert said[0].endswith(
+        "they agreed after step 0: go on from a checkpoint up to there; checkpoints after that are set aside: "
+        f"{folder}/step-00000001.damaged, {folder}/step-00000002.damaged"
+    )
+    assert {path.name for path in folder.iterdir()} == {"step-00000001.damaged", "step-00000002.damaged"}
+
+
+@pytest.mark.ranks
 def test_a_rank_that_miscounts_is_named(text, tmp_path):
     """Its parameters are everybody's: gradients are summed over ranks before they are used."""
     health = {"compare_gradients_every": 1, "on_difference": "warn"}

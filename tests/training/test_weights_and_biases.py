@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import math
 import os
 import subprocess
 import sys
@@ -52,7 +53,7 @@ def told(watching, error=None):
     step = Step(3, None, 1e-3, 1.0)
     step.add("loss", 2.5)
     watching.on_step(step)
-    watching.on_eval(Evaluation(3, 1.5, None))
+    watching.on_eval(Evaluation(3, [3.0], [SimpleNamespace(bytes=2)]))
     watching.on_end(End(3, error=error))
 
 
@@ -63,7 +64,8 @@ def test_what_it_is_told(tmp_path, monkeypatch):
     (_, options), *calls = service.calls
     assert (options["mode"], options["dir"], options["id"]) == ("offline", tmp_path, None)
     assert options["config"]["model.layers"] == 4
-    assert calls == [("log", (3, {"train/loss": 2.5})), ("log", (3, {"validation/loss": 1.5})), ("finish", 0)]
+    validation = {"validation/loss": 1.5, "validation/bits_per_byte": 1.5 / math.log(2)}
+    assert calls == [("log", (3, {"train/loss": 2.5})), ("log", (3, validation)), ("finish", 0)]
     assert reports == []
     again = Service()
     told(observer(tmp_path, monkeypatch, again, "online")[0], RuntimeError())

@@ -94,6 +94,14 @@ def check_health(config: Config, shown: Shown) -> None:
         f"{shown('health.on_bad_step')} with {shown('checkpoint.save_every')} has no checkpoint to go back to",
         "set checkpoint.save_every, or use health.on_bad_step=skip",
     )
+    every, saves = config.health.compare_parameters_every, config.checkpoint
+    stops = config.health.on_difference == "stop" and saves.save_every > 0
+    need(
+        not stops or every <= saves.save_every * (saves.keep_last - 1),
+        f"{shown('health.compare_parameters_every')} with {shown('checkpoint.save_every')} and "
+        f"{shown('checkpoint.keep_last')} may find a difference when no checkpoint from before it is left",
+        "compare more often, or keep more checkpoints",
+    )
     spread = config.parallel.expert > 1 or config.parallel.expert_tensor > config.parallel.tensor
     need(
         config.health.compare_gradients_every == 0 or not (config.moe.experts and spread),
