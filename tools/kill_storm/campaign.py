@@ -89,8 +89,8 @@ def summary(folder: Path) -> list[str]:
     hows = sorted({how for _, how in hit})
     said += [
         "",
-        "| phase | " + " | ".join([*hows, "all", "longest, s"]) + " |",
-        "|---" * (len(hows) + 3) + "|",
+        "| phase | " + " | ".join([*hows, "all", "while saving", "longest, s"]) + " |",
+        "|---" * (len(hows) + 4) + "|",
     ]
     for phase in PHASES:
         counts = [hit[phase, how] for how in hows]
