@@ -27,7 +27,12 @@ def test_four_shots_and_the_same_bits(tmp_path):
         ("rank", "SIGTERM", 75),
         ("command", "SIGUSR1", 75),
     ]
-    assert "| moe dualpipev, 2 ranks | 4 | 1 | 1 |" in campaign.summary(tmp_path)
+    said = campaign.summary(tmp_path)
+    assert "| moe dualpipev, 2 ranks | 4 | 1 | 1 |" in said
+    columns = {
+        line.count("|") for line in said if line.startswith(("| phase", "|---|---|---|---|---|-", "| save"))
+    }
+    assert len(columns) == 1
 
 
 def recorded(directory, losses, data):
