@@ -60,13 +60,14 @@ endif
 
 # Random configurations for twenty minutes; what failed is repeated with --case (python -m tests.fuzz --help). Then
 # races between streams, over a table of variants and controls (python -m tests.races --help); a run that is repeated
-# goes on where the one before ended.
+# goes on where the one before ended. Then runs whose processes are killed, which another call adds to.
 SEEDS   ?= 0:200
 MINUTES ?= 20
 soak: $(READY)
 	SOAK=1 $(BIN)/python -m pytest -q tests/training/test_balancing.py
 	$(BIN)/python -m tests.fuzz --seeds $(SEEDS) --minutes $(MINUTES) --out bench_out/fuzz
 	$(BIN)/python -m tests.races --minutes $(MINUTES) --out bench_out/races
+	$(BIN)/python -m tools.kill_storm --minutes $(MINUTES) --folder bench_out/storm
 
 clean:
 	rm -rf .venv build *.egg-info
