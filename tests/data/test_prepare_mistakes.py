@@ -66,7 +66,8 @@ MISTAKES = [
         lambda d: [_cut(d / "x.jsonl.gz", gzip.compress)],
         "x.jsonl.gz cannot be read: Compressed file ended before",
     ),
-    (lambda d: [str(written(d / "x.txt.zst"))], "x.txt.zst cannot be read: zstd decompress error"),
+    (lambda d: [str(written(d / "x.txt.zst"))], "x.txt.zst cannot be read: ZSTD decompress failed"),
+    (lambda d: [_cut(d / "x.txt.zst", _zstd)], "x.txt.zst cannot be read: Truncated compressed stream"),
     (lambda d: [str(written(d / "x.parquet"))], "x.parquet cannot be read: Parquet "),
     (lambda d: [_table(d)], "x.parquet: no column text among a, b; name one of them with --field"),
     (
@@ -121,6 +122,10 @@ def _good(folder: Path) -> str:
 def _cut(path: Path, compress) -> str:
     path.write_bytes(compress(os.urandom(5000))[:-100])
     return str(path)
+
+
+def _zstd(raw: bytes) -> bytes:
+    return pyarrow.compress(raw, "zstd", asbytes=True)
 
 
 def _table(folder: Path) -> str:
