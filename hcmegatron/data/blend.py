@@ -60,12 +60,6 @@ class PreparedCorpus:
         said = [one.manifest.digest for one in self.training]
         return hashlib.sha256(f"{said} {self.weights} {bool(self.validation)}".encode()).hexdigest()[:16]
 
-    def split(self) -> str:
-        """What is held out, in words."""
-        if self.validation:
-            return f"held out: {', '.join(one.name for one in self.validation)}"
-        return f"held out: the last {self.share:.3g} of every data set, whole documents"
-
     def warnings(self) -> list[str]:
         """What has no effect here."""
         if not self.suffixes:

@@ -39,6 +39,7 @@ class Text:
         training: of each source.
         weights: of the sources' samples, in whole numbers; None where they are read end to end.
         held_out: none where nothing is held out.
+        split: what is held out, in words.
     """
 
     def __init__(self, corpus: Corpus | PreparedCorpus, tokenizer: Tokenizer) -> None:
@@ -49,6 +50,7 @@ class Text:
         if isinstance(corpus, PreparedCorpus):
             self._open(corpus)
         else:
+            self.split = corpus.split()
             self.training = [_tokens(corpus, corpus.train, tokenizer)]
             if corpus.heldout:
                 held = _tokens(corpus, corpus.heldout, tokenizer)
@@ -65,13 +67,17 @@ class Text:
 
         self.weights = corpus.weights
         own = bool(corpus.validation)
+        shares = []
         for found in corpus.training:
             tokens, end = open_set(found, 0 if own else corpus.share)
             self.training.append(tokens)
+            shares.append(f"{len(end) / found.manifest.tokens:.3g} of {found.name}")
             if len(end):
                 self.held_out.append(HeldOut(found.name, end, found.manifest.byte_ratio))
         for found in corpus.validation:
             self.held_out.append(HeldOut(found.name, open_set(found, 0)[0], found.manifest.byte_ratio))
+        names = ", ".join(found.name for found in corpus.validation)
+        self.split = f"held out: {names or 'the last ' + ', '.join(shares)}"
 
 
 class Windows:

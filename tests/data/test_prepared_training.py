@@ -101,6 +101,22 @@ def test_the_last_documents_are_held_out(folder):
     assert len(end) == round(0.25 * (len(train) + len(end)))
 
 
+def test_a_last_document_that_is_most_of_a_set_is_cut(tmp_path):
+    """And the run says what the share is of tokens, not what was asked for."""
+    long = str(data_set(tmp_path / "long", ["a" * 199, "b" * 799]))  # 1,000 tokens with the ends
+    fits = str(data_set(tmp_path / "fits", ["a" * 599, "b" * 399]))
+    text = Text(find_corpus(Data(paths=[long, fits], holdout=0.02)), build_tokenizer("byte"))
+    assert [
+        (len(train), len(held.tokens)) for train, held in zip(text.training, text.held_out, strict=True)
+    ] == [
+        (980, 20),
+        (600, 400),
+    ]
+    assert text.split == f"held out: the last 0.02 of {long}, 0.4 of {fits}"
+    own = find_corpus(Data(paths=[long], validation=[fits]))
+    assert Text(own, build_tokenizer("byte")).split == f"held out: {fits}"
+
+
 def test_validation_sets_of_their_own(folder, tmp_path):
     other = data_set(tmp_path / "held", ["held out " * 20] * 30)
     data = Data(paths=[str(folder / "bytes")], validation=[str(other)], sequence_length=32)
