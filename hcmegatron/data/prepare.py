@@ -205,13 +205,15 @@ def _locked(directory: Path) -> Iterator[None]:
 
 @contextmanager
 def _pool(workers: int, tokenizer: Tokenizer) -> Iterator[ProcessPoolExecutor]:
-    """Processes that are done with what is under way when the context is left, and begin nothing more."""
-    context = multiprocessing.get_context("fork")
-    pool = ProcessPoolExecutor(workers, context, _begin, (tokenizer,))
-    try:
-        yield pool
-    finally:
-        pool.shutdown(cancel_futures=True)
+    """Processes that are killed when the context is left by an exception: a part is whole or not there."""
+    others = set(multiprocessing.active_children())
+    with ProcessPoolExecutor(workers, multiprocessing.get_context("fork"), _begin, (tokenizer,)) as pool:
+        try:
+            yield pool
+        except BaseException:  # Ctrl-C too; shutdown would wait for all that the queue to the workers holds
+            for process in set(multiprocessing.active_children()) - others:
+                process.kill()
+            raise
 
 
 def _begin(tokenizer: Tokenizer) -> None:

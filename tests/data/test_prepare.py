@@ -4,8 +4,11 @@ import errno
 import fcntl
 import gzip
 import json
+import multiprocessing
 import os
 import shutil
+import signal
+import time
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -98,6 +101,26 @@ def test_a_process_that_is_killed_is_one_line(source, tmp_path, monkeypatch):
         ConfigError, match=r"set: a process was killed, perhaps for want of memory; run the same"
     ):
         Preparation([str(source)], "byte", tmp_path / "set", **SMALL).run(2)
+
+
+def test_ctrl_c_waits_for_no_piece(source, whole, tmp_path, monkeypatch):
+    out, usual = tmp_path / "set", prepare.write_part
+
+    def slow(piece, prefix, *others):
+        if prefix.name == "000003":
+            os.kill(os.getppid(), signal.SIGINT)
+        if prefix.name > "000001":
+            time.sleep(20)
+        return usual(piece, prefix, *others)
+
+    monkeypatch.setattr(prepare, "write_part", slow)
+    began = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        Preparation([str(source)], "byte", out, **SMALL).run(2)
+    assert time.monotonic() - began < 15 and not multiprocessing.active_children()
+    monkeypatch.setattr(prepare, "write_part", usual)
+    done = Preparation([str(source)], "byte", out, **SMALL).run(1)
+    assert done.parts_kept == 2 and content(out) == content(whole)
 
 
 def test_two_do_not_prepare_one_set(source, tmp_path):
