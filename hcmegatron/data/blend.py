@@ -137,7 +137,12 @@ def _open(key: str, path: str, tokenizer: str) -> PreparedSet:
     manifest = read_manifest(Path(path))
     if build_tokenizer(tokenizer).fingerprint != manifest.fingerprint:
         own = manifest.tokenizer
-        remedy = Path(path, own) if f"{own}" in os.listdir(path) else own
+        remedy = Path(path, own) if own in os.listdir(path) else own
+        if os.path.realpath(tokenizer) == os.path.realpath(remedy):
+            raise ConfigError(
+                f"{key} = {path}: data.tokenizer = {tokenizer} is not the one that it was prepared with "
+                f"({manifest.fingerprint}); copy the data set again"
+            )
         raise ConfigError(
             f"{key} = {path}: prepared with the tokenizer {own} ({manifest.fingerprint}), and data.tokenizer = "
             f"{tokenizer} is another; set data.tokenizer={remedy}"

@@ -133,12 +133,10 @@ class Preparation:
         return Prepared(manifest, tuple(whole.rejections), tuple(self.passed_over), kept)
 
     def _finish(self, prefixes: list[Path], whole: Part) -> Manifest:
-        files = join(prefixes, self.out, self.tokenizer.dtype)
-        own = [name_beside(file) for file in self.tokenizer.files]
-        for file, name in zip(self.tokenizer.files, own, strict=True):
-            shutil.copyfile(file, self.out / name)
+        own = {name_beside(file): file for file in self.tokenizer.files}
+        files = join(prefixes, self.out, self.tokenizer.dtype, own)
         manifest = Manifest(
-            own[0] if own else self.name,
+            next(iter(own), self.name),
             self.tokenizer.fingerprint,
             self.tokenizer.vocab_size,
             self.tokenizer.end_of_document,

@@ -191,8 +191,8 @@ def test_a_data_set_is_shown_and_checked(tmp_path, capsys):
     assert shown[1] == f"--- {first + 1} tokens of a document, and its end" and shown[3] == "abcd dcba"
     assert main(["data", "show", str(path), "--sample=99"]) == 2
     assert main(["data", "check", str(path)]) == 0
-    assert capsys.readouterr().out.endswith(f"{path}: 2 files, 3 documents: as they were written\n")
-    for name, at in (("tokens.bin", 3), ("tokens.idx", 40)):
+    assert capsys.readouterr().out.endswith(f"{path}: 3 files, 3 documents: as they were written\n")
+    for name, at in (("tokenizer.json", 9), ("tokens.bin", 3), ("tokens.idx", 40)):
         changed = bytearray((path / name).read_bytes())
         changed[at] ^= 64
         (path / name).write_bytes(changed)

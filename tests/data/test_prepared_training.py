@@ -164,7 +164,7 @@ MISTAKES = [
     (lambda f: {"paths": [f"0.5 {f / 'bytes'}", f / "bpe"]}, "some have a weight and others none"),
     (lambda f: {"paths": [f"0.5 {f / 'text'}"]}, "only prepared data sets have weights"),
     (
-        lambda f: {"paths": [f"0 {f / 'bytes'}", f"1 {f / 'one'}"]},
+        lambda f: {"paths": [f"0 {f / 'bytes'}", f"1 {f / 'bpe'}"]},
         "a weight of 0; weights are numbers above 0",
     ),
     (lambda f: {"paths": [f / "bytes", f / "bytes"]}, "bytes twice; name it once"),
@@ -177,10 +177,21 @@ MISTAKES = [
         "and data.tokenizer = byte is another; set data.tokenizer=",
     ),
     (
+        lambda f: {"paths": [f / "changed"], "tokenizer": _changed(f / "changed")},
+        "changed/tokenizer.json is not the one that it was prepared with (",
+    ),
+    (
         lambda f: {"paths": [f / "bytes"], "tokenizer": f / "bpe300.json"},
         "prepared with the tokenizer byte (byte), and data.tokenizer = ",
     ),
 ]
+
+
+def _changed(path: Path) -> Path:
+    """A data set whose tokenizer.json was changed, and no byte more or less."""
+    own = data_set(path, ["abcd"], str(path.parent / "bpe300.json")) / "tokenizer.json"
+    own.write_text(own.read_text().replace('"single_word":false', '"single_word":true '))
+    return own
 
 
 @pytest.mark.parametrize(("settings", "words"), MISTAKES)
