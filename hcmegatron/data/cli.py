@@ -79,7 +79,7 @@ def main(options: argparse.Namespace) -> int:
 
 
 def _tokenizer(options: argparse.Namespace) -> int:
-    from hcmegatron.data.documents import Document, documents
+    from hcmegatron.data.documents import Document, Rejected, documents, no_documents
     from hcmegatron.data.huggingface import train_bpe
     from hcmegatron.data.inputs import find_files, pieces
 
@@ -87,17 +87,22 @@ def _tokenizer(options: argparse.Namespace) -> int:
     if not options.out.absolute().parent.is_dir():
         raise ConfigError(f"--out {options.out}: the directory is not there; make it, or name another file")
     work = pieces(files)
-    rejected = 0
+    taken = rejected = 0
+    first: Rejected | None = None
 
     def texts(progress: Progress) -> Iterator[str]:
-        nonlocal rejected
+        nonlocal taken, rejected, first
         for piece in work:
             for one in documents(piece, options.field):
                 if isinstance(one, Document):
+                    taken += 1
                     yield one.text
                 else:
                     rejected += 1
+                    first = first or one
             progress(piece.bytes)
+        if not taken:
+            raise no_documents(rejected, first)
 
     with _progress("reading", sum(piece.bytes for piece in work)) as progress:
         size = train_bpe(texts(progress), options.vocab, options.out)

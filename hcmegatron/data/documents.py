@@ -54,6 +54,14 @@ def documents(piece: Piece, field: str) -> Iterator[Document | Rejected]:
             raise ConfigError(f"{file.path} cannot be read: {what}") from None
 
 
+def no_documents(rejected: int, first: Rejected | None) -> ConfigError:
+    """What is said of input without a document."""
+    why = f": {first.file}:{first.line}: {first.reason}" if first else ""
+    return ConfigError(
+        f"no document in the input, of {rejected} that were rejected{why}; name other files, or another --field"
+    )
+
+
 def lines_before(piece: Piece) -> int:
     """How many lines or rows of its file are before a piece."""
     file = piece.files[0]

@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 
 from hcmegatron.config.errors import ConfigError
-from hcmegatron.data.documents import Rejected
+from hcmegatron.data.documents import Rejected, no_documents
 from hcmegatron.data.inputs import Piece, find_files, pieces
 from hcmegatron.data.parts import Part, digests, first_occurrences, join, read_part, write_part
 from hcmegatron.data.prepared import MANIFEST, PARTS, PLAN, Manifest, name_beside, write_json
@@ -124,11 +124,7 @@ class Preparation:
             whole.add(part)
         if not whole.documents:
             shutil.rmtree(self.out)
-            first = "".join(f": {file}:{line}: {reason}" for file, line, reason in whole.rejections[:1])
-            raise ConfigError(
-                f"no document in the input, of {whole.rejected} that were rejected{first}; name other files, or "
-                "another --field"
-            )
+            raise no_documents(whole.rejected, next(iter(whole.rejections), None))
         manifest = self._finish(prefixes, whole)
         return Prepared(manifest, tuple(whole.rejections), tuple(self.passed_over), kept)
 

@@ -237,8 +237,16 @@ def test_a_vocabulary_is_trained_and_goes_with_its_data_set(tmp_path, capsys):
 
 def test_nothing_at_all_is_one_line(tmp_path, capsys):
     (tmp_path / "empty.jsonl").write_text("\n\n")
-    assert main(["data", "prepare", str(tmp_path / "empty.jsonl"), f"--out={tmp_path / 'set'}"]) == 2
-    assert "no document in the input, of 0 that were rejected; name" in capsys.readouterr().err
+    (tmp_path / "other.jsonl").write_text("[]\n{}\n")
+    for action in (["prepare"], ["tokenizer", "--vocab=300"]):
+        for name, words in (
+            ("empty", "of 0 that were rejected; name"),
+            ("other", "of 2 that were rejected: other.jsonl:1: no JSON object; name"),
+        ):
+            out = tmp_path / f"{name}.json"
+            assert main(["data", *action, str(tmp_path / f"{name}.jsonl"), f"--out={out}"]) == 2
+            assert f"no document in the input, {words}" in capsys.readouterr().err
+            assert not out.exists()
 
 
 def test_a_file_that_is_named_twice_is_read_once(tmp_path, capsys):
