@@ -95,13 +95,18 @@ def _lines(file: File, start: int, stop: int | None, field: str) -> Iterator[Doc
     with _opened(file) as stream:
         if start:
             stream.seek(start - 1)
-            stream.readline()  # of the piece before
+            _to_the_end_of_the_line(stream)  # of the piece before
         number = 0
         while stop is None or stream.tell() < stop:
-            raw = stream.readline(LONGEST_TEXT)
+            raw = stream.readline(LONGEST_TEXT + 1)
             if not raw:
                 return
             number += 1
+            if len(raw) > LONGEST_TEXT and not raw.endswith(b"\n"):
+                _to_the_end_of_the_line(stream)
+                reason = f"longer than {LONGEST_TEXT >> 20} MiB, which is the most of one line"
+                yield Rejected(file.name, number, reason)
+                continue
             if raw.isspace():
                 continue
             try:
@@ -119,6 +124,11 @@ def _lines(file: File, start: int, stop: int | None, field: str) -> Iterator[Doc
                 yield Rejected(file.name, number, f"field {field} is no text")
             else:
                 yield _checked(file.name, number, written[field])
+
+
+def _to_the_end_of_the_line(stream: BinaryIO) -> None:
+    while (read := stream.readline(1 << 24)) and not read.endswith(b"\n"):
+        pass
 
 
 def _rows(file: File, start: int, stop: int | None, field: str) -> Iterator[Document | Rejected]:

@@ -19,6 +19,7 @@ import pytest
 
 from hcmegatron.cli import main
 from hcmegatron.config import ConfigError
+from hcmegatron.data import documents as documents_module
 from hcmegatron.data import prepare
 from hcmegatron.data.documents import documents, lines_before
 from hcmegatron.data.inputs import File, Piece, find_files, pieces
@@ -177,6 +178,22 @@ def test_lines_belong_to_one_piece_wherever_it_ends(source):
             (one.line + lines_before(piece), one.text) for piece in cut for one in documents(piece, "text")
         ]
         assert found == whole[: len(found)] and len(found) > 8
+
+
+def test_a_line_that_is_too_long_is_rejected_whole(tmp_path, monkeypatch):
+    """Its tail, which would be a document, is none; a line of just the limit is."""
+    limit = 1 << 20
+    monkeypatch.setattr(documents_module, "LONGEST_TEXT", limit)
+    tail, most = b'{"text": "tail"}\n', b'{"text": "%s"}' % (b"a" * (limit - 12))
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(most + b"\n" + b"x" * (limit + 1) + tail + b'{"text": "next"}\n' + most + b" ")
+    found = list(documents(Piece((File(path.name, path, path.stat().st_size),)), "text"))
+    assert [(one.line, getattr(one, "reason", one[2][-4:])) for one in found] == [
+        (1, "aaaa"),
+        (2, "longer than 1 MiB, which is the most of one line"),
+        (3, "next"),
+        (4, "longer than 1 MiB, which is the most of one line"),
+    ]
 
 
 def test_a_data_set_is_shown_and_checked(tmp_path, capsys):
