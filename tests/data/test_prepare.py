@@ -9,6 +9,7 @@ import os
 import shutil
 import signal
 import time
+from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from hcmegatron.config import ConfigError
 from hcmegatron.data import documents as documents_module
 from hcmegatron.data import prepare
 from hcmegatron.data.documents import documents, lines_before
+from hcmegatron.data.huggingface import train_bpe
 from hcmegatron.data.inputs import File, Piece, find_files, pieces
 from hcmegatron.data.prepare import Preparation
 from hcmegatron.data.prepared import MANIFEST, PARTS, PLAN, read_manifest
@@ -250,6 +252,24 @@ def test_a_vocabulary_is_trained_and_goes_with_its_data_set(tmp_path, capsys):
     assert "--vocab 256: a byte-level vocabulary has 256 bytes and the end" in capsys.readouterr().err
     assert main(["data", "tokenizer", "--vocab=300", f"--out={tmp_path / 'no' / 'x.json'}", str(source)]) == 2
     assert "the directory is not there" in capsys.readouterr().err
+    for place, words in ((tmp_path, "Is a directory"), (tmp_path / ("x" * 255), "File name too long")):
+        assert main(["data", "tokenizer", "--vocab=300", f"--out={place}", str(source)]) == 2
+        assert f"error: --out {place}: {words}; name another file\n" in capsys.readouterr().err
+
+
+def test_a_place_that_cannot_be_written_is_found_before_the_training(tmp_path):
+    read = []
+    with pytest.raises(ConfigError, match=r"--out /proc/tok.json: .*; name another file"):
+        train_bpe((read.append(text) or text for text in TEXTS), 300, Path("/proc/tok.json"))
+    assert not read
+
+    def full() -> Iterator[str]:
+        yield "text"
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(ConfigError, match=r"tok.json: No space left on device; name another file"):
+        train_bpe(full(), 300, tmp_path / "tok.json")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_nothing_at_all_is_one_line(tmp_path, capsys):
