@@ -48,7 +48,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             "paths",
             metavar="PATH",
             nargs="*",
-            help="files and directories; none: the standard library's sources",
+            help="files and directories, all together, before the options or after; none: the standard library's "
+            "sources",
         )
         action.add_argument(
             "--field",
@@ -65,6 +66,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     for action in (show, check):
         action.add_argument("path", metavar="DIR", type=Path)
     show.add_argument("--sample", metavar="N", type=int, help="the N-th sequence, as the documents lie")
+    for action in (tokenizer, prepare, show, check):
+        action.set_defaults(parser=action)  # for what is said of words that it does not know
     show.add_argument("--length", metavar="S", type=int, default=256, help="its tokens (default: 256)")
 
 

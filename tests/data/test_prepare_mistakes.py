@@ -93,6 +93,10 @@ MISTAKES = [
     ),
     (lambda d: [_good(d), "--workers=0"], "--workers 0: at least 1"),
     (lambda d: [_good(d), "--worker=2"], "unrecognized arguments: --worker=2"),
+    (
+        lambda d: [_good(d), "--field=text", "b.txt"],
+        "unrecognized arguments: b.txt; see hcmegatron data prepare --help",
+    ),
     (lambda d: [_good(d), f"--out={written(d / 'file')}"], "file cannot be written: File exists"),
     (lambda d: [_good(d), f"--out={written(d / 'full' / 'x').parent}"], "full: something else is there"),
     (
