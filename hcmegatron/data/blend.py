@@ -101,10 +101,12 @@ def find_prepared(data: Data) -> PreparedCorpus | None:
             f"data.paths = {data.paths}: some have a weight and others none; give all of them one, or none"
         )
     paths = [os.path.realpath(path) for _, path in named]
-    if twice := next((path for path in paths if paths.count(path) > 1), None):
+    if twice := _repeated(paths):
         raise ConfigError(
             f"data.paths names {twice} twice; name it once, with the weight that it should have"
         )
+    if twice := _repeated([os.path.realpath(path) for path in data.validation]):
+        raise ConfigError(f"data.validation names {twice} twice; name it once")
     for path in data.validation:
         if os.path.realpath(path) in paths:
             raise ConfigError(
@@ -129,6 +131,10 @@ def _split_weight(written: str) -> tuple[str, str]:
     if match is None or os.path.lexists(written):
         return "", written
     return match[1], os.path.expanduser(match[2])
+
+
+def _repeated(paths: list[str]) -> str | None:
+    return next((path for path in paths if paths.count(path) > 1), None)
 
 
 def _open(key: str, path: str, tokenizer: str) -> PreparedSet:

@@ -169,6 +169,10 @@ MISTAKES = [
     ),
     (lambda f: {"paths": [f / "bytes", f / "bytes"]}, "bytes twice; name it once"),
     (lambda f: {"paths": [f / "bytes"], "validation": [f / "bytes"]}, "bytes is trained on too (data.paths)"),
+    (
+        lambda f: {"paths": [f / "bytes"], "validation": [f / "bpe", f"{f / 'bpe'}/"]},
+        "data.validation names ",
+    ),
     (lambda f: {"paths": [f / "text"], "validation": [f / "bytes"]}, "but data.paths names text"),
     (lambda f: {"validation": [f / "bytes"]}, "but data.paths names text"),
     (lambda f: {"paths": [f / "bytes"], "validation": [f / "text"]}, "text: no prepared data set"),
