@@ -209,6 +209,8 @@ def test_a_data_set_is_shown_and_checked(tmp_path, capsys):
     first = len(build_tokenizer(str(tokenizer)).encode("abcd dcba"))
     assert shown[1] == f"--- {first + 1} tokens of a document, and its end" and shown[3] == "abcd dcba"
     assert main(["data", "show", str(path), "--sample=99"]) == 2
+    assert main(["data", "show", str(path), "--sample=0", "--length=99"]) == 2
+    assert f"--length 99: {path} has " in capsys.readouterr().err
     assert main(["data", "check", str(path)]) == 0
     assert capsys.readouterr().out.endswith(f"{path}: 3 files, 3 documents: as they were written\n")
     for name, at in (("tokenizer.json", 9), ("tokens.bin", 3), ("tokens.idx", 40)):

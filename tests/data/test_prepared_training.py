@@ -117,6 +117,32 @@ def test_a_last_document_that_is_most_of_a_set_is_cut(tmp_path):
     assert Text(own, build_tokenizer("byte")).split == f"held out: {fits}"
 
 
+def test_a_set_that_is_too_short_is_named(tmp_path):
+    long, short = (str(data_set(tmp_path / name, ["a" * 99] * n)) for name, n in (("long", 9), ("short", 1)))
+
+    def refused(length: int, **named) -> str:
+        data = Data(**named, sequence_length=length)
+        text = Text(find_corpus(data), build_tokenizer("byte"))
+        with pytest.raises(ConfigError) as caught:
+            Batches(text, data, Training())
+            for source in range(len(text.held_out)):
+                Validation(text, data, Training(), source=source)
+        return str(caught.value)
+
+    few = "fewer than data.sequence_length + 1 ="
+    said = refused(200, paths=[long, short], holdout=0.0)
+    assert (
+        said
+        == f"data.paths: the training text of {short} has 100 tokens, {few} 201; give more text or a shorter sequence"
+    )
+    said = refused(200, paths=[long], holdout=0.1)
+    assert said.startswith(
+        f"data.paths: the held-out text of {long} has 100 tokens, {few} 201; give more text, a larger"
+    )
+    said = refused(200, paths=[long], validation=[short])
+    assert said == f"data.validation: {short} has 100 tokens, {few} 201; give more text or a shorter sequence"
+
+
 def test_validation_sets_of_their_own(folder, tmp_path):
     other = data_set(tmp_path / "held", ["held out " * 20] * 30)
     data = Data(paths=[str(folder / "bytes")], validation=[str(other)], sequence_length=32)
