@@ -150,8 +150,9 @@ def _run(arguments: list[str]) -> int:
         ]
         arguments = [word for word in arguments if word not in overrides]
     options, unknown = parser.parse_known_args(arguments)
-    if unknown:  # the verb's own parser knows what it takes
-        parsers.get(options.verb, parser).error(f"unrecognized arguments: {' '.join(unknown)}")
+    if unknown:  # the verb's own parser, or its action's, knows what it takes
+        its_parser = getattr(options, "parser", parsers.get(options.verb, parser))
+        its_parser.error(f"unrecognized arguments: {' '.join(unknown)}")
     if options.version:
         print(_versions())
         return 0

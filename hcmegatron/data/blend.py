@@ -60,12 +60,6 @@ class PreparedCorpus:
         said = [one.manifest.digest for one in self.training]
         return hashlib.sha256(f"{said} {self.weights} {bool(self.validation)}".encode()).hexdigest()[:16]
 
-    def split(self) -> str:
-        """What is held out, in words."""
-        if self.validation:
-            return f"held out: {', '.join(one.name for one in self.validation)}"
-        return f"held out: the last {self.share:.3g} of every data set, whole documents"
-
     def warnings(self) -> list[str]:
         """What has no effect here."""
         if not self.suffixes:
@@ -107,10 +101,12 @@ def find_prepared(data: Data) -> PreparedCorpus | None:
             f"data.paths = {data.paths}: some have a weight and others none; give all of them one, or none"
         )
     paths = [os.path.realpath(path) for _, path in named]
-    if twice := next((path for path in paths if paths.count(path) > 1), None):
+    if twice := _repeated(paths):
         raise ConfigError(
             f"data.paths names {twice} twice; name it once, with the weight that it should have"
         )
+    if twice := _repeated([os.path.realpath(path) for path in data.validation]):
+        raise ConfigError(f"data.validation names {twice} twice; name it once")
     for path in data.validation:
         if os.path.realpath(path) in paths:
             raise ConfigError(
@@ -137,13 +133,22 @@ def _split_weight(written: str) -> tuple[str, str]:
     return match[1], os.path.expanduser(match[2])
 
 
+def _repeated(paths: list[str]) -> str | None:
+    return next((path for path in paths if paths.count(path) > 1), None)
+
+
 def _open(key: str, path: str, tokenizer: str) -> PreparedSet:
     from hcmegatron.data.tokenizer_registry import build_tokenizer
 
     manifest = read_manifest(Path(path))
     if build_tokenizer(tokenizer).fingerprint != manifest.fingerprint:
         own = manifest.tokenizer
-        remedy = Path(path, own) if f"{own}" in os.listdir(path) else own
+        remedy = Path(path, own) if own in os.listdir(path) else own
+        if os.path.realpath(tokenizer) == os.path.realpath(remedy):
+            raise ConfigError(
+                f"{key} = {path}: data.tokenizer = {tokenizer} is not the one that it was prepared with "
+                f"({manifest.fingerprint}); copy the data set again"
+            )
         raise ConfigError(
             f"{key} = {path}: prepared with the tokenizer {own} ({manifest.fingerprint}), and data.tokenizer = "
             f"{tokenizer} is another; set data.tokenizer={remedy}"

@@ -48,7 +48,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             "paths",
             metavar="PATH",
             nargs="*",
-            help="files and directories; none: the standard library's sources",
+            help="files and directories, all together, before the options or after; none: the standard library's "
+            "sources",
         )
         action.add_argument(
             "--field",
@@ -65,6 +66,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     for action in (show, check):
         action.add_argument("path", metavar="DIR", type=Path)
     show.add_argument("--sample", metavar="N", type=int, help="the N-th sequence, as the documents lie")
+    for action in (tokenizer, prepare, show, check):
+        action.set_defaults(parser=action)  # for what is said of words that it does not know
     show.add_argument("--length", metavar="S", type=int, default=256, help="its tokens (default: 256)")
 
 
@@ -79,7 +82,7 @@ def main(options: argparse.Namespace) -> int:
 
 
 def _tokenizer(options: argparse.Namespace) -> int:
-    from hcmegatron.data.documents import Document, documents
+    from hcmegatron.data.documents import Document, Rejected, documents, no_documents
     from hcmegatron.data.huggingface import train_bpe
     from hcmegatron.data.inputs import find_files, pieces
 
@@ -87,17 +90,22 @@ def _tokenizer(options: argparse.Namespace) -> int:
     if not options.out.absolute().parent.is_dir():
         raise ConfigError(f"--out {options.out}: the directory is not there; make it, or name another file")
     work = pieces(files)
-    rejected = 0
+    taken = rejected = 0
+    first: Rejected | None = None
 
     def texts(progress: Progress) -> Iterator[str]:
-        nonlocal rejected
+        nonlocal taken, rejected, first
         for piece in work:
             for one in documents(piece, options.field):
                 if isinstance(one, Document):
+                    taken += 1
                     yield one.text
                 else:
                     rejected += 1
+                    first = first or one
             progress(piece.bytes)
+        if not taken:
+            raise no_documents(rejected, first)
 
     with _progress("reading", sum(piece.bytes for piece in work)) as progress:
         size = train_bpe(texts(progress), options.vocab, options.out)

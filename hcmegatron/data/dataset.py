@@ -39,7 +39,8 @@ class Batches:
         self.end, self.length = text.tokenizer.end_of_document, data.sequence_length
         self.global_batch, self.micro_batch = training.global_batch, training.micro_batch
         self.data_rank, self.data_parallel = data_rank, data_parallel
-        self.rows = Windows("training", text.training, self.length)
+        names = [f"data.paths: the training text of {name}" for name in text.names]
+        self.rows = Windows(names, text.training, self.length)
         self.windows = len(self.rows)  # sequences of one epoch
         sizes = self.rows.sizes if text.weights else [self.windows]
         self.order = Order(sizes, data.seed, text.weights)
@@ -99,7 +100,11 @@ class Validation:
         held: HeldOut = text.held_out[source]
         self.name, self.end, self.training = held.name, text.tokenizer.end_of_document, text.training
         self.length, self.micro_batch = data.sequence_length, training.micro_batch
-        self.rows = Windows("held-out", [held.tokens], self.length)
+        named, remedy = f"data.validation: {held.name}", "give more text"
+        if not held.own_set:
+            named = f"data.paths: the held-out text of {held.name}"
+            remedy = "give more text, a larger data.holdout, prepared data of its own as data.validation"
+        self.rows = Windows([named], [held.tokens], self.length, remedy)
         there = len(self.rows)
         wanted = -(-training.eval_batches * training.global_batch // len(text.held_out))
         count = min(there, wanted)

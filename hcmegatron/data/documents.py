@@ -54,6 +54,14 @@ def documents(piece: Piece, field: str) -> Iterator[Document | Rejected]:
             raise ConfigError(f"{file.path} cannot be read: {what}") from None
 
 
+def no_documents(rejected: int, first: Rejected | None) -> ConfigError:
+    """What is said of input without a document."""
+    why = f": {first.file}:{first.line}: {first.reason}" if first else ""
+    return ConfigError(
+        f"no document in the input, of {rejected} that were rejected{why}; name other files, or another --field"
+    )
+
+
 def lines_before(piece: Piece) -> int:
     """How many lines or rows of its file are before a piece."""
     file = piece.files[0]
@@ -87,13 +95,18 @@ def _lines(file: File, start: int, stop: int | None, field: str) -> Iterator[Doc
     with _opened(file) as stream:
         if start:
             stream.seek(start - 1)
-            stream.readline()  # of the piece before
+            _to_the_end_of_the_line(stream)  # of the piece before
         number = 0
         while stop is None or stream.tell() < stop:
-            raw = stream.readline(LONGEST_TEXT)
+            raw = stream.readline(LONGEST_TEXT + 1)
             if not raw:
                 return
             number += 1
+            if len(raw) > LONGEST_TEXT and not raw.endswith(b"\n"):
+                _to_the_end_of_the_line(stream)
+                reason = f"longer than {LONGEST_TEXT >> 20} MiB, which is the most of one line"
+                yield Rejected(file.name, number, reason)
+                continue
             if raw.isspace():
                 continue
             try:
@@ -111,6 +124,11 @@ def _lines(file: File, start: int, stop: int | None, field: str) -> Iterator[Doc
                 yield Rejected(file.name, number, f"field {field} is no text")
             else:
                 yield _checked(file.name, number, written[field])
+
+
+def _to_the_end_of_the_line(stream: BinaryIO) -> None:
+    while (read := stream.readline(1 << 24)) and not read.endswith(b"\n"):
+        pass
 
 
 def _rows(file: File, start: int, stop: int | None, field: str) -> Iterator[Document | Rejected]:
@@ -165,13 +183,10 @@ def _opened(file: File) -> Iterator[BinaryIO]:
             yield raw
             return
         try:
-            import zstandard
+            from pyarrow import input_stream  # zstandard's own takes a file that is cut for a whole one
         except ModuleNotFoundError:
             raise ConfigError(
-                f"{file.path}: reading .zst needs the package zstandard; pip install 'hcmegatron[data]'"
+                f"{file.path}: reading .zst needs the package pyarrow; pip install 'hcmegatron[data]'"
             ) from None
-        try:
-            with io.BufferedReader(zstandard.ZstdDecompressor().stream_reader(raw), 1 << 20) as stream:
-                yield stream
-        except zstandard.ZstdError as error:
-            raise ConfigError(f"{file.path} cannot be read: {error}") from None
+        with io.BufferedReader(input_stream(raw, compression="zstd"), 1 << 20) as stream:
+            yield stream

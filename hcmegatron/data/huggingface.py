@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
@@ -115,7 +118,8 @@ def train_bpe(texts: Iterable[str], vocab_size: int, out: Path) -> int:
         how many ids it has: fewer than vocab_size where the texts give no more.
 
     Raises:
-        ConfigError: tokenizers is not installed, or the vocabulary is smaller than the bytes and the end of a document.
+        ConfigError: tokenizers is not installed, the vocabulary is smaller than the bytes and the end of a document, or
+            `out` cannot be written.
     """
     if tokenizers is None:
         raise missing("byte-level BPE", "tokenizers")
@@ -133,11 +137,28 @@ def train_bpe(texts: Iterable[str], vocab_size: int, out: Path) -> int:
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size, special_tokens=[END], initial_alphabet=alphabet, show_progress=False
     )
-    tokenizer.train_from_iterator(texts, trainer)
-    partial = out.with_name(f".{out.name}.partial")
-    partial.write_text(tokenizer.to_str(pretty=False))
-    partial.replace(out)
+    with _whole(out) as stream:  # opened before the training, which is long
+        tokenizer.train_from_iterator(texts, trainer)
+        stream.write(tokenizer.to_str(pretty=False))
     return tokenizer.get_vocab_size()
+
+
+@contextmanager
+def _whole(out: Path) -> Iterator[IO[str]]:
+    """A file to write, which is there as `out` when the context is left without an exception, and else is not."""
+    try:
+        if out.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        partial = out.with_name(f".{out.name}.partial")
+        stream = partial.open("w", encoding="utf-8")
+        try:
+            with stream:
+                yield stream
+            partial.replace(out)
+        finally:
+            partial.unlink(missing_ok=True)
+    except OSError as error:
+        raise ConfigError(f"--out {out}: {error.strerror}; name another file") from None
 
 
 def _end(path: Path, vocabulary: dict[str, int], named: Any) -> int:

@@ -26,7 +26,9 @@ def sequence(path: Path, manifest: Manifest, number: int, length: int) -> Iterat
     """
     if length < 1:
         raise ConfigError(f"--length {length}: at least 1")
-    windows = Windows("prepared", [open_set(PreparedSet(str(path), path, manifest), 0)[0]], length)
+    if length >= manifest.tokens:
+        raise ConfigError(f"--length {length}: {path} has {manifest.tokens} tokens; give a smaller one")
+    windows = Windows([str(path)], [open_set(PreparedSet(str(path), path, manifest), 0)[0]], length)
     if not 0 <= number < len(windows):
         raise ConfigError(
             f"--sample {number}: {path} has sequences 0 to {len(windows) - 1} of {length} tokens"

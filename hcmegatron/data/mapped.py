@@ -44,6 +44,8 @@ class MappedTokens:
 def open_set(found: PreparedSet, held_out: float) -> tuple[MappedTokens, MappedTokens]:
     """The tokens to train on, and the last documents, which are about such a share of all.
 
+    A last document that alone is far more than the share is cut, as a set of one document is.
+
     Raises:
         ConfigError: the files are not what Megatron reads, or not what the manifest says.
     """
@@ -59,7 +61,8 @@ def open_set(found: PreparedSet, held_out: float) -> tuple[MappedTokens, MappedT
     if held_out > 0:
         size = np.dtype(dataset.index.dtype).itemsize
         wanted = round((1 - held_out) * tokens)
-        # of whole documents where there are several
-        cut = int(begins[min(np.searchsorted(begins, wanted * size), len(begins) - 1)]) // size or wanted
+        cut = int(begins[min(np.searchsorted(begins, wanted * size), len(begins) - 1)]) // size
+        if tokens - cut > max(0.5, 2 * held_out) * tokens or not cut:
+            cut = wanted
     path = f"{prefix}.bin"
     return MappedTokens(dataset, path, 0, cut), MappedTokens(dataset, path, cut, tokens)

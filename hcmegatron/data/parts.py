@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -116,8 +116,12 @@ def first_occurrences(of_pieces: list[np.ndarray]) -> list[np.ndarray]:
     return np.split(~repeated, np.cumsum([len(piece) for piece in of_pieces])[:-1])
 
 
-def join(prefixes: Iterable[Path], out: Path, dtype: type[np.integer]) -> dict[str, list[int]]:
-    """All parts, in order, as out/tokens.bin and out/tokens.idx; their sizes and CRC-32s.
+def join(
+    prefixes: Iterable[Path], out: Path, dtype: type[np.integer], beside: Mapping[str, Path]
+) -> dict[str, list[int]]:
+    """All parts, in order, as out/tokens.bin and out/tokens.idx; their sizes and CRC-32s, and those of what is copied.
+
+    beside: name in `out` -> a file that is copied there.
 
     Megatron's builder, which could do it, holds 150 bytes of memory a document; this holds those of one part.
     """
@@ -137,6 +141,8 @@ def join(prefixes: Iterable[Path], out: Path, dtype: type[np.integer]) -> dict[s
 
     write(f"{TOKENS}.bin", (chunk for prefix in prefixes for chunk in _content(f"{prefix}.bin")))
     write(f"{TOKENS}.idx", _index(prefixes, dtype))
+    for name, file in beside.items():
+        write(name, _content(file))
     return files
 
 
@@ -164,7 +170,7 @@ def _index(prefixes: list[Path], dtype: type[np.integer]) -> Iterator[bytes]:
         yield np.arange(at, min(at + (1 << 20), count + 1), dtype="<i8").tobytes()
 
 
-def _content(path: str) -> Iterator[bytes]:
+def _content(path: str | Path) -> Iterator[bytes]:
     with open(path, "rb") as stream:
         while chunk := stream.read(1 << 22):
             yield chunk

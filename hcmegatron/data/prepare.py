@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 
 from hcmegatron.config.errors import ConfigError
-from hcmegatron.data.documents import Rejected
+from hcmegatron.data.documents import Rejected, no_documents
 from hcmegatron.data.inputs import Piece, find_files, pieces
 from hcmegatron.data.parts import Part, digests, first_occurrences, join, read_part, write_part
 from hcmegatron.data.prepared import MANIFEST, PARTS, PLAN, Manifest, name_beside, write_json
@@ -124,21 +124,15 @@ class Preparation:
             whole.add(part)
         if not whole.documents:
             shutil.rmtree(self.out)
-            first = "".join(f": {file}:{line}: {reason}" for file, line, reason in whole.rejections[:1])
-            raise ConfigError(
-                f"no document in the input, of {whole.rejected} that were rejected{first}; name other files, or "
-                "another --field"
-            )
+            raise no_documents(whole.rejected, next(iter(whole.rejections), None))
         manifest = self._finish(prefixes, whole)
         return Prepared(manifest, tuple(whole.rejections), tuple(self.passed_over), kept)
 
     def _finish(self, prefixes: list[Path], whole: Part) -> Manifest:
-        files = join(prefixes, self.out, self.tokenizer.dtype)
-        own = [name_beside(file) for file in self.tokenizer.files]
-        for file, name in zip(self.tokenizer.files, own, strict=True):
-            shutil.copyfile(file, self.out / name)
+        own = {name_beside(file): file for file in self.tokenizer.files}
+        files = join(prefixes, self.out, self.tokenizer.dtype, own)
         manifest = Manifest(
-            own[0] if own else self.name,
+            next(iter(own), self.name),
             self.tokenizer.fingerprint,
             self.tokenizer.vocab_size,
             self.tokenizer.end_of_document,
@@ -205,13 +199,15 @@ def _locked(directory: Path) -> Iterator[None]:
 
 @contextmanager
 def _pool(workers: int, tokenizer: Tokenizer) -> Iterator[ProcessPoolExecutor]:
-    """Processes that are done with what is under way when the context is left, and begin nothing more."""
-    context = multiprocessing.get_context("fork")
-    pool = ProcessPoolExecutor(workers, context, _begin, (tokenizer,))
-    try:
-        yield pool
-    finally:
-        pool.shutdown(cancel_futures=True)
+    """Processes that are killed when the context is left by an exception: a part is whole or not there."""
+    others = set(multiprocessing.active_children())
+    with ProcessPoolExecutor(workers, multiprocessing.get_context("fork"), _begin, (tokenizer,)) as pool:
+        try:
+            yield pool
+        except BaseException:  # Ctrl-C too; shutdown would wait for all that the queue to the workers holds
+            for process in set(multiprocessing.active_children()) - others:
+                process.kill()
+            raise
 
 
 def _begin(tokenizer: Tokenizer) -> None:

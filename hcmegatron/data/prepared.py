@@ -34,7 +34,7 @@ class Manifest:
         token_bytes: what the tokenizer's bytes_of makes of the tokens: other than `bytes` where it changes the text.
         shortest, longest: documents, in tokens without their ends.
         rejected: how many lines, rows or files were no documents; duplicates: documents that were dropped.
-        files: name -> [bytes, CRC-32].
+        files: name -> [bytes, CRC-32], those of the tokenizer among them.
     """
 
     tokenizer: str

@@ -25,11 +25,12 @@ class Tokens(Protocol):
 @dataclass(frozen=True)
 class HeldOut:
     """Tokens to be judged by. byte_ratio: bytes of the text over what the tokenizer's bytes_of makes of its tokens: 1,
-    except where the tokenizer changes a text."""
+    except where the tokenizer changes a text. own_set: it is one of data.validation, and not the end of another."""
 
     name: str
     tokens: Tokens
     byte_ratio: float = 1.0
+    own_set: bool = False
 
 
 class Text:
@@ -37,19 +38,23 @@ class Text:
 
     Attributes:
         training: of each source.
+        names: of the same sources.
         weights: of the sources' samples, in whole numbers; None where they are read end to end.
         held_out: none where nothing is held out.
+        split: what is held out, in words.
     """
 
     def __init__(self, corpus: Corpus | PreparedCorpus, tokenizer: Tokenizer) -> None:
         self.tokenizer = tokenizer
         self.training: list[Tokens] = []
+        self.names: list[str] = []
         self.weights: tuple[int, ...] | None = None
         self.held_out: list[HeldOut] = []
         if isinstance(corpus, PreparedCorpus):
             self._open(corpus)
         else:
-            self.training = [_tokens(corpus, corpus.train, tokenizer)]
+            self.split = corpus.split()
+            self.training, self.names = [_tokens(corpus, corpus.train, tokenizer)], [corpus.name]
             if corpus.heldout:
                 held = _tokens(corpus, corpus.heldout, tokenizer)
                 size = sum(document.stop - document.start for document in corpus.heldout)
@@ -65,29 +70,38 @@ class Text:
 
         self.weights = corpus.weights
         own = bool(corpus.validation)
+        shares = []
         for found in corpus.training:
             tokens, end = open_set(found, 0 if own else corpus.share)
             self.training.append(tokens)
+            self.names.append(found.name)
+            shares.append(f"{len(end) / found.manifest.tokens:.3g} of {found.name}")
             if len(end):
                 self.held_out.append(HeldOut(found.name, end, found.manifest.byte_ratio))
         for found in corpus.validation:
-            self.held_out.append(HeldOut(found.name, open_set(found, 0)[0], found.manifest.byte_ratio))
+            self.held_out.append(HeldOut(found.name, open_set(found, 0)[0], found.manifest.byte_ratio, True))
+        names = ", ".join(found.name for found in corpus.validation)
+        self.split = f"held out: {names or 'the last ' + ', '.join(shares)}"
 
 
 class Windows:
     """Sequences of S + 1 tokens, numbered through all sources: window w of a source is its tokens w*S .. w*S + S.
 
+    Args:
+        names: of the sources, with their setting; remedy: against too few tokens, beside a shorter sequence.
+
     Raises:
         ConfigError: a source has none: a tokenizer makes fewer tokens of a text than it has bytes.
     """
 
-    def __init__(self, which: str, sources: Sequence[Tokens], length: int) -> None:
-        for number, tokens in enumerate(sources, 1):
+    def __init__(
+        self, names: Sequence[str], sources: Sequence[Tokens], length: int, remedy: str = "give more text"
+    ) -> None:
+        for name, tokens in zip(names, sources, strict=True):
             if len(tokens) <= length:
-                of = f" of data set {number}" if len(sources) > 1 else ""
                 raise ConfigError(
-                    f"data.paths: the {which} text{of} has {len(tokens)} tokens, fewer than data.sequence_length + 1 = "
-                    f"{length + 1}; give more text or a shorter sequence"
+                    f"{name} has {len(tokens)} tokens, fewer than data.sequence_length + 1 = {length + 1}; {remedy} or "
+                    "a shorter sequence"
                 )
         self.sources, self.length = list(sources), length
         self.mapped = not any(isinstance(tokens, np.ndarray) for tokens in sources)

@@ -203,7 +203,7 @@ def _introduction(
         f"run directory: {run.directory}",
         f"{config.connection.kind} on {run.ranks.world_size} ranks, "
         f"{len(run.text):,} training tokens of {corpus.name}",
-        corpus.split(),
+        run.text.split,
         memory,
         *kernels_chosen(chunks),
         *accumulate.described(config.parallel.schedule, config.training.dtype, chunks),

@@ -4,8 +4,12 @@ import errno
 import fcntl
 import gzip
 import json
+import multiprocessing
 import os
 import shutil
+import signal
+import time
+from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -13,12 +17,13 @@ import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
-import zstandard
 
 from hcmegatron.cli import main
 from hcmegatron.config import ConfigError
+from hcmegatron.data import documents as documents_module
 from hcmegatron.data import prepare
 from hcmegatron.data.documents import documents, lines_before
+from hcmegatron.data.huggingface import train_bpe
 from hcmegatron.data.inputs import File, Piece, find_files, pieces
 from hcmegatron.data.prepare import Preparation
 from hcmegatron.data.prepared import MANIFEST, PARTS, PLAN, read_manifest
@@ -101,6 +106,26 @@ def test_a_process_that_is_killed_is_one_line(source, tmp_path, monkeypatch):
         Preparation([str(source)], "byte", tmp_path / "set", **SMALL).run(2)
 
 
+def test_ctrl_c_waits_for_no_piece(source, whole, tmp_path, monkeypatch):
+    out, usual = tmp_path / "set", prepare.write_part
+
+    def slow(piece, prefix, *others):
+        if prefix.name == "000003":
+            os.kill(os.getppid(), signal.SIGINT)
+        if prefix.name > "000001":
+            time.sleep(20)
+        return usual(piece, prefix, *others)
+
+    monkeypatch.setattr(prepare, "write_part", slow)
+    began = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        Preparation([str(source)], "byte", out, **SMALL).run(2)
+    assert time.monotonic() - began < 15 and not multiprocessing.active_children()
+    monkeypatch.setattr(prepare, "write_part", usual)
+    done = Preparation([str(source)], "byte", out, **SMALL).run(1)
+    assert done.parts_kept == 2 and content(out) == content(whole)
+
+
 def test_two_do_not_prepare_one_set(source, tmp_path):
     out = tmp_path / "set"
     with ExitStack() as stack:
@@ -128,7 +153,11 @@ def test_every_format_is_the_same_documents(tmp_path):
     for index, text in enumerate(texts):
         (folder / f"{index:02}.txt").write_text(text)
     (tmp_path / "b.jsonl.gz").write_bytes(gzip.compress(plain))
-    (tmp_path / "c.jsonl.zst").write_bytes(zstandard.compress(plain))
+    (tmp_path / "c.jsonl.zst").write_bytes(
+        b"".join(
+            pyarrow.compress(half, "zstd", asbytes=True) for half in (plain[:700], plain[700:])
+        )  # two frames
+    )
     table = pyarrow.table({"text": texts, "number": range(30)})
     pyarrow.parquet.write_table(table, tmp_path / "d.parquet", row_group_size=7)
     for name in ("a.jsonl", "texts", "b.jsonl.gz", "c.jsonl.zst", "d.parquet"):
@@ -153,6 +182,22 @@ def test_lines_belong_to_one_piece_wherever_it_ends(source):
         assert found == whole[: len(found)] and len(found) > 8
 
 
+def test_a_line_that_is_too_long_is_rejected_whole(tmp_path, monkeypatch):
+    """Its tail, which would be a document, is none; a line of just the limit is."""
+    limit = 1 << 20
+    monkeypatch.setattr(documents_module, "LONGEST_TEXT", limit)
+    tail, most = b'{"text": "tail"}\n', b'{"text": "%s"}' % (b"a" * (limit - 12))
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(most + b"\n" + b"x" * (limit + 1) + tail + b'{"text": "next"}\n' + most + b" ")
+    found = list(documents(Piece((File(path.name, path, path.stat().st_size),)), "text"))
+    assert [(one.line, getattr(one, "reason", one[2][-4:])) for one in found] == [
+        (1, "aaaa"),
+        (2, "longer than 1 MiB, which is the most of one line"),
+        (3, "next"),
+        (4, "longer than 1 MiB, which is the most of one line"),
+    ]
+
+
 def test_a_data_set_is_shown_and_checked(tmp_path, capsys):
     tokenizer = byte_level(tmp_path)
     path = data_set(tmp_path / "set", ["abcd dcba", "the end", "naïve"], str(tokenizer))
@@ -164,9 +209,11 @@ def test_a_data_set_is_shown_and_checked(tmp_path, capsys):
     first = len(build_tokenizer(str(tokenizer)).encode("abcd dcba"))
     assert shown[1] == f"--- {first + 1} tokens of a document, and its end" and shown[3] == "abcd dcba"
     assert main(["data", "show", str(path), "--sample=99"]) == 2
+    assert main(["data", "show", str(path), "--sample=0", "--length=99"]) == 2
+    assert f"--length 99: {path} has " in capsys.readouterr().err
     assert main(["data", "check", str(path)]) == 0
-    assert capsys.readouterr().out.endswith(f"{path}: 2 files, 3 documents: as they were written\n")
-    for name, at in (("tokens.bin", 3), ("tokens.idx", 40)):
+    assert capsys.readouterr().out.endswith(f"{path}: 3 files, 3 documents: as they were written\n")
+    for name, at in (("tokenizer.json", 9), ("tokens.bin", 3), ("tokens.idx", 40)):
         changed = bytearray((path / name).read_bytes())
         changed[at] ^= 64
         (path / name).write_bytes(changed)
@@ -207,12 +254,38 @@ def test_a_vocabulary_is_trained_and_goes_with_its_data_set(tmp_path, capsys):
     assert "--vocab 256: a byte-level vocabulary has 256 bytes and the end" in capsys.readouterr().err
     assert main(["data", "tokenizer", "--vocab=300", f"--out={tmp_path / 'no' / 'x.json'}", str(source)]) == 2
     assert "the directory is not there" in capsys.readouterr().err
+    for place, words in ((tmp_path, "Is a directory"), (tmp_path / ("x" * 255), "File name too long")):
+        assert main(["data", "tokenizer", "--vocab=300", f"--out={place}", str(source)]) == 2
+        assert f"error: --out {place}: {words}; name another file\n" in capsys.readouterr().err
+
+
+def test_a_place_that_cannot_be_written_is_found_before_the_training(tmp_path):
+    read = []
+    with pytest.raises(ConfigError, match=r"--out /proc/tok.json: .*; name another file"):
+        train_bpe((read.append(text) or text for text in TEXTS), 300, Path("/proc/tok.json"))
+    assert not read
+
+    def full() -> Iterator[str]:
+        yield "text"
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(ConfigError, match=r"tok.json: No space left on device; name another file"):
+        train_bpe(full(), 300, tmp_path / "tok.json")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_nothing_at_all_is_one_line(tmp_path, capsys):
     (tmp_path / "empty.jsonl").write_text("\n\n")
-    assert main(["data", "prepare", str(tmp_path / "empty.jsonl"), f"--out={tmp_path / 'set'}"]) == 2
-    assert "no document in the input, of 0 that were rejected; name" in capsys.readouterr().err
+    (tmp_path / "other.jsonl").write_text("[]\n{}\n")
+    for action in (["prepare"], ["tokenizer", "--vocab=300"]):
+        for name, words in (
+            ("empty", "of 0 that were rejected; name"),
+            ("other", "of 2 that were rejected: other.jsonl:1: no JSON object; name"),
+        ):
+            out = tmp_path / f"{name}.json"
+            assert main(["data", *action, str(tmp_path / f"{name}.jsonl"), f"--out={out}"]) == 2
+            assert f"no document in the input, {words}" in capsys.readouterr().err
+            assert not out.exists()
 
 
 def test_a_file_that_is_named_twice_is_read_once(tmp_path, capsys):

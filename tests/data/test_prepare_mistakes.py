@@ -66,7 +66,8 @@ MISTAKES = [
         lambda d: [_cut(d / "x.jsonl.gz", gzip.compress)],
         "x.jsonl.gz cannot be read: Compressed file ended before",
     ),
-    (lambda d: [str(written(d / "x.txt.zst"))], "x.txt.zst cannot be read: zstd decompress error"),
+    (lambda d: [str(written(d / "x.txt.zst"))], "x.txt.zst cannot be read: ZSTD decompress failed"),
+    (lambda d: [_cut(d / "x.txt.zst", _zstd)], "x.txt.zst cannot be read: Truncated compressed stream"),
     (lambda d: [str(written(d / "x.parquet"))], "x.parquet cannot be read: Parquet "),
     (lambda d: [_table(d)], "x.parquet: no column text among a, b; name one of them with --field"),
     (
@@ -92,6 +93,10 @@ MISTAKES = [
     ),
     (lambda d: [_good(d), "--workers=0"], "--workers 0: at least 1"),
     (lambda d: [_good(d), "--worker=2"], "unrecognized arguments: --worker=2"),
+    (
+        lambda d: [_good(d), "--field=text", "b.txt"],
+        "unrecognized arguments: b.txt; see hcmegatron data prepare --help",
+    ),
     (lambda d: [_good(d), f"--out={written(d / 'file')}"], "file cannot be written: File exists"),
     (lambda d: [_good(d), f"--out={written(d / 'full' / 'x').parent}"], "full: something else is there"),
     (
@@ -121,6 +126,10 @@ def _good(folder: Path) -> str:
 def _cut(path: Path, compress) -> str:
     path.write_bytes(compress(os.urandom(5000))[:-100])
     return str(path)
+
+
+def _zstd(raw: bytes) -> bytes:
+    return pyarrow.compress(raw, "zstd", asbytes=True)
 
 
 def _table(folder: Path) -> str:

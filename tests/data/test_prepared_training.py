@@ -101,6 +101,48 @@ def test_the_last_documents_are_held_out(folder):
     assert len(end) == round(0.25 * (len(train) + len(end)))
 
 
+def test_a_last_document_that_is_most_of_a_set_is_cut(tmp_path):
+    """And the run says what the share is of tokens, not what was asked for."""
+    long = str(data_set(tmp_path / "long", ["a" * 199, "b" * 799]))  # 1,000 tokens with the ends
+    fits = str(data_set(tmp_path / "fits", ["a" * 599, "b" * 399]))
+    text = Text(find_corpus(Data(paths=[long, fits], holdout=0.02)), build_tokenizer("byte"))
+    assert [
+        (len(train), len(held.tokens)) for train, held in zip(text.training, text.held_out, strict=True)
+    ] == [
+        (980, 20),
+        (600, 400),
+    ]
+    assert text.split == f"held out: the last 0.02 of {long}, 0.4 of {fits}"
+    own = find_corpus(Data(paths=[long], validation=[fits]))
+    assert Text(own, build_tokenizer("byte")).split == f"held out: {fits}"
+
+
+def test_a_set_that_is_too_short_is_named(tmp_path):
+    long, short = (str(data_set(tmp_path / name, ["a" * 99] * n)) for name, n in (("long", 9), ("short", 1)))
+
+    def refused(length: int, **named) -> str:
+        data = Data(**named, sequence_length=length)
+        text = Text(find_corpus(data), build_tokenizer("byte"))
+        with pytest.raises(ConfigError) as caught:
+            Batches(text, data, Training())
+            for source in range(len(text.held_out)):
+                Validation(text, data, Training(), source=source)
+        return str(caught.value)
+
+    few = "fewer than data.sequence_length + 1 ="
+    said = refused(200, paths=[long, short], holdout=0.0)
+    assert (
+        said
+        == f"data.paths: the training text of {short} has 100 tokens, {few} 201; give more text or a shorter sequence"
+    )
+    said = refused(200, paths=[long], holdout=0.1)
+    assert said.startswith(
+        f"data.paths: the held-out text of {long} has 100 tokens, {few} 201; give more text, a larger"
+    )
+    said = refused(200, paths=[long], validation=[short])
+    assert said == f"data.validation: {short} has 100 tokens, {few} 201; give more text or a shorter sequence"
+
+
 def test_validation_sets_of_their_own(folder, tmp_path):
     other = data_set(tmp_path / "held", ["held out " * 20] * 30)
     data = Data(paths=[str(folder / "bytes")], validation=[str(other)], sequence_length=32)
@@ -148,11 +190,15 @@ MISTAKES = [
     (lambda f: {"paths": [f"0.5 {f / 'bytes'}", f / "bpe"]}, "some have a weight and others none"),
     (lambda f: {"paths": [f"0.5 {f / 'text'}"]}, "only prepared data sets have weights"),
     (
-        lambda f: {"paths": [f"0 {f / 'bytes'}", f"1 {f / 'one'}"]},
+        lambda f: {"paths": [f"0 {f / 'bytes'}", f"1 {f / 'bpe'}"]},
         "a weight of 0; weights are numbers above 0",
     ),
     (lambda f: {"paths": [f / "bytes", f / "bytes"]}, "bytes twice; name it once"),
     (lambda f: {"paths": [f / "bytes"], "validation": [f / "bytes"]}, "bytes is trained on too (data.paths)"),
+    (
+        lambda f: {"paths": [f / "bytes"], "validation": [f / "bpe", f"{f / 'bpe'}/"]},
+        "data.validation names ",
+    ),
     (lambda f: {"paths": [f / "text"], "validation": [f / "bytes"]}, "but data.paths names text"),
     (lambda f: {"validation": [f / "bytes"]}, "but data.paths names text"),
     (lambda f: {"paths": [f / "bytes"], "validation": [f / "text"]}, "text: no prepared data set"),
@@ -161,10 +207,21 @@ MISTAKES = [
         "and data.tokenizer = byte is another; set data.tokenizer=",
     ),
     (
+        lambda f: {"paths": [f / "changed"], "tokenizer": _changed(f / "changed")},
+        "changed/tokenizer.json is not the one that it was prepared with (",
+    ),
+    (
         lambda f: {"paths": [f / "bytes"], "tokenizer": f / "bpe300.json"},
         "prepared with the tokenizer byte (byte), and data.tokenizer = ",
     ),
 ]
+
+
+def _changed(path: Path) -> Path:
+    """A data set whose tokenizer.json was changed, and no byte more or less."""
+    own = data_set(path, ["abcd"], str(path.parent / "bpe300.json")) / "tokenizer.json"
+    own.write_text(own.read_text().replace('"single_word":false', '"single_word":true '))
+    return own
 
 
 @pytest.mark.parametrize(("settings", "words"), MISTAKES)

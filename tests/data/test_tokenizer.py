@@ -103,11 +103,11 @@ def test_too_few_tokens_are_refused(text):
     tokens = Text(text, PairTokenizer())
     long = len(tokens.held_out[0].tokens) + 1
     with pytest.raises(
-        ConfigError, match=rf"the held-out text has {long - 1} tokens, fewer than .* = {long + 1}"
+        ConfigError, match=rf"the held-out text of .* has {long - 1} tokens, fewer than .* = {long + 1}"
     ):
         Validation(tokens, *made(long))
     Validation(tokens, *made(long - 2))
-    with pytest.raises(ConfigError, match=r"the training text has \d+ tokens"):
+    with pytest.raises(ConfigError, match=r"the training text of .* has \d+ tokens"):
         Batches(tokens, *made(10**6))
 
 
