@@ -48,7 +48,7 @@ def test_killed_ranks_come_back_to_the_same_bits(text, tmp_path):
 
 @pytest.mark.ranks
 def test_a_new_run_from_anothers_checkpoint_begins_there_again(text, tmp_path):
-    """checkpoint.load, until the run has a checkpoint of its own; and one rank alone is started again."""
+    """checkpoint.load, on other data, until the run has its own checkpoint; and one rank alone is started again."""
     alone = {"parallel": {"pipeline": 1}, "training": {"steps": 2, "threads": 1}}
     assert run_ranks(
         1, restart_workers.restarted, tiny(text, tmp_path / "first", **alone), {}, tmp_path, **RUN
@@ -56,11 +56,12 @@ def test_a_new_run_from_anothers_checkpoint_begins_there_again(text, tmp_path):
     sections = {
         "parallel": {"pipeline": 1},
         "training": {"steps": 5, "threads": 1},
+        "data": {"seed": 7},
         "checkpoint": {"save_every": 4, "asynchronous": False},
     }
     config = tiny(text, tmp_path / "run", **sections)
     config.checkpoint.load = str(tmp_path / "first")
-    deaths = {3: signal.SIGKILL, 5: signal.SIGKILL}
+    deaths = {1: signal.SIGKILL, 3: signal.SIGKILL}  # steps 3 and 5, by their data, which begin anew
     assert run_ranks(1, restart_workers.restarted, config, deaths, tmp_path, **RUN) == [0]
     said = [
         line for line in (tmp_path / "run/train.log").read_text().splitlines() if "continuing from" in line
