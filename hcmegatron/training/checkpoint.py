@@ -74,8 +74,8 @@ def find(config: Config, directory: Path, text: str, claimed: bool = False) -> S
         try:
             verify(start)
         except Damaged as error:
-            if not resumes(config):
-                raise
+            if not resumes(config) or config.checkpoint.load is not None:
+                raise  # there is no other to look for
             damaged.update({**start.damaged, start.path: error.what})
             continue
         return (

@@ -8,11 +8,13 @@ from types import SimpleNamespace
 import pytest
 
 from hcmegatron import cli
+from hcmegatron.training import checkpoint, manifest, resume
 from hcmegatron.training.heartbeat import Heartbeat
-from hcmegatron.training.manifest import Progress
+from hcmegatron.training.manifest import Damaged, Progress
 from tests.ranks import run_ranks
 from tests.small_configs import tiny
 from tests.training import restart_workers
+from tests.training.resume_cases import HERE, made, saved
 
 RUN = {"preload": ("tests.training.restart_workers",), "process_group": False, "timeout": 120}
 
@@ -71,6 +73,23 @@ def test_a_new_run_from_anothers_checkpoint_begins_there_again(text, tmp_path):
         ["first", "checkpoints", "step-00000002"],
         ["run", "checkpoints", "step-00000004"],
     ]
+
+
+def test_a_damaged_checkpoint_to_load_is_refused_when_the_run_is_started_again(tmp_path, monkeypatch):
+    path = saved(tmp_path / "first", made())
+    (path / "__0_0.distcp").write_bytes(b"w-ights")  # of its size, which finding it does not see
+    config = resume.resumed(
+        made(checkpoint={"resume": "never", "load": str(path)}, data={"seed": 7}), tmp_path / "run"
+    )
+    assert config.checkpoint.resume == "auto"
+    monkeypatch.setattr(checkpoint, "on_first_rank", lambda work: work())
+    monkeypatch.setattr(checkpoint, "depends_on", lambda config: HERE)
+    shares = iter([slice(None)])  # of one verification
+    monkeypatch.setattr(
+        checkpoint, "verify", lambda start: manifest.verify(start.path, start.manifest, next(shares))
+    )
+    with pytest.raises(Damaged, match="__0_0"):
+        checkpoint.find(config, tmp_path / "run", "text")
 
 
 def test_a_rank_that_torchrun_starts_again_writes_down_how_long_it_took(monkeypatch):
