@@ -73,3 +73,11 @@ def test_a_run_that_fails_completes_the_checkpoint_that_is_being_written(text, t
     (path,) = (tmp_path / "run/checkpoints").iterdir()
     assert path.name == manifest.name(2) and manifest.read(path).updates == 2
     manifest.verify(path, manifest.read(path))
+
+
+@pytest.mark.ranks
+def test_a_disk_that_is_slower_than_a_step_may_be_is_no_hang(tmp_path):
+    said = run_ranks(
+        2, background_workers.with_a_slow_disk, tmp_path, 1, 2.5, preload=RUN["preload"], timeout=60
+    )
+    assert said == [["saved"], ["saved"]]
