@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from hcmegatron.training import manifest
+from hcmegatron.training.on_every_rank import unwritable
 from hcmegatron.training.shard_files import TensorShard
 from hcmegatron.training.snapshot import Snapshot, at_once, in_background
 from tests.ranks import observe_ranks, run_ranks
@@ -29,6 +30,15 @@ def test_a_snapshot_is_a_copy_and_its_memory_is_used_again():
     again = snapshot.take(pieces)
     assert [piece.data.data_ptr() for piece in again] == [piece.data.data_ptr() for piece in first]
     assert again[0].data.sum() == 0
+
+
+def test_a_copy_that_finds_no_memory_costs_the_save_and_not_the_run():
+    piece = TensorShard("a", torch.zeros(1).expand(2**60), (2**60,), (0,))
+    with pytest.raises(
+        MemoryError, match=r"copy that saving keeps; checkpoint\.asynchronous=false"
+    ) as raised:
+        Snapshot().take([piece])
+    assert unwritable(raised.value)
 
 
 def test_work_in_the_background_does_not_keep_its_caller_and_its_failure_is_for_who_asks():

@@ -19,7 +19,7 @@ from hcmegatron.training.tensorboard import TensorBoard
 
 def run_in(directory, report=None):
     """What an observer that writes needs of a run."""
-    log = SimpleNamespace(report=report, say=lambda *lines: None)
+    log = SimpleNamespace(report=report, say=lambda *lines: None, step=lambda *line: None)
     return SimpleNamespace(directory=directory, log=log, config=Config(), position=Progress(0, 0))
 
 
