@@ -29,7 +29,7 @@ def main(options: argparse.Namespace) -> int:
     """Run the verb.
 
     Raises:
-        ConfigError: there is no such step, or its checkpoint is gone or damaged.
+        ConfigError: there is no such step, or its checkpoint is gone, damaged or of another network.
     """
     described, samples, tokens = kept_steps.read(options.path)
     config = alone(described["config"], options.path)
