@@ -6,7 +6,9 @@ import threading
 import pytest
 import torch
 
+from hcmegatron.config import Config
 from hcmegatron.training import manifest
+from hcmegatron.training.checkpoint_writer import CheckpointWriter
 from hcmegatron.training.on_every_rank import unwritable
 from hcmegatron.training.shard_files import TensorShard
 from hcmegatron.training.snapshot import Snapshot, at_once, in_background
@@ -39,6 +41,16 @@ def test_a_copy_that_finds_no_memory_costs_the_save_and_not_the_run():
     ) as raised:
         Snapshot().take([piece])
     assert unwritable(raised.value)
+
+
+def test_a_folder_that_cannot_be_listed_is_said_and_costs_no_save(tmp_path, monkeypatch):
+    def stale(saved, keep):
+        raise OSError(116, "Stale file handle", str(saved.parent))
+
+    monkeypatch.setattr(manifest, "outdated", stale)
+    writer = CheckpointWriter(tmp_path, Config(), "text", {}, [], None, None)
+    said = f"old checkpoints in {tmp_path} could not be listed, and stay: Stale file handle"
+    assert writer._remove_older(tmp_path / manifest.name(4)) == [said]
 
 
 def test_work_in_the_background_does_not_keep_its_caller_and_its_failure_is_for_who_asks():
