@@ -37,7 +37,7 @@ from hcmegatron.config.load import scalar
 from hcmegatron.config.types import defaults, describe_field, leaves
 from hcmegatron.platform import standard_streams
 from hcmegatron.platform.collective_failure import Ended
-from hcmegatron.platform.exit_status import CORRUPTED, DIVERGED, STOPPED, USER_ERROR
+from hcmegatron.platform.exit_status import CORRUPTED, DIVERGED, HANG, STOPPED, USER_ERROR
 from hcmegatron.platform.standard_streams import stand_in_for_closed
 
 if TYPE_CHECKING:
@@ -183,7 +183,7 @@ def _add_train(verbs: argparse._SubParsersAction) -> argparse.ArgumentParser:
         "one rank; otherwise the command starts on this machine the ranks that the layout asks for.",
         epilog="hcmegatron config --help lists the settings. Exit status: 0 finished; 1 failed, as the output says; "
         f"{USER_ERROR} a mistake of the user's; {DIVERGED} diverged; {CORRUPTED} ranks that should agree do not; "
-        f"{STOPPED} stopped by a signal: with "
+        f"{HANG} a rank hung, see hang/ in the run directory; {STOPPED} stopped by a signal: with "
         "checkpoint.resume=auto the same command goes on from its last checkpoint (0 under a launcher); 128 + N: a "
         "rank was killed by signal N.",
         allow_abbrev=False,

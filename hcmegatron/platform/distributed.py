@@ -32,7 +32,7 @@ def threads(config: Config, ranks: RankInfo) -> int:
 
 
 def timeout(parallel: Parallel) -> timedelta:
-    """parallel.timeout_s, which every group that this project makes gets."""
+    """parallel.timeout_s, which every group of training gets."""
     return timedelta(seconds=parallel.timeout_s)
 
 

@@ -1,7 +1,7 @@
 """Ranks that this command has started, started again when one has died: what a person would do who sits by.
 
 The command's own process stays: it computes nothing, so that a new start is a fork. What happens is in restarts.jsonl
-in the run directory, one line for each end and, by heartbeat.py, one for each first step after a start.
+in the run directory, one line for each death and, by heartbeat.py, one for each first step after a start again.
 """
 
 from __future__ import annotations

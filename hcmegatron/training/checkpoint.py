@@ -40,6 +40,10 @@ from hcmegatron.training.run_directory import locked
 from hcmegatron.training.snapshot import at_once, in_background
 from megatron.core.optimizer.optimizer import ChainedOptimizer
 
+# Times parallel.timeout_s that ranks wait for the one whose disk is slowest: an hour by default. One that has died
+# breaks its connection at once, and training's own groups see one that has stopped.
+SAVING_TAKES = 6
+
 
 def depends_on(config: Config) -> dict[str, Any]:
     """What a run's numbers depend on beside configuration and text, by name."""
@@ -74,8 +78,8 @@ def find(config: Config, directory: Path, text: str, claimed: bool = False) -> S
         try:
             verify(start)
         except Damaged as error:
-            if not resumes(config):
-                raise
+            if not resumes(config) or config.checkpoint.load is not None:
+                raise  # there is no other to look for
             damaged.update({**start.damaged, start.path: error.what})
             continue
         return (
@@ -146,7 +150,8 @@ class Checkpoints:
     ) -> None:
         self.folder = directory / "checkpoints"
         self.config, self.chunks, self.optimizer = config, chunks, optimizer
-        group = dist.new_group(backend="gloo", timeout=timeout(config.parallel), group_desc="checkpoints")
+        patience = SAVING_TAKES * timeout(config.parallel)
+        group = dist.new_group(backend="gloo", timeout=patience, group_desc="checkpoints")
         state = self.chunks, self.optimizer
         self.writer = CheckpointWriter(self.folder, config, text, depends_on(config), *state, group)
         self.saved: Progress | None = None
@@ -209,7 +214,7 @@ class Checkpoints:
     def rescue(self) -> list[str]:
         """After an error on this rank: let the save that is under way come to its end. Not collective; raises nothing.
 
-        Other ranks may have ended; then theirs fails at once, or after parallel.timeout_s where a machine is lost.
+        Other ranks may have ended; then theirs fails at once. Where a machine is lost, parallel.timeout_s are waited.
         """
         if self._begun is None:
             return []

@@ -8,6 +8,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hcmegatron.config.errors import ConfigError
 from hcmegatron.training.observer import End, Evaluation, Observer, Rewind, Step, is_due
 from hcmegatron.training.sink import Sink, writable
 
@@ -54,8 +55,14 @@ class Recorder(Observer):
 
     def on_rewind(self, rewind: Rewind) -> None:
         """Metrics of the steps that come once more are dropped; one line says what was there."""
-        self._metrics.close()
-        self._open_after(rewind.to.step)
+        before = self._metrics
+        before.write("")  # what is waiting for room
+        try:
+            self._open_after(rewind.to.step)
+        except ConfigError as error:  # a full disk, say: no reason to lose the run, nor the lines to come
+            self.log.report(f"metrics.jsonl has repeated steps twice, and training goes on: {error}")
+        else:
+            before.close()
         gone = {"rewound_from": rewind.step.number, **rewind.step.metrics}
         left_out = [rewind.left_out.start, rewind.left_out.stop]
         line = {"step": rewind.to.step, "kind": "rewind", **gone, "left_out": left_out}

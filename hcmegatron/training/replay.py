@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from hcmegatron.config.errors import ConfigError
 from hcmegatron.config.schema import Config
 from hcmegatron.data.dataset import pack_rows
 from hcmegatron.data.feed import Feed
@@ -24,6 +25,7 @@ from hcmegatron.platform.ranks import RankInfo, free_port
 from hcmegatron.training import loss, shard_files
 from hcmegatron.training.checkpoint_state import weights_to_load
 from hcmegatron.training.model import build_model
+from hcmegatron.training.on_every_rank import NotDone, everywhere, unreadable
 from megatron.core.transformer.moe.moe_utils import MoEAuxLossAutoScaler
 
 # Classes of parameters by what their names have, the first that fits.
@@ -51,13 +53,16 @@ def replay(config: Config, samples: np.ndarray, tokens: np.ndarray, checkpoint: 
 
     Yields:
         Lines for the user: of the weights where they are not finite, then of every micro-batch.
+
+    Raises:
+        ConfigError: the checkpoint is of another network.
     """
     tokenizer = build_tokenizer(config.data.tokenizer)
     alone = RankInfo(0, 1, 0, 1, "127.0.0.1", free_port(), "replay")
     with process_groups(config, alone) as groups:
         (chunk,) = build_model(config, tokenizer.vocab_size, groups)
         if checkpoint is not None:
-            shard_files.read(weights_to_load([chunk]), checkpoint, shard_files.shapes(checkpoint))
+            _load(chunk, checkpoint)
         odd = [name for name, weights in unwrap(chunk).named_parameters() if not finite(weights)]
         if odd:
             yield f"weights that are not finite: {', '.join(odd[:8])}{' ...' if odd[8:] else ''}"
@@ -79,6 +84,20 @@ def finite(tensor: Tensor) -> bool:
 def kind_of(parameter: str) -> str:
     """The class of a parameter of this name."""
     return next((kind for part, kind in CLASSES.items() if part in parameter), "others")
+
+
+def _load(chunk: nn.Module, checkpoint: Path) -> None:
+    """Fill the network's weights; ConfigError where they are not those of the checkpoint."""
+    try:
+        everywhere(
+            lambda: shard_files.read(weights_to_load([chunk]), checkpoint, shard_files.shapes(checkpoint)),
+            unreadable,
+        )
+    except NotDone as error:
+        raise ConfigError(
+            f"checkpoint {checkpoint} does not fit the network of the kept step: {error}; name one of the same network "
+            "with --checkpoint=DIR"
+        ) from None
 
 
 def _one(chunk: nn.Module, batch: dict[str, Any], masked: bool) -> str:

@@ -6,10 +6,11 @@ import argparse
 import os
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from hcmegatron.config import Config, ConfigError, check_config
 from hcmegatron.config.schema import Health, Parallel, Recompute
-from hcmegatron.config.types import leaves
+from hcmegatron.config.types import defaults, leaves
 from hcmegatron.training import kept_steps, manifest
 
 
@@ -29,7 +30,7 @@ def main(options: argparse.Namespace) -> int:
     """Run the verb.
 
     Raises:
-        ConfigError: there is no such step, or its checkpoint is gone or damaged.
+        ConfigError: there is no such step, or its checkpoint is gone, damaged or of another network.
     """
     described, samples, tokens = kept_steps.read(options.path)
     config = alone(described["config"], options.path)
@@ -52,12 +53,29 @@ def main(options: argparse.Namespace) -> int:
         f"weights: {path or 'as the configuration initialises them'}, after step {after}; the bad step's were those "
         f"after step {described['step'] - 1}"
     )
+    if masks := other_masks(described["config"]):
+        print(masks)
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     from hcmegatron.training.replay import replay
 
     for line in replay(config, samples, tokens, path):
         print(line, flush=True)
     return 0
+
+
+def other_masks(settings: dict[str, Any]) -> str:
+    """A line where ranks of the run drew masks of dropout that one process does not have (model/dropout.py), or ""."""
+    here = {**defaults(), **settings}
+    split = {
+        "attention": here["model.attention_dropout"] and here["parallel.tensor"] > 1,
+        "hidden": here["model.hidden_dropout"] and here["parallel.sequence"],
+    }
+    if not (which := " and ".join(name for name, differs in split.items() if differs)):
+        return ""
+    return (
+        f"{which} dropout has other masks here than in the run, whose {here['parallel.tensor']} tensor-parallel ranks "
+        "each drew their own: losses differ by that too"
+    )
 
 
 def alone(settings: dict[str, object], path: Path) -> Config:

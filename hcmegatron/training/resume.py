@@ -209,7 +209,8 @@ def stopped(signal: str, step: int, saved: Progress | None) -> str:
 def _start(
     config: Config, path: Path, saved: Manifest, text: str, environment: dict[str, Any] | None
 ) -> Start:
-    resumed, steps = resumes(config), config.training.steps
+    # With checkpoint.load the run is another one, also where it is started again before its first own checkpoint.
+    resumed, steps = resumes(config) and config.checkpoint.load is None, config.training.steps
     changed = _changed(saved, config)
 
     def by(rule: Rule) -> list[SettingChange]:

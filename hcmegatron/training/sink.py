@@ -61,11 +61,12 @@ class Sink:
         return self.descriptor
 
     def close(self) -> None:
-        """Try once more what is waiting, and give the file back."""
+        """Try once more what is waiting, and give the file back. A second time does nothing."""
         self.write("")
         self._gone = True
         if self.descriptor > 2:
             os.close(self.descriptor)
+            self.descriptor = -1
 
     def _fail(self, error: OSError) -> None:
         full = error.errno not in GONE and len(self._waiting) <= KEPT

@@ -29,13 +29,20 @@ class Snapshot:
         self._buffers: dict[tuple[str, tuple[int, ...]], Tensor] = {}
 
     def take(self, pieces: list[TensorShard]) -> list[TensorShard]:
-        """The pieces as they are now. The copies of the last time are overwritten."""
+        """The pieces as they are now, over the copies of the last time. MemoryError where there is no room for them."""
         return [replace(piece, data=self._buffer(piece).copy_(piece.data)) for piece in pieces]
 
     def _buffer(self, piece: TensorShard) -> Tensor:
         place, data = (piece.key, piece.offset), piece.data
         if place not in self._buffers:
-            self._buffers[place] = torch.empty(data.shape, dtype=data.dtype, pin_memory=data.is_cuda)
+            try:
+                self._buffers[place] = torch.empty(data.shape, dtype=data.dtype, pin_memory=data.is_cuda)
+            except RuntimeError as error:  # as which torch raises it; it ends the save, and not the run
+                if not any(words in str(error) for words in ("allocate memory", "out of memory")):
+                    raise
+                raise MemoryError(
+                    "no memory for the copy that saving keeps; checkpoint.asynchronous=false goes without"
+                ) from error
         return self._buffers[place]
 
 

@@ -21,7 +21,7 @@ ID = "wandb.id"  # in the run directory: a run that is resumed goes on under its
 
 
 class WeightsAndBiases(Observer):
-    """Every figure under train/<name> or validation/<name>, and the configuration."""
+    """Every figure under train/<name> or validation/<name>, over `step`, and the configuration."""
 
     def __init__(self, run: TrainingRun) -> None:
         import wandb
@@ -42,6 +42,10 @@ class WeightsAndBiases(Observer):
                 settings=wandb.Settings(console="off", quiet=True),
             )
             kept.write_text(begun.id + "\n")
+            # An axis of our own: W&B's takes nothing for steps before the last one, which a rewind repeats.
+            begun.define_metric("step")
+            begun.define_metric("train/*", step_metric="step")
+            begun.define_metric("validation/*", step_metric="step")
             return begun
 
         self._run = self._try(begin)
@@ -63,7 +67,7 @@ class WeightsAndBiases(Observer):
 
     def _log(self, step: int, figures: dict[str, float]) -> None:
         if self._run:
-            self._try(lambda: self._run.log(figures, step=step))
+            self._try(lambda: self._run.log({"step": step, **figures}))
 
     def _try(self, call: Callable[[], Any]) -> Any:
         try:

@@ -17,6 +17,7 @@ import hcmegatron
 from hcmegatron import cli
 from hcmegatron.config import Config, load_config
 from hcmegatron.data.corpus import find_corpus
+from hcmegatron.platform import exit_status
 from hcmegatron.platform.ranks import RankInfo
 from hcmegatron.training.manifest import NotSaved
 
@@ -94,6 +95,11 @@ def test_help_and_version(capsys):
         cli.main(["config", "--help"])
     assert left.value.code == 0
     assert "connection.kind = mhc    (one of residual, shc" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        cli.main(["train", "--help"])
+    words = capsys.readouterr().out.partition("Exit status:")[2].split()
+    statuses = {value for name, value in vars(exit_status).items() if name.isupper()}
+    assert len(statuses) == 5 and statuses <= {int(word) for word in words if word.isdigit()}
 
 
 @pytest.mark.parametrize(

@@ -6,15 +6,23 @@ import os
 import signal
 import threading
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
+
+import torch.distributed as dist
 
 from hcmegatron.config.schema import Config
 from hcmegatron.platform.ranks import discover_ranks
 from hcmegatron.training import checkpoint, manifest, step
 from hcmegatron.training.checkpoint_writer import CheckpointWriter
+from hcmegatron.training.manifest import Progress
+from hcmegatron.training.on_every_rank import everywhere
 from hcmegatron.training.run import train
 from hcmegatron.training.shard_files import ShardWriter
+from hcmegatron.training.snapshot import in_background
+from megatron.core.optimizer.optimizer import ChainedOptimizer
+from tests.small_configs import put
 from tests.training.workers import content
 
 
@@ -83,6 +91,17 @@ def failing(config: Config, at: int) -> None:
     if int(os.environ["RANK"]) == 0:
         checkpoint.updating = lambda optimizer: []
     train(config, discover_ranks(os.environ))
+
+
+def with_a_slow_disk(folder: Path, timeout_s: int, seconds: float) -> list[str]:
+    """Wait for a save that takes rank 1 so many `seconds`. Returns what was said."""
+    config = put(Config(), parallel={"timeout_s": timeout_s})
+    checkpoint.depends_on = lambda config: {}
+    checkpoints = checkpoint.Checkpoints(folder, config, "text", [], ChainedOptimizer([]))
+    rank, group = dist.get_rank(), checkpoints.writer.group
+    work = partial(everywhere, lambda: time.sleep(seconds * rank) or ["saved"], group=group)
+    checkpoints._begun = checkpoint.Save(Progress(1, 1), in_background(work))
+    return checkpoints.finish()
 
 
 def _afterwards(config: Config, do: Any) -> None:

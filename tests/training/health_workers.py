@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import signal
 import time
+from argparse import Namespace
 from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
@@ -13,10 +15,11 @@ from typing import Any
 import torch
 
 from hcmegatron import cli
-from hcmegatron.config.schema import Config
+from hcmegatron.config import Config, ConfigError
 from hcmegatron.model.gpt import unwrap
 from hcmegatron.platform.exit_status import CORRUPTED
 from hcmegatron.platform.ranks import discover_ranks
+from hcmegatron.training import replay_cli
 from hcmegatron.training.manifest import Progress
 from hcmegatron.training.observer import Coefficients, Observer, Rewind, Step
 from hcmegatron.training.replica_check import Corrupted
@@ -99,6 +102,27 @@ def replayed(path: Path) -> str:
     with redirect_stdout(io.StringIO()) as printed:
         assert cli.main(["replay", str(path)]) == 0
     return printed.getvalue()
+
+
+def replayed_with(config: Config, poison: str, settings: list[dict[str, Any]]) -> list[str]:
+    """Train, with Poison; then replay the step that was kept as if its run had had other `settings`, one after another.
+
+    Returns:
+        What is printed, or of a mistake of the user's the error.
+    """
+    os.environ["POISON"] = poison
+    watched(config, [f"{__name__}:Poison"])
+    (kept,) = Path(config.run.dir).glob("anomalies/*.json")
+    whole, said = json.loads(kept.read_text()), []
+    for changes in settings:
+        kept.write_text(json.dumps({**whole, "config": {**whole["config"], **changes}}))
+        with redirect_stdout(io.StringIO()) as printed:
+            try:
+                replay_cli.main(Namespace(path=kept, checkpoint=None))
+                said.append(printed.getvalue())
+            except ConfigError as error:
+                said.append(str(error))
+    return said
 
 
 class Flip(Observer):

@@ -6,7 +6,10 @@ import threading
 import pytest
 import torch
 
+from hcmegatron.config import Config
 from hcmegatron.training import manifest
+from hcmegatron.training.checkpoint_writer import CheckpointWriter
+from hcmegatron.training.on_every_rank import unwritable
 from hcmegatron.training.shard_files import TensorShard
 from hcmegatron.training.snapshot import Snapshot, at_once, in_background
 from tests.ranks import observe_ranks, run_ranks
@@ -29,6 +32,25 @@ def test_a_snapshot_is_a_copy_and_its_memory_is_used_again():
     again = snapshot.take(pieces)
     assert [piece.data.data_ptr() for piece in again] == [piece.data.data_ptr() for piece in first]
     assert again[0].data.sum() == 0
+
+
+def test_a_copy_that_finds_no_memory_costs_the_save_and_not_the_run():
+    piece = TensorShard("a", torch.zeros(1).expand(2**60), (2**60,), (0,))
+    with pytest.raises(
+        MemoryError, match=r"copy that saving keeps; checkpoint\.asynchronous=false"
+    ) as raised:
+        Snapshot().take([piece])
+    assert unwritable(raised.value)
+
+
+def test_a_folder_that_cannot_be_listed_is_said_and_costs_no_save(tmp_path, monkeypatch):
+    def stale(saved, keep):
+        raise OSError(116, "Stale file handle", str(saved.parent))
+
+    monkeypatch.setattr(manifest, "outdated", stale)
+    writer = CheckpointWriter(tmp_path, Config(), "text", {}, [], None, None)
+    said = f"old checkpoints in {tmp_path} could not be listed, and stay: Stale file handle"
+    assert writer._remove_older(tmp_path / manifest.name(4)) == [said]
 
 
 def test_work_in_the_background_does_not_keep_its_caller_and_its_failure_is_for_who_asks():
@@ -73,3 +95,11 @@ def test_a_run_that_fails_completes_the_checkpoint_that_is_being_written(text, t
     (path,) = (tmp_path / "run/checkpoints").iterdir()
     assert path.name == manifest.name(2) and manifest.read(path).updates == 2
     manifest.verify(path, manifest.read(path))
+
+
+@pytest.mark.ranks
+def test_a_disk_that_is_slower_than_a_step_may_be_is_no_hang(tmp_path):
+    said = run_ranks(
+        2, background_workers.with_a_slow_disk, tmp_path, 1, 2.5, preload=RUN["preload"], timeout=60
+    )
+    assert said == [["saved"], ["saved"]]

@@ -2,6 +2,7 @@
 
 import importlib
 import pkgutil
+import re
 from types import SimpleNamespace
 
 import pytest
@@ -13,7 +14,7 @@ from hcmegatron.training.heartbeat import Heartbeat
 from hcmegatron.training.manifest import Progress
 from hcmegatron.training.observer import Observer, Observers, Step, is_due
 from hcmegatron.training.step import StepResult
-from tests.ranks import run_ranks
+from tests.ranks import ROOT, run_ranks
 from tests.small_configs import tiny
 from tests.training import observer_workers
 
@@ -266,3 +267,8 @@ def test_coefficients_are_heard_once_a_micro_batch_where_they_are_asked_for(reco
     assert "  rows off by " in log
     assert log.count("planned: fits, ") == log.count("planned beside measured: rank 0 held ") == 1
     assert (tmp_path / "run/plan.json").exists()
+
+
+def test_the_documents_table_of_hooks_has_all_of_them():
+    rows = re.findall(r"^\| `(on_\w+)\(", (ROOT / "docs/extending.md").read_text(), re.MULTILINE)
+    assert sorted(rows) == sorted(name for name in vars(Observer) if name.startswith("on_"))

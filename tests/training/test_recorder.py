@@ -12,6 +12,7 @@ from hcmegatron.config import Config, ConfigError
 from hcmegatron.training import recorder
 from hcmegatron.training.log import Log
 from hcmegatron.training.manifest import Progress
+from hcmegatron.training.observer import Rewind, Step
 from hcmegatron.training.recorder import Recorder, drop_later_metrics, metrics_line
 from hcmegatron.training.sink import Sink
 from hcmegatron.training.tensorboard import TensorBoard
@@ -19,7 +20,7 @@ from hcmegatron.training.tensorboard import TensorBoard
 
 def run_in(directory, report=None):
     """What an observer that writes needs of a run."""
-    log = SimpleNamespace(report=report, say=lambda *lines: None)
+    log = SimpleNamespace(report=report, say=lambda *lines: None, step=lambda *line: None)
     return SimpleNamespace(directory=directory, log=log, config=Config(), position=Progress(0, 0))
 
 
@@ -95,6 +96,18 @@ def test_a_device_without_room_at_all():
     assert len(reports) == 1 and "No space left on device" in reports[0]
 
 
+def test_what_is_closed_twice_leaves_others_alone(tmp_path):
+    sink = Sink.append(tmp_path / "a", pytest.fail)
+    number = sink.descriptor
+    sink.close()
+    with (tmp_path / "b").open("w") as other:
+        assert other.fileno() == number  # which the system gives again
+        sink.close()
+        sink.write("x")
+        assert os.fstat(number)
+    assert not (tmp_path / "a").read_text()
+
+
 def test_tensorboard_that_cannot_write_is_left_out(tmp_path):
     (tmp_path / "tensorboard").write_text("")
     reports = []
@@ -143,3 +156,25 @@ def test_a_run_directory_without_room_is_one_line(tmp_path, monkeypatch):
     ):
         Recorder(run_in(tmp_path))
     assert (tmp_path / "metrics.jsonl").read_text() == '{"step": 1}\n'
+
+
+def test_a_disk_without_room_at_a_rewind_costs_no_line_and_not_the_run(tmp_path, monkeypatch):
+    def full(path, first_step):
+        raise OSError(28, "No space left on device", str(path))
+
+    reports, usual = [], recorder.drop_later_metrics
+    observer = Recorder(run_in(tmp_path, reports.append))
+    for drop, loss, before in ((full, 1.0, [1.0, 1.0]), (usual, 2.0, [])):
+        for number in (1, 2):
+            step = Step(number, SimpleNamespace(loss=loss), 1e-3, 1.0)
+            step.add("loss", loss)
+            observer.on_step(step)
+        monkeypatch.setattr(recorder, "drop_later_metrics", drop)
+        observer.on_rewind(Rewind(step, Progress(0, 0), range(1, 3)))
+        *lines, last = map(json.loads, (tmp_path / "metrics.jsonl").read_text().splitlines())
+        assert (last["kind"], last["loss"]) == ("rewind", loss)
+        assert [line["loss"] for line in lines if line["kind"] == "train"] == before
+    observer.on_end(None)
+    (said,) = reports
+    assert said.startswith("metrics.jsonl has repeated steps twice, and training goes on: ")
+    assert "No space left on device" in said

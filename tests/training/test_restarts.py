@@ -8,11 +8,13 @@ from types import SimpleNamespace
 import pytest
 
 from hcmegatron import cli
+from hcmegatron.training import checkpoint, manifest, resume
 from hcmegatron.training.heartbeat import Heartbeat
-from hcmegatron.training.manifest import Progress
+from hcmegatron.training.manifest import Damaged, Progress
 from tests.ranks import run_ranks
 from tests.small_configs import tiny
 from tests.training import restart_workers
+from tests.training.resume_cases import HERE, made, saved
 
 RUN = {"preload": ("tests.training.restart_workers",), "process_group": False, "timeout": 120}
 
@@ -48,7 +50,7 @@ def test_killed_ranks_come_back_to_the_same_bits(text, tmp_path):
 
 @pytest.mark.ranks
 def test_a_new_run_from_anothers_checkpoint_begins_there_again(text, tmp_path):
-    """checkpoint.load, until the run has a checkpoint of its own; and one rank alone is started again."""
+    """checkpoint.load, on other data, until the run has its own checkpoint; and one rank alone is started again."""
     alone = {"parallel": {"pipeline": 1}, "training": {"steps": 2, "threads": 1}}
     assert run_ranks(
         1, restart_workers.restarted, tiny(text, tmp_path / "first", **alone), {}, tmp_path, **RUN
@@ -56,11 +58,12 @@ def test_a_new_run_from_anothers_checkpoint_begins_there_again(text, tmp_path):
     sections = {
         "parallel": {"pipeline": 1},
         "training": {"steps": 5, "threads": 1},
+        "data": {"seed": 7},
         "checkpoint": {"save_every": 4, "asynchronous": False},
     }
     config = tiny(text, tmp_path / "run", **sections)
     config.checkpoint.load = str(tmp_path / "first")
-    deaths = {3: signal.SIGKILL, 5: signal.SIGKILL}
+    deaths = {1: signal.SIGKILL, 3: signal.SIGKILL}  # steps 3 and 5, by their data, which begin anew
     assert run_ranks(1, restart_workers.restarted, config, deaths, tmp_path, **RUN) == [0]
     said = [
         line for line in (tmp_path / "run/train.log").read_text().splitlines() if "continuing from" in line
@@ -70,6 +73,23 @@ def test_a_new_run_from_anothers_checkpoint_begins_there_again(text, tmp_path):
         ["first", "checkpoints", "step-00000002"],
         ["run", "checkpoints", "step-00000004"],
     ]
+
+
+def test_a_damaged_checkpoint_to_load_is_refused_when_the_run_is_started_again(tmp_path, monkeypatch):
+    path = saved(tmp_path / "first", made())
+    (path / "__0_0.distcp").write_bytes(b"w-ights")  # of its size, which finding it does not see
+    config = resume.resumed(
+        made(checkpoint={"resume": "never", "load": str(path)}, data={"seed": 7}), tmp_path / "run"
+    )
+    assert config.checkpoint.resume == "auto"
+    monkeypatch.setattr(checkpoint, "on_first_rank", lambda work: work())
+    monkeypatch.setattr(checkpoint, "depends_on", lambda config: HERE)
+    shares = iter([slice(None)])  # of one verification
+    monkeypatch.setattr(
+        checkpoint, "verify", lambda start: manifest.verify(start.path, start.manifest, next(shares))
+    )
+    with pytest.raises(Damaged, match="__0_0"):
+        checkpoint.find(config, tmp_path / "run", "text")
 
 
 def test_a_rank_that_torchrun_starts_again_writes_down_how_long_it_took(monkeypatch):

@@ -29,8 +29,11 @@ class Service:
         module.init = lambda **options: self._called("init", options) or self
         return module
 
-    def log(self, figures, step):
-        self._called("log", (step, figures))
+    def define_metric(self, name, step_metric=None):
+        self._called("define_metric", (name, step_metric))
+
+    def log(self, figures):
+        self._called("log", figures)
 
     def finish(self, exit_code):
         self._called("finish", exit_code)
@@ -53,7 +56,7 @@ def told(watching, error=None):
     step = Step(3, None, 1e-3, 1.0)
     step.add("loss", 2.5)
     watching.on_step(step)
-    watching.on_eval(Evaluation(3, [3.0], [SimpleNamespace(bytes=2)]))
+    watching.on_eval(Evaluation(3, [3 * math.log(2)], [SimpleNamespace(bytes=2)]))
     watching.on_end(End(3, error=error))
 
 
@@ -64,8 +67,14 @@ def test_what_it_is_told(tmp_path, monkeypatch):
     (_, options), *calls = service.calls
     assert (options["mode"], options["dir"], options["id"]) == ("offline", tmp_path, None)
     assert options["config"]["model.layers"] == 4
-    validation = {"validation/loss": 1.5, "validation/bits_per_byte": 1.5 / math.log(2)}
-    assert calls == [("log", (3, {"train/loss": 2.5})), ("log", (3, validation)), ("finish", 0)]
+    assert calls == [
+        ("define_metric", ("step", None)),
+        ("define_metric", ("train/*", "step")),
+        ("define_metric", ("validation/*", "step")),
+        ("log", {"step": 3, "train/loss": 2.5}),
+        ("log", {"step": 3, "validation/loss": 1.5 * math.log(2), "validation/bits_per_byte": 1.5}),
+        ("finish", 0),
+    ]
     assert reports == []
     again = Service()
     told(observer(tmp_path, monkeypatch, again, "online")[0], RuntimeError())

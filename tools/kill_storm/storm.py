@@ -17,7 +17,7 @@ from tools.kill_storm.kills import LIMIT_S, SAVE_EVERY, Kill, Layout
 from tools.kill_storm.phases import Phases
 
 ENDS_S = 30.0  # after a death, on a machine that others use too
-HANG_ENDS_S = 2 * LIMIT_S + GRACE_S + ENDS_S
+HANG_ENDS_S = 6 * LIMIT_S + GRACE_S + ENDS_S  # while saving, ranks wait for each other six times as long
 FINISHES_S = 180.0
 GONE_S = 5.0
 ASKS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
