@@ -13,9 +13,10 @@ from hcmegatron.training import observer_registry, run
 from hcmegatron.training.heartbeat import Heartbeat
 from hcmegatron.training.manifest import Progress
 from hcmegatron.training.observer import Observer, Observers, Step, is_due
+from hcmegatron.training.saving import Saving
 from hcmegatron.training.step import StepResult
 from tests.ranks import ROOT, run_ranks
-from tests.small_configs import tiny
+from tests.small_configs import put, tiny
 from tests.training import observer_workers
 
 
@@ -36,6 +37,9 @@ class Noting(Observer):
 
     def on_checkpoint(self, saved):
         self.notes.append(f"checkpoint {saved.step}")
+
+    def on_rewind(self, rewind):
+        self.notes.append(rewind)
 
     def on_end(self, end):
         self.notes.append(f"end {end.step} {end.stopped_by}{type(end.error).__name__ if end.error else ''}")
@@ -183,6 +187,36 @@ def test_what_is_no_observer_is_refused_before_anything_is_written(name, monkeyp
 def test_an_observer_has_to_be_one(name):
     with pytest.raises(ConfigError, match=rf"run\.observers = {name}: is no Observer"):
         observer_registry.named_factory(name)
+
+
+def test_all_hear_of_a_rewind():
+    notes = []
+    Observers([Noting(notes), Observer(None), Noting(notes)]).on_rewind("back")
+    assert notes == ["back", "back"]
+
+
+def saving(checkpoints, **training):
+    config = put(Config(), training=training, checkpoint={"save_every": 2})
+    said = []
+    log = SimpleNamespace(say=lambda *lines: said.extend(lines))
+    whole = SimpleNamespace(config=config, checkpoints=checkpoints, log=log, position=Progress(1, 2))
+    return Saving(whole), said
+
+
+def test_a_save_that_has_come_to_its_end_is_heard_of_after_the_next_step():
+    checkpoints = Checkpoints()
+    checkpoints.arrived, checkpoints.finish = lambda: True, lambda: ["an old one could not be removed"]
+    watching, said = saving(checkpoints, steps=4)
+    watching.on_step(Step(1, StepResult(1.0, 1.0, True, range(2), 0.0), 1e-3, 1.0))
+    assert said == ["an old one could not be removed"]
+
+
+def test_what_there_is_to_save_after_a_rewind_is_where_it_went():
+    checkpoints = Checkpoints()
+    watching, _ = saving(checkpoints, steps=4)
+    checkpoints.saved = Progress(2, 4)
+    watching.on_rewind(SimpleNamespace(to=Progress(2, 4, ((4, 6),))))
+    assert watching.reached == Progress(2, 4, ((4, 6),)) and checkpoints.told == Progress(2, 4)
 
 
 def test_an_observer_need_not_keep_its_run():
