@@ -211,6 +211,15 @@ def test_a_save_that_has_come_to_its_end_is_heard_of_after_the_next_step():
     assert said == ["an old one could not be removed"]
 
 
+def test_the_checkpoint_that_a_run_goes_on_from_is_no_news():
+    checkpoints = Checkpoints()
+    checkpoints.saved = Progress(2, 4)
+    watching, _ = saving(checkpoints, steps=9)
+    assert checkpoints.told == Progress(2, 4)
+    watching.run.observers = None  # nobody is told
+    watching.on_step(Step(3, StepResult(1.0, 1.0, True, range(4, 6), 0.0), 1e-3, 1.0))
+
+
 def test_what_there_is_to_save_after_a_rewind_is_where_it_went():
     checkpoints = Checkpoints()
     watching, _ = saving(checkpoints, steps=4)
