@@ -36,7 +36,7 @@ from tools.alternate import alternating, ratio
 from tools.targets import Targets, exit_status
 
 VOCABULARY = 8192
-DOCUMENTATION = Path("/usr/share/doc/python3/html/_sources")
+DOCUMENTATION = sorted(Path("/usr/share/doc").glob("python3.*/html/_sources"))[-1:]  # Debian's python3.11-doc
 MB = 10**6
 
 
@@ -66,8 +66,8 @@ def main() -> int:
             )
         else:
             corpora = {"standard library": [], f"synthetic, {options.megabytes} MB": [str(synthetic)]}
-            if DOCUMENTATION.is_dir():
-                corpora["Python's documentation"] = [str(DOCUMENTATION)]
+            if DOCUMENTATION:
+                corpora["Python's documentation"] = [str(DOCUMENTATION[0])]
             print(
                 f"| corpus | MB | tokens | prepare, MB/s | encode_batch, MB/s | ratio (target) |\n{'|---' * 6}|"
             )

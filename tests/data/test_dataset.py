@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from hcmegatron.config.schema import Data, Training
+from hcmegatron.data import dataset
 from hcmegatron.data.corpus import find_corpus
 from hcmegatron.data.dataset import Batches, Validation
 from hcmegatron.data.order import permutation
@@ -50,6 +51,31 @@ def test_tokens_are_the_files_bytes_with_ends(text):
     documents = bytes(np.where(text.training[0] == 256, 0, text.training[0]).astype(np.uint8)).split(b"\0")
     assert documents[-1] == b"" and all(document.startswith(b"file ") for document in documents[:-1])
     assert len(documents) - 1 + np.count_nonzero(text.held_out[0].tokens == 256) == 30
+
+
+@pytest.mark.parametrize("together", [1, 3, 4, 100])
+def test_reading_micro_batches_together_changes_none_and_reads_a_step_once(text, together, monkeypatch):
+    made = sections(global_batch=14)  # seven micro-batches of two
+    monkeypatch.setattr(dataset, "_TOGETHER", 2 * S)
+    alone = Batches(text, *made)
+    monkeypatch.setattr(dataset, "_TOGETHER", together * 2 * S)
+    batches = Batches(text, *made)
+    read = []
+    window = batches.window
+    monkeypatch.setattr(batches, "window", lambda sample: read.append(sample) or window(sample))
+
+    def equal(seen, number):
+        expected, found = alone(seen, number), batches(seen, number)
+        assert expected.keys() == found.keys() and expected.pop("first_sample") == found.pop("first_sample")
+        assert all(torch.equal(tensor, found[name]) for name, tensor in expected.items())
+
+    for number in range(7):
+        equal(28, number)
+        equal(28, number)  # of the rank's other chunk
+    assert read == [*range(28, 42)]
+    alone.left_out = batches.left_out = ((30, 34),)
+    for number in (6, 0, 3):
+        equal(28, number)
 
 
 def test_an_epoch_predicts_every_token_once(text):

@@ -77,6 +77,7 @@ def continued(config: Config) -> dict[str, Any]:
     def rehearse(self: step.Stepper) -> Any:
         said = usual_rehearse(self)
         seen.clear()
+        self.batches._packed = (None, {})  # so that the first step reads for itself
         return said
 
     Batches.window, step.Stepper.rehearse = window, rehearse

@@ -157,6 +157,7 @@ def samples(config: Config) -> list[int]:
     def rehearse(self):
         said = usual_rehearse(self)
         seen.clear()
+        self.batches._packed = (None, {})  # so that the first step reads for itself
         return said
 
     Batches.window, step.Stepper.rehearse = window, rehearse
