@@ -220,7 +220,7 @@ def _start(
         raise ConfigError(
             f"checkpoint {path} is of another architecture: {change.as_refused()}; set it to match"
         )
-    _check_tokenizer(config, path, saved)
+    check_tokenizer(config, path, saved)
     other_data = [change.as_refused() for change in by(Rule.DATA)]
     if saved.text not in (text, None):
         other_data.append(f"the text's fingerprint is {saved.text} there, {text} here")
@@ -278,7 +278,7 @@ def _start(
     )
 
 
-def _check_tokenizer(config: Config, path: Path, saved: Manifest) -> None:
+def check_tokenizer(config: Config, path: Path, saved: Manifest) -> None:
     """ConfigError for a checkpoint of another tokenizer."""
     # here, for it imports NumPy, which no mistake before needs
     from hcmegatron.data.tokenizer_registry import build_tokenizer
