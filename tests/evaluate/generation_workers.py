@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
+import sys
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +13,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
+from hcmegatron.cli import main
 from hcmegatron.config.schema import Config
 from hcmegatron.data.dataset import pack_rows
 from hcmegatron.data.feed import Feed
@@ -19,19 +23,20 @@ from hcmegatron.evaluate.sampling import GREEDY, Sampling
 from hcmegatron.model.gpt import ConnectionGPT, unwrap
 from hcmegatron.platform.distributed import megatron_groups
 from hcmegatron.platform.ranks import discover_ranks
-from hcmegatron.training import checkpoint, loss, manifest
+from hcmegatron.training import checkpoint, loss, manifest, run
 from hcmegatron.training.from_checkpoint import configured
 from hcmegatron.training.generation import load_network
 from hcmegatron.training.model import build_model
-from hcmegatron.training.run import train
+from megatron.core.tensor_parallel import get_cuda_rng_tracker
+from tests.training.workers import state_hash
 
 DRAWN = Sampling(1.5, 0.9, 7)
-PROMPTS = [list(b"line 12"), list(b"a"), list(b"ababab 4"), list(b"12: ab"), list(b"\nline 999: ")]
+PROMPTS = [list(b"line 12"), list(b"a"), list(b"\nline 999: ")]
 
 
 def trained(config: Config) -> None:
     """Train."""
-    assert train(config, discover_ranks(os.environ)) == 0
+    assert run.train(config, discover_ranks(os.environ)) == 0
 
 
 @dataclass
@@ -87,4 +92,54 @@ def training_forward(path: Path) -> list[np.ndarray]:
             for row, prompt in enumerate(prompts):
                 found.append(kept[-1][row, len(prompt) - 1, : ByteTokenizer.vocab_size].numpy())
         assert unwrap(chunk).training and all(p.main_grad.abs().sum() > 0 for p in chunk.parameters())
+    return found
+
+
+def watched(config: Config) -> tuple[dict[int, str], int, list[dict]]:
+    """Train: by saved step a hash of weights and optimizer state; how many texts were generated; and, of rank 0, the
+    lines of metrics.jsonl. No text changes a random state."""
+    hashes: dict[int, str] = {}
+    texts = []
+    usual_save, usual_text = checkpoint.Checkpoints.save, run.sample_text
+
+    def noted(self: checkpoint.Checkpoints, at: manifest.Progress, **options: bool) -> list[str]:
+        hashes[at.step] = state_hash(self)
+        return usual_save(self, at, **options)
+
+    def sample_text(*arguments: object) -> str | None:
+        before = random_states()
+        texts.append(usual_text(*arguments))
+        assert all(map(torch.equal, before, random_states()))
+        return texts[-1]
+
+    checkpoint.Checkpoints.save, run.sample_text = noted, sample_text
+    trained(config)
+    if os.environ["RANK"] != "0":
+        return hashes, len(texts), []
+    lines = Path(config.run.dir, "metrics.jsonl").read_text().splitlines()
+    return hashes, len(texts), [json.loads(line) for line in lines]
+
+
+def random_states() -> list[torch.Tensor]:
+    """Of torch, and of Megatron's regions."""
+    return [torch.get_rng_state(), *get_cuda_rng_tracker().get_states().values()]
+
+
+def commands(calls: list[list[str]]) -> list[tuple[int, str, str]]:
+    """Run `hcmegatron` with each of these words: status, standard output and standard error. In ranks' processes, for
+    it changes its own."""
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+        os.environ.pop(name, None)
+    found = []
+    for words in calls:
+        with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+            kept = os.dup(1), os.dup(2)
+            os.dup2(out.fileno(), 1), os.dup2(err.fileno(), 2)
+            try:
+                status = main(words)
+            finally:
+                sys.stdout.flush(), sys.stderr.flush()
+                os.dup2(kept[0], 1), os.dup2(kept[1], 2)
+            texts = [(file.seek(0), file.read().decode())[1] for file in (out, err)]
+            found.append((status, *texts))
     return found

@@ -54,6 +54,7 @@ LEFT_OUT = {
     "run.wandb": "it needs the package wandb",
     "parallel.costs": "it needs measured costs, by which receives are posted on GPUs",
     "data.validation": "it needs prepared data sets (tests/data)",
+    "data.test": "it needs prepared data sets (tests/data)",
     "data.tokenizer": "it needs another vocabulary (tests/data)",
     "implementation": "it needs Transformer Engine, or is local already",
 }
