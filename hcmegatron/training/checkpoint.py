@@ -62,18 +62,25 @@ def depends_on(config: Config) -> dict[str, Any]:
     }
 
 
-def find(config: Config, directory: Path, text: str, claimed: bool = False) -> Start | None:
+def find(
+    config: Config,
+    directory: Path,
+    text: str,
+    claimed: bool = False,
+    environment: dict[str, Any] | None = None,
+) -> Start | None:
     """The verified checkpoint that this run starts from, the same on every rank; None to begin anew. Collective.
 
     With checkpoint.resume, newer ones that are damaged are set aside by name, once a whole one is found.
 
     Args:
         claimed: this job holds the run directory's lock already.
+        environment: what `depends_on` has said of this run; None: it is asked now, and reads the tokenizer's files.
 
     Raises:
         ConfigError: see resume.find.
     """
-    environment, damaged = depends_on(config), dict[Path, str]()
+    environment, damaged = environment or depends_on(config), dict[Path, str]()
     while start := on_first_rank(lambda: resume.find_start(config, directory, text, environment, damaged)):
         try:
             verify(start)

@@ -22,7 +22,6 @@ from hcmegatron.training.from_checkpoint import SETTINGS, configured, find_check
 if TYPE_CHECKING:
     from hcmegatron.data.tokenizer import Tokenizer
     from hcmegatron.evaluate.generation import Continuation
-    from hcmegatron.evaluate.sampling import Sampling
     from hcmegatron.platform.ranks import RankInfo
     from hcmegatron.training.manifest import Manifest
 
@@ -49,6 +48,7 @@ class Asked:
         path: of the checkpoint; step: that it is after.
         prompts: as tokens; texts: the same, decoded.
         tokens: that each is continued by at most.
+        drawn: fields of Sampling, which needs torch.
     """
 
     config: Config
@@ -57,7 +57,7 @@ class Asked:
     prompts: list[list[int]]
     texts: list[str]
     tokens: int
-    sampling: Sampling
+    drawn: dict[str, Any]
     as_json: bool
 
 
@@ -116,11 +116,11 @@ def main(options: argparse.Namespace, overrides: list[str]) -> int:
     from hcmegatron.platform import cuda_environment
     from hcmegatron.platform.ranks import discover_ranks
 
-    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
-    cuda_environment.prepare(os.environ)
     ranks = discover_ranks(os.environ)
     try:
         asked = _asked(options, overrides, ranks)
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+        cuda_environment.prepare(os.environ)
         if ranks is None:
             return _start_ranks(asked)
         return _rank(asked, ranks)
@@ -155,10 +155,7 @@ def _asked(options: argparse.Namespace, overrides: list[str], ranks: RankInfo | 
         )
     texts = [tokenizer.decode(ids) for ids in prompts]
     tokens = min(TOKENS, room) if tokens is None else tokens
-    from hcmegatron.evaluate.sampling import Sampling  # with torch, which no mistake before needs
-
-    sampling = Sampling(**drawn)
-    return Asked(config, path, saved.step, prompts, texts, tokens, sampling, options.json)
+    return Asked(config, path, saved.step, prompts, texts, tokens, drawn, options.json)
 
 
 def _tokenizer(config: Config, path: Path, saved: Manifest) -> Tokenizer:
@@ -223,6 +220,7 @@ def _rank(asked: Asked, ranks: RankInfo) -> int:
     import torch.distributed as dist
 
     from hcmegatron.evaluate.generation import NotFinite, generate, padded
+    from hcmegatron.evaluate.sampling import Sampling
     from hcmegatron.platform.distributed import process_groups
     from hcmegatron.training.generation import load_network
 
@@ -233,7 +231,7 @@ def _rank(asked: Asked, ranks: RankInfo) -> int:
     with process_groups(asked.config, ranks) as groups:
         network = load_network(asked.config, groups, asked.path, length, micro_batch)
         try:
-            found = generate(network, asked.prompts, asked.tokens, asked.sampling)
+            found = generate(network, asked.prompts, asked.tokens, Sampling(**asked.drawn))
         except NotFinite as error:
             raise Ended(f"checkpoint {asked.path}: {error}: this network has diverged") from None
         dist.barrier()  # rank 0 holds what the others' groups end with
