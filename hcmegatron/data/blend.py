@@ -17,6 +17,7 @@ from hcmegatron.config.schema import Data
 from hcmegatron.data.prepared import Manifest, is_prepared, read_manifest
 
 _WEIGHTED = re.compile(r"(\d+(?:\.\d*)?|\.\d+)\s+(\S.*)")
+_NUMBER = re.compile(r"[-+]?(\d|\.\d|nan\b|inf)[\w.+-]*\s+\S", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -124,9 +125,17 @@ def find_prepared(data: Data) -> PreparedCorpus | None:
 
 
 def _split_weight(written: str) -> tuple[str, str]:
-    """("0.7", "data/web") of "0.7 data/web", and ("", path) of what has no weight or exists as it is written."""
+    """("0.7", "data/web") of "0.7 data/web", and ("", path) of what has no weight or exists as it is written.
+
+    Raises:
+        ConfigError: another number is before the path, such as -1, nan or 1e3.
+    """
     match = _WEIGHTED.fullmatch(written)
-    if match is None or os.path.lexists(written):
+    if os.path.lexists(written):
+        return "", written
+    if match is None:
+        if _NUMBER.match(written):
+            raise ConfigError(f"data.paths = {written}: a weight is a number above 0 in digits, such as 0.7")
         return "", written
     return match[1], os.path.expanduser(match[2])
 
