@@ -10,7 +10,6 @@ from pathlib import Path
 from hcmegatron.config import Config, ConfigError, check_config, check_world, read_config, smallest_world
 from hcmegatron.config.schema import Checkpoint, Health, Recompute, Run
 from hcmegatron.config.types import flatten, unflatten
-from hcmegatron.platform import standard_streams
 from hcmegatron.training import manifest
 from hcmegatron.training.manifest import Damaged, Manifest
 
@@ -30,13 +29,11 @@ SETTINGS = (
     "training.threads",
     "moe.grouped",
     "moe.dispatcher",
-    "implementation",
-    "kernels",
 )
 
 
-def find_checkpoint(run: Path, step: int | None) -> tuple[Path, Manifest]:
-    """The newest checkpoint of a run directory whose files are all there, or the one that is named.
+def find_checkpoint(run: Path, step: int | None) -> tuple[Path, Manifest, list[str]]:
+    """The newest checkpoint of a run directory whose files are all there, or the one that is named; and warnings.
 
     Raises:
         ConfigError: there is none.
@@ -49,7 +46,7 @@ def find_checkpoint(run: Path, step: int | None) -> tuple[Path, Manifest]:
             raise ConfigError(
                 f"--step {step}: {run} is a checkpoint itself; leave --step out, or name its run"
             )
-        return run, _readable(run)
+        return run, _readable(run), []
     there = manifest.every(run / "checkpoints") or manifest.every(run)
     if not there:
         raise ConfigError(f"{run}: there is no checkpoint in it; name a run directory that has one")
@@ -58,17 +55,15 @@ def find_checkpoint(run: Path, step: int | None) -> tuple[Path, Manifest]:
         if not chosen:
             names = ", ".join(str(int(path.name[5:13])) for path in there[-8:])
             raise ConfigError(f"--step {step}: {run} has no checkpoint after it, but after {names}")
-        return chosen[0], _readable(chosen[0])
-    faults = []
+        return chosen[0], _readable(chosen[0]), []
+    faults: list[str] = []
     for path in reversed(there):
         try:
             saved = _readable(path)
         except Damaged as error:
             faults.append(f"checkpoint {path} {error.what}")
             continue
-        for fault in faults:
-            standard_streams.tell(f"hcmegatron: warning: {fault}; {path.name} is used")
-        return path, saved
+        return path, saved, [f"{fault}; {path.name} is used" for fault in faults]
     raise ConfigError(f"{run}: no checkpoint is whole: {'; '.join(faults)}")
 
 
@@ -108,6 +103,9 @@ def configured(
     batch = config.training.micro_batch * share * 2 * parallel.pipeline
     config = replace(
         config,
+        # what this machine has, where the run asked for what its own had
+        implementation="auto" if config.implementation == "te" else config.implementation,
+        kernels="auto" if config.kernels == "triton" else config.kernels,
         parallel=parallel,
         training=replace(config.training, global_batch=batch),
         recompute=Recompute(),

@@ -138,9 +138,9 @@ def _asked(options: argparse.Namespace, overrides: list[str], ranks: RankInfo | 
     tokens = None if options.tokens is None else _whole("--tokens", options.tokens, 1)
     step = None if options.step is None else _whole("--step", options.step, 0)
     given = read_prompts(options.prompt, options.prompts)
-    path, saved = find_checkpoint(options.run_directory, step)
-    config, warnings = configured(saved, path, overrides, 1 if ranks is None else ranks.world_size)
-    for warning in warnings:
+    path, saved, older = find_checkpoint(options.run_directory, step)
+    config, idle = configured(saved, path, overrides, 1 if ranks is None else ranks.world_size)
+    for warning in [*older, *idle] if ranks is None or ranks.rank == 0 else []:
         standard_streams.tell(f"hcmegatron: warning: {warning}")
     tokenizer = _tokenizer(config, path, saved)
     length = config.data.sequence_length

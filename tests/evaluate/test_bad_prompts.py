@@ -9,7 +9,7 @@ import pytest
 from hcmegatron.cli import main
 from hcmegatron.data.tokenizer_registry import build_tokenizer
 from hcmegatron.training import manifest
-from hcmegatron.training.from_checkpoint import find_checkpoint
+from hcmegatron.training.from_checkpoint import configured, find_checkpoint
 from tests.data.small_tokenizers import byte_level, sentence_piece
 from tests.training.resume_cases import HERE, made, saved
 
@@ -268,12 +268,34 @@ def test_a_mistake_is_one_line_and_nothing_is_started(mistake, tmp_path, capsys)
     assert words.replace("{run}", str(tmp_path / "run")) in printed.err
 
 
-def test_an_older_checkpoint_is_used_where_the_newest_is_damaged_and_said(tmp_path, capsys):
+def test_an_older_checkpoint_is_used_where_the_newest_is_damaged_and_said(tmp_path):
     whole = saved(tmp_path / "run", made(data={"sequence_length": 16}), 2)
     damaged = broken(tmp_path, "__0_0.distcp", None)
-    assert find_checkpoint(Path(damaged[0]), None)[0] == whole
-    said = capsys.readouterr().err
-    assert said == (
-        f"hcmegatron: warning: checkpoint {tmp_path}/run/checkpoints/step-00000004 is corrupt: __0_0.distcp is "
-        "missing; step-00000002 is used\n"
-    )
+    path, saved_there, said = find_checkpoint(Path(damaged[0]), None)
+    assert path == whole and saved_there.step == 2
+    assert said == [
+        f"checkpoint {whole.parent}/step-00000004 is corrupt: __0_0.distcp is missing; step-00000002 is used"
+    ]
+
+
+def test_what_the_runs_machine_had_is_asked_for_of_none(tmp_path):
+    path = run(tmp_path) / "checkpoints" / manifest.name(4)
+    told = manifest.read(path)
+    asked_for = {
+        "kernels": "triton",
+        "implementation": "te",
+        "parallel.pipeline": 8,
+        "run.observers": ["a:B"],
+    }
+    config, warnings = configured(replace(told, config={**told.config, **asked_for}), path, [], 1)
+    assert (config.kernels, config.implementation, config.parallel.pipeline) == ("auto", "auto", 1)
+    assert config.run.observers == [] and warnings == []
+    kept = {"kernels": "torch", "implementation": "local"}
+    config, _ = configured(replace(told, config={**told.config, **kept}), path, ["--parallel.tensor=2"], 8)
+    assert (config.kernels, config.implementation, config.parallel.tensor) == ("torch", "local", 2)
+
+
+def test_a_setting_without_effect_is_said(tmp_path):
+    path = run(tmp_path) / "checkpoints" / manifest.name(4)
+    _, warnings = configured(manifest.read(path), path, ["--moe.grouped=false"], 1)
+    assert warnings == ["moe.grouped = false has no effect: moe.experts is 0"]

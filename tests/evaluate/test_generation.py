@@ -48,7 +48,7 @@ def network(tmp_path_factory):
                 small(architecture, connection),
                 data={"paths": [str(text)], "holdout": 0.0, "sequence_length": 24},
                 optimizer={"lr": 3e-2, "eps": 1e-8, "warmup_steps": 0, "schedule": "constant"},
-                training={"steps": 3},
+                training={"steps": 3, "threads": 1},
                 run={"dir": str(run), "tensorboard": False, "peak_tflops": 0.01},
             )
             run_ranks(1, generation_workers.trained, config, process_group=False, **RUN)

@@ -34,7 +34,7 @@ def test_a_text_is_that_of_the_checkpoint_and_nothing_else_changes(text, tmp_pat
         config = tiny(
             text,
             tmp_path / name,
-            training={"eval_every": 2, "eval_prompt": prompt, "eval_tokens": 9},
+            training={"eval_every": 2, "eval_prompt": prompt, "eval_tokens": 9, "threads": 1},
             optimizer={"lr": 0.03},
             parallel={"pipeline": 2, "schedule": "1f1b"},
         )
