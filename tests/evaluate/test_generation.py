@@ -108,8 +108,9 @@ def test_the_verb_says_texts_in_any_layout_and_stops_at_the_end_of_a_document(ne
     ]
     run = {**RUN, "timeout": 100, "process_group": False}
     ((two, shown, *as_json, alone, full),) = run_ranks(1, generation_workers.commands, calls, **run)
-    assert {said[0] for said in (two, shown, *as_json, alone, full)} == {0} and shown[2] == alone[2] == ""
-    assert as_json[0] == as_json[1] == two
+    assert {said[0] for said in (two, shown, *as_json, alone, full)} == {0}
+    assert "hcmegatron:" not in shown[2] + alone[2]  # Megatron's own warnings are there too
+    assert as_json[0][1] == as_json[1][1] == two[1]
     first, second = map(json.loads, as_json[0][1].splitlines())
     assert first.keys() == {"prompt", "text", "tokens", "ended", "step"}
     assert (first["prompt"], second["prompt"], first["step"]) == ("line 12", "a", 3)
