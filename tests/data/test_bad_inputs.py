@@ -410,7 +410,7 @@ def content(folder: Path) -> dict[Path, bytes]:
     }
 
 
-@pytest.mark.filterwarnings("error")  # such as of an exception that is ignored
+@pytest.mark.filterwarnings("error::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_a_mistake_is_one_line_and_leaves_everything_as_it_was(mistake, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(documents, "LONGEST_TEXT", 4096)
