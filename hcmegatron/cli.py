@@ -112,8 +112,10 @@ VERBS = {
         "hcmegatron.training.replay_cli",
         "run a bad step that a run has kept once more, in one process",
     ),
+    "generate": ("hcmegatron.training.generate_cli", "continue texts with a checkpoint of a run"),
     "data": ("hcmegatron.data.cli", "prepare, show and check data sets, train tokenizers"),
 }
+WITH_SETTINGS = ("plan", "generate")  # of these, whose words are in the module's OPTIONS
 
 
 def _verb(arguments: list[str]) -> str | None:
@@ -138,12 +140,14 @@ def _run(arguments: list[str]) -> int:
         module = importlib.import_module(VERBS[asked][0])
         module.add_arguments(parsers[asked])
         parsers[asked].set_defaults(run=lambda options, overrides: module.main(options))
+        if asked in WITH_SETTINGS:
+            parsers[asked].set_defaults(run=module.main)
+            known += module.OPTIONS
         if asked == "plan":
             parsers[asked].set_defaults(run=partial(module.main, measure=_measure))
-            known += module.OPTIONS
     if asked == "train":
         known += ("--restarts",)
-    if asked not in VERBS or asked == "plan":  # every other --word is a setting
+    if asked not in VERBS or asked in WITH_SETTINGS:  # every other --word is a setting
         _refuse_separate_values(arguments)
         overrides = [
             word for word in arguments if word.startswith("--") and word.partition("=")[0] not in known

@@ -61,7 +61,9 @@ def _training(config: Config, unless: Unless) -> None:
     unless(
         not whole_layers, "recompute.mode is full, which leaves no nodes to interleave", "parallel.overlap"
     )
-    unless(own or config.data.holdout > 0, "data.holdout is 0", "training.eval_every training.eval_batches")
+    judged = "training.eval_every training.eval_batches training.eval_prompt training.eval_tokens"
+    unless(config.training.eval_prompt is not None, "training.eval_prompt is null", "training.eval_tokens")
+    unless(own or config.data.holdout > 0, "data.holdout is 0", judged)
 
 
 def _health(config: Config, unless: Unless) -> None:

@@ -48,7 +48,15 @@ ABSENT = (
     ),
 )
 # Files and directories: ~ is the home directory.
-PLACES = ("run.dir", "data.paths", "data.validation", "data.tokenizer", "checkpoint.load", "parallel.costs")
+PLACES = (
+    "run.dir",
+    "data.paths",
+    "data.validation",
+    "data.test",
+    "data.tokenizer",
+    "checkpoint.load",
+    "parallel.costs",
+)
 ABSENT_VALUES = {
     "training.dtype": (
         (r".*fp8.*|.*float8.*|e4m3|e5m2|.*fp4.*", ABSENT[1][1]),

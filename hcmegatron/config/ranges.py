@@ -21,7 +21,7 @@ _RANGES = {
         model.ffn_hidden_size model.vocab_multiple mla.kv_rank mla.q_rank mla.rope_dim moe.top_k
         moe.ffn_hidden_size parallel.tensor parallel.expert parallel.expert_tensor parallel.timeout_s
         data.sequence_length training.steps training.global_batch training.micro_batch
-        training.eval_batches training.log_every training.max_bad_steps
+        training.eval_batches training.eval_tokens training.log_every training.max_bad_steps
         health.leave_out_batches health.slow_window
         checkpoint.keep_last""",
     ),

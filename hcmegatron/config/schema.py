@@ -125,6 +125,9 @@ class Data:
     validation: list[str] = field(
         default_factory=list
     )  # prepared data sets of their own, in place of holdout
+    test: list[str] = field(
+        default_factory=list
+    )  # prepared data sets that are evaluated whole, once, at the end
     suffixes: list[str] = field(
         default_factory=lambda: [".py", ".txt", ".md", ".rst"]
     )  # read from directories
@@ -166,6 +169,10 @@ class Training:
     seed: int = 1234
     eval_every: int = 100  # steps; 0: only at the end
     eval_batches: int = 8  # global batches of held-out text
+    eval_prompt: str | None = (
+        None  # a text that every evaluation shows the likeliest continuation of; null: none
+    )
+    eval_tokens: int = 32  # of it, or as many as fit a sequence
     log_every: int = 1
     max_bad_steps: int = 5  # in a row before the run stops: not finite, or spikes (health)
     threads: int | None = None  # CPU threads a rank; None: cores / ranks on this node

@@ -10,6 +10,7 @@ import math
 import re
 import types
 import typing
+from collections.abc import Mapping
 from functools import cache
 from typing import Any, Literal
 
@@ -63,6 +64,24 @@ def flatten(config: Config) -> dict[str, Any]:
         section, _, leaf = key.rpartition(".")
         found[key] = getattr(getattr(config, section) if section else config, leaf)
     return found
+
+
+def unflatten(settings: Mapping[str, Any], where: str) -> Config:
+    """The configuration of `flatten`'s settings; those that are missing have their defaults.
+
+    Args:
+        where: who kept them, in words.
+
+    Raises:
+        ConfigError: there is one that this version does not know.
+    """
+    config = Config()
+    if unknown := sorted(settings.keys() - leaves().keys()):
+        raise ConfigError(f"{where}: {unknown[0]} is no setting of this version; use the one that wrote it")
+    for key, value in settings.items():
+        section, _, leaf = key.rpartition(".")
+        setattr(getattr(config, section) if section else config, leaf, value)
+    return config
 
 
 def describe_field(hint: Any) -> str:

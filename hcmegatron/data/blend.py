@@ -17,6 +17,7 @@ from hcmegatron.config.schema import Data
 from hcmegatron.data.prepared import Manifest, is_prepared, read_manifest
 
 _WEIGHTED = re.compile(r"(\d+(?:\.\d*)?|\.\d+)\s+(\S.*)")
+_NUMBER = re.compile(r"[-+]?(\d|\.\d|nan\b|inf)[\w.+-]*\s+\S", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,7 @@ class PreparedCorpus:
     Attributes:
         weights: of the training sets, in whole numbers; None where they are read end to end.
         validation: data sets of their own; none where the end of every training set is held out.
+        test: data sets for the end of the training.
         fingerprint: of what the order of training depends on: manifests, weights, whether ends are held out.
     """
 
@@ -42,6 +44,7 @@ class PreparedCorpus:
     weights: tuple[int, ...] | None
     validation: tuple[PreparedSet, ...]
     share: float
+    test: tuple[PreparedSet, ...] = ()
     suffixes: tuple[str, ...] = ()  # of data.suffixes, where others than its default are given
 
     @property
@@ -82,11 +85,12 @@ def find_prepared(data: Data) -> PreparedCorpus | None:
             raise ConfigError(
                 f"data.paths = {weighted}: only prepared data sets have weights; make one with hcmegatron data prepare"
             )
-        if data.validation:
-            raise ConfigError(
-                f"data.validation = {data.validation}, but data.paths names text; prepare it with hcmegatron data "
-                "prepare, or leave data.validation out"
-            )
+        for key, paths in (("data.validation", data.validation), ("data.test", data.test)):
+            if paths:
+                raise ConfigError(
+                    f"{key} = {paths}, but data.paths names text; prepare it with hcmegatron data prepare, or leave "
+                    f"{key} out"
+                )
         return None
     if not all(prepared):
         raise ConfigError(
@@ -105,13 +109,7 @@ def find_prepared(data: Data) -> PreparedCorpus | None:
         raise ConfigError(
             f"data.paths names {twice} twice; name it once, with the weight that it should have"
         )
-    if twice := _repeated([os.path.realpath(path) for path in data.validation]):
-        raise ConfigError(f"data.validation names {twice} twice; name it once")
-    for path in data.validation:
-        if os.path.realpath(path) in paths:
-            raise ConfigError(
-                f"data.validation = {path} is trained on too (data.paths); name another data set"
-            )
+    _apart(paths, data)
     try:
         whole = tuple(whole_weights(weights)) if weights else None
     except ConfigError as error:
@@ -121,16 +119,42 @@ def find_prepared(data: Data) -> PreparedCorpus | None:
         whole,
         tuple(_open("data.validation", path, data.tokenizer) for path in data.validation),
         data.holdout,
+        tuple(_open("data.test", path, data.tokenizer) for path in data.test),
         () if data.suffixes == Data().suffixes else tuple(data.suffixes),
     )
 
 
 def _split_weight(written: str) -> tuple[str, str]:
-    """("0.7", "data/web") of "0.7 data/web", and ("", path) of what has no weight or exists as it is written."""
+    """("0.7", "data/web") of "0.7 data/web", and ("", path) of what has no weight or exists as it is written.
+
+    Raises:
+        ConfigError: another number is before the path, such as -1, nan or 1e3.
+    """
     match = _WEIGHTED.fullmatch(written)
-    if match is None or os.path.lexists(written):
+    if os.path.lexists(written):
+        return "", written
+    if match is None:
+        if _NUMBER.match(written):
+            raise ConfigError(f"data.paths = {written}: a weight is a number above 0 in digits, such as 0.7")
         return "", written
     return match[1], os.path.expanduser(match[2])
+
+
+def _apart(trained_on: list[str], data: Data) -> None:
+    """ConfigError where a data set is used for two things.
+
+    Args:
+        trained_on: real paths of data.paths.
+    """
+    used = dict.fromkeys(trained_on, "is trained on too (data.paths)")
+    for key, paths in (("data.validation", data.validation), ("data.test", data.test)):
+        real = [os.path.realpath(path) for path in paths]
+        if twice := _repeated(real):
+            raise ConfigError(f"{key} names {twice} twice; name it once")
+        for path in paths:
+            if why := used.get(os.path.realpath(path)):
+                raise ConfigError(f"{key} = {path} {why}; name another data set")
+        used |= dict.fromkeys(real, f"is evaluated during training too ({key})")
 
 
 def _repeated(paths: list[str]) -> str | None:

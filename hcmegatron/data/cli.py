@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from hcmegatron.data.prepare import Prepared, Progress
 
 DAMAGED = 1  # exit status of check
+_LENGTH = 256  # of a sequence that is shown
 _SHOWN = 20  # rejected lines that are printed; the others are counted
 
 
@@ -68,7 +69,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     show.add_argument("--sample", metavar="N", type=int, help="the N-th sequence, as the documents lie")
     for action in (tokenizer, prepare, show, check):
         action.set_defaults(parser=action)  # for what is said of words that it does not know
-    show.add_argument("--length", metavar="S", type=int, default=256, help="its tokens (default: 256)")
+    show.add_argument("--length", metavar="S", type=int, help=f"its tokens (default: {_LENGTH})")
 
 
 def main(options: argparse.Namespace) -> int:
@@ -163,11 +164,16 @@ def _show(options: argparse.Namespace) -> int:
 
     manifest = read_manifest(options.path)
     if options.sample is None:
+        if options.length is not None:
+            raise ConfigError(
+                f"--length {options.length}: of a sequence, and none is asked for; add --sample N"
+            )
         print("\n".join(_words(manifest)))
         return 0
     from hcmegatron.data.inspect import sequence
 
-    for line in sequence(options.path, manifest, options.sample, options.length):
+    length = _LENGTH if options.length is None else options.length
+    for line in sequence(options.path, manifest, options.sample, length):
         print(line)
     return 0
 

@@ -92,7 +92,7 @@ def find_corpus(data: Data) -> Corpus | PreparedCorpus:
 
     Every file of text is opened and looked through, so that a later read in many ranks does not fail.
     """
-    if data.paths or data.validation:
+    if data.paths or data.validation or data.test:
         from hcmegatron.data.blend import find_prepared
 
         if (prepared := find_prepared(data)) is not None:

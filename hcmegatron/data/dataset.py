@@ -100,7 +100,8 @@ class Batches:
 
 
 class Validation:
-    """A fixed set of held-out windows, spread evenly over the held-out text and the same at every evaluation.
+    """A fixed set of held-out windows, spread evenly over the held-out text and the same at every evaluation; or, of a
+    test set, all windows.
 
     `nats_per_byte` is exact for these windows: all their labels' losses, ends of documents included, over the
     number of bytes among the labels. The last micro-batch is filled up with windows whose loss mask is zero.
@@ -114,17 +115,18 @@ class Validation:
         data_rank: int = 0,
         data_parallel: int = 1,
         source: int = 0,
+        test: bool = False,
     ) -> None:
-        held: HeldOut = text.held_out[source]
+        held: HeldOut = (text.test if test else text.held_out)[source]
         self.name, self.end, self.training = held.name, text.tokenizer.end_of_document, text.training
         self.length, self.micro_batch = data.sequence_length, training.micro_batch
-        named, remedy = f"data.validation: {held.name}", "give more text"
+        named, remedy = f"data.{'test' if test else 'validation'}: {held.name}", "give more text"
         if not held.own_set:
             named = f"data.paths: the held-out text of {held.name}"
             remedy = "give more text, a larger data.holdout, prepared data of its own as data.validation"
         self.rows = Windows([named], [held.tokens], self.length, remedy)
         there = len(self.rows)
-        wanted = -(-training.eval_batches * training.global_batch // len(text.held_out))
+        wanted = there if test else -(-training.eval_batches * training.global_batch // len(text.held_out))
         count = min(there, wanted)
         self.windows = [index * there // count for index in range(count)]
         share = self.micro_batch * data_parallel

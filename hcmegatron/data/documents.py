@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from typing import BinaryIO, NamedTuple
 
 from hcmegatron.config.errors import ConfigError
-from hcmegatron.data.inputs import File, Piece, kind, open_parquet
+from hcmegatron.data.inputs import COMPRESSED, File, Piece, kind, open_parquet
 
 LONGEST_TEXT = 1 << 28  # bytes of one document
 
@@ -92,6 +92,9 @@ def _text(file: File) -> Iterator[Document | Rejected]:
 
 
 def _lines(file: File, start: int, stop: int | None, field: str) -> Iterator[Document | Rejected]:
+    if not file.size and not file.name.lower().endswith(COMPRESSED):
+        yield Rejected(file.name, 1, "empty")
+        return
     with _opened(file) as stream:
         if start:
             stream.seek(start - 1)
@@ -100,6 +103,8 @@ def _lines(file: File, start: int, stop: int | None, field: str) -> Iterator[Doc
         while stop is None or stream.tell() < stop:
             raw = stream.readline(LONGEST_TEXT + 1)
             if not raw:
+                if not number:  # nothing is packed in it
+                    yield Rejected(file.name, 1, "empty")
                 return
             number += 1
             if len(raw) > LONGEST_TEXT and not raw.endswith(b"\n"):
@@ -174,6 +179,10 @@ def _not_utf8(raw: bytes, error: UnicodeDecodeError) -> str:
 def _opened(file: File) -> Iterator[BinaryIO]:
     """The file's content, unpacked."""
     name = file.name.lower()
+    if name.endswith(COMPRESSED) and not file.size:  # which the libraries take for an empty text
+        raise ConfigError(
+            f"{file.path} cannot be read: it is empty, and nothing packed; copy it again, or remove it"
+        )
     if name.endswith(".gz"):
         with gzip.open(file.path) as stream:
             yield stream

@@ -6,6 +6,7 @@ whatever the number of workers.
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,6 +64,13 @@ def find_files(paths: Sequence[str]) -> tuple[list[File], list[str]]:
     passed_over: list[str] = []
     for name in paths:
         path = Path(name)
+        try:
+            path.stat()
+        except OSError as error:  # such as a name that is too long; of what is not there the word comes below
+            if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+                raise ConfigError(f"{name}: {error.strerror}; name files or directories") from None
+        except ValueError:  # a zero byte, of which pathlib says that it is not there
+            pass
         if path.is_dir():
             inside = walk(path, ("",), _hidden, links=True)
             if odd := [relative for relative, file in inside if not file.is_file()]:

@@ -13,6 +13,13 @@ from hcmegatron.platform import megatron as _adapter  # noqa: F401  (before Mega
 from megatron.core.datasets.indexed_dataset import IndexedDataset
 
 
+class _Dataset(IndexedDataset):
+    """Megatron's, without its own end, which prints a traceback where the index was none; what it holds ends itself."""
+
+    def __del__(self) -> None:
+        """Nothing more."""
+
+
 class MappedTokens:
     """Tokens start..stop of an IndexedDataset, read as an array is: by length and slice."""
 
@@ -51,7 +58,7 @@ def open_set(found: PreparedSet, held_out: float) -> tuple[MappedTokens, MappedT
     """
     prefix, tokens = str(found.path / TOKENS), found.manifest.tokens
     try:
-        dataset = IndexedDataset(prefix)
+        dataset = _Dataset(prefix)
     except (AssertionError, ValueError, OSError) as error:
         raise ConfigError(
             f"{found.path}: {TOKENS}.idx is damaged ({error}); prepare the data again"

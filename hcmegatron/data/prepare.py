@@ -79,6 +79,9 @@ class Preparation:
             "drop duplicates": drop_duplicates,
             "bytes of a piece": piece_bytes,
         }
+        for name in paths:
+            if out.resolve().is_relative_to(Path(name).resolve()) and Path(name).is_dir():
+                raise ConfigError(f"--out {out} is inside of the input {name}; name another directory")
         self._claim(plan)
 
     def run(self, workers: int, progress: Progress = lambda size: None) -> Prepared:
@@ -165,7 +168,7 @@ class Preparation:
                     f"{self.out}: a prepared data set is there already; name another --out, or remove it"
                 )
             if (self.out / PLAN).exists():
-                begun = json.loads((self.out / PLAN).read_bytes())
+                begun = dict(json.loads((self.out / PLAN).read_bytes()))
                 if other := [name for name in plan if begun.get(name) != plan[name]]:
                     raise ConfigError(
                         f"{self.out}: begun with another input ({', '.join(other)} differ); name another --out, or "
@@ -175,7 +178,7 @@ class Preparation:
                 raise ConfigError(f"{self.out}: something else is there; name another --out")
             write_json(self.out / PLAN, plan)
             (self.out / PARTS).mkdir(exist_ok=True)
-        except ValueError as error:
+        except (ValueError, TypeError) as error:
             if isinstance(error, ConfigError):
                 raise
             raise ConfigError(f"{self.out}: {PLAN} is damaged ({error}); remove the directory") from None
@@ -203,11 +206,24 @@ def _pool(workers: int, tokenizer: Tokenizer) -> Iterator[ProcessPoolExecutor]:
     others = set(multiprocessing.active_children())
     with ProcessPoolExecutor(workers, multiprocessing.get_context("fork"), _begin, (tokenizer,)) as pool:
         try:
+            with _no_interruption():
+                pool.submit(int)  # the workers are forked at the first job, all of them
             yield pool
         except BaseException:  # Ctrl-C too; shutdown would wait for all that the queue to the workers holds
             for process in set(multiprocessing.active_children()) - others:
                 process.kill()
             raise
+
+
+@contextmanager
+def _no_interruption() -> Iterator[None]:
+    """Ctrl-C waits until the context is left: what a signal raises in one of Python's hooks for forks is printed, and
+    forgotten."""
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
 def _begin(tokenizer: Tokenizer) -> None:

@@ -25,7 +25,8 @@ class Tokens(Protocol):
 @dataclass(frozen=True)
 class HeldOut:
     """Tokens to be judged by. byte_ratio: bytes of the text over what the tokenizer's bytes_of makes of its tokens: 1,
-    except where the tokenizer changes a text. own_set: it is one of data.validation, and not the end of another."""
+    except where the tokenizer changes a text. own_set: it is one of data.validation or data.test, and not the end of
+    another."""
 
     name: str
     tokens: Tokens
@@ -41,6 +42,7 @@ class Text:
         names: of the same sources.
         weights: of the sources' samples, in whole numbers; None where they are read end to end.
         held_out: none where nothing is held out.
+        test: of data.test.
         split: what is held out, in words.
     """
 
@@ -50,6 +52,7 @@ class Text:
         self.names: list[str] = []
         self.weights: tuple[int, ...] | None = None
         self.held_out: list[HeldOut] = []
+        self.test: list[HeldOut] = []
         if isinstance(corpus, PreparedCorpus):
             self._open(corpus)
         else:
@@ -78,8 +81,9 @@ class Text:
             shares.append(f"{len(end) / found.manifest.tokens:.3g} of {found.name}")
             if len(end):
                 self.held_out.append(HeldOut(found.name, end, found.manifest.byte_ratio))
-        for found in corpus.validation:
-            self.held_out.append(HeldOut(found.name, open_set(found, 0)[0], found.manifest.byte_ratio, True))
+        for sets, held in ((corpus.validation, self.held_out), (corpus.test, self.test)):
+            for found in sets:
+                held.append(HeldOut(found.name, open_set(found, 0)[0], found.manifest.byte_ratio, True))
         names = ", ".join(found.name for found in corpus.validation)
         self.split = f"held out: {names or 'the last ' + ', '.join(shares)}"
 

@@ -150,6 +150,7 @@ class ScheduleRunner:
         num_microbatches: int,
         seq_length: int,
         micro_batch_size: int,
+        forward_only: bool = False,
     ) -> None:
         """Use every communicator, and run whatever the chunks run in a step and in an evaluation, with no message under
         way between stages (warm_start.py). Collective. Gradients, the tokens of the routers' experts, their biases and
@@ -158,6 +159,7 @@ class ScheduleRunner:
         Args:
             batches: of each chunk, as many micro-batches as are asked for.
             num_microbatches: of the steps to come.
+            forward_only: they are evaluations alone.
         """
         start_communicators(self.groups)
         transfer.reserve(copies_to_device(self.chunks, [next(own) for own in batches], num_microbatches))
@@ -172,11 +174,12 @@ class ScheduleRunner:
                 chunk.train(not forward_only)
                 stage.begin(forward_step_func, own, forward_only, 0, lambda: None)
 
-        begin(forward_only=False)
-        actions = training_schedule(self.parallel, num_microbatches).actions[self.groups.pp.rank()]
-        with self._no_sync():
-            run_alone(actions, alone)
-        self.reduce()
+        if not forward_only:
+            begin(forward_only=False)
+            actions = training_schedule(self.parallel, num_microbatches).actions[self.groups.pp.rank()]
+            with self._no_sync():
+                run_alone(actions, alone)
+            self.reduce()
         begin(forward_only=True)
         with torch.no_grad():
             for number in self.stages:

@@ -82,7 +82,8 @@ class BadSteps(Observer):
         """The newest whole checkpoint of this run, or the one that it began with."""
         config, run = self.run.config, self.run
         own = replace(config, checkpoint=replace(config.checkpoint, resume="auto", load=None))
-        found = checkpoint.find(own, run.directory, run.checkpoints.writer.text, claimed=True)
+        writer = run.checkpoints.writer
+        found = checkpoint.find(own, run.directory, writer.text, claimed=True, environment=writer.environment)
         if found is not None or run.start is None:
             return found
         try:

@@ -30,9 +30,9 @@ from hcmegatron.platform import adam
 from hcmegatron.platform.collective_failure import gathered, on_first_rank
 from hcmegatron.platform.distributed import device, timeout
 from hcmegatron.training import manifest, resume, run_directory, shard_files
-from hcmegatron.training.checkpoint_state import to_load, updating
+from hcmegatron.training.checkpoint_state import to_load, updating, weights_to_load
 from hcmegatron.training.checkpoint_writer import CheckpointWriter
-from hcmegatron.training.manifest import Damaged, Progress
+from hcmegatron.training.manifest import Damaged, Manifest, Progress
 from hcmegatron.training.model import gather_parameters
 from hcmegatron.training.on_every_rank import NotDone, everywhere, unreadable
 from hcmegatron.training.resume import Start
@@ -62,18 +62,25 @@ def depends_on(config: Config) -> dict[str, Any]:
     }
 
 
-def find(config: Config, directory: Path, text: str, claimed: bool = False) -> Start | None:
+def find(
+    config: Config,
+    directory: Path,
+    text: str,
+    claimed: bool = False,
+    environment: dict[str, Any] | None = None,
+) -> Start | None:
     """The verified checkpoint that this run starts from, the same on every rank; None to begin anew. Collective.
 
     With checkpoint.resume, newer ones that are damaged are set aside by name, once a whole one is found.
 
     Args:
         claimed: this job holds the run directory's lock already.
+        environment: what `depends_on` has said of this run; None: it is asked now, and reads the tokenizer's files.
 
     Raises:
         ConfigError: see resume.find.
     """
-    environment, damaged = depends_on(config), dict[Path, str]()
+    environment, damaged = environment or depends_on(config), dict[Path, str]()
     while start := on_first_rank(lambda: resume.find_start(config, directory, text, environment, damaged)):
         try:
             verify(start)
@@ -91,6 +98,11 @@ def find(config: Config, directory: Path, text: str, claimed: bool = False) -> S
 
 
 def verify(start: Start) -> None:
+    """Compare every file of the checkpoint of a start with its checksums, as `verify_files`. Collective."""
+    verify_files(start.path, start.manifest)
+
+
+def verify_files(path: Path, written: Manifest) -> None:
     """Compare every file of a checkpoint with its checksums, each rank a share of the blocks. Collective.
 
     Raises:
@@ -98,12 +110,22 @@ def verify(start: Start) -> None:
     """
     fault: ConfigError | None = None
     try:
-        manifest.verify(start.path, start.manifest, slice(dist.get_rank(), None, dist.get_world_size()))
+        manifest.verify(path, written, slice(dist.get_rank(), None, dist.get_world_size()))
     except ConfigError as error:
         fault = error
     for found in gathered(fault):
         if found is not None:
             raise found
+
+
+def load_weights(chunks: list[nn.Module], path: Path) -> None:
+    """Fill the network's weights, where there is no optimizer. Collective.
+
+    Raises:
+        NotDone: they cannot be read, or are not those of the checkpoint.
+    """
+    stored = everywhere(lambda: shard_files.shapes(path), unreadable)
+    everywhere(lambda: shard_files.read(weights_to_load(chunks), path, stored), unreadable)
 
 
 def _set_aside(start: Start, directory: Path, claimed: bool) -> Start:

@@ -23,7 +23,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from torch import Tensor
 
@@ -69,11 +69,15 @@ class Evaluation:
     Attributes:
         totals: of each source, nats of all its labels.
         sources: each one's text, and what needs no model.
+        kind: of the text: what is looked at during training, or data.test at its end.
+        sample: what the network makes of training.eval_prompt, where there is one.
     """
 
     step: int
     totals: list[float]
     sources: list[Validation]
+    kind: Literal["validation", "test"] = "validation"
+    sample: str | None = None
 
     @property
     def loss(self) -> float:
@@ -144,7 +148,7 @@ class Observer:
         """A step has ended. Observers see it in their order: figures that are added here reach those behind."""
 
     def on_eval(self, evaluation: Evaluation) -> None:
-        """Held-out text was evaluated."""
+        """Held-out text, or at the end a test set, was evaluated."""
 
     def on_checkpoint(self, saved: Progress) -> None:
         """A checkpoint is complete."""

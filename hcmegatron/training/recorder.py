@@ -42,15 +42,17 @@ class Recorder(Observer):
     def on_eval(self, evaluation: Evaluation) -> None:
         """The loss on held-out text, nats a byte, beside what needs no model."""
         step, figures, sources = evaluation.step, evaluation.figures, evaluation.sources
-        self._metrics.write(metrics_line({"step": step, "kind": "validation", **figures}))
+        sample = {} if evaluation.sample is None else {"sample": evaluation.sample}
+        self._metrics.write(metrics_line({"step": step, "kind": evaluation.kind, **figures, **sample}))
         uniform, unigram = (
             evaluation.together(getattr(source, name) * source.bytes for source in sources)
             for name in ("uniform", "unigram")
         )
         self.log.say(
-            f"step {step}: validation loss {figures['loss']:.4f} nats a byte, {figures['bits_per_byte']:.4f} bits "
-            f"(uniform {uniform:.2f}, unigram {unigram:.2f} nats)",
+            f"step {step}: {evaluation.kind} loss {figures['loss']:.4f} nats a byte, "
+            f"{figures['bits_per_byte']:.4f} bits (uniform {uniform:.2f}, unigram {unigram:.2f} nats)",
             *(f"  {name}: {value:.4f}" for name, value in evaluation.by_source.items()),
+            *(f"  {self.training.eval_prompt} -> {_in_one_line(text)}" for text in sample.values()),
         )
 
     def on_rewind(self, rewind: Rewind) -> None:
@@ -79,6 +81,11 @@ class Recorder(Observer):
             dropped = drop_later_metrics(path, step + 1)
             self._metrics = Sink.append(path, self.log.report)
         return dropped
+
+
+def _in_one_line(text: str) -> str:
+    """As JSON, and nothing in it that steers a terminal."""
+    return "".join(c if c.isprintable() else "\ufffd" for c in json.dumps(text, ensure_ascii=False))
 
 
 def metrics_line(metrics: dict[str, Any]) -> str:

@@ -22,10 +22,10 @@ from hcmegatron.data.tokenizer_registry import build_tokenizer
 from hcmegatron.model.gpt import unwrap
 from hcmegatron.platform.distributed import device, process_groups
 from hcmegatron.platform.ranks import RankInfo, free_port
-from hcmegatron.training import loss, shard_files
-from hcmegatron.training.checkpoint_state import weights_to_load
+from hcmegatron.training import loss
+from hcmegatron.training.checkpoint import load_weights
 from hcmegatron.training.model import build_model
-from hcmegatron.training.on_every_rank import NotDone, everywhere, unreadable
+from hcmegatron.training.on_every_rank import NotDone
 from megatron.core.transformer.moe.moe_utils import MoEAuxLossAutoScaler
 
 # Classes of parameters by what their names have, the first that fits.
@@ -89,10 +89,7 @@ def kind_of(parameter: str) -> str:
 def _load(chunk: nn.Module, checkpoint: Path) -> None:
     """Fill the network's weights; ConfigError where they are not those of the checkpoint."""
     try:
-        everywhere(
-            lambda: shard_files.read(weights_to_load([chunk]), checkpoint, shard_files.shapes(checkpoint)),
-            unreadable,
-        )
+        load_weights([chunk], checkpoint)
     except NotDone as error:
         raise ConfigError(
             f"checkpoint {checkpoint} does not fit the network of the kept step: {error}; name one of the same network "

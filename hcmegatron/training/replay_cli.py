@@ -10,7 +10,7 @@ from typing import Any
 
 from hcmegatron.config import Config, ConfigError, check_config
 from hcmegatron.config.schema import Health, Parallel, Recompute
-from hcmegatron.config.types import defaults, leaves
+from hcmegatron.config.types import defaults, unflatten
 from hcmegatron.training import kept_steps, manifest
 
 
@@ -84,15 +84,7 @@ def alone(settings: dict[str, object], path: Path) -> Config:
     Raises:
         ConfigError: it has settings that this version does not know, or values that it refuses.
     """
-    config = Config()
-    if unknown := sorted(settings.keys() - leaves().keys()):
-        raise ConfigError(
-            f"{path}: {unknown[0]} is no setting of this version; replay with the one that kept it"
-        )
-    for key, value in settings.items():
-        section, _, leaf = key.rpartition(".")
-        setattr(getattr(config, section) if section else config, leaf, value)
     whole = Parallel(distributed_optimizer=False)
-    config = replace(config, parallel=whole, recompute=Recompute(), health=Health())
+    config = replace(unflatten(settings, str(path)), parallel=whole, recompute=Recompute(), health=Health())
     check_config(config)
     return config

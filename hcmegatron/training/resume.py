@@ -220,7 +220,7 @@ def _start(
         raise ConfigError(
             f"checkpoint {path} is of another architecture: {change.as_refused()}; set it to match"
         )
-    _check_tokenizer(config, path, saved)
+    check_tokenizer(config, path, saved, (environment or {}).get("tokenizer"))
     other_data = [change.as_refused() for change in by(Rule.DATA)]
     if saved.text not in (text, None):
         other_data.append(f"the text's fingerprint is {saved.text} there, {text} here")
@@ -278,12 +278,17 @@ def _start(
     )
 
 
-def _check_tokenizer(config: Config, path: Path, saved: Manifest) -> None:
-    """ConfigError for a checkpoint of another tokenizer."""
-    # here, for it imports NumPy, which no mistake before needs
-    from hcmegatron.data.tokenizer_registry import build_tokenizer
+def check_tokenizer(config: Config, path: Path, saved: Manifest, here: str | None = None) -> None:
+    """ConfigError for a checkpoint of another tokenizer.
 
-    here = build_tokenizer(config.data.tokenizer).fingerprint
+    Args:
+        here: the fingerprint of this one, where it is known: a run that goes back reads no file again.
+    """
+    if here is None:
+        # here, for it imports NumPy, which no mistake before needs
+        from hcmegatron.data.tokenizer_registry import build_tokenizer
+
+        here = build_tokenizer(config.data.tokenizer).fingerprint
     if not saved.first_format and (there := saved.environment.get("tokenizer", "byte")) != here:
         raise ConfigError(
             f"checkpoint {path} is of another tokenizer: its fingerprint is {there} there, and {here} of "

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Literal
 
 from hcmegatron.config.schema import Config
 from hcmegatron.data.blend import PreparedCorpus
@@ -19,6 +20,7 @@ from hcmegatron.training.observer import End, Evaluation, Step, is_due
 from hcmegatron.training.observer_registry import Factory, build_observers, named_factory
 from hcmegatron.training.optimizer import learning_rate, set_learning_rate
 from hcmegatron.training.run_directory import choose_directory
+from hcmegatron.training.sample_text import sample_text
 from hcmegatron.training.setup import TrainingRun, assemble_run, warn_of_environment
 from hcmegatron.training.stopping import StopFlag
 
@@ -79,24 +81,38 @@ def loop(run: TrainingRun, stop: StopFlag, more: Iterable[Factory] = ()) -> int:
             if run.validations and is_due(done, training.eval_every, training.steps):
                 # The last one is not cut short: no later run would make up for it.
                 last = done == training.steps
-                evaluation = evaluate(run, done, (lambda: False) if last else stop.agreed)
+                evaluation = evaluate(run, done, never if last else stop.agreed)
                 if evaluation is None:
                     run.log.say(
                         f"the evaluation after step {done} was cut short by {stop.name}, and has no result"
                     )
                 else:
                     observers.on_eval(evaluation)
+        if run.tests and run.position.step == training.steps:
+            observers.on_eval(evaluate(run, training.steps, never, "test"))
         observers.on_end(End(run.position.step, stop.name))
     return run.position.step
 
 
-def evaluate(run: TrainingRun, step: int, stopped: Callable[[], bool]) -> Evaluation | None:
-    """The loss on each source's held-out text; None where the run was `stopped` before the end. Collective.
+def never() -> bool:
+    """Nothing cuts an evaluation short."""
+    return False
+
+
+def evaluate(
+    run: TrainingRun,
+    step: int,
+    stopped: Callable[[], bool],
+    kind: Literal["validation", "test"] = "validation",
+) -> Evaluation | None:
+    """The loss on each source's held-out text, or on the test sets; None where the run was `stopped` before the end.
+    Collective.
 
     Asked between groups of micro-batches that take about as long as a step: of one, the forward is a third.
     """
     group, totals = 3 * run.stepper.batches.micro_batches, []
-    for held in run.validations:
+    sources = run.validations if kind == "validation" else run.tests
+    for held in sources:
         total = 0.0
         for first in range(0, held.micro_batches, group):
             if stopped():
@@ -104,7 +120,10 @@ def evaluate(run: TrainingRun, step: int, stopped: Callable[[], bool]) -> Evalua
             count = min(group, held.micro_batches - first)
             total += run.stepper.evaluate(lambda index, held=held, first=first: held(first + index), count)
         totals.append(total)
-    return Evaluation(step, totals, run.validations)
+    sample = None
+    if kind == "validation" and run.config.training.eval_prompt is not None:
+        sample = sample_text(run.network(), stopped, run.log.say)
+    return Evaluation(step, totals, sources, kind, sample)
 
 
 def one_step(

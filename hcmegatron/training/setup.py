@@ -18,6 +18,7 @@ from hcmegatron.data.corpus import Corpus
 from hcmegatron.data.dataset import Batches, Validation
 from hcmegatron.data.text import Text
 from hcmegatron.data.tokenizer_registry import build_tokenizer
+from hcmegatron.evaluate.generation import Network
 from hcmegatron.model import accumulate
 from hcmegatron.model.gpt import unwrap
 from hcmegatron.model.specs import te_skipped_reason
@@ -48,6 +49,7 @@ from hcmegatron.training.optimizer import build_optimizer
 from hcmegatron.training.planned import RunPlan, plan_run
 from hcmegatron.training.resume import Start
 from hcmegatron.training.run_directory import RunDirectory
+from hcmegatron.training.sample_text import sampled_prompt
 from hcmegatron.training.spikes import Spikes
 from hcmegatron.training.step import Stepper
 from megatron.core.optimizer.optimizer import ChainedOptimizer
@@ -62,7 +64,7 @@ class TrainingRun:
 
     Attributes:
         vocab_size: padded.
-        validations: of each source that has held-out text.
+        validations: of each source that has held-out text; tests: of data.test.
         chunks: wrapped, in ascending order of their stages.
         start: the checkpoint that the run goes on from, if any; load_seconds: that filling model and optimizer from it
             took.
@@ -78,6 +80,7 @@ class TrainingRun:
     log: Log
     text: Text
     validations: list[Validation]
+    tests: list[Validation]
     vocab_size: int
     chunks: list[DataParallel]
     recomputation: Recomputation
@@ -96,6 +99,12 @@ class TrainingRun:
         self.position = position
         self.stepper.batches.left_out = position.left_out
         self.stepper.spikes = Spikes(self.config.health, position.recent)
+
+    def network(self) -> Network:
+        """What is trained, asked for texts in the shapes of an evaluation."""
+        config, stepper = self.config, self.stepper
+        shape = config.data.sequence_length, config.training.micro_batch
+        return Network(config, self.chunks, stepper.schedule, stepper.groups, self.text.tokenizer, *shape)
 
     def after(self, step: Step) -> Progress:
         """Where a step has brought the run."""
@@ -117,7 +126,7 @@ def assemble_run(
     Raises:
         ConfigError: it does not fit the machine; or a run directory or checkpoint that cannot be used.
     """
-    text, batches, validations = _data(config, groups, corpus)
+    text, batches, validations, tests = _data(config, groups, corpus)
     tokens = text.tokenizer.vocab_size
     vocab_size = padded_vocab(config.model, config.parallel.tensor, tokens)
     memory = on_first_rank(lambda: expected_memory(config, vocab_size, ranks, batches.micro_batches))
@@ -153,6 +162,7 @@ def assemble_run(
                 log,
                 text,
                 validations,
+                tests,
                 vocab_size,
                 chunks,
                 recomputation,
@@ -171,11 +181,12 @@ def assemble_run(
 
 def _data(
     config: Config, groups: ProcessGroupCollection, corpus: Corpus | PreparedCorpus
-) -> tuple[Text, Batches, list[Validation]]:
-    """What this rank trains and is validated on.
+) -> tuple[Text, Batches, list[Validation], list[Validation]]:
+    """What this rank trains, is validated and is tested on.
 
     Raises:
-        ConfigError: the text is too short, or the network's vocabulary is smaller than the tokenizer's.
+        ConfigError: the text is too short, training.eval_prompt too long, or the network's vocabulary smaller than the
+            tokenizer's.
     """
     text = Text(corpus, build_tokenizer(config.data.tokenizer))
     tokens = text.tokenizer.vocab_size
@@ -184,13 +195,14 @@ def _data(
             f"model.vocab_size = {config.model.vocab_size}, fewer than the {tokens} tokens of data.tokenizer = "
             f"{config.data.tokenizer}; raise it, or leave it null"
         )
+    sampled_prompt(config, text.tokenizer)  # a mistake in it is found before anything is written
     data_rank = groups.dp.rank(), groups.dp.size()
     sections = config.data, config.training
-    sources = range(len(text.held_out))
     return (
         text,
         Batches(text, *sections, *data_rank),
-        [Validation(text, *sections, *data_rank, source=s) for s in sources],
+        [Validation(text, *sections, *data_rank, source=s) for s in range(len(text.held_out))],
+        [Validation(text, *sections, *data_rank, source=s, test=True) for s in range(len(text.test))],
     )
 
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class TensorBoard(Observer):
-    """Every figure under train/<name> or validation/<name>."""
+    """Every figure under train/<name>, validation/<name> or test/<name>."""
 
     def __init__(self, run: TrainingRun) -> None:
         # importing TensorBoard takes a second
@@ -39,7 +39,7 @@ class TensorBoard(Observer):
     def on_eval(self, evaluation: Evaluation) -> None:
         """The loss on held-out text."""
         for name, value in evaluation.figures.items():
-            self.add(f"validation/{name}", value, evaluation.step)
+            self.add(f"{evaluation.kind}/{name}", value, evaluation.step)
 
     def on_end(self, end: End) -> None:
         """Write what is left."""

@@ -21,7 +21,7 @@ ID = "wandb.id"  # in the run directory: a run that is resumed goes on under its
 
 
 class WeightsAndBiases(Observer):
-    """Every figure under train/<name> or validation/<name>, over `step`, and the configuration."""
+    """Every figure under train/<name>, validation/<name> or test/<name>, over `step`, and the configuration."""
 
     def __init__(self, run: TrainingRun) -> None:
         import wandb
@@ -46,6 +46,7 @@ class WeightsAndBiases(Observer):
             begun.define_metric("step")
             begun.define_metric("train/*", step_metric="step")
             begun.define_metric("validation/*", step_metric="step")
+            begun.define_metric("test/*", step_metric="step")
             return begun
 
         self._run = self._try(begin)
@@ -57,7 +58,8 @@ class WeightsAndBiases(Observer):
     def on_eval(self, evaluation: Evaluation) -> None:
         """The loss on held-out text."""
         self._log(
-            evaluation.step, {f"validation/{name}": value for name, value in evaluation.figures.items()}
+            evaluation.step,
+            {f"{evaluation.kind}/{name}": value for name, value in evaluation.figures.items()},
         )
 
     def on_end(self, end: End) -> None:

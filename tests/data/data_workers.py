@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 from pathlib import Path
 
+from hcmegatron.cli import main
 from hcmegatron.config.schema import Config
 from hcmegatron.data.dataset import Batches, Validation
 from hcmegatron.platform.ranks import discover_ranks
@@ -37,3 +39,18 @@ def reads(config: Config) -> tuple[int, int]:
     counted(Validation)
     assert train(config, discover_ranks(os.environ)) == 0
     return counts[Batches], counts[Validation]
+
+
+def interrupted_in_a_fork(words: list[str]) -> list[int]:
+    """`hcmegatron` with these words, while Ctrl-C comes in one of Python's hooks for forks; then once more. The exit
+    statuses."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    sent = []
+
+    def interrupt() -> None:
+        if not sent:
+            sent.append(True)
+            os.kill(os.getpid(), signal.SIGINT)
+
+    os.register_at_fork(before=interrupt)
+    return [main(words), main(words)]

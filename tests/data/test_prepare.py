@@ -30,8 +30,10 @@ from hcmegatron.data.prepared import MANIFEST, PARTS, PLAN, read_manifest
 from hcmegatron.data.tokenizer import id_dtype
 from hcmegatron.data.tokenizer_registry import build_tokenizer
 from megatron.core.datasets.indexed_dataset import DType, IndexedDataset
+from tests.data import data_workers
 from tests.data.prepared import data_set, lines, written
 from tests.data.small_tokenizers import byte_level
+from tests.ranks import run_ranks
 
 TEXTS = [f"document {index}: " + "naïve \n" * (index % 9) + "end" for index in range(200)]
 SMALL = {"piece_bytes": 1500}
@@ -124,6 +126,15 @@ def test_ctrl_c_waits_for_no_piece(source, whole, tmp_path, monkeypatch):
     monkeypatch.setattr(prepare, "write_part", usual)
     done = Preparation([str(source)], "byte", out, **SMALL).run(1)
     assert done.parts_kept == 2 and content(out) == content(whole)
+
+
+@pytest.mark.ranks
+def test_ctrl_c_is_not_forgotten_where_processes_are_forked(source, tmp_path):
+    """Python prints what a hook of a fork raises, and goes on."""
+    words = ["data", "prepare", str(source), f"--out={tmp_path / 'set'}", "--workers=2"]
+    run = {"preload": ("tests.data.data_workers",), "process_group": False, "timeout": 60}
+    (statuses,) = run_ranks(1, data_workers.interrupted_in_a_fork, words, **run)
+    assert statuses == [130, 0] and read_manifest(tmp_path / "set").documents == len(TEXTS)
 
 
 def test_two_do_not_prepare_one_set(source, tmp_path):

@@ -194,6 +194,30 @@ MISTAKES = [
         "a weight of 0; weights are numbers above 0",
     ),
     (lambda f: {"paths": [f / "bytes", f / "bytes"]}, "bytes twice; name it once"),
+    (
+        lambda f: {"paths": [f"-1 {f / 'bytes'}", f"2 {f / 'bpe'}"]},
+        "bytes: a weight is a number above 0 in digits, such as 0.7",
+    ),
+    (
+        lambda f: {"paths": [f"nan {f / 'bytes'}"]},
+        "bytes: a weight is a number above 0 in digits, such as 0.7",
+    ),
+    (
+        lambda f: {"paths": [f"inf {f / 'bytes'}", f"1 {f / 'bpe'}"]},
+        "bytes: a weight is a number above 0 in digits, such as 0.7",
+    ),
+    (
+        lambda f: {"paths": [f"1e3 {f / 'bytes'}", f"1 {f / 'bpe'}"]},
+        "bytes: a weight is a number above 0 in digits, such as 0.7",
+    ),
+    (
+        lambda f: {"paths": [f"0.123457 {f / 'bytes'}", f"1 {f / 'bpe'}"]},
+        "give them with fewer digits, so that it is",
+    ),
+    (
+        lambda f: {"paths": [f"1 {f / 'bytes'}", "1 nowhere"]},
+        "nowhere: text (or nothing) beside prepared data sets",
+    ),
     (lambda f: {"paths": [f / "bytes"], "validation": [f / "bytes"]}, "bytes is trained on too (data.paths)"),
     (
         lambda f: {"paths": [f / "bytes"], "validation": [f / "bpe", f"{f / 'bpe'}/"]},

@@ -78,10 +78,11 @@ def trained(config: Config, poison: str = "", left_out: tuple = (), stop: bool =
 
 
 class Damage(Observer):
-    """The first checkpoint of step 4 loses its last byte when it is saved."""
+    """The first checkpoint of step 4 loses its last byte when it is saved, and the tokenizer its file."""
 
     def __init__(self, run: TrainingRun) -> None:
         self.checkpoint = run.directory / "checkpoints/step-00000004"
+        self.tokenizer = Path(run.config.data.tokenizer)
         self.done = False
 
     def on_checkpoint(self, saved: Progress) -> None:
@@ -89,6 +90,7 @@ class Damage(Observer):
             self.done = True
             file = next(self.checkpoint.glob("*.distcp"))
             file.write_bytes(file.read_bytes()[:-1])
+            self.tokenizer.unlink()
 
 
 def damaged(config: Config, poison: str) -> None:

@@ -14,6 +14,7 @@ from hcmegatron.training.bad_steps import BadSteps, Diverged
 from hcmegatron.training.manifest import Progress
 from hcmegatron.training.observer import Step
 from hcmegatron.training.step import NOT_FINITE, StepResult
+from tests.data.small_tokenizers import byte_level
 from tests.ranks import run_ranks
 from tests.small_configs import put, tiny
 from tests.training import health_workers
@@ -155,9 +156,11 @@ def test_a_rewind_is_a_run_that_never_met_the_batch_and_so_is_what_goes_on_from_
 
 @pytest.mark.ranks
 def test_a_rewind_goes_past_a_damaged_checkpoint(text, tmp_path):
-    """In the job that holds the run directory's lock."""
+    """In the job that holds the run directory's lock, and without the tokenizer's file, which is gone."""
     config = tiny(text, tmp_path / "run", **REWIND)
-    put(config, parallel={"pipeline": 1}, training={"steps": 6})
+    put(
+        config, parallel={"pipeline": 1}, training={"steps": 6}, data={"tokenizer": str(byte_level(tmp_path))}
+    )
     run_ranks(1, health_workers.damaged, config, "11:nan", **RUN)
     log = (tmp_path / "run/train.log").read_text()
     folder = tmp_path / "run/checkpoints"

@@ -4,6 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from hcmegatron.config import Config
 from hcmegatron.training.run import evaluate
 
 
@@ -32,6 +33,7 @@ def test_groups_are_a_steps_time_and_those_of_a_stopped_run_no_result(answers, c
         return float(sum(map(make, range(count))))
 
     stepper = SimpleNamespace(evaluate=of_group, batches=SimpleNamespace(micro_batches=1))
-    found = evaluate(SimpleNamespace(stepper=stepper, validations=[Held()]), 7, lambda: asked.pop(0))
+    run = SimpleNamespace(stepper=stepper, validations=[Held()], config=Config())
+    found = evaluate(run, 7, lambda: asked.pop(0))
     assert (found and found.loss) == loss
     assert seen == counts and asked == []

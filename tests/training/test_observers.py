@@ -33,7 +33,8 @@ class Noting(Observer):
         self.notes.append(f"step {step.number}")
 
     def on_eval(self, evaluation):
-        self.notes.append(f"eval {evaluation.step}: {evaluation.loss}")
+        kind = "eval" if evaluation.kind == "validation" else evaluation.kind
+        self.notes.append(f"{kind} {evaluation.step}: {evaluation.loss}")
 
     def on_checkpoint(self, saved):
         self.notes.append(f"checkpoint {saved.step}")
@@ -67,7 +68,9 @@ class Checkpoints:
     rescue = finish
 
 
-def looped(monkeypatch, steps=4, stop_before=None, skipped=(), every=2, eval_every=3, failing=(), start=0):
+def looped(
+    monkeypatch, steps=4, stop_before=None, skipped=(), every=2, eval_every=3, failing=(), start=0, tests=()
+):
     """The loop over a run without a model. Returns what observers were told, what was said, and what it raised."""
     config = Config()
     config.training.steps, config.training.eval_every, config.checkpoint.save_every = steps, eval_every, every
@@ -85,6 +88,7 @@ def looped(monkeypatch, steps=4, stop_before=None, skipped=(), every=2, eval_eve
     whole = SimpleNamespace(
         config=config,
         validations=[SimpleNamespace(micro_batches=1, bytes=2)],
+        tests=tests,
         stepper=SimpleNamespace(
             step=stepped,
             evaluate=lambda *_: 3.0,
@@ -118,6 +122,13 @@ def test_what_happens_in_a_run(monkeypatch):
         *("step 4", "checkpoint 4", "eval 4: 1.5", "end 4 "),
     ]
     assert said == ["rehearsed"] and raised is None
+
+
+def test_test_sets_are_evaluated_once_at_the_end(monkeypatch):
+    sets = [SimpleNamespace(micro_batches=2, bytes=n) for n in (1, 5)]
+    notes, *_ = looped(monkeypatch, tests=sets)
+    assert notes[-3:] == ["eval 4: 1.5", "test 4: 1.0", "end 4 "] and str(notes).count("test") == 1
+    assert "test" not in str(looped(monkeypatch, stop_before=4, tests=sets)[0])
 
 
 def test_a_run_that_goes_on(monkeypatch):

@@ -71,6 +71,7 @@ def test_what_it_is_told(tmp_path, monkeypatch):
         ("define_metric", ("step", None)),
         ("define_metric", ("train/*", "step")),
         ("define_metric", ("validation/*", "step")),
+        ("define_metric", ("test/*", "step")),
         ("log", {"step": 3, "train/loss": 2.5}),
         ("log", {"step": 3, "validation/loss": 1.5 * math.log(2), "validation/bits_per_byte": 1.5}),
         ("finish", 0),

@@ -54,6 +54,7 @@ LEFT_OUT = {
     "run.wandb": "it needs the package wandb",
     "parallel.costs": "it needs measured costs, by which receives are posted on GPUs",
     "data.validation": "it needs prepared data sets (tests/data)",
+    "data.test": "it needs prepared data sets (tests/data)",
     "data.tokenizer": "it needs another vocabulary (tests/data)",
     "implementation": "it needs Transformer Engine, or is local already",
 }
@@ -68,6 +69,7 @@ VALUES: dict[str, list[Any]] = {
     "checkpoint.resume": ["required"],
     "run.observers": [["hcmegatron.training.observer:Observer"]],
     "training.seed": [99],
+    "training.eval_prompt": ["line 1"],
     "health.slow_factor": [1000.0],
     "recompute.modules": [["core_attn"]],
     "connection.lr_multiplier": [5.0],
@@ -79,7 +81,7 @@ TWO = {"global_batch": 4}
 # Bases, the cheapest first: sections over `tiny`.
 BASES: dict[str, dict[str, dict[str, Any]]] = {
     "experts": {"parallel": {"pipeline": 1}, "optimizer": STEP_DECAY},
-    "cosine": {"parallel": {"pipeline": 1}},
+    "cosine": {"parallel": {"pipeline": 1}, "training": {"eval_prompt": "line"}},
     "dense": {
         "parallel": {"pipeline": 1},
         "model": {**GQA, "vocab_size": 300},
