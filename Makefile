@@ -18,17 +18,17 @@ READY  := $(VENV)/.ready
 # A GPU container brings its own torch: use it instead of installing another one.
 CUDA   := $(shell $(PYTHON) -c 'import torch; print(torch.version.cuda or "")' 2>/dev/null)
 
-.PHONY: setup train test lint bench gpu soak clean
+.PHONY: setup train test lint bench gpu soak wheel docs clean
 setup: $(READY)
 
 $(READY): pyproject.toml constraints/cpu.txt
 ifeq ($(CUDA),)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install -q --disable-pip-version-check torch==2.13.0
-	$(BIN)/pip install -q --disable-pip-version-check -c constraints/cpu.txt -e '.[test,dev]'
+	$(BIN)/pip install -q --disable-pip-version-check -c constraints/cpu.txt -e '.[train,test,dev]'
 else
 	$(PYTHON) -m venv --system-site-packages $(VENV)
-	$(BIN)/pip install -q --disable-pip-version-check -e '.[test,dev]'
+	$(BIN)/pip install -q --disable-pip-version-check -e '.[train,test,dev]'
 endif
 	touch $@
 
@@ -69,5 +69,9 @@ soak: $(READY)
 	$(BIN)/python -m tests.races --minutes $(MINUTES) --out bench_out/races
 	$(BIN)/python -m tools.kill_storm --minutes $(MINUTES) --folder bench_out/storm
 
+# What pip installs: dist/hcmegatron-VERSION-py3-none-any.whl.
+wheel: $(READY)
+	$(BIN)/pip wheel -q --disable-pip-version-check --no-deps -w dist .
+
 clean:
-	rm -rf .venv build *.egg-info
+	rm -rf .venv build dist site *.egg-info

@@ -18,6 +18,7 @@ import yaml
 
 from hcmegatron.config.errors import ConfigError
 from hcmegatron.config.ineffective import ineffective
+from hcmegatron.config.packaged import locate, packaged_file
 from hcmegatron.config.ranges import check_value
 from hcmegatron.config.schema import Config
 from hcmegatron.config.types import (
@@ -88,7 +89,7 @@ def read_config(path: str | Path | None, overrides: list[str] | None = None) -> 
         if key in typed:
             raise ConfigError(f"{text}: {key} is given twice, as {typed[key].source} before; give it once")
         typed[key] = setting
-    settings = (_read_file(Path(path), ()) if path is not None else {}) | typed
+    settings = (_read_file(locate(Path(path)), ()) if path is not None else {}) | typed
     config = Config()
     for key, setting in settings.items():
         section, _, leaf = key.rpartition(".")
@@ -149,6 +150,8 @@ def _read_file(path: Path, parents: tuple[Path, ...]) -> dict[str, WrittenValue]
             parent = path.parent / at_home(base.node.value)
         except ConfigError as error:
             raise ConfigError(f"{base.source}: extends = {base.node.value} {error}") from None
+        if not os.path.isfile(parent):
+            parent = packaged_file(base.node.value) or parent
         if not os.path.isfile(parent):
             raise ConfigError(
                 f"{base.source}: extends = {base.node.value}: there is no file {parent}; "

@@ -85,7 +85,7 @@ RANGE_OF = {key: (words, test) for words, (test, keys) in _RANGES.items() for ke
 # The connections' stand in their descriptors.
 RANGE_OF |= {
     f"connection.{name}": tuple(own.metadata["range"])
-    for name, (_, own) in accounting.FIELDS.items()
+    for name, (_, own) in accounting.fields().items()
     if own.metadata["range"]
 }
 

@@ -89,7 +89,7 @@ Connection = make_dataclass(
     "Connection",
     [
         ("kind", ConnectionKind, DEFAULT),
-        *((name, hint, field(default=own.default)) for name, (hint, own) in accounting.FIELDS.items()),
+        *((name, hint, field(default=own.default)) for name, (hint, own) in accounting.fields().items()),
     ],
     namespace={"__doc__": "The connection around every sub-layer.", "__module__": __name__},
 )

@@ -6,6 +6,10 @@ conn.n the fractions of FC.
 
 from __future__ import annotations
 
+import dataclasses
+from functools import cache
+from typing import Any
+
 from hcmegatron.connections.kinds import KINDS
 from hcmegatron.connections.kinds.descriptor import (
     ConnectionDescriptor,
@@ -63,7 +67,7 @@ def ineffective_fields(conn: Settings) -> dict[str, str]:
     """Fields of the `connection` section that nothing reads -> why, in words."""
     kind, head = kind_of(conn), head_of(conn)
     ineffective = dict.fromkeys(
-        FIELDS.keys() - kind.fields, f"connection.kind is {kind.name}"
+        fields().keys() - kind.fields, f"connection.kind is {kind.name}"
     ) | kind.ineffective(conn)
     return {name: reason for name, reason in ineffective.items() if name not in head.fields}
 
@@ -124,4 +128,11 @@ def all_settings() -> list[type]:
     return of_kinds + [cls for head in HEADS.values() for cls in _settings(head)]
 
 
-FIELDS = together(all_settings())  # name -> (type, definition) of every field of the `connection` section
+def fields() -> dict[str, tuple[Any, dataclasses.Field]]:
+    """Every field of the `connection` section -> its type and definition."""
+    return _fields(tuple(KINDS))
+
+
+@cache  # by the kinds that there are: one may be registered
+def _fields(kinds: tuple[str, ...]) -> dict[str, tuple[Any, dataclasses.Field]]:
+    return together(all_settings())

@@ -1,4 +1,4 @@
-"""Connections and contractions by name, from configuration."""
+"""Connections and contractions by name: from keyword arguments, or from a run's configuration."""
 
 from __future__ import annotations
 
@@ -9,12 +9,69 @@ import torch
 from torch import nn
 
 from hcmegatron.connections import accounting
-from hcmegatron.connections.connection import Connection
-from hcmegatron.connections.expand_contract import expand
+from hcmegatron.connections.connection import Built, Connection
+from hcmegatron.connections.kinds import DEFAULT
 from hcmegatron.connections.kinds.descriptor import Parameter, Parameters, Settings
+from hcmegatron.connections.kinds.heads import HEADS
+from hcmegatron.connections.settings import changed, settings_of
 from hcmegatron.kernels.select import select_kernels
 
-__all__ = ["build_connection", "build_contract", "expand", "parameter_of"]
+
+def connection(
+    kind: str = DEFAULT,
+    *,
+    hidden_size: int,
+    index: int = 0,
+    norm_eps: float = 1e-6,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str | None = None,
+    kernels: str = "auto",
+    stream_dtype: torch.dtype | None = None,
+    **settings: Any,
+) -> Connection:
+    """The connection of one sub-layer: `connection("mhc", hidden_size=512, streams=4, index=3)`.
+
+    Args:
+        kind: residual, shc, dhc (2409.19606), sfc, dfc (2503.14125), mhc (2512.24880), or one that was registered.
+        hidden_size: C, of the sub-layer's input and output.
+        index: of the sub-layer, counted from 0 through the whole network (attention and MLP each count one). Initial
+            values depend on it: it is what lets the streams differ.
+        norm_eps: of the norm in front of what predicts coefficients.
+        dtype: of the parameters; fp32 unless everything is fp64.
+        kernels: `auto`, `torch` or `triton`, for streams of `stream_dtype` (the parameters' where not given).
+        settings: streams (HC, mHC) or fractions (FC), and the kind's others, by their names in the `connection`
+            section of a configuration (`hcmegatron config --help`).
+
+    Raises:
+        ValueError: an unknown kind or setting, a value that it cannot have, or kernels that cannot run, in one line.
+    """
+    conn = settings_of(kind, hidden_size, settings)
+    if not isinstance(index, int) or index < 0:
+        raise ValueError(f"index={index!r}: must be a whole number, 0 for the network's first sub-layer")
+    like = {"dtype": dtype, "device": device, "kernels": kernels, "streams": stream_dtype}
+    return build_connection(conn, hidden_size, index, norm_eps=norm_eps, **like)
+
+
+def contraction(
+    how: str = "sum",
+    *,
+    hidden_size: int,
+    streams: int,
+    norm_eps: float = 1e-6,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str | None = None,
+) -> nn.Module:
+    """The module that takes streams [s,b,w,C] to h [s,b,C]: `sum`, `mean`, or `head`, DeepSeek-V4's learned one.
+
+    Raises:
+        ValueError: another word for how.
+    """
+    if how not in HEADS:
+        raise ValueError(f"how={how!r}: choose one of {', '.join(HEADS)}")
+    head = HEADS[how]
+    conn = head.settings() if head.settings else None
+    module = _class(head.module)(conn, streams, hidden_size, norm_eps=norm_eps, dtype=dtype, device=device)
+    return _describe(module, head.parameters(streams, hidden_size))
 
 
 def build_connection(
@@ -43,6 +100,9 @@ def build_connection(
     )
     like = {"norm_eps": norm_eps, "kernels": chosen, "dtype": dtype, "device": device}
     connection = _class(kind.module)(conn, hidden_size, index, **like)
+    connection.built = Built(
+        kind.name, hidden_size, accounting.streams(conn), index, changed(conn), chosen and chosen.reason
+    )
     return _describe(connection, kind.parameters(conn, hidden_size))
 
 

@@ -47,12 +47,12 @@ class Frac(Connection):
         self.kernels = kernels
         m, width = conn.n, hidden_size // conn.n
         like = {"dtype": dtype, "device": device}
-        self.m, self.eps, self.norm = m, norm_eps, conn.norm
-        self.activation = torch.tanh if conn.tanh else (lambda p: p)
+        self.m, self.eps = m, norm_eps
         self.Y = nn.Parameter(torch.eye(m, **like))
         self.A = nn.Parameter(torch.eye(m, **like))
         self.B = nn.Parameter(torch.ones(m, **like))
         if self.dynamic:
+            self.norm, self.activation = conn.norm, torch.tanh if conn.tanh else (lambda p: p)
             self.W_alpha = nn.Parameter(torch.zeros(width, 2 * m, **like))
             self.W_beta = nn.Parameter(torch.zeros(width, **like))
             self.s_a = nn.Parameter(torch.full((1,), conn.alpha_init, **like))

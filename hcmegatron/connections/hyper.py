@@ -73,12 +73,12 @@ class Hyper(Connection):
         self.kernels = kernels
         n, C = conn.n, hidden_size
         like = {"dtype": dtype, "device": device}
-        self.n, self.eps, self.norm = n, norm_eps, conn.norm
-        self.activation = torch.tanh if conn.tanh else (lambda p: p)
+        self.n, self.eps = n, norm_eps
         self.A_m = nn.Parameter((torch.arange(n, device=device) == index % n).to(dtype))
         self.A_r = nn.Parameter(torch.eye(n, **like))
         self.B = nn.Parameter(torch.ones(n, **like))
         if self.dynamic:
+            self.norm, self.activation = conn.norm, torch.tanh if conn.tanh else (lambda p: p)
             self.W_m = nn.Parameter(torch.zeros(C, **like))
             self.W_r = nn.Parameter(torch.zeros(C, n, **like))
             self.W_b = nn.Parameter(torch.zeros(C, **like))

@@ -70,7 +70,12 @@ Change = Literal["architecture", "applied", "beginning"]
 
 
 def setting(
-    default: Any, range: Range | None = None, *, tries: tuple = (), change: Change = "architecture"
+    default: Any,
+    range: Range | None = None,
+    *,
+    tries: tuple = (),
+    change: Change = "architecture",
+    elsewhere: str | None = None,
 ) -> Any:
     """A field of a kind's settings.
 
@@ -79,8 +84,10 @@ def setting(
         tries: values for tests to try, the simplest first; the default and another one. Of a fixed set all are tried.
         change: what happens where a checkpoint was written with another value: it is of another `architecture`, the
             new value is `applied`, or it only says how a run begins (`beginning`).
+        elsewhere: of what a run's other parts read, and not the connection's module: what does the same outside a run.
     """
-    return dataclasses.field(default=default, metadata={"range": range, "tries": tries, "change": change})
+    metadata = {"range": range, "tries": tries, "change": change, "elsewhere": elsewhere}
+    return dataclasses.field(default=default, metadata=metadata)
 
 
 def _nothing_ineffective(conn: Any) -> dict[str, str]:
