@@ -14,7 +14,6 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -43,27 +42,31 @@ def train(config: str | os.PathLike[str] | Config, *, restarts: int | None = Non
     require_extra("hcmegatron.train")
     from hcmegatron.platform.ranks import discover_ranks
 
+    launched = discover_ranks(os.environ) is not None
     with tempfile.TemporaryDirectory(prefix="hcmegatron-") as folder:
-        given = None if isinstance(config, Config) else Path(config)
-        if isinstance(config, Config):
-            given = Path(folder) / "run.yaml"
-            given.write_text(dump_config(config))
-        resolved, sources = read_config(given, _words(overrides))
+        file = _file(config, Path(folder))
+        words = _words(overrides)
+        resolved, sources = read_config(file, words)
         check_config(resolved, sources)
-        launched = discover_ranks(os.environ) is not None
-        directory = _directory(resolved, given.stem, launched)
-        file = Path(folder) / f"{given.stem}.resolved.yaml"
-        file.write_text(dump_config(replace(resolved, run=replace(resolved.run, dir=str(directory)))))
-        words = ["train", str(file), *([f"--restarts={restarts}"] if restarts is not None else [])]
-        status = _here(words) if launched else _in_a_process(words)
+        directory = _directory(resolved, file.stem, launched)
+        words = [word for word in words if not word.startswith("--run.dir=")] + [f"--run.dir={directory}"]
+        words += [f"--restarts={restarts}"] if restarts is not None else []
+        status = (_here if launched else _in_a_process)(["train", str(file), *words])
     if status == USER_ERROR:
-        raise ConfigError(
-            f"{config if given is None else given}: training was refused; the line above says why"
-        )
+        raise ConfigError(f"{file}: training was refused; the line above says why")
     if status:
         how = "was stopped by a signal" if status == STOPPED else f"ended with exit status {status}"
         raise Ended(f"the run in {directory} {how}; the lines above say more", status)
     return directory
+
+
+def _file(config: str | os.PathLike[str] | Config, folder: Path) -> Path:
+    """The YAML file that it is, or that it becomes in a folder."""
+    if not isinstance(config, Config):
+        return Path(config)
+    file = folder / "run.yaml"
+    file.write_text(dump_config(config))
+    return file
 
 
 def _words(overrides: Mapping[str, Any]) -> list[str]:

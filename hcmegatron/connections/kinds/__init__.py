@@ -45,7 +45,7 @@ def register(kind: ConnectionDescriptor) -> ConnectionDescriptor:
         raise ValueError(
             f"a connection kind named {kind.name!r} is there already ({KINDS[kind.name].title}); rename yours"
         )
-    if kind.name not in KINDS and "hcmegatron.config.schema" in sys.modules:
+    if kind.name not in KINDS and hasattr(sys.modules.get("hcmegatron.config.schema"), "Connection"):
         raise RuntimeError(
             f"connection kind {kind.name!r} comes after configuration was derived from the kinds; register it before "
             f"hcmegatron.config is imported, or name its module in {plugins.VARIABLE}"
