@@ -76,7 +76,7 @@ def require_extra(what: str, extra: str = "train") -> None:
     modules = {"train": ("megatron", "psutil", "tensorboard")}[extra]
     if lacking := [name for name in modules if importlib.util.find_spec(name) is None]:
         raise ConfigError(
-            f"{what} needs {', '.join(lacking)}, which is not installed: pip install 'hcmegatron[{extra}]'"
+            f"{what} needs packages that are not installed ({', '.join(lacking)}): pip install 'hcmegatron[{extra}]'"
         )
 
 

@@ -82,7 +82,7 @@ def test_connections_kernels_and_schedules_need_no_megatron():
     status, out, said = python(program)
     assert status == 0, said
     assert "torch.Size([3, 1, 8]) torch" in out and "zb_v" in out
-    lacking = "needs megatron, psutil, tensorboard, which is not installed: pip install 'hcmegatron[train]'"
+    lacking = "needs packages that are not installed (megatron, psutil, tensorboard): pip install 'hcmegatron[train]'"
     assert said.splitlines() == [
         "schedule 0",
         "plan 0",
