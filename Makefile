@@ -25,10 +25,10 @@ $(READY): pyproject.toml constraints/cpu.txt
 ifeq ($(CUDA),)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install -q --disable-pip-version-check torch==2.13.0
-	$(BIN)/pip install -q --disable-pip-version-check -c constraints/cpu.txt -e '.[train,test,dev]'
+	$(BIN)/pip install -q --disable-pip-version-check -c constraints/cpu.txt -e '.[train,test,dev,docs]'
 else
 	$(PYTHON) -m venv --system-site-packages $(VENV)
-	$(BIN)/pip install -q --disable-pip-version-check -e '.[train,test,dev]'
+	$(BIN)/pip install -q --disable-pip-version-check -e '.[train,test,dev,docs]'
 endif
 	touch $@
 
@@ -72,6 +72,10 @@ soak: $(READY)
 # What pip installs: dist/hcmegatron-VERSION-py3-none-any.whl.
 wheel: $(READY)
 	$(BIN)/pip wheel -q --disable-pip-version-check --no-deps -w dist .
+
+# The site of docs/, in site/; a link that leads nowhere fails.
+docs: $(READY)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build -q
 
 clean:
 	rm -rf .venv build dist site *.egg-info

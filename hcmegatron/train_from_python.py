@@ -33,7 +33,7 @@ def train(config: str | os.PathLike[str] | Config, *, restarts: int | None = Non
     Args:
         config: a YAML file, the name of a packaged configuration, or a Config.
         restarts: as `hcmegatron train --restarts`.
-        overrides: sections as mappings, `training={"steps": 100}`, and settings that stand alone, `kernels="torch"`.
+        **overrides: sections as mappings, `training={"steps": 100}`, and settings that stand alone, `kernels="torch"`.
 
     Raises:
         ConfigError: the configuration cannot be used. What only its data or the machine show is said in the output.

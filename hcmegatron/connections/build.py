@@ -38,8 +38,10 @@ def connection(
             values depend on it: it is what lets the streams differ.
         norm_eps: of the norm in front of what predicts coefficients.
         dtype: of the parameters; fp32 unless everything is fp64.
-        kernels: `auto`, `torch` or `triton`, for streams of `stream_dtype` (the parameters' where not given).
-        settings: streams (HC, mHC) or fractions (FC), and the kind's others, by their names in the `connection`
+        device: of the parameters.
+        kernels: `auto`, `torch` or `triton`, for streams of `stream_dtype` on this device.
+        stream_dtype: of the streams that it will read; None: as the parameters.
+        **settings: streams (HC, mHC) or fractions (FC), and the kind's others, by their names in the `connection`
             section of a configuration (`hcmegatron config --help`).
 
     Raises:
@@ -61,7 +63,15 @@ def contraction(
     dtype: torch.dtype = torch.float32,
     device: torch.device | str | None = None,
 ) -> nn.Module:
-    """The module that takes streams [s,b,w,C] to h [s,b,C]: `sum`, `mean`, or `head`, DeepSeek-V4's learned one.
+    """The module that takes streams [s,b,w,C] to h [s,b,C].
+
+    Args:
+        how: `sum`, `mean`, or `head`, DeepSeek-V4's learned one, which alone reads norm_eps, dtype and device.
+        hidden_size: C.
+        streams: w.
+        norm_eps: of the root mean square of the streams.
+        dtype: of the parameters.
+        device: of the parameters.
 
     Raises:
         ValueError: another word for how.

@@ -33,7 +33,9 @@ class Connected(nn.Module):
         """Streams [s,b,w,C] -> [s,b,w,C]. The first two are the tokens' dimensions, in whichever order T has them.
 
         Args:
-            args, kwargs: for the sub-layer, behind x: masks, positions.
+            H: the streams.
+            *args: for the sub-layer, behind x: masks, positions.
+            **kwargs: the same, by name.
 
         Raises:
             ValueError: H is not four-dimensional, or as wide as the connection's streams.
