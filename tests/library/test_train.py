@@ -1,5 +1,6 @@
 """hcmegatron.train: what becomes of its arguments, of mistakes, and of a Ctrl-C."""
 
+import json
 import os
 import re
 import signal
@@ -135,4 +136,7 @@ def test_ctrl_c_has_the_run_save_and_is_raised_then(tmp_path):
         process.kill()
         process.stdout.close()
     assert rest[-1] == "interrupted\n"
-    assert len(list((tmp_path / "run/checkpoints").glob("step-*/manifest.json"))) == 1
+    (manifest,) = (tmp_path / "run/checkpoints").glob("step-*/manifest.json")
+    version = {"hcmegatron": hcmegatron.__version__}
+    assert version.items() <= json.loads(manifest.read_text())["environment"].items()
+    assert version.items() <= json.loads((tmp_path / "run/environment.json").read_text()).items()
