@@ -43,7 +43,7 @@ test: $(READY)
 	$(BIN)/python -m pytest -m 'alone or cuda' && exit $$others
 
 lint: $(READY)
-	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/lint-imports
+	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/lint-imports && $(BIN)/mypy
 
 bench: $(READY)
 	$(BIN)/python -m tools.bench $(BENCH)

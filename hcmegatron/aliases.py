@@ -9,6 +9,7 @@ import importlib
 import importlib.util
 import sys
 from collections.abc import Sequence
+from importlib.abc import Loader
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
@@ -43,7 +44,7 @@ def require_own(package: str) -> None:
         )
 
 
-class _Loader:
+class _Loader(Loader):
     """Hands over the module that is imported by its own name."""
 
     def __init__(self, name: str) -> None:

@@ -82,7 +82,7 @@ def _text(value: Any) -> str:
     if isinstance(value, str):
         return value
     if isinstance(value, os.PathLike):
-        return os.fspath(value)
+        return str(os.fspath(value))
     return scalar(
         [_text(each) if isinstance(each, os.PathLike) else each for each in value]
         if isinstance(value, list | tuple)

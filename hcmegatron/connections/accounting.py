@@ -33,9 +33,11 @@ def head_of(conn: Settings) -> Head:
     """How the streams become one. A kind that has no streams has nothing to contract: its sum is a view."""
     if "contract" not in kind_of(conn).fields:
         return HEADS["sum"]
-    if conn.contract not in HEADS:
-        raise ValueError(f"connection.contract={conn.contract!r}: choose one of {', '.join(HEADS)}")
-    return HEADS[conn.contract]
+    own: Any = conn  # with the fields of its kind
+    contract = own.contract
+    if contract not in HEADS:
+        raise ValueError(f"connection.contract={contract!r}: choose one of {', '.join(HEADS)}")
+    return HEADS[contract]
 
 
 def problem(conn: Settings, C: int, shown: Shown) -> tuple[str, str] | None:
@@ -128,11 +130,11 @@ def all_settings() -> list[type]:
     return of_kinds + [cls for head in HEADS.values() for cls in _settings(head)]
 
 
-def fields() -> dict[str, tuple[Any, dataclasses.Field]]:
+def fields() -> dict[str, tuple[Any, dataclasses.Field[Any]]]:
     """Every field of the `connection` section -> its type and definition."""
     return _fields(tuple(KINDS))
 
 
 @cache  # by the kinds that there are: one may be registered
-def _fields(kinds: tuple[str, ...]) -> dict[str, tuple[Any, dataclasses.Field]]:
+def _fields(kinds: tuple[str, ...]) -> dict[str, tuple[Any, dataclasses.Field[Any]]]:
     return together(all_settings())

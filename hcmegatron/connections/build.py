@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import nn
@@ -15,6 +15,8 @@ from hcmegatron.connections.kinds.descriptor import Parameter, Parameters, Setti
 from hcmegatron.connections.kinds.heads import HEADS
 from hcmegatron.connections.settings import changed, settings_of
 from hcmegatron.kernels.select import select_kernels
+
+M = TypeVar("M", bound=nn.Module)
 
 
 def connection(
@@ -50,8 +52,16 @@ def connection(
     conn = settings_of(kind, hidden_size, settings)
     if not isinstance(index, int) or index < 0:
         raise ValueError(f"index={index!r}: must be a whole number, 0 for the network's first sub-layer")
-    like = {"dtype": dtype, "device": device, "kernels": kernels, "streams": stream_dtype}
-    return build_connection(conn, hidden_size, index, norm_eps=norm_eps, **like)
+    return build_connection(
+        conn,
+        hidden_size,
+        index,
+        norm_eps=norm_eps,
+        dtype=dtype,
+        device=device,
+        kernels=kernels,
+        streams=stream_dtype,
+    )
 
 
 def contraction(
@@ -80,7 +90,9 @@ def contraction(
         raise ValueError(f"how={how!r}: choose one of {', '.join(HEADS)}")
     head = HEADS[how]
     conn = head.settings() if head.settings else None
-    module = _class(head.module)(conn, streams, hidden_size, norm_eps=norm_eps, dtype=dtype, device=device)
+    module: nn.Module = _class(head.module)(
+        conn, streams, hidden_size, norm_eps=norm_eps, dtype=dtype, device=device
+    )
     return _describe(module, head.parameters(streams, hidden_size))
 
 
@@ -104,14 +116,17 @@ def build_connection(
     given. Raises ValueError where accounting.check or select do.
     """
     accounting.check(conn, hidden_size)
-    kind = accounting.kind_of(conn)
-    chosen = (
-        select_kernels(kernels, n=conn.n, device=device, dtype=streams or dtype) if kind.kernels else None
-    )
+    kind, own = accounting.kind_of(conn), cast(Any, conn)  # with the fields of its kind
+    chosen = select_kernels(kernels, n=own.n, device=device, dtype=streams or dtype) if kind.kernels else None
     like = {"norm_eps": norm_eps, "kernels": chosen, "dtype": dtype, "device": device}
-    connection = _class(kind.module)(conn, hidden_size, index, **like)
+    connection: Connection = _class(kind.module)(conn, hidden_size, index, **like)
     connection.built = Built(
-        kind.name, hidden_size, accounting.streams(conn), index, changed(conn), chosen and chosen.reason
+        kind.name,
+        hidden_size,
+        accounting.streams(conn),
+        index,
+        changed(conn),
+        chosen.reason if chosen else None,
     )
     return _describe(connection, kind.parameters(conn, hidden_size))
 
@@ -127,7 +142,9 @@ def build_contract(
     """The module that takes streams [s,b,w,C] to h [s,b,C] before the final norm (accounting.head_of)."""
     accounting.check(conn, hidden_size)
     head, n = accounting.head_of(conn), accounting.streams(conn)
-    contract = _class(head.module)(conn, n, hidden_size, norm_eps=norm_eps, dtype=dtype, device=device)
+    contract: nn.Module = _class(head.module)(
+        conn, n, hidden_size, norm_eps=norm_eps, dtype=dtype, device=device
+    )
     return _describe(contract, head.parameters(n, hidden_size))
 
 
@@ -136,17 +153,18 @@ def parameter_of(parameter: nn.Parameter) -> Parameter | None:
     return getattr(parameter, "_connection", None)
 
 
-def _describe(module: Any, table: Parameters) -> Any:
+def _describe(module: M, table: Parameters) -> M:
     """Every parameter of the module with its line of the table, for `parameter_of`."""
     own = dict(module.named_parameters())
     built, listed = {k: tuple(p.shape) for k, p in own.items()}, {k: p.shape for k, p in table.items()}
     assert built == listed, f"{type(module).__name__} has parameters {built}, its descriptor lists {listed}"
     for name, parameter in own.items():
-        parameter._connection = table[name]
+        described: Any = parameter
+        described._connection = table[name]
     return module
 
 
-def _class(place: str) -> type:
+def _class(place: str) -> Any:
     """Of "package.module:Class"."""
     module, _, name = place.partition(":")
     return getattr(importlib.import_module(module), name)

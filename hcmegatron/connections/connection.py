@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, NoReturn
+from dataclasses import dataclass
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +16,8 @@ Coefficients = tuple[Tensor, ...]
 Projection = tuple[Tensor, Tensor]  # of mHC: Hv phi [T, K] and the sums of squares [T], T = s b, fp32
 
 
-class Built(NamedTuple):
+@dataclass(frozen=True)
+class Built:
     """What a connection was built as.
 
     Attributes:
@@ -147,7 +149,8 @@ def write_streams(
     H [s,b,n,C]; y [s,b,1 or n,C]; bias [1 or n,C]; post [n] or [s,b,n]; res [n,n] or [s,b,n,n] -> [s,b,n,C].
     """
     flat = (t.flatten(0, 1) for t in (H, y, *per_token(H, post, res)))
-    return kernels.write(*flat, bias, dropout).view(H.shape)
+    out: Tensor = kernels.write(*flat, bias, dropout)
+    return out.view(H.shape)
 
 
 def biased(y: Tensor, bias: Tensor | None, dropout: float, training: bool) -> Tensor:

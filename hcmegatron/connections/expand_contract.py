@@ -29,7 +29,7 @@ def contract(H: Tensor, how: Literal["sum", "mean"] = "sum") -> Tensor:
     """
     if how not in ("sum", "mean"):
         raise ValueError(f"how={how!r}: choose sum or mean; a learned one is contraction('head', ...)")
-    return (Sum() if how == "sum" else Mean())(H)
+    return (Sum() if how == "sum" else Mean()).forward(H)
 
 
 class Sum(nn.Module):

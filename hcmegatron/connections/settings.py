@@ -8,7 +8,7 @@ from types import SimpleNamespace
 from typing import Any, Literal
 
 from hcmegatron.connections import accounting
-from hcmegatron.connections.kinds.descriptor import ConnectionDescriptor, Settings
+from hcmegatron.connections.kinds.descriptor import ConnectionDescriptor, Settings, together
 
 
 def settings_of(kind: str, hidden_size: int, given: dict[str, Any]) -> Settings:
@@ -24,7 +24,7 @@ def settings_of(kind: str, hidden_size: int, given: dict[str, Any]) -> Settings:
     if not isinstance(hidden_size, int) or hidden_size < 1:
         raise ValueError(f"hidden_size={hidden_size!r}: must be a whole number of at least 1")
     named = _named(found, given)
-    known = accounting.together([found.settings])
+    known = together([found.settings])
     for name, value in named.items():
         if name not in known:
             raise ValueError(f"{name}={value!r}: {_unknown(found, name)}")
@@ -51,8 +51,8 @@ def settings_of(kind: str, hidden_size: int, given: dict[str, Any]) -> Settings:
 def changed(conn: Settings) -> dict[str, Any]:
     """How many streams or fractions, and the settings that are not the defaults."""
     kind = accounting.kind_of(conn)
-    own = accounting.together([kind.settings])
-    count = {_n(kind): conn.n} if "n" in own else {}
+    own = together([kind.settings])
+    count = {_n(kind): getattr(conn, name) for name in own if name == "n"}
     values = {name: getattr(conn, name) for name in own if name != "n"}
     return count | {name: value for name, value in values.items() if value != own[name][1].default}
 
@@ -75,11 +75,7 @@ def _named(kind: ConnectionDescriptor, given: dict[str, Any]) -> dict[str, Any]:
 
 
 def _unknown(kind: ConnectionDescriptor, name: str) -> str:
-    own = {
-        name
-        for name, (_, own) in accounting.together([kind.settings]).items()
-        if not own.metadata["elsewhere"]
-    }
+    own = {name for name, (_, own) in together([kind.settings]).items() if not own.metadata["elsewhere"]}
     words = sorted(_n(kind) if each == "n" else each for each in own)
     if not words:
         return f"{kind.name} has no settings"
@@ -94,7 +90,7 @@ def _check(name: str, value: Any, hint: Any) -> None:
         if value not in typing.get_args(hint):
             raise ValueError(f"{name}={value!r}: choose one of {', '.join(typing.get_args(hint))}")
         return
-    fits = {bool: bool, int: int, float: (int, float)}[hint]
+    fits: tuple[type, ...] = {bool: (bool,), int: (int,), float: (int, float)}[hint]
     if not isinstance(value, fits) or (isinstance(value, bool) and hint is not bool):
         words = {bool: "True or False", int: "a whole number", float: "a number"}[hint]
         raise ValueError(f"{name}={value!r}: must be {words}")

@@ -24,7 +24,8 @@ class Settings(Protocol):
     kind: str
 
 
-class Parameter(NamedTuple):
+@dataclass(frozen=True)
+class Parameter:
     """A parameter of a connection or of a head: whole on every tensor-parallel rank, fp32 whatever the streams are.
 
     Attributes:
@@ -73,7 +74,7 @@ def setting(
     default: Any,
     range: Range | None = None,
     *,
-    tries: tuple = (),
+    tries: tuple[Any, ...] = (),
     change: Change = "architecture",
     elsewhere: str | None = None,
 ) -> Any:
@@ -183,13 +184,13 @@ def names(settings: type) -> frozenset[str]:
     return frozenset(field.name for field in dataclasses.fields(settings))
 
 
-def together(settings: Iterable[type]) -> dict[str, tuple[Any, dataclasses.Field]]:
+def together(settings: Iterable[type]) -> dict[str, tuple[Any, dataclasses.Field[Any]]]:
     """Every field of several dataclasses -> its type and definition; shared ones once.
 
     Raises:
         ValueError: a name that means different things to two of them.
     """
-    found: dict[str, tuple[Any, dataclasses.Field]] = {}
+    found: dict[str, tuple[Any, dataclasses.Field[Any]]] = {}
     for cls in settings:
         hints = typing.get_type_hints(cls)
         for field in dataclasses.fields(cls):
