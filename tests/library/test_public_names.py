@@ -53,8 +53,8 @@ def test_every_name_is_what_it_says():
 
 def test_importing_it_is_quick_and_loads_nothing():
     program = (
-        "import sys, time; before = set(sys.modules); began = time.perf_counter(); import hcmegatron\n"
-        "took = time.perf_counter() - began; own = [m for m in set(sys.modules) - before if m.startswith('hcmeg')]\n"
+        "import sys, time; before = set(sys.modules); began = time.process_time(); import hcmegatron\n"
+        "took = time.process_time() - began; own = [m for m in set(sys.modules) - before if m.startswith('hcmeg')]\n"
         "assert took < 0.1, took\n"
         "assert sorted(own) == ['hcmegatron', 'hcmegatron.aliases', 'hcmegatron.installation'], own\n"
         "assert not {'torch', 'megatron', 'numpy', 'yaml'} & set(sys.modules)"
