@@ -18,17 +18,17 @@ READY  := $(VENV)/.ready
 # A GPU container brings its own torch: use it instead of installing another one.
 CUDA   := $(shell $(PYTHON) -c 'import torch; print(torch.version.cuda or "")' 2>/dev/null)
 
-.PHONY: setup train test lint bench gpu soak clean
+.PHONY: setup train test lint bench gpu soak wheel docs clean
 setup: $(READY)
 
 $(READY): pyproject.toml constraints/cpu.txt
 ifeq ($(CUDA),)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install -q --disable-pip-version-check torch==2.13.0
-	$(BIN)/pip install -q --disable-pip-version-check -c constraints/cpu.txt -e '.[test,dev]'
+	$(BIN)/pip install -q --disable-pip-version-check -c constraints/cpu.txt -e '.[train,test,dev,docs]'
 else
 	$(PYTHON) -m venv --system-site-packages $(VENV)
-	$(BIN)/pip install -q --disable-pip-version-check -e '.[test,dev]'
+	$(BIN)/pip install -q --disable-pip-version-check -e '.[train,test,dev,docs]'
 endif
 	touch $@
 
@@ -43,7 +43,7 @@ test: $(READY)
 	$(BIN)/python -m pytest -m 'alone or cuda' && exit $$others
 
 lint: $(READY)
-	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/lint-imports
+	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/lint-imports && $(BIN)/mypy
 
 bench: $(READY)
 	$(BIN)/python -m tools.bench $(BENCH)
@@ -69,5 +69,13 @@ soak: $(READY)
 	$(BIN)/python -m tests.races --minutes $(MINUTES) --out bench_out/races
 	$(BIN)/python -m tools.kill_storm --minutes $(MINUTES) --folder bench_out/storm
 
+# What pip installs: dist/hcmegatron-VERSION-py3-none-any.whl.
+wheel: $(READY)
+	$(BIN)/pip wheel -q --disable-pip-version-check --no-deps -w dist .
+
+# The site of docs/, in site/; a link that leads nowhere fails.
+docs: $(READY)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build -q
+
 clean:
-	rm -rf .venv build *.egg-info
+	rm -rf .venv build dist site *.egg-info

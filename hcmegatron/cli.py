@@ -22,7 +22,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, NoReturn
 
-from hcmegatron import __version__
+from hcmegatron import __version__, aliases
 from hcmegatron.config import (
     Config,
     ConfigError,
@@ -34,10 +34,12 @@ from hcmegatron.config import (
 )
 from hcmegatron.config.ineffective import ineffective
 from hcmegatron.config.load import scalar
+from hcmegatron.config.packaged import packaged
 from hcmegatron.config.types import defaults, describe_field, leaves
 from hcmegatron.platform import standard_streams
 from hcmegatron.platform.collective_failure import Ended
 from hcmegatron.platform.exit_status import CORRUPTED, DIVERGED, HANG, STOPPED, USER_ERROR
+from hcmegatron.platform.optional import require_extra
 from hcmegatron.platform.standard_streams import stand_in_for_closed
 
 if TYPE_CHECKING:
@@ -117,6 +119,9 @@ VERBS = {
 }
 WITH_SETTINGS = ("plan", "generate")  # of these, whose words are in the module's OPTIONS
 
+# Of these, those that need what `pip install 'hcmegatron[train]'` adds, as `train` does.
+WITH_MEGATRON = {"replay", "data"}
+
 
 def _verb(arguments: list[str]) -> str | None:
     return next((word for word in arguments if not word.startswith("-")), None)
@@ -137,6 +142,10 @@ def _run(arguments: list[str]) -> int:
     overrides: list[str] = []
     asked, known = _verb(arguments), HELP
     if asked in VERBS:
+        if asked in WITH_MEGATRON:
+            require_extra(f"hcmegatron {asked}")
+        if (package := VERBS[asked][0].partition(".")[0]) in aliases.ALIASES.values():
+            aliases.require_own(package)
         module = importlib.import_module(VERBS[asked][0])
         module.add_arguments(parsers[asked])
         parsers[asked].set_defaults(run=lambda options, overrides: module.main(options))
@@ -193,7 +202,11 @@ def _add_train(verbs: argparse._SubParsersAction) -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     train.add_argument(
-        "file", metavar="FILE", type=Path, help="YAML; `extends: OTHER.yaml` builds on another"
+        "file",
+        metavar="FILE",
+        type=Path,
+        help="YAML, where `extends: OTHER.yaml` builds on another; or the name of a packaged one, if no file is called "
+        f"so: {', '.join(packaged())}",
     )
     train.add_argument(
         "--restarts",
@@ -243,6 +256,7 @@ def _config(options: argparse.Namespace, overrides: list[str]) -> int:
 
 def _train(options: argparse.Namespace, overrides: list[str]) -> int:
     """Everything that can be wrong without starting is found here; then one rank runs, or several are started."""
+    require_extra("hcmegatron train")
     from hcmegatron.data.corpus import find_corpus
     from hcmegatron.planner import measured
     from hcmegatron.platform import cuda_environment
@@ -310,6 +324,7 @@ def _measure(config: Config, ranks: int | None) -> Measured:
     from hcmegatron.platform import cuda_environment
     from hcmegatron.platform.optional import require_installed
 
+    require_extra("hcmegatron plan --measure")
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     cuda_environment.prepare(os.environ)  # as training has it
     require_installed(config)

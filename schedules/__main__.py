@@ -9,7 +9,7 @@ from schedules.cli import add_arguments, main
 parser = argparse.ArgumentParser(prog="schedules", description=sys.modules["schedules.cli"].__doc__)
 add_arguments(parser)
 try:
-    status = main(parser.parse_args())
+    status: int | str = main(parser.parse_args())
     print(end="", flush=True)
 except BrokenPipeError:  # a reader that has seen enough, like head
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)

@@ -157,16 +157,16 @@ def _stages(schedule: Schedule, settings: Settings) -> tuple[StageCosts, ...]:
         for key in ("forward", "input", "weight", "backward", "overlapped"):
             if key in given:
                 raise ValueError(f"{key}={given[key]!r}: nodes already say how long it takes")
-    sizes = layers or [P / S] * S
+    sizes: list[float] = list(layers) if layers else [P / S] * S
     lists = {key: _per_stage(key, value, sizes) for key, value in given.items()}
     splits = any(action.kind is Kind.I for own in schedule.actions for action in own)
     if "backward" in given and not nodes and splits and not {"input", "weight"} <= given.keys():
         raise ValueError("backward without input and weight: this schedule has I and W; give their times too")
     stages = []
     for s in range(S):
-        values = {PER_STAGE[key][0]: column[s] for key, column in lists.items()}
+        values: dict[str, Any] = {PER_STAGE[key][0]: column[s] for key, column in lists.items()}
         if nodes:
-            rest = {name: sizes[s] * 1.0 for name in ("activation",) if name not in values}
+            rest: dict[str, Any] = {name: sizes[s] * 1.0 for name in ("activation",) if name not in values}
             stages.append(stage_costs([nodes] * int(sizes[s]), **rest, **values))
         else:
             rest = {name: sizes[s] for name in ("F", "I", "W", "activation") if name not in values}

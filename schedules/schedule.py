@@ -50,7 +50,16 @@ class Schedule:
         return tuple(lower_rank(self.placement, actions) for actions in self.actions)
 
 
-class Message(NamedTuple):
+class _Fields(NamedTuple):
+    payload: Kind
+    source: int
+    target: int
+    microbatch: int
+    source_rank: int
+    target_rank: int
+
+
+class Message(_Fields):
     """An activation (``payload`` F) or the gradient of one (``payload`` B) going from stage id ``source`` on
     ``source_rank`` to stage id ``target`` on ``target_rank``.
 
@@ -58,12 +67,7 @@ class Message(NamedTuple):
     a V have four), so the pair of ranks and the order of arrival do not.
     """
 
-    payload: Kind
-    source: int
-    target: int
-    microbatch: int
-    source_rank: int
-    target_rank: int
+    __slots__ = ()
 
     # (source, target): an edge between stages, with its direction. First in, first out. In C, for the runtime asks
     # for it with every message.

@@ -45,8 +45,9 @@ def simulate(schedule: Schedule, costs: Costs) -> Simulation:
         done = timeline[rank]
         while len(done) < len(steps[rank]):
             action, _, sends = steps[rank][len(done)]
-            inputs = [_input(schedule, values, part) for part in action.parts]
-            if None in inputs:
+            found = [_input(schedule, values, part) for part in action.parts]
+            inputs = [value for value in found if value is not None]
+            if len(inputs) < len(found):
                 break
             timed = _run(action, inputs, done, rank, costs, table)
             position = len(done)

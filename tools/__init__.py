@@ -1,1 +1,1 @@
-"""Programs run on the project: benchmarks and the tables of the README."""
+"""Programs run on the project: benchmarks and the tables of docs/."""

@@ -1,4 +1,4 @@
-"""Every kind of connection trained by the quickstart: loss and speed, as the README's table.
+"""Every kind of connection trained by the quickstart: loss and speed, as the table of docs/benchmarks.md.
 
     python -m tools.table_kinds [--steps 150]
 

@@ -18,6 +18,7 @@ import yaml
 
 from hcmegatron.config.errors import ConfigError
 from hcmegatron.config.ineffective import ineffective
+from hcmegatron.config.packaged import locate, packaged_file
 from hcmegatron.config.ranges import check_value
 from hcmegatron.config.schema import Config
 from hcmegatron.config.types import (
@@ -96,7 +97,7 @@ def read_config(path: str | Path | None, overrides: list[str] | None = None) -> 
         if key in typed:
             raise ConfigError(f"{text}: {key} is given twice, as {typed[key].source} before; give it once")
         typed[key] = setting
-    settings = (_read_file(Path(path), ()) if path is not None else {}) | typed
+    settings = (_read_file(locate(Path(path)), ()) if path is not None else {}) | typed
     config = Config()
     for key, setting in settings.items():
         section, _, leaf = key.rpartition(".")
@@ -158,6 +159,8 @@ def _read_file(path: Path, parents: tuple[Path, ...]) -> dict[str, WrittenValue]
         except ConfigError as error:
             raise ConfigError(f"{base.source}: extends = {base.node.value} {error}") from None
         if not os.path.isfile(parent):
+            parent = packaged_file(base.node.value) or parent
+        if not os.path.isfile(parent):
             raise ConfigError(
                 f"{base.source}: extends = {base.node.value}: there is no file {parent}; "
                 f"name it relative to {path.parent}"
@@ -182,11 +185,11 @@ def _compose(path: Path) -> yaml.MappingNode:
         root = yaml.compose(text, Loader)
     except yaml.MarkedYAMLError as error:
         hint = "check indentation, colons and quotes"
-        if r"'\t'" in error.problem:
+        if r"'\t'" in str(error.problem):
             hint = "indent with spaces, not tabs"
         elif re.search("alias|anchor|tag|cannot start any token", f"{error.problem} {error.context}"):
             hint = 'a text that begins with * & ! % @ or ` is written in quotes, like "*.txt"'
-        place = f"{path}:{error.problem_mark.line + 1}"
+        place = f"{path}:{error.problem_mark.line + 1 if error.problem_mark else 1}"
         raise ConfigError(f"{place}: is not YAML: {error.problem}; {hint}") from None
     except yaml.YAMLError as error:
         raise ConfigError(f"{path}: is not YAML: {' '.join(str(error).split())}") from None
@@ -214,10 +217,10 @@ def _flatten_node(path: Path, root: yaml.MappingNode) -> dict[str, WrittenValue]
         elif name not in fields(Config):
             raise ConfigError(f"{source}: {_unknown(name)}")
         elif isinstance(node, yaml.MappingNode):
-            for key, leaf, leaf_source in _entries(path, node, f"{name}."):
+            for key, own, own_source in _entries(path, node, f"{name}."):
                 if key not in leaves():
-                    raise ConfigError(f"{leaf_source}: {_unknown(key)}")
-                settings[key] = WrittenValue(leaf, leaf_source)
+                    raise ConfigError(f"{own_source}: {_unknown(key)}")
+                settings[key] = WrittenValue(own, own_source)
         else:
             raise ConfigError(
                 f"{source}: {name} = {shown_value(node)} is not a section; "
@@ -298,11 +301,10 @@ def _better(key: str, setting: WrittenValue, error: ConfigError) -> str:
 def _example(section: str) -> str:
     hint = fields(Config)[section]
     leaf = dataclasses.fields(hint)[0]
-    default = leaf.default if leaf.default is not dataclasses.MISSING else leaf.default_factory()
-    return f"{section}.{leaf.name}: {scalar(default)}"
+    return f"{section}.{leaf.name}: {scalar(getattr(hint(), leaf.name))}"
 
 
 def scalar(value: Any) -> str:
     """A setting's value as YAML in one line."""
-    text = yaml.dump(value, Dumper=Dumper, default_flow_style=True, width=math.inf, allow_unicode=True)
+    text: str = yaml.dump(value, Dumper=Dumper, default_flow_style=True, width=math.inf, allow_unicode=True)
     return text.removesuffix("...\n").strip("\n")  # not other white space: it may be the value

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from hcmegatron.config.errors import ConfigError
@@ -81,11 +82,13 @@ _RANGES = {
         "data.suffixes",
     ),
 }
-RANGE_OF = {key: (words, test) for words, (test, keys) in _RANGES.items() for key in keys.split()}
+RANGE_OF: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    key: (words, test) for words, (test, keys) in _RANGES.items() for key in keys.split()
+}
 # The connections' stand in their descriptors.
 RANGE_OF |= {
-    f"connection.{name}": tuple(own.metadata["range"])
-    for name, (_, own) in accounting.FIELDS.items()
+    f"connection.{name}": (own.metadata["range"].words, own.metadata["range"].test)
+    for name, (_, own) in accounting.fields().items()
     if own.metadata["range"]
 }
 

@@ -8,16 +8,18 @@ can be is derived from the kinds' descriptors, the schedules from theirs.
 from __future__ import annotations
 
 from dataclasses import dataclass, field, make_dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from hcmegatron.config.schedule_names import SCHEDULES
 from hcmegatron.connections import accounting
 from hcmegatron.connections.kinds import DEFAULT, KINDS
 
-Schedule = Literal[tuple(SCHEDULES)]  # type: ignore[valid-type]
+if TYPE_CHECKING:
+    Schedule = str
+else:
+    Schedule = Literal[tuple(SCHEDULES)]
 # Those with I and W: a backward without its weight gradients, and these on their own. Overlapping needs the same.
 SPLIT_BACKWARD = tuple(name for name, schedule in SCHEDULES.items() if schedule.splits)
-ConnectionKind = Literal[tuple(KINDS)]  # type: ignore[valid-type]
 
 
 @dataclass
@@ -85,14 +87,17 @@ class MoE:
 
 
 # The residual connection around every sub-layer: its kind, and what the kinds' descriptors say that they read.
-Connection = make_dataclass(
-    "Connection",
-    [
-        ("kind", ConnectionKind, DEFAULT),
-        *((name, hint, field(default=own.default)) for name, (hint, own) in accounting.FIELDS.items()),
-    ],
-    namespace={"__doc__": "The connection around every sub-layer.", "__module__": __name__},
-)
+if TYPE_CHECKING:
+    Connection = Any  # its fields are the kinds'
+else:
+    Connection = make_dataclass(
+        "Connection",
+        [
+            ("kind", Literal[tuple(KINDS)], DEFAULT),
+            *((name, hint, field(default=own.default)) for name, (hint, own) in accounting.fields().items()),
+        ],
+        namespace={"__doc__": "The connection around every sub-layer.", "__module__": __name__},
+    )
 
 
 @dataclass

@@ -45,7 +45,7 @@ def leaves() -> dict[str, Any]:
     """Dotted key -> type of every setting, in the schema's order."""
     found: dict[str, Any] = {}
     for name, hint in fields(Config).items():
-        if dataclasses.is_dataclass(hint):
+        if isinstance(hint, type) and dataclasses.is_dataclass(hint):
             found.update({f"{name}.{leaf}": leaf_hint for leaf, leaf_hint in fields(hint).items()})
         else:
             found[name] = hint

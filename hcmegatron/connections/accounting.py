@@ -6,6 +6,10 @@ conn.n the fractions of FC.
 
 from __future__ import annotations
 
+import dataclasses
+from functools import cache
+from typing import Any
+
 from hcmegatron.connections.kinds import KINDS
 from hcmegatron.connections.kinds.descriptor import (
     ConnectionDescriptor,
@@ -29,9 +33,11 @@ def head_of(conn: Settings) -> Head:
     """How the streams become one. A kind that has no streams has nothing to contract: its sum is a view."""
     if "contract" not in kind_of(conn).fields:
         return HEADS["sum"]
-    if conn.contract not in HEADS:
-        raise ValueError(f"connection.contract={conn.contract!r}: choose one of {', '.join(HEADS)}")
-    return HEADS[conn.contract]
+    own: Any = conn  # with the fields of its kind
+    contract = own.contract
+    if contract not in HEADS:
+        raise ValueError(f"connection.contract={contract!r}: choose one of {', '.join(HEADS)}")
+    return HEADS[contract]
 
 
 def problem(conn: Settings, C: int, shown: Shown) -> tuple[str, str] | None:
@@ -63,7 +69,7 @@ def ineffective_fields(conn: Settings) -> dict[str, str]:
     """Fields of the `connection` section that nothing reads -> why, in words."""
     kind, head = kind_of(conn), head_of(conn)
     ineffective = dict.fromkeys(
-        FIELDS.keys() - kind.fields, f"connection.kind is {kind.name}"
+        fields().keys() - kind.fields, f"connection.kind is {kind.name}"
     ) | kind.ineffective(conn)
     return {name: reason for name, reason in ineffective.items() if name not in head.fields}
 
@@ -124,4 +130,11 @@ def all_settings() -> list[type]:
     return of_kinds + [cls for head in HEADS.values() for cls in _settings(head)]
 
 
-FIELDS = together(all_settings())  # name -> (type, definition) of every field of the `connection` section
+def fields() -> dict[str, tuple[Any, dataclasses.Field[Any]]]:
+    """Every field of the `connection` section -> its type and definition."""
+    return _fields(tuple(KINDS))
+
+
+@cache  # by the kinds that there are: one may be registered
+def _fields(kinds: tuple[str, ...]) -> dict[str, tuple[Any, dataclasses.Field[Any]]]:
+    return together(all_settings())

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -11,6 +14,25 @@ from hcmegatron.kernels.select import Kernels
 
 Coefficients = tuple[Tensor, ...]
 Projection = tuple[Tensor, Tensor]  # of mHC: Hv phi [T, K] and the sums of squares [T], T = s b, fp32
+
+
+@dataclass(frozen=True)
+class Built:
+    """What a connection was built as.
+
+    Attributes:
+        streams: w, the width of the stream in units of C.
+        index: of the sub-layer, through the whole network.
+        settings: how many streams or fractions, and those that are not the defaults.
+        kernels: which, and why, in words; None of kinds without.
+    """
+
+    kind: str
+    hidden_size: int
+    streams: int
+    index: int
+    settings: dict[str, Any]
+    kernels: str | None
 
 
 class Connection(nn.Module):
@@ -34,7 +56,35 @@ class Connection(nn.Module):
     A kind's class is built as Class(conn, C, index, *, norm_eps, kernels, dtype, device): conn has the fields of its
     descriptor's settings, index is the sub-layer's number through the whole network, kernels are None where its
     descriptor says so. Its parameters are those that its descriptor lists.
+
+    Attributes:
+        built: by build.connection or build.build_connection.
     """
+
+    built: Built | None = None
+
+    @property
+    def streams(self) -> int:
+        """w, the width of the stream in units of C: what expand takes."""
+        assert self.built is not None, "of a connection that hcmegatron.connection has built"
+        return self.built.streams
+
+    def forward(self, *_: Any, **__: Any) -> NoReturn:
+        """A sub-layer stands between a connection's parts, so it is not called itself: TypeError that says how."""
+        raise TypeError(
+            "a connection is not called itself: Connected(sub_layer, connection)(H) runs a sub-layer with it, or x, "
+            "coefficients = connection.read(H), y = sub_layer(x), H = connection.write(H, y, coefficients)"
+        )
+
+    def extra_repr(self) -> str:
+        """What it was built as, in the words of hcmegatron.connection."""
+        if self.built is None:
+            return ""
+        built = self.built
+        words = {"hidden_size": built.hidden_size, "index": built.index, **built.settings}
+        if built.kernels:
+            words["kernels"] = built.kernels
+        return ", ".join([repr(built.kind), *(f"{name}={value!r}" for name, value in words.items())])
 
     def read(self, H: Tensor, projection: Projection | None = None) -> tuple[Tensor, Coefficients]:
         """H [s,b,w,C] -> the sub-layer's input x [s,b,C] in H's dtype, and the coefficients.
@@ -99,7 +149,8 @@ def write_streams(
     H [s,b,n,C]; y [s,b,1 or n,C]; bias [1 or n,C]; post [n] or [s,b,n]; res [n,n] or [s,b,n,n] -> [s,b,n,C].
     """
     flat = (t.flatten(0, 1) for t in (H, y, *per_token(H, post, res)))
-    return kernels.write(*flat, bias, dropout).view(H.shape)
+    out: Tensor = kernels.write(*flat, bias, dropout)
+    return out.view(H.shape)
 
 
 def biased(y: Tensor, bias: Tensor | None, dropout: float, training: bool) -> Tensor:

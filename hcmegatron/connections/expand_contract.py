@@ -4,23 +4,32 @@ norm."""
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from hcmegatron.connections.accounting import streams
 from hcmegatron.connections.connection import compute_dtype
-from hcmegatron.connections.kinds.descriptor import Settings
 from hcmegatron.connections.kinds.heads import LearnedHead
 from hcmegatron.connections.manifold import project
 from hcmegatron.connections.mixing import aggregate
 
 
-def expand(conn: Settings, h: Tensor) -> Tensor:
-    """h [s,b,C] -> streams [s,b,w,C], contiguous: n copies for HC and mHC, a view for residual and FC."""
-    w = streams(conn)
-    return h.unsqueeze(-2) if w == 1 else h.unsqueeze(-2).expand(*h.shape[:-1], w, h.shape[-1]).contiguous()
+def expand(h: Tensor, streams: int) -> Tensor:
+    """h [s,b,C] -> w = `streams` copies [s,b,w,C], contiguous (HC, mHC); a view where w is 1 (residual, FC)."""
+    if streams == 1:
+        return h.unsqueeze(-2)
+    return h.unsqueeze(-2).expand(*h.shape[:-1], streams, h.shape[-1]).contiguous()
+
+
+def contract(H: Tensor, how: Literal["sum", "mean"] = "sum") -> Tensor:
+    """Streams [s,b,w,C] -> h [s,b,C]: their sum (the papers') or mean, in fp32 and rounded once.
+
+    The contraction that is learned has parameters, and is a module: build.contraction("head", ...).
+    """
+    if how not in ("sum", "mean"):
+        raise ValueError(f"how={how!r}: choose sum or mean; a learned one is contraction('head', ...)")
+    return (Sum() if how == "sum" else Mean()).forward(H)
 
 
 class Sum(nn.Module):

@@ -20,7 +20,6 @@ from hcmegatron.connections.connection import (
     compute_dtype,
     write_streams,
 )
-from hcmegatron.connections.kinds.frac import DynamicFracSettings, FracSettings
 from hcmegatron.connections.mixing import mix
 from hcmegatron.connections.predictor_norm import normalise
 from hcmegatron.kernels.select import Kernels
@@ -34,7 +33,7 @@ class Frac(Connection):
 
     def __init__(
         self,
-        conn: FracSettings | DynamicFracSettings,
+        conn: Any,  # FracSettings, or DynamicFracSettings
         hidden_size: int,
         index: int = 0,  # a fraction's own start is the same in every sub-layer
         *,
@@ -47,12 +46,12 @@ class Frac(Connection):
         self.kernels = kernels
         m, width = conn.n, hidden_size // conn.n
         like = {"dtype": dtype, "device": device}
-        self.m, self.eps, self.norm = m, norm_eps, conn.norm
-        self.activation = torch.tanh if conn.tanh else (lambda p: p)
+        self.m, self.eps = m, norm_eps
         self.Y = nn.Parameter(torch.eye(m, **like))
         self.A = nn.Parameter(torch.eye(m, **like))
         self.B = nn.Parameter(torch.ones(m, **like))
         if self.dynamic:
+            self.norm, self.activation = conn.norm, torch.tanh if conn.tanh else (lambda p: p)
             self.W_alpha = nn.Parameter(torch.zeros(width, 2 * m, **like))
             self.W_beta = nn.Parameter(torch.zeros(width, **like))
             self.s_a = nn.Parameter(torch.full((1,), conn.alpha_init, **like))
@@ -62,7 +61,7 @@ class Frac(Connection):
 
     def fractions(self, h: Tensor) -> Tensor:
         """[..., C] -> its view [..., m, C/m]."""
-        return h.unflatten(-1, (self.m, -1))
+        return torch.unflatten(h, -1, (self.m, -1))
 
     def coefficients(self, Hf: Tensor) -> Coefficients:
         """Fractions Hf [s,b,m,C/m] -> (Y^T, B, A^T), [m,m], [m], [m,m], with [s,b] in front where dynamic."""

@@ -20,7 +20,6 @@ from hcmegatron.connections.connection import (
     compute_dtype,
     write_streams,
 )
-from hcmegatron.connections.kinds.hyper import DynamicHyperSettings, HyperSettings
 from hcmegatron.connections.mixing import aggregate
 from hcmegatron.connections.predictor_norm import normalise
 from hcmegatron.kernels.select import Kernels
@@ -60,7 +59,7 @@ class Hyper(Connection):
 
     def __init__(
         self,
-        conn: HyperSettings | DynamicHyperSettings,
+        conn: Any,  # HyperSettings, or DynamicHyperSettings
         hidden_size: int,
         index: int,
         *,
@@ -73,12 +72,12 @@ class Hyper(Connection):
         self.kernels = kernels
         n, C = conn.n, hidden_size
         like = {"dtype": dtype, "device": device}
-        self.n, self.eps, self.norm = n, norm_eps, conn.norm
-        self.activation = torch.tanh if conn.tanh else (lambda p: p)
+        self.n, self.eps = n, norm_eps
         self.A_m = nn.Parameter((torch.arange(n, device=device) == index % n).to(dtype))
         self.A_r = nn.Parameter(torch.eye(n, **like))
         self.B = nn.Parameter(torch.ones(n, **like))
         if self.dynamic:
+            self.norm, self.activation = conn.norm, torch.tanh if conn.tanh else (lambda p: p)
             self.W_m = nn.Parameter(torch.zeros(C, **like))
             self.W_r = nn.Parameter(torch.zeros(C, n, **like))
             self.W_b = nn.Parameter(torch.zeros(C, **like))
@@ -95,8 +94,10 @@ class Hyper(Connection):
         if self.dynamic:
             weight = None if self.norm_weight is None else self.norm_weight.to(dtype)
             Hn = normalise(H.to(dtype), self.norm, weight, self.eps)
-            W = (w.to(dtype) for w in (self.W_m, self.W_r, self.W_b, self.s_a, self.s_b))
-            A_m, A_r, B = dynamic_coefficients(Hn, A_m, A_r, B, *W, activation=self.activation)
+            W_m, W_r, W_b, s_a, s_b = (
+                w.to(dtype) for w in (self.W_m, self.W_r, self.W_b, self.s_a, self.s_b)
+            )
+            A_m, A_r, B = dynamic_coefficients(Hn, A_m, A_r, B, W_m, W_r, W_b, s_a, s_b, self.activation)
         return A_m, B, A_r.transpose(-1, -2)
 
     def read(self, H: Tensor, projection: Projection | None = None) -> tuple[Tensor, Coefficients]:

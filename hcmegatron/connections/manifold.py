@@ -61,6 +61,14 @@ class Manifold(Connection):
     Disabled forms (the paper's ablation: pre = 1/n, post = 1, res = I) own no parameters.
     """
 
+    phi: nn.Parameter
+    alpha_pre: nn.Parameter
+    alpha_post: nn.Parameter
+    alpha_res: nn.Parameter
+    b_pre: nn.Parameter
+    b_post: nn.Parameter
+    b_res: nn.Parameter
+
     def __init__(
         self,
         conn: Settings,
@@ -108,7 +116,9 @@ class Manifold(Connection):
         res = torch.eye(n, dtype=dtype, device=H.device)
         if not any(self.sizes):
             return pre, post, res
-        t_pre, t_post, t_res = project(H, self.phi.to(dtype), conn.rms_eps, self.eps).split(self.sizes, -1)
+        t_pre, t_post, t_res = torch.split(
+            project(H, self.phi.to(dtype), conn.rms_eps, self.eps), list(self.sizes), -1
+        )
         if conn.use_pre:
             pre = torch.sigmoid(self.alpha_pre.to(dtype) * t_pre + self.b_pre.to(dtype)) + conn.pre_eps
         if conn.use_post:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from hcmegatron.config.schema import Connection
 from hcmegatron.connections import accounting
-from hcmegatron.connections.build import expand
+from hcmegatron.connections.expand_contract import expand
 from hcmegatron.model.execution import Execution
 from hcmegatron.model.layer import AroundSubLayer
 from hcmegatron.model.nodes import ActivationPolicy, MicroBatch
@@ -59,7 +59,6 @@ class ConnectionBlock(MegatronModule):
     ) -> None:
         super().__init__(config=config)
         self.pre_process, self.post_process = pre_process, post_process
-        self.connection = submodules.connection
         self.tp_group = pg_collection.tp
         # FC and residual are C wide between sub-layers; the connection itself views C as fractions.
         self.streams = accounting.streams(submodules.connection)
@@ -85,7 +84,7 @@ class ConnectionBlock(MegatronModule):
     def streams_in(self, hidden_states: Tensor | None) -> Tensor:
         """The chunk's first streams [s, b, n, C], from the embedding [s, b, C] or the tensor that was received."""
         if self.pre_process:
-            return expand(self.connection, hidden_states)
+            return expand(hidden_states, self.streams)
         assert self.input_tensor is not None, "a later pipeline stage needs set_input_tensor before forward"
         received = make_viewless_tensor(inp=self.input_tensor, requires_grad=True, keep_graph=True)
         s, b, width = received.shape

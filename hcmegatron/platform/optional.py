@@ -67,6 +67,19 @@ def require_installed(config: Config) -> None:
         raise ConfigError(lacking[0])
 
 
+def require_extra(what: str, extra: str = "train") -> None:
+    """That the packages of an extra are installed which the trainer cannot do without.
+
+    Raises:
+        ConfigError: `what`, a verb, needs one that is not there.
+    """
+    modules = {"train": ("megatron", "psutil", "tensorboard")}[extra]
+    if lacking := [name for name in modules if importlib.util.find_spec(name) is None]:
+        raise ConfigError(
+            f"{what} needs packages that are not installed ({', '.join(lacking)}): pip install 'hcmegatron[{extra}]'"
+        )
+
+
 @cache
 def transformer_engine() -> Package:
     """Transformer Engine counts when its PyTorch modules import: it needs CUDA libraries to do so."""

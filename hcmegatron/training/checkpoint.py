@@ -52,7 +52,7 @@ def depends_on(config: Config) -> dict[str, Any]:
     return {
         "ranks": dist.get_world_size(),
         "CPU threads": torch.get_num_threads(),
-        **{name: found[name] for name in ("python", "torch", "megatron-core", "device")},
+        **{name: found[name] for name in ("hcmegatron", "python", "torch", "megatron-core", "device")},
         "numpy": numpy.__version__,  # draws the data's order
         "tokenizer": build_tokenizer(config.data.tokenizer).fingerprint,
         **{name: _installed(name) for name in packages},

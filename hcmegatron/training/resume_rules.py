@@ -50,7 +50,8 @@ _RULES = {
         run.peak_tflops""",
 }
 RULE_OF = {key: rule for rule, keys in _RULES.items() for key in keys.split()} | {
-    f"connection.{name}": Rule[own.metadata["change"].upper()] for name, (_, own) in accounting.FIELDS.items()
+    f"connection.{name}": Rule[own.metadata["change"].upper()]
+    for name, (_, own) in accounting.fields().items()
 }
 
 # Of what the numbers depend on beside configuration and text: what changes where and how the same are computed.

@@ -16,6 +16,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import IO
 
+from hcmegatron import __version__
 from hcmegatron.config.errors import ConfigError
 from hcmegatron.config.load import dump_config
 from hcmegatron.config.schema import Config, resumes
@@ -182,6 +183,7 @@ def versions() -> dict[str, str]:
     from hcmegatron.platform.megatron import VERSION
 
     return {
+        "hcmegatron": __version__,
         "python": sys.version.split()[0],
         "torch": torch.__version__,
         "megatron-core": VERSION,

@@ -7,7 +7,8 @@ from torch.nn import functional as F
 from hcmegatron.config.schema import Connection as ConnectionConfig
 from hcmegatron.connections import kinds
 from hcmegatron.connections.accounting import streams
-from hcmegatron.connections.build import build_connection, build_contract, expand
+from hcmegatron.connections.build import build_connection, build_contract
+from hcmegatron.connections.expand_contract import expand
 
 KINDS = tuple(kinds.KINDS)
 WIDE = tuple(kind for kind in KINDS if streams(ConnectionConfig(kind=kind, n=2)) == 2)  # with streams to mix
@@ -47,7 +48,7 @@ class Network(nn.Module):
         self.contract = build_contract(conn, C, norm_eps=1e-6, dtype=torch.float64)
 
     def forward(self, h, inputs=None, coefficients=None, streams=None):
-        H = expand(self.conn, h)
+        H = expand(h, self.connections[0].streams)
         for T, connection in zip(self.sublayers, self.connections, strict=True):
             x, c = connection.read(H)
             y, bias = T(x)

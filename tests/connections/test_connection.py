@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from hcmegatron.connections.accounting import streams
-from hcmegatron.connections.build import build_connection, build_contract, expand
+from hcmegatron.connections.build import build_connection, build_contract
 from hcmegatron.connections.connection import Connection
+from hcmegatron.connections.expand_contract import expand
 from hcmegatron.connections.kinds import KINDS as KINDS_BY_NAME
 from tests.connections.small_network import KINDS, config, randomise
 
@@ -223,10 +224,10 @@ def test_expand_and_contract():
     h = streams_like(config("residual"))[..., 0, :]
     for kind, width in (("residual", 1), ("dfc", 1), ("shc", 2), ("mhc", 2)):
         conn = config(kind, n=2)
-        H = expand(conn, h)
+        H = expand(h, width)
         assert H.shape == (3, 1, width, 6) and H.is_contiguous()
         torch.testing.assert_close(build_contract(conn, 6, norm_eps=0.0)(H), width * h)
     mean = config("mhc", n=2, contract="mean")
-    torch.testing.assert_close(build_contract(mean, 6, norm_eps=0.0)(expand(mean, h)), h)
+    torch.testing.assert_close(build_contract(mean, 6, norm_eps=0.0)(expand(h, 2)), h)
     head = config("shc", n=2, contract="head")
-    torch.testing.assert_close(build_contract(head, 6, norm_eps=0.0).double()(expand(head, h)), h * 2 / 3)
+    torch.testing.assert_close(build_contract(head, 6, norm_eps=0.0).double()(expand(h, 2)), h * 2 / 3)

@@ -19,7 +19,7 @@ SEEN_ELSEWHERE = ("lr_multiplier", "scale_output_init")  # the optimizer and ini
 
 def values_of(name):
     """What a field may be, as far as tests try it."""
-    hint, own = accounting.FIELDS[name]
+    hint, own = accounting.fields()[name]
     values = own.metadata["tries"] or ((True, False) if hint is bool else get_args(hint))
     assert len(values) > 1, f"connection.{name}: give its setting() values that tests try"
     return values
@@ -28,7 +28,7 @@ def values_of(name):
 # Another value than the default of every field that a connection is built from.
 OTHER = {
     name: [value for value in values_of(name) if value != own.default][-1]
-    for name, (_, own) in accounting.FIELDS.items()
+    for name, (_, own) in accounting.fields().items()
     if name not in SEEN_ELSEWHERE
 }
 OTHER["n"], OTHER["pre_eps"] = 3, 1e-3  # divides the small network's 12 channels; shows in single outputs
@@ -55,7 +55,7 @@ def made(conn):
 
 def connections():
     """Any connection that the schema can write, over fields that divide the small network's 12 channels."""
-    values = {name: st.sampled_from(values_of(name)) for name in accounting.FIELDS}
+    values = {name: st.sampled_from(values_of(name)) for name in accounting.fields()}
     values |= {"kind": st.sampled_from(KINDS), "n": st.sampled_from([1, 2, 3, 4, 6])}
     return st.builds(type(Config().connection), **values)
 

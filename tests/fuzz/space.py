@@ -127,7 +127,7 @@ VALUES: dict[str, list[Any]] = {
 # What the kinds' descriptors say that tests try.
 VALUES |= {
     f"connection.{name}": list(own.metadata["tries"])
-    for name, (_, own) in accounting.FIELDS.items()
+    for name, (_, own) in accounting.fields().items()
     if own.metadata["tries"]
 }
 

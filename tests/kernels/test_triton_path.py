@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from hcmegatron.config.schema import Connection
-from hcmegatron.connections.build import build_connection, expand
+from hcmegatron.connections.build import build_connection
+from hcmegatron.connections.expand_contract import expand
 from hcmegatron.kernels import torch_path, triton_path
 from hcmegatron.kernels.options import ReadOptions
 from tests.kernels.reference import (
@@ -375,7 +376,7 @@ def test_training_with_triton_gives_the_losses_of_torch():
         h, target = torch.randn(2, 4, 2, C, generator=torch.Generator().manual_seed(1))
         losses[kernels] = []
         for _ in range(4):
-            H = expand(conn, h)
+            H = expand(h, conn.n)
             projection = None
             for k, (linear, c) in enumerate(zip(linears, connections, strict=True)):
                 x, coefficients = c.read(H, projection)

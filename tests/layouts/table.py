@@ -102,7 +102,7 @@ def cells(
 
 
 def markdown(table: dict[str, dict[tuple[str, str], float]]) -> str:
-    """The table for the README."""
+    """The table for docs/layouts.md."""
     lines = [
         "| layout | network | " + " | ".join(KINDS) + " |",
         "|---|---|" + "---|" * len(KINDS),
@@ -116,7 +116,7 @@ def markdown(table: dict[str, dict[tuple[str, str], float]]) -> str:
 
 
 def main() -> None:
-    """Run every row and print the README's table."""
+    """Run every row and print the table of docs/layouts.md."""
     from tests.small_configs import small
 
     places = [(architecture, kind) for architecture in ARCHITECTURES for kind in KINDS]

@@ -205,8 +205,8 @@ class Table:
         found: list[Any] = list(VALUES.get(key, []))
         if key == "data.paths":
             found = [[str(self.same_text)]]
-        if name in accounting.FIELDS:
-            found += accounting.FIELDS[name][1].metadata["tries"]
+        if name in accounting.fields():
+            found += accounting.fields()[name][1].metadata["tries"]
         for kind in (hint, *get_args(hint)):
             if isinstance(kind, str):
                 found.append(kind)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 
-from hcmegatron.config.checks.refusals import Shown, divisible, nearest_multiples, need, refuse
+from hcmegatron.config.checks.refusals import Shown, divisible, need, refuse
 from hcmegatron.config.schedule_names import MEGATRONS, SCHEDULES, nearest_schedule
 from hcmegatron.config.schema import Config, distributed_optimizer
+from hcmegatron.connections.kinds.multiples import nearest_multiples
 
 
 def smallest_world(config: Config) -> int:
@@ -45,7 +46,8 @@ def check_batch(config: Config, data_parallel: int) -> int:
     )
     schedule = SCHEDULES[p.schedule]
     if found := schedule.misfit(p.pipeline, count):
-        least, several = schedule.misfit(p.pipeline, 0).smallest, found.multiple > 1
+        none, several = schedule.misfit(p.pipeline, 0), found.multiple > 1
+        least = none.smallest if none else 1
         refuse(
             f"training.global_batch = {t.global_batch} makes {count} micro-batches a rank, and parallel.schedule = "
             f"{p.schedule} with parallel.pipeline = {p.pipeline} takes "

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from hcmegatron.config.checks.refusals import Shown, divisible, nearest_multiples, need, refuse
+from hcmegatron.config.checks.refusals import Shown, divisible, need, refuse
 from hcmegatron.config.ineffective import ineffective
 from hcmegatron.config.ranges import TRITON_STREAMS
 from hcmegatron.config.schema import Config
 from hcmegatron.connections import accounting
+from hcmegatron.connections.kinds.multiples import nearest_multiples
 
 
 def check_network(config: Config, shown: Shown) -> None:

@@ -24,7 +24,8 @@ class Settings(Protocol):
     kind: str
 
 
-class Parameter(NamedTuple):
+@dataclass(frozen=True)
+class Parameter:
     """A parameter of a connection or of a head: whole on every tensor-parallel rank, fp32 whatever the streams are.
 
     Attributes:
@@ -70,7 +71,12 @@ Change = Literal["architecture", "applied", "beginning"]
 
 
 def setting(
-    default: Any, range: Range | None = None, *, tries: tuple = (), change: Change = "architecture"
+    default: Any,
+    range: Range | None = None,
+    *,
+    tries: tuple[Any, ...] = (),
+    change: Change = "architecture",
+    elsewhere: str | None = None,
 ) -> Any:
     """A field of a kind's settings.
 
@@ -79,8 +85,10 @@ def setting(
         tries: values for tests to try, the simplest first; the default and another one. Of a fixed set all are tried.
         change: what happens where a checkpoint was written with another value: it is of another `architecture`, the
             new value is `applied`, or it only says how a run begins (`beginning`).
+        elsewhere: of what a run's other parts read, and not the connection's module: what does the same outside a run.
     """
-    return dataclasses.field(default=default, metadata={"range": range, "tries": tries, "change": change})
+    metadata = {"range": range, "tries": tries, "change": change, "elsewhere": elsewhere}
+    return dataclasses.field(default=default, metadata=metadata)
 
 
 def _nothing_ineffective(conn: Any) -> dict[str, str]:
@@ -176,13 +184,13 @@ def names(settings: type) -> frozenset[str]:
     return frozenset(field.name for field in dataclasses.fields(settings))
 
 
-def together(settings: Iterable[type]) -> dict[str, tuple[Any, dataclasses.Field]]:
+def together(settings: Iterable[type]) -> dict[str, tuple[Any, dataclasses.Field[Any]]]:
     """Every field of several dataclasses -> its type and definition; shared ones once.
 
     Raises:
         ValueError: a name that means different things to two of them.
     """
-    found: dict[str, tuple[Any, dataclasses.Field]] = {}
+    found: dict[str, tuple[Any, dataclasses.Field[Any]]] = {}
     for cls in settings:
         hints = typing.get_type_hints(cls)
         for field in dataclasses.fields(cls):

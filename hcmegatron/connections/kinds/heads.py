@@ -40,4 +40,6 @@ HEADS: dict[str, Head] = {
 class Streams(Several):
     """Of kinds that widen the stream n times. Others have nothing to contract."""
 
-    contract: Literal[tuple(HEADS)] = setting("sum")  # how the streams become one before the final norm
+    contract: Literal[tuple(HEADS)] = setting(  # type: ignore[valid-type]
+        "sum", elsewhere="use hcmegatron.contract or hcmegatron.contraction"
+    )  # how the streams become one before the final norm

@@ -16,7 +16,9 @@ class HyperSettings(Trained, Streams):
     """SHC."""
 
     # output projections' init divided by sqrt(n)
-    scale_output_init: bool = setting(False, change="beginning")
+    scale_output_init: bool = setting(
+        False, change="beginning", elsewhere="initialise your sub-layers' output projections so"
+    )
 
 
 @dataclass

@@ -53,7 +53,7 @@ def _parameters(conn: ManifoldSettings, C: int) -> Parameters:
 
 
 def _ineffective(conn: ManifoldSettings) -> dict[str, str]:
-    ineffective = {}
+    ineffective: dict[str, str] = {}
     if not (conn.use_pre or conn.use_post or conn.use_res):
         reason = "connection.use_pre, use_post and use_res are false"
         ineffective |= dict.fromkeys(("lr_multiplier", "alpha_init", "rms_eps"), reason)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from hcmegatron.connections.kinds.descriptor import Parameter, Parameters
 from hcmegatron.connections.kinds.shared_settings import Predicted
 
@@ -15,7 +17,7 @@ def norm_weight(conn: Predicted, width: int) -> Parameters:
     return {} if _plain(conn) else {"norm_weight": Parameter((width,), "norm")}
 
 
-def predictor_bytes(conn: Predicted, state: int, itemsize: int, *, predicted: int, read: int) -> int:
+def predictor_bytes(conn: Any, state: int, itemsize: int, *, predicted: int, read: int) -> int:
     """Bytes a token: streams of `state` numbers in their own precision; normalised before and after the norm's weight,
     and a copy in fp32 for each of two uses if they are narrower; the coefficients.
 
@@ -24,4 +26,5 @@ def predictor_bytes(conn: Predicted, state: int, itemsize: int, *, predicted: in
     """
     n, compute = conn.n, max(itemsize, 4)
     copies = 1 + (not _plain(conn)) + 2 * (itemsize < compute)
-    return state * (itemsize + copies * compute) + compute * (n + predicted + read + n + n * n)
+    held: int = state * (itemsize + copies * compute) + compute * (n + predicted + read + n + n * n)
+    return held

@@ -20,7 +20,11 @@ class Trained:
     """Parameters of any sort."""
 
     lr_multiplier: float = setting(
-        1.0, POSITIVE, tries=(1.0, 0.1, 3.0), change="applied"
+        1.0,
+        POSITIVE,
+        tries=(1.0, 0.1, 3.0),
+        change="applied",
+        elsewhere="give your optimizer a parameter group for the connections",
     )  # of their learning rate
 
 
