@@ -113,6 +113,7 @@ VERBS = {
         "run a bad step that a run has kept once more, in one process",
     ),
     "data": ("hcmegatron.data.cli", "prepare, show and check data sets, train tokenizers"),
+    "doctor": ("launch.doctor.cli", "whether machines are healthy and fast, alone and together"),
 }
 
 
@@ -141,9 +142,12 @@ def _run(arguments: list[str]) -> int:
         if asked == "plan":
             parsers[asked].set_defaults(run=partial(module.main, measure=_measure))
             known += module.OPTIONS
+        elif asked == "doctor":
+            parsers[asked].set_defaults(run=module.main)
+            known += module.OPTIONS
     if asked == "train":
         known += ("--restarts",)
-    if asked not in VERBS or asked == "plan":  # every other --word is a setting
+    if asked not in VERBS or asked in ("plan", "doctor"):  # every other --word is a setting
         _refuse_separate_values(arguments)
         overrides = [
             word for word in arguments if word.startswith("--") and word.partition("=")[0] not in known

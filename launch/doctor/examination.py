@@ -1,0 +1,174 @@
+"""An examination, phase after phase, on every rank: each machine alone; then directory, sockets, devices, messages.
+
+What a rank finds it tells by the board (board.py), so that one that dies or hangs in any phase is missed by name within
+a time limit. Rank 0 judges.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from hcmegatron.config.errors import ConfigError
+from hcmegatron.platform.ranks import RankInfo
+from launch.doctor import judge, packages, speed, storage
+from launch.doctor.checks import OF_A_MACHINE, run_checks
+from launch.doctor.findings import Finding, Report, fault, note
+from launch.doctor.messages import measure_messages
+from launch.doctor.peers import Listener, Offset, clock_offset, own_address, reach
+from launch.doctor.rounds import Pair, blame, cover
+from launch.doctor.system import System
+from launch.doctor.visit import Request, Visit
+
+PASSES = 2  # over the devices: one is slow that is so in both
+GPU_S, CPU_S, COPY_S = 1.5, 0.3, 0.2  # of multiplying in a pass, and of copying
+BOOT = Path("/proc/sys/kernel/random/boot_id")  # the same in all processes, and containers, of a machine
+
+
+def examine(request: Request, ranks: RankInfo, system: System) -> Report | None:
+    """Look at everything. Collective.
+
+    Returns:
+        on rank 0 the report; elsewhere None. On every rank that does not find rank 0: what this machine alone says.
+
+    Raises:
+        Lost: rank 0 has gone meanwhile.
+    """
+    import torch
+
+    visit = Visit(request, ranks, system, torch.cuda.is_available())
+    if not visit.subject.gpu:
+        torch.set_num_threads(
+            max(1, len(os.sched_getaffinity(0)) // ranks.local_world_size)
+        )  # as training has it
+    own = run_checks(OF_A_MACHINE, visit.subject) if ranks.local_rank == 0 else []
+    try:
+        visit.join()
+    except ConfigError as error:
+        lost = fault("ranks", str(error), "start every rank; look whether rank 0's port is open")
+        return Report([*own, lost.on(system.node)], [system.node])
+    listener = Listener(system.clock)
+    try:
+        introduce(visit, own, listener.port)
+        share_directory(visit)
+        measuring = reach_others(visit)
+        measure_devices(visit)
+        measure_messages(visit, measuring)
+        return visit.conclude()
+    finally:
+        listener.close()
+
+
+def introduce(visit: Visit, own: list[Finding], port: int) -> None:
+    """Who is there, on which machine, with which versions; and what every machine said of itself."""
+    card = {
+        "node": visit.system.node,
+        "machine": BOOT.read_text().strip(),
+        "local_rank": visit.ranks.local_rank,
+        "address": [own_address(visit.ranks, visit.system), port],
+        "findings": [finding.as_json() for finding in own],
+        "facts": {**packages.installed(), **packages.of_torch(), "code": packages.code_fingerprint()},
+    }
+    visit.introduce(card)
+    for other in visit.cards.values():
+        visit.findings += map(Finding.from_json, other["findings"])
+    facts = {node: visit.cards[ranks[0]]["facts"] for node, ranks in visit.nodes.items()}
+    visit.findings += judge.differences(facts)
+
+
+def share_directory(visit: Visit) -> None:
+    """The run directory, as the first machine finds it and as the others see it."""
+    node, token, saw = visit.system.node, "", ""
+    if visit.ranks.rank == 0:
+        probe = storage.open_probe(visit.request.directory)
+        if isinstance(probe, Finding):
+            visit.findings.append(probe.on(node))
+        else:
+            token = str(probe.token)
+    token = visit.exchange("token", token, "", [0])[0]
+    if token and visit.ranks.rank in visit.leaders[1:]:
+        saw = storage.seen_from_here(token)
+    seen = visit.exchange("seen", saw, "while it looked at the run directory", visit.leaders)
+    if visit.ranks.rank or not token:
+        return
+    visit.findings += judge.shared_directory(
+        node, {visit.cards[r]["node"]: saw for r, saw in seen.items() if r}
+    )
+    visit.findings += run_checks({"storage": lambda subject: storage.check(subject, probe)}, visit.subject)
+    probe.close()
+
+
+def reach_others(visit: Visit) -> list[int]:
+    """Plain sockets between machines, both ways, and clocks.
+
+    Returns:
+        the ranks that messages are measured between: those of machines which all reach each other.
+    """
+    me, leaders, names = visit.ranks.rank, visit.leaders, visit.names
+    addresses = {rank: tuple(visit.cards[rank]["address"]) for rank in leaders if rank != me}
+    said: dict[str, Any] = {}
+    if me in leaders:
+        said["clock"] = clock_offset(0, addresses[0], visit.system) if me else None
+        said["failed"] = {rank: why for rank, why in reach(addresses, visit.system).items() if why}
+    heard = visit.exchange("reach", said, "while sockets were tried", leaders)
+    broken: dict[Pair, str] = {}
+    for rank, own in heard.items():
+        for other, why in own["failed"].items():
+            low, high = sorted((leaders.index(rank), leaders.index(int(other))))
+            broken[low, high] = why
+    visit.findings += judge.unreachable(names, broken)
+    # an offset is rank 0's clock against the other's; said the other way round
+    clocks = {names[leaders.index(rank)]: own["clock"] for rank, own in heard.items() if own["clock"]}
+    offsets = {node: Offset(-seconds, uncertainty) for node, (seconds, uncertainty) in clocks.items()}
+    visit.findings += judge.clocks(names[0], offsets)
+    visit.figures["clocks_s"] = {node: offset._asdict() for node, offset in offsets.items()}
+    machines, links = blame(range(len(names)), broken)
+    out = {*machines, *cover(links), *(i for i, rank in enumerate(leaders) if rank not in heard)}
+    return [rank for index, own in enumerate(visit.nodes.values()) if index not in out for rank in own]
+
+
+def measure_devices(visit: Visit) -> None:
+    """Matmuls and copies of every device: of GPUs all at once; of a machine's CPU ranks few at a time."""
+    gpu = visit.subject.gpu
+    at_once = visit.ranks.world_size if gpu else max(1, len(os.sched_getaffinity(0)) // 2)
+    turns = {rank: place // at_once for rank, place in _places(visit).items()}
+    device, dtype = speed.device(visit.ranks.local_rank), visit.request.sizes.dtype
+    speeds: dict[int, list[speed.Speed]] = {rank: [] for rank in visit.alive}
+    for number in range(PASSES):
+        for turn in range(1 + max(turns.values())):
+            mine = turns[visit.ranks.rank] == turn
+            own = list(speed.matmul_tflops(device, dtype, GPU_S if gpu else CPU_S)) if mine else []
+            for rank, found in visit.exchange(
+                f"matmul {number} {turn}", own, "while devices were measured"
+            ).items():
+                speeds[rank] += [speed.Speed(*found)] if found else []
+    speeds = {rank: found for rank, found in speeds.items() if len(found) == PASSES}
+    visit.findings += judge.slow_devices(speeds, visit.node_of, visit.describe)
+    visit.figures["matmul_tflops"] = {
+        rank: max(one.median for one in found) for rank, found in speeds.items()
+    }
+    most, cores = 1 + max(_places(visit).values()), len(os.sched_getaffinity(0))
+    if (busy := judge.busy_share(speeds)) > judge.BUSY:
+        visit.noise = f"other programs had the cores {busy:.0%} of the time"
+    elif most > cores and not gpu:
+        visit.noise = f"{most} ranks share {cores} cores"
+    if visit.ranks.rank == 0:
+        visit.figures["device"] = speed.device_name(device)
+        visit.figures["ranks_per_node"] = max(map(len, visit.nodes.values()))
+        visit.figures["copy_tbs"] = speed.copy_tbs(device, COPY_S).median
+        visit.figures["memory_gib"] = speed.memory_gib(device, visit.ranks.local_world_size)
+        if visit.ranks.world_size == 1:
+            alone = note("other ranks", "none: nothing to compare clocks and speeds with, no links")
+            visit.findings.append(alone.on(visit.system.node))
+
+
+def _places(visit: Visit) -> dict[int, int]:
+    """By rank, how many before it are on the same machine, whatever names it goes by."""
+    found, before = {}, Counter[str]()
+    for rank in visit.alive:
+        machine = visit.cards[rank]["machine"]
+        found[rank] = before[machine]
+        before[machine] += 1
+    return found

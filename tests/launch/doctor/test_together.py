@@ -1,0 +1,98 @@
+"""Ranks that pass for machines, with planted faults: each is named, and none hangs."""
+
+import time
+
+import pytest
+
+from tests.launch.doctor import workers
+from tests.ranks import observe_ranks, run_ranks
+
+PRELOAD = ("torch.distributed", "launch.doctor.examination", "hcmegatron.platform.rendezvous")
+
+
+def visit(world, *arguments, **options):
+    """What rank 0 reports."""
+    found, *others = run_ranks(
+        world, workers.visit, *arguments, preload=PRELOAD, process_group=False, timeout=60, kwargs=options
+    )
+    assert others == [None] * (world - 1)
+    return found
+
+
+def without_speeds(said):
+    return [one for one in said if not one[1].startswith(("matmul", "links", "write speed"))]
+
+
+@pytest.mark.ranks
+def test_two_machines_of_two_ranks_that_are_well(tmp_path):
+    found = visit(4, tmp_path, machines={0: "n1", 1: "n1", 2: "n2", 3: "n2"})
+    assert {(level, name) for level, name, *_ in without_speeds(found["said"])} == {
+        ("ok", "connections"),
+        ("ok", "the same everywhere"),
+        ("ok", "run directory, shared"),
+    }
+    figures = found["figures"]
+    assert [pair[:2] for pair in figures["within"]] == [(0, 1), (2, 3)]
+    assert [pair[:2] for pair in figures["between"]] == [("n1", "n2")]
+    assert all(
+        link.gbs > 0 and link.bytes == 1 << 16 for _, _, link in figures["within"] + figures["between"]
+    )
+    assert figures["all-reduce"]["ranks"] == 4 and figures["all-to-all"]["bytes"] == 1 << 15
+    assert abs(figures["clocks_s"]["n2"]["seconds"]) < 0.1
+
+
+@pytest.mark.ranks
+def test_a_wrong_clock_and_a_blocked_port_are_named_and_the_others_measured(tmp_path):
+    found = visit(4, tmp_path, {2: ("clock_ahead", 90.0), 1: ("refused", 3)})
+    clock, pair = [one for one in found["said"] if one[0] == "fault" and one[1] in ("clocks", "connections")]
+    if clock[1] == "connections":
+        clock, pair = pair, clock
+    assert clock[2].startswith("90.0") and "ahead of n1's" in clock[2] and clock[3] == ["n3"]
+    assert pair[2] == "n2 and n4: unreachable: [Errno 111] Connection refused" and pair[3] == ["n4"]
+    assert {"n3", "n4"} <= set(found["bad"]) and found["status"] == 6
+    assert {pair[:2] for pair in found["figures"]["between"]} == {("n1", "n2"), ("n1", "n3"), ("n2", "n3")}
+
+
+@pytest.mark.ranks
+def test_a_machine_that_nobody_reaches(tmp_path):
+    found = visit(3, tmp_path, {0: ("refused", 2), 1: ("refused", 2)})
+    (fault,) = [one for one in found["said"] if one[1] == "connections"]
+    assert fault[2].startswith("n3 is cut off from 2 of 2 machines") and fault[3] == ["n3"]
+    assert [pair[:2] for pair in found["figures"]["between"]] == [("n1", "n2")]
+
+
+def observe(world, function, *arguments):
+    """As `visit`, where ranks die: what rank 0 returned, and how long it took."""
+    begin = time.monotonic()
+    options = {"preload": PRELOAD, "process_group": False, "timeout": 40, "grace": 30}
+    first, *_ = observe_ranks(world, function, *arguments, **options)
+    assert first.exit_code == 0, first
+    return first.result, time.monotonic() - begin
+
+
+@pytest.mark.ranks
+def test_a_rank_that_dies_while_messages_are_measured_is_named_with_what_it_did(tmp_path, monkeypatch):
+    found, seconds = observe(3, workers.visit, tmp_path, {2: ("killed_in_messages",)}, 20.0)
+    (fault,) = [one for one in found["said"] if one[1] == "ranks"]
+    assert fault[2].startswith(
+        "rank 2 of 3 did not answer any more (round 1 of 3, with rank 1 (CPU 0 of n2))"
+    )
+    assert fault[3] == ["n3"] == found["bad"] and seconds < 30
+
+
+@pytest.mark.ranks
+def test_a_rank_that_does_not_come_is_named_with_its_machine():
+    found, seconds = observe(3, workers.meet, [0, 1], 2.0)
+    (fault,) = [one for one in found["said"] if one[1] == "ranks"]
+    assert fault[2] == "rank 2 of 3 did not answer when it was called" and fault[3] == ["n3"] == found["bad"]
+    assert seconds < 15
+    assert [pair[:2] for pair in found["figures"]["between"]] == [("n1", "n2")]
+
+
+@pytest.mark.ranks
+@pytest.mark.alone
+def test_a_machine_whose_core_is_taken_is_named(tmp_path):
+    found = visit(4, tmp_path, {2: ("shares_its_core",)}, seconds=0.3)
+    slow = [one for one in found["said"] if one[1] == "matmul of a device"]
+    assert [one[3] for one in slow] == [["n3"]], found["said"]
+    assert "of the median of 4; other programs had its core" in slow[0][2]
