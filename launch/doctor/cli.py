@@ -137,14 +137,12 @@ def _write(options: argparse.Namespace, report: Report) -> None:
     """The files that were asked for."""
     texts = []
     if options.exclude_bad:
-        texts.append((options.exclude_bad, "".join(f"{node}," for node in report.bad).rstrip(",") + "\n"))
+        texts.append((options.exclude_bad, ",".join(report.bad) + "\n" * bool(report.bad)))
     try:
         output_files.write(texts)
         if options.write:
             output_files.write([(options.write, machine_text(report.figures))])
             load_machine(options.write)  # as the planner will
-    except ConfigError:
-        raise
     except ValueError as error:
         raise ConfigError(str(error)) from None
 

@@ -44,12 +44,15 @@ def check(subject: Subject) -> Iterator[Finding]:
         return
     gpus = parse(text)
     found = [finding for gpu in gpus for finding in judge(gpu)]
-    yield from found or [
-        ok(NAME, f"{len(gpus)} x {gpus[0]['name']}, driver {gpus[0]['driver_version']}, nothing amiss")
-    ]
-    if not gpus or len(gpus) < subject.ranks.local_world_size:
-        ranks = subject.ranks.local_world_size
-        yield fault("GPUs", f"{len(gpus)} for {ranks} ranks", "start as many ranks as GPUs", machine=True)
+    if gpus and not found:
+        hottest = max((gpu["temperature.gpu"] for gpu in gpus), key=lambda text: text.zfill(9))
+        what = f"{len(gpus)} x {gpus[0]['name']}, driver {gpus[0]['driver_version']}"
+        found = [ok(NAME, f"{what}, nothing amiss, at most {hottest} degrees")]
+    yield from found
+    ranks = subject.ranks.local_world_size
+    seen = len(gpus) if subject.gpus == 1 else subject.gpus  # one alone is this rank's own
+    if seen < ranks:
+        yield fault("GPUs", f"{seen} for {ranks} ranks", "start as many ranks as GPUs", machine=True)
 
 
 def parse(text: str) -> list[dict[str, str]]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,7 @@ def examine(request: Request, ranks: RankInfo, system: System) -> Report | None:
     """
     import torch
 
-    visit = Visit(request, ranks, system, torch.cuda.is_available())
+    visit = Visit(request, ranks, system, torch.cuda.device_count())
     if not visit.subject.gpu:
         torch.set_num_threads(
             max(1, len(os.sched_getaffinity(0)) // ranks.local_world_size)
@@ -66,6 +67,8 @@ def introduce(visit: Visit, own: list[Finding], port: int) -> None:
     card = {
         "node": visit.system.node,
         "machine": BOOT.read_text().strip(),
+        "cores": len(os.sched_getaffinity(0)),
+        "gpus": visit.subject.gpus,
         "local_rank": visit.ranks.local_rank,
         "address": [own_address(visit.ranks, visit.system), port],
         "findings": [finding.as_json() for finding in own],
@@ -96,15 +99,20 @@ def share_directory(visit: Visit) -> None:
     visit.findings += judge.shared_directory(
         node, {visit.cards[r]["node"]: saw for r, saw in seen.items() if r}
     )
-    visit.findings += run_checks({"storage": lambda subject: storage.check(subject, probe)}, visit.subject)
-    probe.close()
+    try:
+        visit.findings += run_checks(
+            {"storage": lambda subject: storage.check(subject, probe)}, visit.subject
+        )
+    finally:
+        probe.close()
 
 
 def reach_others(visit: Visit) -> list[int]:
     """Plain sockets between machines, both ways, and clocks.
 
     Returns:
-        the ranks that messages are measured between: those of machines which all reach each other.
+        the ranks that messages are measured between: those of machines which all reach each other, and which have
+        GPUs, or none, as most do.
     """
     me, leaders, names = visit.ranks.rank, visit.leaders, visit.names
     addresses = {rank: tuple(visit.cards[rank]["address"]) for rank in leaders if rank != me}
@@ -126,14 +134,15 @@ def reach_others(visit: Visit) -> list[int]:
     visit.figures["clocks_s"] = {node: offset._asdict() for node, offset in offsets.items()}
     machines, links = blame(range(len(names)), broken)
     out = {*machines, *cover(links), *(i for i, rank in enumerate(leaders) if rank not in heard)}
-    return [rank for index, own in enumerate(visit.nodes.values()) if index not in out for rank in own]
+    gpus = {rank: visit.cards[rank]["gpus"] > 0 for rank in visit.cards}
+    usual = Counter(gpus.values()).most_common(1)[0][0]
+    reached = [rank for index, own in enumerate(visit.nodes.values()) if index not in out for rank in own]
+    return [rank for rank in reached if gpus[rank] == usual]
 
 
 def measure_devices(visit: Visit) -> None:
     """Matmuls and copies of every device: of GPUs all at once; of a machine's CPU ranks few at a time."""
-    gpu = visit.subject.gpu
-    at_once = visit.ranks.world_size if gpu else max(1, len(os.sched_getaffinity(0)) // 2)
-    turns = {rank: place // at_once for rank, place in _places(visit).items()}
+    gpu, turns = visit.subject.gpu, take_turns({rank: visit.cards[rank] for rank in visit.alive})
     device, dtype = speed.device(visit.ranks.local_rank), visit.request.sizes.dtype
     speeds: dict[int, list[speed.Speed]] = {rank: [] for rank in visit.alive}
     for number in range(PASSES):
@@ -149,12 +158,8 @@ def measure_devices(visit: Visit) -> None:
     visit.figures["matmul_tflops"] = {
         rank: max(one.median for one in found) for rank, found in speeds.items()
     }
-    most, cores = 1 + max(_places(visit).values()), len(os.sched_getaffinity(0))
-    if (busy := judge.busy_share(speeds)) > judge.BUSY:
-        visit.noise = f"other programs had the cores {busy:.0%} of the time"
-    elif most > cores and not gpu:
-        visit.noise = f"{most} ranks share {cores} cores"
     if visit.ranks.rank == 0:
+        visit.noise = _noise(visit, speeds)
         visit.figures["device"] = speed.device_name(device)
         visit.figures["ranks_per_node"] = max(map(len, visit.nodes.values()))
         visit.figures["copy_tbs"] = speed.copy_tbs(device, COPY_S).median
@@ -164,11 +169,26 @@ def measure_devices(visit: Visit) -> None:
             visit.findings.append(alone.on(visit.system.node))
 
 
-def _places(visit: Visit) -> dict[int, int]:
-    """By rank, how many before it are on the same machine, whatever names it goes by."""
+def take_turns(cards: Mapping[int, Mapping[str, Any]]) -> dict[int, int]:
+    """By rank, in which turn it multiplies: of a machine's CPU ranks as many at once as half of its cores. Pure.
+
+    Args:
+        cards: by rank, its machine (whatever names that goes by), cores and gpus.
+    """
     found, before = {}, Counter[str]()
-    for rank in visit.alive:
-        machine = visit.cards[rank]["machine"]
-        found[rank] = before[machine]
-        before[machine] += 1
+    for rank, card in cards.items():
+        found[rank] = 0 if card["gpus"] else before[card["machine"]] // max(1, card["cores"] // 2)
+        before[card["machine"]] += 1
     return found
+
+
+def _noise(visit: Visit, speeds: Mapping[int, Sequence[speed.Speed]]) -> str:
+    """Why rates of messages say little about links; "" where there is no reason."""
+    if (busy := judge.busy_share(speeds)) > judge.BUSY:
+        return f"other programs had the cores {busy:.0%} of the time"
+    cards = [visit.cards[rank] for rank in visit.alive]
+    for machine, ranks in Counter(card["machine"] for card in cards).items():
+        cores = max(card["cores"] for card in cards if card["machine"] == machine)
+        if ranks > cores and not visit.subject.gpu:
+            return f"{ranks} ranks share {cores} cores"
+    return ""

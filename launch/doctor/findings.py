@@ -76,7 +76,7 @@ def fault(name: str, value: str, remedy: str, machine: bool = False) -> Finding:
 def merged(findings: Iterable[Finding]) -> list[Finding]:
     """Worst first; what several machines have in common is said once.
 
-    Of what is fine, or only worth knowing, one value stands for all machines, with the number of others.
+    Of what is fine, or only worth knowing, the first machine's value stands for all.
     """
     groups: dict[tuple[object, ...], list[Finding]] = {}
     for finding in findings:
@@ -85,7 +85,7 @@ def merged(findings: Iterable[Finding]) -> list[Finding]:
     found = []
     for group in groups.values():
         values = list(dict.fromkeys(finding.value for finding in group))
-        value = values[0] + (f" (and {len(values) - 1} other values)" if len(values) > 1 else "")
+        value = values[0] + (" (others differ)" if len(values) > 1 else "")
         nodes = tuple(dict.fromkeys(node for finding in group for node in finding.nodes))
         machine = any(finding.machine for finding in group)
         found.append(replace(group[0], value=value, nodes=nodes, machine=machine))

@@ -16,6 +16,7 @@ from launch.doctor.speed import Speed
 SLOW_DEVICE = 0.9  # of the median of all devices
 # of the median, over the members, of each one's best link: one slow member does not lower that
 SLOW_LINK = 0.7
+SLOW_IN_NOISE = 0.15  # the same where ranks and other programs have to share their cores
 BUSY = 0.1  # of the time: from there on a CPU's speeds are those of whatever else runs on it
 CLOCK_WARNING_S, CLOCK_FAULT_S = 0.5, 60.0  # beyond the uncertainty
 
@@ -83,9 +84,9 @@ def slow_devices(
     best = {rank: max(speed.median for speed in own) for rank, own in speeds.items()}
     if not best:
         return []
-    said = (
-        f"{len(best)} of {statistics.median(best.values()):.3g} TFLOP/s, the slowest {min(best.values()):.3g}"
-    )
+    spread = max(speed.spread for own in speeds.values() for speed in own)
+    said = f"{len(best)} of {statistics.median(best.values()):.3g} TFLOP/s, the slowest {min(best.values()):.3g}, "
+    said += f"spread {spread:.0%}"
     everywhere = dict.fromkeys(map(node_of, best))
     if (busy := busy_share(speeds)) > BUSY:
         said += f"; not compared: other programs had the cores {busy:.0%} of the time"
@@ -120,7 +121,9 @@ def unreachable(nodes: Sequence[str], broken: Mapping[Pair, str]) -> list[Findin
     """
     name, pairs = "connections", len(nodes) * (len(nodes) - 1) // 2
     if not broken:
-        return [ok(name, f"all {pairs} pairs of machines reach each other").on(*nodes)] if pairs else []
+        return (
+            [ok(name, f"{pairs} of {pairs} pairs of machines reach each other").on(*nodes)] if pairs else []
+        )
     why = Counter(broken.values()).most_common(1)[0][0]
     remedy = (
         "open the ports between ranks' machines (all, not only MASTER_PORT); ip route, firewall-cmd, nft list"
@@ -146,7 +149,7 @@ def slow_links(
         names: of the members: machines, or ranks of one machine.
         links: by pair of indices of `names`.
         on: the machine of every member.
-        noise: why rates say nothing about links; "" where they do.
+        noise: why rates say little about links; "" where there is no reason.
     """
     name = f"links {what}"
     if not links:
@@ -160,14 +163,12 @@ def slow_links(
         f"{len(rates)} of {size / 2**20:.3g} MiB: {statistics.median(rates.values()):.3g} GB/s, the slowest "
     )
     said += f"{min(rates.values()):.3g}; {us:.0f} us"
-    if noise:
-        return [note(name, f"{said}; not compared: {noise}").on(*dict.fromkeys(on))]
     best = [
         max((rate for pair, rate in rates.items() if member in pair), default=0.0)
         for member in range(len(names))
     ]
     usual = statistics.median_high(rate for rate in best if rate)
-    slow = {pair for pair, rate in rates.items() if rate < SLOW_LINK * usual}
+    slow = {pair for pair, rate in rates.items() if rate < (SLOW_IN_NOISE if noise else SLOW_LINK) * usual}
     members, left = blame(range(len(names)), slow)
     found = []
     for index in members:
@@ -181,6 +182,8 @@ def slow_links(
 
     remedy = "look at the switches between them; leave one of them out"
     found += _of_links(name, names, left, rate, remedy, on)
+    if noise and not found:
+        found = [note(name, f"{said}; hardly compared: {noise}").on(*dict.fromkeys(on))]
     return found or [ok(name, said).on(*dict.fromkeys(on))]
 
 

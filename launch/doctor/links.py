@@ -3,7 +3,7 @@
 Machines meet in the rounds of a tournament, all ranks of one with those of the other at once, as pipeline neighbours
 do; and meet again in a second one, of which the better figures count, since other programs disturb. A round takes at
 most about ROUND_S: how often, and how much of, the run's message is sent is cut to that. So 64 machines, whose 2016
-pairs are 63 rounds, take no more than 2 x 63 x 0.3 s = 38 s, however slow their links are.
+pairs are 63 rounds, take at most 2 x 63 x 0.3 s = 38 s where links carry 100 Mbit/s or more.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from launch.doctor.rounds import rounds
 if TYPE_CHECKING:
     import torch
 
-ROUND_S, PASSES = 0.3, 2
+ROUND_S, PASSES, COLLECTIVE_S = 0.3, 2, 1.0
 _SMALL, _TRIAL = 8, 1 << 20  # bytes, for the latency and for a first idea of the rate
 _FEW, _MANY = 3, 20
 LARGEST = 256 << 20  # of a collective
@@ -94,17 +94,25 @@ class Links:
         import torch.distributed as dist
 
         ranks, found = dist.get_world_size(), {}
-        for name, size in sizes.items():
-            self.say(name)
-            own = torch.zeros(max(1, min(size, LARGEST) // 4 // ranks) * ranks, device=self.device)
+        run = {
+            "all-reduce": lambda own, out: dist.all_reduce(own),
+            "all-to-all": lambda own, out: dist.all_to_all_single(out, own),
+        }
+
+        def timed(name: str, size: int) -> float:
+            own = torch.zeros(size // 4, device=self.device)
             out = torch.empty_like(own)
-            run = {
-                "all-reduce": lambda a=own: dist.all_reduce(a),
-                "all-to-all": lambda a=own, b=out: dist.all_to_all_single(b, a),
-            }[name]
-            self._timed(run)  # makes the connections
-            repeats = max(1, min(_MANY, int(2 * ROUND_S / self._agreed(self._timed(run)))))
-            found[name] = own.nbytes, statistics.median(self._timed(run) for _ in range(repeats))
+            return self._agreed(self._timed(lambda: run[name](own, out)))
+
+        for name, asked in sizes.items():
+            self.say(name)
+            part = 4 * ranks  # every rank's share of whole numbers
+            size = max(1, min(asked, LARGEST) // part) * part
+            trial = max(1, min(size, _TRIAL) // part) * part
+            timed(name, trial)  # makes the connections
+            size = max(1, min(size, int(trial / timed(name, trial) * COLLECTIVE_S)) // part) * part
+            repeats = max(_FEW, min(_MANY, int(COLLECTIVE_S / timed(name, size))))
+            found[name] = size, statistics.median(timed(name, size) for _ in range(repeats))
         return found
 
     def _pair(self, partner: int, size: int) -> Link:

@@ -93,7 +93,7 @@ def reach(addresses: Mapping[int, tuple[str, int]], system: System) -> dict[int,
         try:
             _trips(rank, addresses[rank], system, 1)
         except OSError as error:
-            return str(error) or type(error).__name__
+            return error.strerror or str(error) or type(error).__name__
         return ""
 
     with ThreadPoolExecutor(AT_ONCE) as pool:

@@ -33,12 +33,12 @@ class Speed(NamedTuple):
 
 
 def device(local_rank: int) -> torch.device:
-    """This rank's; the only one where it sees one."""
+    """This rank's; the only one where it sees one. That there are fewer than ranks, checks say (devices.py)."""
     import torch
 
     if not torch.cuda.is_available():
         return torch.device("cpu")
-    index = local_rank if local_rank < torch.cuda.device_count() else 0
+    index = local_rank % torch.cuda.device_count()
     torch.cuda.set_device(index)
     return torch.device("cuda", index)
 

@@ -17,11 +17,16 @@ class Subject:
     Attributes:
         directory: where the run is going to write.
         sizes: of the run's messages and checkpoints.
-        gpu: whether the ranks compute on GPUs.
+        gpus: how many this rank sees; 0: ranks compute on the CPU.
     """
 
     system: System
     ranks: RankInfo
     directory: Path
     sizes: RunSizes
-    gpu: bool
+    gpus: int
+
+    @property
+    def gpu(self) -> bool:
+        """Whether ranks compute on GPUs."""
+        return self.gpus > 0

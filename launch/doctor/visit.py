@@ -42,12 +42,12 @@ class Visit:
         nodes: by machine its ranks, in order of the first; its keys in a list are `names`.
         leaders: the first rank of every machine, which speaks for it.
         findings: on rank 0, of all.
-        noise: why rates of messages say nothing about links, in words; "" where they do.
+        noise: why rates of messages say little about links, in words; "" where there is no reason.
     """
 
-    def __init__(self, request: Request, ranks: RankInfo, system: System, gpu: bool) -> None:
+    def __init__(self, request: Request, ranks: RankInfo, system: System, gpus: int) -> None:
         self.request, self.ranks, self.system = request, ranks, system
-        self.subject = Subject(system, ranks, request.directory, request.sizes, gpu)
+        self.subject = Subject(system, ranks, request.directory, request.sizes, gpus)
         self.alive = list(range(ranks.world_size))
         self.cards: dict[int, dict[str, Any]] = {}
         self.nodes: dict[str, list[int]] = {}

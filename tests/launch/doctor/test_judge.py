@@ -32,11 +32,15 @@ def test_of_three_machines_the_slow_one_does_not_set_the_standard():
     assert [nodes for _, nodes in faults(judge.slow_links("", NODES[:3], three, NODES[:3]))] == [("n3",)]
 
 
-def test_rates_that_say_nothing_are_not_compared():
-    (found,) = judge.slow_links("within n1", NODES, links({(1, 3): 1.0}), ["n1"] * 4, "4 ranks share 2 cores")
+def test_rates_that_say_little_are_hardly_compared():
+    """Ten times slower is slow in any noise."""
+    noise = "4 ranks share 2 cores"
+    (found,) = judge.slow_links("within n1", NODES, links({(1, 3): 2.0}), ["n1"] * 4, noise)
     assert found.level.name == "NOTE" and found.value.endswith(
-        "the slowest 1; 20 us; not compared: 4 ranks share 2 cores"
+        f"the slowest 2; 20 us; hardly compared: {noise}"
     )
+    found = judge.slow_links("within n1", NODES, links({(1, 3): 1.0}), ["n1"] * 4, noise)
+    assert faults(found) == [("n2 and n4: 1 GB/s, 10% of what others have", ("n1",))]
 
 
 def devices(*rates, waited=0.0):
@@ -51,7 +55,7 @@ def test_a_device_is_slow_that_is_below_nine_tenths_of_the_median_in_both_passes
     ]
     assert faults(devices((100, 100), (100, 100), (80, 91), (101, 99))) == []  # disturbed once
     (alone,) = devices((100, 102))
-    assert alone == ok("matmul of devices", "1 of 102 TFLOP/s, the slowest 102").on("n1")
+    assert alone == ok("matmul of devices", "1 of 102 TFLOP/s, the slowest 102, spread 1%").on("n1")
 
 
 def test_machines_that_are_all_busy_are_not_compared():
@@ -115,6 +119,6 @@ def test_the_same_on_several_machines_is_said_once_and_the_worst_first():
     found = merged([ok("files", "1024").on("n1"), one, ok("files", "2048").on("n2"), two])
     assert found == [
         fault("shm", "1 MiB", "more").on("n1", "n2"),
-        ok("files", "1024 (and 1 other values)").on("n1", "n2"),
+        ok("files", "1024 (others differ)").on("n1", "n2"),
     ]
     assert Finding.from_json(one.as_json()) == one

@@ -24,9 +24,9 @@ GIB = 1 << 30
 NO_RUN = RunSizes()
 
 
-def subject(local=1, gpu=False, sizes=NO_RUN, **system):
+def subject(local=1, gpus=0, sizes=NO_RUN, **system):
     ranks = RankInfo(0, local, 0, local, "127.0.0.1", 1, "a test")
-    return Subject(System(**{"environment": {}, **system}), ranks, Path("runs"), sizes, gpu)
+    return Subject(System(**{"environment": {}, **system}), ranks, Path("runs"), sizes, gpus)
 
 
 def said(findings):
@@ -79,7 +79,7 @@ def test_variables_that_do_harm():
         "GLOO_SOCKET_IFNAME": "ib7",
         "NCCL_SOCKET_IFNAME": "^docker,lo",
     }
-    found = said(environment.check(subject(2, gpu=True, environment=variables)))
+    found = said(environment.check(subject(2, gpus=2, environment=variables)))
     assert [(level, name) for level, name, _ in found] == [
         ("warning", "NCCL_P2P_DISABLE"),
         ("warning", "CUDA_DEVICE_MAX_CONNECTIONS"),
@@ -122,10 +122,10 @@ ILL = (
 
 
 def test_gpus_by_what_nvidia_smi_prints():
-    assert said(devices.check(subject(2, gpu=True, run=lambda command: HEALTHY))) == [
-        ("ok", "GPU health", "2 x NVIDIA H100 80GB HBM3, driver 570.86.15, nothing amiss")
+    assert said(devices.check(subject(2, gpus=2, run=lambda command: HEALTHY))) == [
+        ("ok", "GPU health", "2 x NVIDIA H100 80GB HBM3, driver 570.86.15, nothing amiss, at most 36 degrees")
     ]
-    assert said(devices.check(subject(4, gpu=True, run=lambda command: ILL))) == [
+    assert said(devices.check(subject(4, gpus=1, run=lambda command: ILL))) == [
         ("fault", "GPU 0 memory", "3 uncorrected errors"),
         ("warning", "GPU 1 memory", "rows wait to be remapped"),
         ("fault", "GPU 1 clock", "thermal slowdown by hardware, at 345 of 1980 MHz"),

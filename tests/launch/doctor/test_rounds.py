@@ -4,6 +4,7 @@ from itertools import combinations
 
 import pytest
 
+from launch.doctor.examination import take_turns
 from launch.doctor.links import PASSES, ROUND_S, partners
 from launch.doctor.rounds import blame, cover, rounds
 
@@ -44,6 +45,15 @@ def test_partners_have_each_other_in_the_same_round(nodes):
     for rank in ranks:
         others = [other for other in turns[rank][0] if other is not None]
         assert sorted(others) == [other for other in ranks if node[other] == node[rank] and other != rank]
+
+
+def test_ranks_of_a_machine_that_has_few_cores_multiply_one_after_the_other():
+    """Every rank knows the turns of all, whatever its own cores."""
+    small, large, gpus = (
+        {"machine": m, "cores": c, "gpus": g} for m, c, g in (("a", 2, 0), ("b", 8, 0), ("c", 2, 8))
+    )
+    cards = dict(enumerate([small, small, large, large, small, large, gpus, gpus]))
+    assert take_turns(cards) == {0: 0, 1: 1, 2: 0, 3: 0, 4: 2, 5: 0, 6: 0, 7: 0}
 
 
 def test_a_machine_whose_row_is_bad_is_told_from_a_bad_link():

@@ -52,7 +52,7 @@ def test_two_ranks_a_table_and_a_machine_for_the_planner(tmp_path):
     assert first[1].split() == ["looked", "at", "found", "remedy"]
     assert "not looked at: no GPU" in done.stdout and "\x1b" not in done.stdout
     assert first[-1].startswith("1 machine: 0 faults, ")
-    assert bad.read_text() == "\n" and load_machine(machine).gpus_per_node == 2
+    assert bad.read_text() == "" and load_machine(machine).gpus_per_node == 2
 
 
 @pytest.mark.parametrize(

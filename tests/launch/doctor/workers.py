@@ -74,11 +74,6 @@ def killed_in_messages():
     messages.Links._pair = kill
 
 
-def stopped():
-    """Answers nobody, and has not ended."""
-    os.kill(os.getpid(), signal.SIGSTOP)
-
-
 def shares_its_core():
     """Another program has this rank's core half of the time and more."""
     core = {sorted(os.sched_getaffinity(0))[-1]}
