@@ -77,34 +77,35 @@ def slow_devices(
 ) -> list[Finding]:
     """Devices whose matmuls were below SLOW_DEVICE of the median of all in every pass.
 
+    Where everybody is disturbed, those below SLOW_IN_NOISE, without the time of waiting for cores.
+
     Args:
         speeds: by rank, TFLOP/s of each pass.
         node_of: a rank's machine; `describe` its device in words.
     """
-    best = {rank: max(speed.median for speed in own) for rank, own in speeds.items()}
-    if not best:
+    if not speeds:
         return []
-    spread = max(speed.spread for own in speeds.values() for speed in own)
-    said = f"{len(best)} of {statistics.median(best.values()):.3g} TFLOP/s, the slowest {min(best.values()):.3g}, "
-    said += f"spread {spread:.0%}"
-    everywhere = dict.fromkeys(map(node_of, best))
-    if (busy := busy_share(speeds)) > BUSY:
-        said += f"; not compared: other programs had the cores {busy:.0%} of the time"
-        return [
-            warning("matmul of devices", said, "end them, or measure again when it is quiet").on(*everywhere)
-        ]
-    usual = [statistics.median(speed.median for speed in turn) for turn in zip(*speeds.values(), strict=True)]
+    busy = busy_share(speeds)
+    rate = (lambda one: one.undisturbed) if busy > BUSY else (lambda one: one.mean)
+    least = SLOW_IN_NOISE if busy > BUSY else SLOW_DEVICE
+    usual = [statistics.median(map(rate, turn)) for turn in zip(*speeds.values(), strict=True)]
     found = []
     for rank, own in speeds.items():
-        share = max(speed.median / median for speed, median in zip(own, usual, strict=True))
-        if share < SLOW_DEVICE:
-            waited = max(speed.waited for speed in own)
-            why = f"; other programs had its core {waited:.0%} of the time" if waited > BUSY else ""
-            slow = (
-                f"{describe(rank)}: {best[rank]:.3g} TFLOP/s, {share:.0%} of the median of {len(best)}{why}"
-            )
+        share = max(rate(one) / median for one, median in zip(own, usual, strict=True))
+        if share < least:
+            waited = max(one.waited for one in own)
+            why = f"; others had its core {waited:.0%} of the time" if waited > BUSY else ""
+            said = f"{describe(rank)}: {share:.0%} of the median of {len(speeds)}, {max(map(rate, own)):.3g} TFLOP/s"
             remedy = "look at clocks, cooling and other programs on it; leave the machine out"
-            found.append(fault("matmul of a device", slow, remedy, machine=True).on(node_of(rank)))
+            found.append(fault("matmul of a device", said + why, remedy, machine=True).on(node_of(rank)))
+    everywhere = dict.fromkeys(map(node_of, speeds))
+    best = [max(one.median for one in own) for own in speeds.values()]
+    spread = max(one.spread for own in speeds.values() for one in own)
+    said = f"{len(best)} of {statistics.median(best):.3g} TFLOP/s, the slowest {min(best):.3g}, spread {spread:.0%}"
+    if busy > BUSY:
+        said += f"; hardly compared: other programs had the cores {busy:.0%} of the time"
+        remedy = "end them, or measure again when it is quiet"
+        return [*found, warning("matmul of devices", said, remedy).on(*everywhere)]
     return found or [ok("matmul of devices", said).on(*everywhere)]
 
 

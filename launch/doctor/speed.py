@@ -14,7 +14,7 @@ from hcmegatron.platform.waiting import waited_ns
 if TYPE_CHECKING:
     import torch
 
-SAMPLES, LEAST = 40, 5
+LEAST = 5  # samples
 # cube sizes: large enough for the full rate of a GPU; a few milliseconds of a core
 GPU_SIZE, CPU_SIZE, GPU_COPY, CPU_COPY = 8192, 512, 1 << 30, 32 << 20
 
@@ -23,13 +23,21 @@ class Speed(NamedTuple):
     """A rate.
 
     Attributes:
+        median: of the samples: what the device can do.
+        mean: over the whole time, pauses included: what a run gets of it.
         spread: (largest - smallest of the middle half of the samples) / median.
         waited: share of the time in which this thread waited for a core that others had; 0 of a GPU.
     """
 
     median: float
+    mean: float
     spread: float
     waited: float
+
+    @property
+    def undisturbed(self) -> float:
+        """The mean without the time of waiting for a core."""
+        return self.mean / max(1e-3, 1 - self.waited)
 
 
 def device(local_rank: int) -> torch.device:
@@ -89,7 +97,7 @@ def memory_gib(on: torch.device, local_world_size: int) -> float:
 
 
 def _speed(on: torch.device, run: Callable[[], object], amount: float, seconds: float) -> Speed:
-    """Of `amount` a run, for so many seconds, or SAMPLES times."""
+    """Of `amount` a run, for so many seconds."""
     import torch
 
     def once() -> float:
@@ -101,9 +109,9 @@ def _speed(on: torch.device, run: Callable[[], object], amount: float, seconds: 
 
     once()
     begin, before, rates = time.perf_counter(), waited_ns(), []
-    end = begin + seconds
-    while len(rates) < LEAST or (len(rates) < SAMPLES and time.perf_counter() < end):
+    while len(rates) < LEAST or time.perf_counter() < begin + seconds:
         rates.append(amount / once())
+    took = time.perf_counter() - begin
+    waited = 0.0 if on.type == "cuda" else min(1.0, (waited_ns() - before) / 1e9 / took)
     low, middle, high = statistics.quantiles(rates, n=4)
-    waited = 0.0 if on.type == "cuda" else (waited_ns() - before) / 1e9 / (time.perf_counter() - begin)
-    return Speed(middle, (high - low) / middle, waited)
+    return Speed(middle, len(rates) * amount / took, (high - low) / middle, waited)

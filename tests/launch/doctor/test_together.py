@@ -90,9 +90,16 @@ def test_a_rank_that_does_not_come_is_named_with_its_machine():
 
 
 @pytest.mark.ranks
+def test_a_rank_that_multiplies_slowly_is_named(tmp_path):
+    found = visit(3, tmp_path, {1: ("multiplies_slowly",)}, machines=dict.fromkeys(range(3), "n1"))
+    (slow,) = [one for one in found["said"] if one[1] == "matmul of a device"]
+    assert slow[2].startswith("rank 1 (CPU 1 of n1): ") and slow[3] == ["n1"] == found["bad"]
+
+
+@pytest.mark.ranks
 @pytest.mark.alone
 def test_a_machine_whose_core_is_taken_is_named(tmp_path):
     found = visit(4, tmp_path, {2: ("shares_its_core",)}, seconds=0.3)
     slow = [one for one in found["said"] if one[1] == "matmul of a device"]
     assert [one[3] for one in slow] == [["n3"]], found["said"]
-    assert "of the median of 4; other programs had its core" in slow[0][2]
+    assert "of the median of 4" in slow[0][2] and "others had its core" in slow[0][2]

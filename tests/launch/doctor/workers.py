@@ -7,6 +7,8 @@ import sys
 import time
 from pathlib import Path
 
+import torch
+
 from hcmegatron.platform.ranks import RankInfo
 from launch.doctor import examination, messages
 from launch.doctor.board import Lost
@@ -72,6 +74,17 @@ def killed_in_messages():
         os.kill(os.getpid(), signal.SIGKILL)
 
     messages.Links._pair = kill
+
+
+def multiplies_slowly():
+    """Its device takes 200 ms more for every product."""
+    multiply = torch.mm
+
+    def slow(*arguments, **options):
+        time.sleep(0.2)
+        return multiply(*arguments, **options)
+
+    torch.mm = slow
 
 
 def shares_its_core():
