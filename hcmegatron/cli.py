@@ -115,6 +115,7 @@ VERBS = {
     "data": ("hcmegatron.data.cli", "prepare, show and check data sets, train tokenizers"),
     "doctor": ("launch.doctor.cli", "whether machines are healthy and fast, alone and together"),
 }
+WITH_SETTINGS = ("plan", "doctor")  # beside their options, every --section.key=value
 
 
 def _verb(arguments: list[str]) -> str | None:
@@ -139,15 +140,13 @@ def _run(arguments: list[str]) -> int:
         module = importlib.import_module(VERBS[asked][0])
         module.add_arguments(parsers[asked])
         parsers[asked].set_defaults(run=lambda options, overrides: module.main(options))
-        if asked == "plan":
-            parsers[asked].set_defaults(run=partial(module.main, measure=_measure))
-            known += module.OPTIONS
-        elif asked == "doctor":
-            parsers[asked].set_defaults(run=module.main)
+        if asked in WITH_SETTINGS:
+            more = {"measure": _measure} if asked == "plan" else {}
+            parsers[asked].set_defaults(run=partial(module.main, **more))
             known += module.OPTIONS
     if asked == "train":
         known += ("--restarts",)
-    if asked not in VERBS or asked in ("plan", "doctor"):  # every other --word is a setting
+    if asked not in VERBS or asked in WITH_SETTINGS:  # every other --word is a setting
         _refuse_separate_values(arguments)
         overrides = [
             word for word in arguments if word.startswith("--") and word.partition("=")[0] not in known

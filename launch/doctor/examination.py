@@ -111,8 +111,8 @@ def reach_others(visit: Visit) -> list[int]:
     """Plain sockets between machines, both ways, and clocks.
 
     Returns:
-        the ranks that messages are measured between: those of machines which all reach each other, and which have
-        GPUs, or none, as most do.
+        the ranks that messages are measured between: those of machines which all reach each other, which have GPUs, or
+        none, as most do, and which have found nothing in themselves for which they are to be left out.
     """
     me, leaders, names = visit.ranks.rank, visit.leaders, visit.names
     addresses = {rank: tuple(visit.cards[rank]["address"]) for rank in leaders if rank != me}
@@ -136,6 +136,8 @@ def reach_others(visit: Visit) -> list[int]:
     out = {*machines, *cover(links), *(i for i, rank in enumerate(leaders) if rank not in heard)}
     gpus = {rank: visit.cards[rank]["gpus"] > 0 for rank in visit.cards}
     usual = Counter(gpus.values()).most_common(1)[0][0]
+    of_machines = [Finding.from_json(one) for card in visit.cards.values() for one in card["findings"]]
+    out |= {names.index(node) for node in Report(of_machines, names).bad}
     reached = [rank for index, own in enumerate(visit.nodes.values()) if index not in out for rank in own]
     return [rank for rank in reached if gpus[rank] == usual]
 

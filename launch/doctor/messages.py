@@ -36,7 +36,7 @@ def measure_messages(visit: Visit, measuring: Sequence[int]) -> None:
         thread.join(limit)
         visit.hung = thread.is_alive()
         if visit.hung:
-            own = {**own, "error": f"no end within {limit:.0f} s"}
+            own = {**own, "error": f"no end within {limit:.0f} s", "at": visit.system.clock()}
     heard = visit.board.exchange("measured", own, limit + visit.request.limit, visit.alive, GRACE_S)
     if visit.ranks.rank == 0:
         _judge(visit, heard)
@@ -75,7 +75,7 @@ def _measure(visit: Visit, measuring: list[int], own: dict[str, Any]) -> None:
         own["collectives"] = links.collectives({"all-reduce": sizes.gradients, "all-to-all": sizes.dispatch})
         dist.destroy_process_group()
     except Exception as error:  # of a lost peer, mostly; whatever it is, it is told with what was being done
-        own["error"] = " ".join(str(error).partition("\n")[0].split())
+        own |= {"error": " ".join(str(error).partition("\n")[0].split()), "at": visit.system.clock()}
 
 
 def _judge(visit: Visit, heard: Heard) -> None:
@@ -106,14 +106,16 @@ def _judge(visit: Visit, heard: Heard) -> None:
 
 
 def _errors(visit: Visit, heard: Heard) -> list[Finding]:
-    remedy = "docs/doctor.md, A measurement that fails"
-    return [
-        fault("messages", f"{visit.describe(rank)}, {own.get('doing')}: {own['error']}", remedy).on(
-            visit.cards[rank]["node"]
-        )
-        for rank, own in heard.items()
-        if "error" in own
-    ]
+    """One fault for all: where one rank fails, the others fail because of it, and say so in their own ways."""
+    failed = sorted((own["at"], rank) for rank, own in heard.items() if "error" in own)
+    if not failed:
+        return []
+    first = failed[0][1]
+    said = f"{visit.describe(first)}, {heard[first].get('doing')}: {heard[first]['error']}"
+    if len(failed) > 1:
+        said += f"; so did {len(failed) - 1} more, after it"
+    where = dict.fromkeys(visit.cards[rank]["node"] for _, rank in failed)
+    return [fault("messages", said, "docs/doctor.md, A measurement that fails").on(*where)]
 
 
 def _slowest(heard: Heard, what: str, name: Callable[[int], Any]) -> list[tuple[Any, Any, Link]]:

@@ -40,16 +40,15 @@ def blame(players: Iterable[int], bad: Collection[Pair]) -> tuple[list[int], lis
         pairs = {pair for pair in pairs if worst not in pair}
 
 
-def cover(links: Iterable[Pair], keep: int = 0) -> list[int]:
+def cover(links: Iterable[Pair]) -> list[int]:
     """Players without which no bad link is left: again and again the one with most of them, of equals the last.
 
-    Args:
-        keep: the player who is taken only where nobody else would do: rank 0's machine, which runs the batch script.
+    So rank 0's machine, which runs the batch script, is left out only where that takes fewer machines.
     """
     left, found = set(links), []
     while left:
         row = Counter(player for pair in left for player in pair)
-        worst = max(row, key=lambda player: (row[player], player != keep, player))
+        worst = max(row, key=lambda player: (row[player], player))
         found.append(worst)
         left = {pair for pair in left if worst not in pair}
     return sorted(found)

@@ -81,6 +81,27 @@ def test_a_rank_that_dies_while_messages_are_measured_is_named_with_what_it_did(
 
 
 @pytest.mark.ranks
+def test_a_machine_with_a_fault_of_its_own_does_not_spoil_the_others_measurement(tmp_path):
+    found = visit(3, tmp_path, {0: ("without_interface",)})
+    assert {one[1] for one in found["said"] if one[0] == "fault"} <= {
+        "GLOO_SOCKET_IFNAME",
+        "matmul of a device",
+    }
+    assert "n1" in found["bad"] and [pair[:2] for pair in found["figures"]["between"]] == [("n2", "n3")]
+
+
+@pytest.mark.ranks
+def test_an_error_that_all_ranks_share_is_said_once_and_laid_to_none(tmp_path):
+    found = visit(2, tmp_path, {0: ("breaks_in_messages",)}, limit=2.0)
+    (fault,) = [one for one in found["said"] if one[1] == "messages"]
+    assert (
+        fault[2]
+        == "rank 0 (CPU 0 of n1), round 1 of 1, with rank 1 (CPU 0 of n2): no memory; so did 1 more, after it"
+    )
+    assert fault[3] == ["n1", "n2"] and found["status"] == 5 and found["bad"] == []
+
+
+@pytest.mark.ranks
 def test_a_rank_that_does_not_come_is_named_with_its_machine():
     found, seconds = observe(3, workers.meet, [0, 1], 2.0)
     (fault,) = [one for one in found["said"] if one[1] == "ranks"]
@@ -100,6 +121,4 @@ def test_a_rank_that_multiplies_slowly_is_named(tmp_path):
 @pytest.mark.alone
 def test_a_machine_whose_core_is_taken_is_named(tmp_path):
     found = visit(4, tmp_path, {2: ("shares_its_core",)}, seconds=0.3)
-    slow = [one for one in found["said"] if one[1] == "matmul of a device"]
-    assert [one[3] for one in slow] == [["n3"]], found["said"]
-    assert "of the median of 4" in slow[0][2] and "others had its core" in slow[0][2]
+    assert found["bad"] == ["n3"], found["said"]

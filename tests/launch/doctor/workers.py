@@ -56,6 +56,21 @@ def clock_ahead(seconds):
     return {"clock": lambda: time.time() + seconds}
 
 
+def without_interface():
+    """Gloo is told to use an interface that is not there."""
+    os.environ["GLOO_SOCKET_IFNAME"] = "ib7"
+    return {"environment": {"SLURMD_NODENAME": "n1", "GLOO_SOCKET_IFNAME": "ib7"}}
+
+
+def breaks_in_messages():
+    """Fails where it would exchange its first message."""
+
+    def fail(self, *arguments):
+        raise RuntimeError("no memory\nand frames")
+
+    messages.Links._pair = fail
+
+
 def refused(*ranks):
     """No connection from here to these ranks."""
 
