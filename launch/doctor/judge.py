@@ -48,26 +48,29 @@ def differences(of_nodes: Mapping[str, Mapping[str, str]]) -> Iterator[Finding]:
 
 
 def clocks(first: str, offsets: Mapping[str, Offset]) -> Iterator[Finding]:
-    """Machines whose clock is not that of the first.
+    """Machines whose clock is not that of most: of the first and another one alone, neither is the wrong one.
 
     Args:
         offsets: by machine, its clock minus the first one's.
     """
-    name, remedy = "clocks", "let chronyd or ntpd set it: logs, checkpoints and time limits would be misread"
-    worst = max(offsets.values(), key=lambda offset: abs(offset.seconds), default=None)
-    bad = False
-    for node, offset in offsets.items():
-        apart = abs(offset.seconds) - offset.uncertainty
-        if apart > CLOCK_WARNING_S:
-            bad = True
-            side = "ahead of" if offset.seconds > 0 else "behind"
-            value = f"{abs(offset.seconds):.3f} s {side} {first}'s (+- {offset.uncertainty:.3f})"
-            say = fault if apart > CLOCK_FAULT_S else warning
-            yield say(name, value, remedy).on(node)
-    if worst is not None and not bad:
-        yield ok(
-            name, f"at most {1e3 * abs(worst.seconds):.1f} ms apart, to {1e3 * worst.uncertainty:.1f} ms"
-        ).on(first, *offsets)
+    if not offsets:
+        return
+    known = {first: Offset(0.0, 0.0), **offsets}
+    usual = statistics.median_low(offset.seconds for offset in known.values())
+    unsure = max(offset.uncertainty for offset in offsets.values())
+    remedy = "let chronyd or ntpd set it: logs, checkpoints and time limits would be misread"
+    found = []
+    for node, offset in known.items():
+        apart = offset.seconds - usual
+        if abs(apart) - unsure > CLOCK_WARNING_S:
+            say = fault if abs(apart) - unsure > CLOCK_FAULT_S else warning
+            side = "ahead of" if apart > 0 else "behind"
+            others, blamed = ("others", [node]) if len(known) > 2 else ("other", known)
+            said = f"{node}'s is {abs(apart):.3f} s {side} the {others} (+- {unsure:.3f})"
+            found.append(say("clocks", said, remedy).on(*blamed))
+    widest = max(abs(offset.seconds - usual) for offset in known.values())
+    said = f"at most {1e3 * widest:.1f} ms from their median, to {1e3 * unsure:.1f} ms"
+    yield from found or [ok("clocks", said).on(*known)]
 
 
 def slow_devices(

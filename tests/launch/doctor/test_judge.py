@@ -79,13 +79,25 @@ def test_what_differs_is_laid_to_the_few():
 
 
 def test_clocks_are_apart_by_more_than_the_way_there_may_explain():
-    offsets = {"n2": Offset(-0.4, 0.01), "n3": Offset(2.0, 0.1), "n4": Offset(-90.0, 0.1)}
+    offsets = {
+        "n2": Offset(-0.1, 0.01),
+        "n3": Offset(2.0, 0.1),
+        "n4": Offset(-90.0, 0.1),
+        "n5": Offset(0.3, 0.1),
+    }
     assert [(f.level.name, f.value, f.nodes) for f in judge.clocks("n1", offsets)] == [
-        ("WARNING", "2.000 s ahead of n1's (+- 0.100)", ("n3",)),
-        ("FAULT", "90.000 s behind n1's (+- 0.100)", ("n4",)),
+        ("WARNING", "n3's is 2.000 s ahead of the others (+- 0.100)", ("n3",)),
+        ("FAULT", "n4's is 90.000 s behind the others (+- 0.100)", ("n4",)),
     ]
     (found,) = judge.clocks("n1", {"n2": Offset(0.7, 0.3)})
-    assert found == ok("clocks", "at most 700.0 ms apart, to 300.0 ms").on("n1", "n2")
+    assert found == ok("clocks", "at most 700.0 ms from their median, to 300.0 ms").on("n1", "n2")
+
+
+def test_the_first_machine_may_be_the_one_whose_clock_is_wrong():
+    late = {"n2": Offset(80.0, 0.1), "n3": Offset(80.1, 0.1)}
+    assert faults(judge.clocks("n1", late)) == [("n1's is 80.000 s behind the others (+- 0.100)", ("n1",))]
+    two = faults(judge.clocks("n1", {"n2": Offset(80.0, 0.1)}))
+    assert two == [("n2's is 80.000 s ahead of the other (+- 0.100)", ("n1", "n2"))]
 
 
 def test_who_cannot_be_reached():

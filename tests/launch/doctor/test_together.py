@@ -47,7 +47,7 @@ def test_a_wrong_clock_and_a_blocked_port_are_named_and_the_others_measured(tmp_
     clock, pair = [one for one in found["said"] if one[0] == "fault" and one[1] in ("clocks", "connections")]
     if clock[1] == "connections":
         clock, pair = pair, clock
-    assert clock[2].startswith("90.0") and "ahead of n1's" in clock[2] and clock[3] == ["n3"]
+    assert clock[2].startswith("n3's is 90.0") and "ahead of the others" in clock[2] and clock[3] == ["n3"]
     assert pair[2] == "n2 and n4: unreachable: Connection refused" and pair[3] == ["n4"]
     assert {"n3", "n4"} <= set(found["bad"]) and found["status"] == 6
     assert {pair[:2] for pair in found["figures"]["between"]} == {("n1", "n2"), ("n1", "n3"), ("n2", "n3")}
