@@ -83,28 +83,23 @@ def introduce(visit: Visit, own: list[Finding], port: int) -> None:
 
 def share_directory(visit: Visit) -> None:
     """The run directory, as the first machine finds it and as the others see it."""
-    node, token, saw = visit.system.node, "", ""
-    if visit.ranks.rank == 0:
-        probe = storage.open_probe(visit.request.directory)
-        if isinstance(probe, Finding):
-            visit.findings.append(probe.on(node))
-        else:
-            token = str(probe.token)
-    token = visit.exchange("token", token, "", [0])[0]
-    if token and visit.ranks.rank in visit.leaders[1:]:
-        saw = storage.seen_from_here(token)
-    seen = visit.exchange("seen", saw, "while it looked at the run directory", visit.leaders)
-    if visit.ranks.rank or not token:
-        return
-    visit.findings += judge.shared_directory(
-        node, {visit.cards[r]["node"]: saw for r, saw in seen.items() if r}
-    )
+    probe = storage.open_probe(visit.request.directory) if visit.ranks.rank == 0 else None
+    if isinstance(probe, Finding):
+        visit.findings.append(probe.on(visit.system.node))
+        probe = None
     try:
-        visit.findings += run_checks(
-            {"storage": lambda subject: storage.check(subject, probe)}, visit.subject
-        )
+        token = visit.exchange("token", str(probe.token) if probe else "", "", [0])[0]
+        follows = token and visit.ranks.rank in visit.leaders[1:]
+        saw = storage.seen_from_here(token) if follows else ""
+        seen = visit.exchange("seen", saw, "while it looked at the run directory", visit.leaders)
+        if probe:
+            others = {visit.cards[rank]["node"]: said for rank, said in seen.items() if rank}
+            visit.findings += judge.shared_directory(visit.system.node, others)
+            check = {"storage": lambda subject: storage.check(subject, probe)}
+            visit.findings += run_checks(check, visit.subject)
     finally:
-        probe.close()
+        if probe:
+            probe.close()
 
 
 def reach_others(visit: Visit) -> list[int]:

@@ -53,14 +53,6 @@ def test_a_wrong_clock_and_a_blocked_port_are_named_and_the_others_measured(tmp_
     assert {pair[:2] for pair in found["figures"]["between"]} == {("n1", "n2"), ("n1", "n3"), ("n2", "n3")}
 
 
-@pytest.mark.ranks
-def test_a_machine_that_nobody_reaches(tmp_path):
-    found = visit(3, tmp_path, {0: ("refused", 2), 1: ("refused", 2)})
-    (fault,) = [one for one in found["said"] if one[1] == "connections"]
-    assert fault[2].startswith("n3 is cut off from 2 of 2 machines") and fault[3] == ["n3"]
-    assert [pair[:2] for pair in found["figures"]["between"]] == [("n1", "n2")]
-
-
 def observe(world, function, *arguments):
     """As `visit`, where ranks die: what rank 0 returned, and how long it took."""
     begin = time.monotonic()

@@ -26,7 +26,7 @@ def visit(directory, planted=None, limit=20.0, seconds=0.03, machines=None):
     planted: by rank, a function that gives the fields of its System, run on that rank.
     machines: by rank, its machine; by default one each.
     """
-    examination.CPU_S = seconds
+    examination.CPU_S, messages.GRACE_S = seconds, 2.0
     rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     nodes = machines or {rank: f"n{rank + 1}" for rank in range(world)}
     local = [other for other in range(world) if nodes[other] == nodes[rank]]
