@@ -63,7 +63,7 @@ def observe(world, function, *arguments):
 
 
 @pytest.mark.ranks
-def test_a_rank_that_dies_while_messages_are_measured_is_named_with_what_it_did(tmp_path, monkeypatch):
+def test_a_rank_that_dies_while_messages_are_measured_is_named_with_what_it_did(tmp_path):
     found, seconds = observe(3, workers.visit, tmp_path, {2: ("killed_in_messages",)}, 20.0)
     (fault,) = [one for one in found["said"] if one[1] == "ranks"]
     assert fault[2].startswith(
@@ -94,8 +94,8 @@ def test_an_error_that_all_ranks_share_is_said_once_and_laid_to_none(tmp_path):
 
 
 @pytest.mark.ranks
-def test_a_rank_that_does_not_come_is_named_with_its_machine():
-    found, seconds = observe(3, workers.meet, [0, 1], 2.0)
+def test_a_rank_that_does_not_come_is_named_with_its_machine(tmp_path):
+    found, seconds = observe(3, workers.meet, tmp_path, [0, 1], 2.0)
     (fault,) = [one for one in found["said"] if one[1] == "ranks"]
     assert fault[2] == "rank 2 of 3 did not answer when it was called" and fault[3] == ["n3"] == found["bad"]
     assert seconds < 15

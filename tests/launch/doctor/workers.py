@@ -114,12 +114,12 @@ def shares_its_core():
     os.nice(5)
 
 
-def meet(present, limit):
+def meet(directory, present, limit):
     """As `visit`, of some ranks only."""
     if int(os.environ["RANK"]) not in present:
         return None
     os.environ["SLURM_STEP_NODELIST"], os.environ["SLURM_STEP_TASKS_PER_NODE"] = "n[1-3]", "1(x3)"
-    return visit("/tmp", {0: ("of_slurm",)}, limit)
+    return visit(directory, {0: ("of_slurm",)}, limit)
 
 
 def of_slurm():
