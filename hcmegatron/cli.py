@@ -116,8 +116,9 @@ VERBS = {
     ),
     "generate": ("hcmegatron.training.generate_cli", "continue texts with a checkpoint of a run"),
     "data": ("hcmegatron.data.cli", "prepare, show and check data sets, train tokenizers"),
+    "doctor": ("launch.doctor.cli", "whether machines are healthy and fast, alone and together"),
 }
-WITH_SETTINGS = ("plan", "generate")  # of these, whose words are in the module's OPTIONS
+WITH_SETTINGS = ("plan", "generate", "doctor")  # of these, whose words are in the module's OPTIONS
 
 # Of these, those that need what `pip install 'hcmegatron[train]'` adds, as `train` does.
 WITH_MEGATRON = {"replay", "data"}

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 import torch
 import torch.distributed as dist
 
 from hcmegatron.platform.distributed import device
+from hcmegatron.platform.waiting import waited_ns
 
 T = TypeVar("T")
-SCHEDSTAT = Path("/proc/thread-self/schedstat")  # ns on a core, ns waiting for one, time slices
 
 
 class Sample(NamedTuple):
@@ -21,14 +20,6 @@ class Sample(NamedTuple):
 
     disturbed: float
     value: object
-
-
-def waited_ns() -> int:
-    """Nanoseconds that this thread has been ready to run without running; 0 where the system does not say."""
-    try:
-        return int(SCHEDSTAT.read_text().split()[1])
-    except (OSError, IndexError, ValueError):
-        return 0
 
 
 def sample(run: Callable[[], T]) -> Sample:

@@ -65,11 +65,24 @@ def meet_ranks(ranks: RankInfo, facts: Facts, limit: timedelta) -> dist.Store:
     return store
 
 
+def join_store(ranks: RankInfo, limit: timedelta, setting: str) -> dist.Store:
+    """Rank 0's store, without waiting for any other rank.
+
+    Args:
+        limit: how long rank 0 may take.
+        setting: what the user calls that.
+
+    Raises:
+        ConfigError: rank 0 is not to be reached; or, on rank 0, the port is taken.
+    """
+    return dist.PrefixStore("joined", _store(ranks, _Waiting(ranks, limit.total_seconds(), setting)))
+
+
 class _Waiting:
     """A deadline, and what is said until then: after FIRST_WORD_S, and then ever more rarely."""
 
-    def __init__(self, ranks: RankInfo, limit: float) -> None:
-        self.ranks, self.limit = ranks, limit
+    def __init__(self, ranks: RankInfo, limit: float, setting: str = "parallel.timeout_s") -> None:
+        self.ranks, self.limit, self.setting = ranks, limit, setting
         self.begin = time.monotonic()
         self.next = FIRST_WORD_S
         # One rank of a machine speaks; whoever starts ranks by hand looks at each of them.
@@ -100,7 +113,7 @@ class _Waiting:
     def missing(self, whom: str, why: str = "") -> ConfigError:
         """The deadline has passed."""
         return ConfigError(
-            f"{whom} of {self.ranks.world_size} did not come to {self.place} within parallel.timeout_s = "
+            f"{whom} of {self.ranks.world_size} did not come to {self.place} within {self.setting} = "
             f"{self.limit:.0f} s{why}; start every rank, with the same MASTER_ADDR and MASTER_PORT"
         )
 
@@ -159,7 +172,7 @@ def _reach(address: str, where: Callable[[], int], ranks: RankInfo, waiting: _Wa
     if found and not isinstance(found[0], RuntimeError):
         return found[0]
     raise ConfigError(
-        f"what listens at {address}:{port} is not rank 0 of this job: it did not answer within parallel.timeout_s = "
+        f"what listens at {address}:{port} is not rank 0 of this job: it did not answer within {waiting.setting} = "
         f"{waiting.limit:.0f} s; set MASTER_ADDR and MASTER_PORT to rank 0's host and a free port of it"
     )
 

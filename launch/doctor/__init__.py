@@ -1,0 +1,1 @@
+"""`hcmegatron doctor`: whether machines are healthy and fast, alone and together, before a job trusts them."""

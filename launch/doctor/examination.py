@@ -1,0 +1,191 @@
+"""An examination, phase after phase, on every rank: each machine alone; then directory, sockets, devices, messages.
+
+What a rank finds it tells by the board (board.py), so that one that dies or hangs in any phase is missed by name within
+a time limit. Rank 0 judges.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from hcmegatron.config.errors import ConfigError
+from hcmegatron.platform.ranks import RankInfo
+from launch.doctor import judge, packages, speed, storage
+from launch.doctor.checks import OF_A_MACHINE, run_checks
+from launch.doctor.findings import Finding, Report, fault, note
+from launch.doctor.messages import measure_messages
+from launch.doctor.peers import Listener, Offset, clock_offset, own_address, reach
+from launch.doctor.rounds import Pair, blame, cover
+from launch.doctor.system import System
+from launch.doctor.visit import Request, Visit
+
+PASSES = 2  # over the devices: one is slow that is so in both
+GPU_S, CPU_S, COPY_S = 1.5, 0.3, 0.2  # of multiplying in a pass, and of copying
+BOOT = Path("/proc/sys/kernel/random/boot_id")  # the same in all processes, and containers, of a machine
+
+
+def examine(request: Request, ranks: RankInfo, system: System) -> Report | None:
+    """Look at everything. Collective.
+
+    Returns:
+        on rank 0 the report; elsewhere None. On every rank that does not find rank 0: what this machine alone says.
+
+    Raises:
+        Lost: rank 0 has gone meanwhile.
+    """
+    import torch
+
+    visit = Visit(request, ranks, system, torch.cuda.device_count())
+    if not visit.subject.gpu:
+        torch.set_num_threads(
+            max(1, len(os.sched_getaffinity(0)) // ranks.local_world_size)
+        )  # as training has it
+    own = run_checks(OF_A_MACHINE, visit.subject) if ranks.local_rank == 0 else []
+    try:
+        visit.join()
+    except ConfigError as error:
+        lost = fault("ranks", str(error), "start every rank; look whether rank 0's port is open")
+        return Report([*own, lost.on(system.node)], [system.node])
+    listener = Listener(system.clock)
+    try:
+        introduce(visit, own, listener.port)
+        share_directory(visit)
+        measuring = reach_others(visit)
+        measure_devices(visit)
+        measure_messages(visit, measuring)
+        return visit.conclude()
+    finally:
+        listener.close()
+
+
+def introduce(visit: Visit, own: list[Finding], port: int) -> None:
+    """Who is there, on which machine, with which versions; and what every machine said of itself."""
+    card = {
+        "node": visit.system.node,
+        "machine": BOOT.read_text().strip(),
+        "cores": len(os.sched_getaffinity(0)),
+        "gpus": visit.subject.gpus,
+        "local_rank": visit.ranks.local_rank,
+        "address": [own_address(visit.ranks, visit.system), port],
+        "findings": [finding.as_json() for finding in own],
+        "facts": {**packages.installed(), **packages.of_torch(), "code": packages.code_fingerprint()},
+    }
+    visit.introduce(card)
+    for other in visit.cards.values():
+        visit.findings += map(Finding.from_json, other["findings"])
+    facts = {node: visit.cards[ranks[0]]["facts"] for node, ranks in visit.nodes.items()}
+    visit.findings += judge.differences(facts)
+
+
+def share_directory(visit: Visit) -> None:
+    """The run directory, as the first machine finds it and as the others see it."""
+    probe = storage.open_probe(visit.request.directory) if visit.ranks.rank == 0 else None
+    if isinstance(probe, Finding):
+        visit.findings.append(probe.on(visit.system.node))
+        probe = None
+    try:
+        token = visit.exchange("token", str(probe.token) if probe else "", "", [0])[0]
+        follows = token and visit.ranks.rank in visit.leaders[1:]
+        saw = storage.seen_from_here(token) if follows else ""
+        seen = visit.exchange("seen", saw, "while it looked at the run directory", visit.leaders)
+        if probe:
+            others = {visit.cards[rank]["node"]: said for rank, said in seen.items() if rank}
+            visit.findings += judge.shared_directory(visit.system.node, others)
+            check = {"storage": lambda subject: storage.check(subject, probe)}
+            visit.findings += run_checks(check, visit.subject)
+    finally:
+        if probe:
+            probe.close()
+
+
+def reach_others(visit: Visit) -> list[int]:
+    """Plain sockets between machines, both ways, and clocks.
+
+    Returns:
+        the ranks that messages are measured between: those of machines which all reach each other, which have GPUs, or
+        none, as most do, and which have found nothing in themselves for which they are to be left out.
+    """
+    me, leaders, names = visit.ranks.rank, visit.leaders, visit.names
+    addresses = {rank: tuple(visit.cards[rank]["address"]) for rank in leaders if rank != me}
+    said: dict[str, Any] = {}
+    if me in leaders:
+        said["clock"] = clock_offset(0, addresses[0], visit.system) if me else None
+        said["failed"] = {rank: why for rank, why in reach(addresses, visit.system).items() if why}
+    heard = visit.exchange("reach", said, "while sockets were tried", leaders)
+    broken: dict[Pair, str] = {}
+    for rank, own in heard.items():
+        for other, why in own["failed"].items():
+            low, high = sorted((leaders.index(rank), leaders.index(int(other))))
+            broken[low, high] = why
+    visit.findings += judge.unreachable(names, broken)
+    # an offset is rank 0's clock against the other's; said the other way round
+    clocks = {names[leaders.index(rank)]: own["clock"] for rank, own in heard.items() if own["clock"]}
+    offsets = {node: Offset(-seconds, uncertainty) for node, (seconds, uncertainty) in clocks.items()}
+    visit.findings += judge.clocks(names[0], offsets)
+    visit.figures["clocks_s"] = {node: offset._asdict() for node, offset in offsets.items()}
+    machines, links = blame(range(len(names)), broken)
+    out = {*machines, *cover(links), *(i for i, rank in enumerate(leaders) if rank not in heard)}
+    gpus = {rank: visit.cards[rank]["gpus"] > 0 for rank in visit.cards}
+    usual = Counter(gpus.values()).most_common(1)[0][0]
+    of_machines = [Finding.from_json(one) for card in visit.cards.values() for one in card["findings"]]
+    out |= {names.index(node) for node in Report(of_machines, names).bad}
+    reached = [rank for index, own in enumerate(visit.nodes.values()) if index not in out for rank in own]
+    return [rank for rank in reached if gpus[rank] == usual]
+
+
+def measure_devices(visit: Visit) -> None:
+    """Matmuls and copies of every device: of GPUs all at once; of a machine's CPU ranks few at a time."""
+    gpu, turns = visit.subject.gpu, take_turns({rank: visit.cards[rank] for rank in visit.alive})
+    device, dtype = speed.device(visit.ranks.local_rank), visit.request.sizes.dtype
+    speeds: dict[int, list[speed.Speed]] = {rank: [] for rank in visit.alive}
+    for number in range(PASSES):
+        for turn in range(1 + max(turns.values())):
+            mine = turns[visit.ranks.rank] == turn
+            own = list(speed.matmul_tflops(device, dtype, GPU_S if gpu else CPU_S)) if mine else []
+            for rank, found in visit.exchange(
+                f"matmul {number} {turn}", own, "while devices were measured"
+            ).items():
+                speeds[rank] += [speed.Speed(*found)] if found else []
+    speeds = {rank: found for rank, found in speeds.items() if len(found) == PASSES}
+    visit.findings += judge.slow_devices(speeds, visit.node_of, visit.describe)
+    visit.figures["matmul_tflops"] = {
+        rank: max(one.median for one in found) for rank, found in speeds.items()
+    }
+    if visit.ranks.rank == 0:
+        visit.noise = _noise(visit, speeds)
+        visit.figures["device"] = speed.device_name(device)
+        visit.figures["ranks_per_node"] = max(map(len, visit.nodes.values()))
+        visit.figures["copy_tbs"] = speed.copy_tbs(device, COPY_S).median
+        visit.figures["memory_gib"] = speed.memory_gib(device, visit.ranks.local_world_size)
+        if visit.ranks.world_size == 1:
+            alone = note("other ranks", "none: nothing to compare clocks and speeds with, no links")
+            visit.findings.append(alone.on(visit.system.node))
+
+
+def take_turns(cards: Mapping[int, Mapping[str, Any]]) -> dict[int, int]:
+    """By rank, in which turn it multiplies: of a machine's CPU ranks as many at once as half of its cores. Pure.
+
+    Args:
+        cards: by rank, its machine (whatever names that goes by), cores and gpus.
+    """
+    found, before = {}, Counter[str]()
+    for rank, card in cards.items():
+        found[rank] = 0 if card["gpus"] else before[card["machine"]] // max(1, card["cores"] // 2)
+        before[card["machine"]] += 1
+    return found
+
+
+def _noise(visit: Visit, speeds: Mapping[int, Sequence[speed.Speed]]) -> str:
+    """Why rates of messages say little about links; "" where there is no reason."""
+    if (busy := judge.busy_share(speeds)) > judge.BUSY:
+        return f"other programs had the cores {busy:.0%} of the time"
+    cards = [visit.cards[rank] for rank in visit.alive]
+    for machine, ranks in Counter(card["machine"] for card in cards).items():
+        cores = max(card["cores"] for card in cards if card["machine"] == machine)
+        if ranks > cores and not visit.subject.gpu:
+            return f"{ranks} ranks share {cores} cores"
+    return ""

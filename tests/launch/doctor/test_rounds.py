@@ -1,0 +1,71 @@
+"""Everybody meets everybody in as few rounds as can be, and bad pairs are laid to machines or to links."""
+
+from itertools import combinations
+
+import pytest
+
+from launch.doctor.examination import take_turns
+from launch.doctor.links import PASSES, ROUND_S, partners
+from launch.doctor.rounds import blame, cover, rounds
+
+
+def test_four_and_five_players():
+    assert rounds(4) == [[(0, 3), (1, 2)], [(0, 2), (1, 3)], [(0, 1), (2, 3)]]
+    assert [len(turn) for turn in rounds(5)] == [2, 2, 2, 2, 2]
+    assert rounds(1) == [[]] and rounds(2) == [[(0, 1)]]
+
+
+@pytest.mark.parametrize("players", [2, 3, 7, 8, 63, 64])
+def test_every_pair_meets_once_and_nobody_is_in_two_pairs(players):
+    turns = rounds(players)
+    assert len(turns) == players - 1 + players % 2
+    assert sorted(pair for turn in turns for pair in turn) == list(combinations(range(players), 2))
+    for turn in turns:
+        busy = [player for pair in turn for player in pair]
+        assert len(busy) == len(set(busy)) == players - players % 2
+
+
+def test_64_machines_take_less_than_a_minute():
+    assert PASSES * len(rounds(64)) * ROUND_S == pytest.approx(37.8)
+
+
+@pytest.mark.parametrize("nodes", [[[0, 1, 2], [3, 4, 5]], [[0], [1], [2]], [[0, 2, 4], [1, 3]]])
+def test_partners_have_each_other_in_the_same_round(nodes):
+    """And every two ranks of a machine meet once, as every two machines do, rank i with rank i."""
+    ranks = sorted(rank for own in nodes for rank in own)
+    turns = {rank: partners(nodes, rank) for rank in ranks}
+    for what in (0, 1):
+        assert len({len(turns[rank][what]) for rank in ranks}) == 1
+        for rank in ranks:
+            for number, other in enumerate(turns[rank][what]):
+                assert other is None or turns[other][what][number] == rank
+    node = {rank: index for index, own in enumerate(nodes) for rank in own}
+    met = [(node[rank], node[other]) for rank in ranks for other in turns[rank][1] if other is not None]
+    assert set(met) == {(a, b) for a in range(len(nodes)) for b in range(len(nodes)) if a != b}
+    for rank in ranks:
+        others = [other for other in turns[rank][0] if other is not None]
+        assert sorted(others) == [other for other in ranks if node[other] == node[rank] and other != rank]
+
+
+def test_ranks_of_a_machine_that_has_few_cores_multiply_one_after_the_other():
+    """Every rank knows the turns of all, whatever its own cores."""
+    small, large, gpus = (
+        {"machine": m, "cores": c, "gpus": g} for m, c, g in (("a", 2, 0), ("b", 8, 0), ("c", 2, 8))
+    )
+    cards = dict(enumerate([small, small, large, large, small, large, gpus, gpus]))
+    assert take_turns(cards) == {0: 0, 1: 1, 2: 0, 3: 0, 4: 2, 5: 0, 6: 0, 7: 0}
+
+
+def test_a_machine_whose_row_is_bad_is_told_from_a_bad_link():
+    assert blame(range(5), [(0, 3), (1, 3), (2, 3), (3, 4)]) == ([3], [])
+    assert blame(range(5), [(1, 3)]) == ([], [(1, 3)])
+    assert blame(range(5), [(0, 3), (1, 3), (2, 3), (3, 4), (0, 1)]) == ([3], [(0, 1)])
+    assert blame(range(6), [(0, 3), (3, 5)]) == ([], [(0, 3), (3, 5)])  # two of five: not most of its row
+    assert blame(range(2), [(0, 1)]) == ([], [(0, 1)])  # nobody can tell which
+    assert blame(range(4), []) == ([], [])
+
+
+def test_the_fewest_machines_without_which_no_bad_link_is_left():
+    assert cover([(0, 3), (3, 5), (1, 2)]) == [2, 3]
+    assert cover([(0, 1)]) == [1]  # rank 0's machine runs the batch script
+    assert cover([]) == []
