@@ -113,6 +113,7 @@ VERBS = {
         "run a bad step that a run has kept once more, in one process",
     ),
     "data": ("hcmegatron.data.cli", "prepare, show and check data sets, train tokenizers"),
+    "report": ("hcmegatron.report.cli", "one HTML page that explains runs, or follows them"),
 }
 
 

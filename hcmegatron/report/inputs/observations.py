@@ -1,0 +1,93 @@
+"""diagnostics.jsonl and diagnostics/step-*.npz: what was observed of the connections (docs/diagnostics.md).
+
+Of the arrays only those steps are read that a report shows.
+"""
+
+from __future__ import annotations
+
+import zipfile
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hcmegatron.report.inputs.json_lines import JsonLines
+
+FILE, FOLDER = "diagnostics.jsonl", "diagnostics"
+MOST_READ = 40  # observations whose arrays a report shows: the first, the last, and others evenly between
+
+
+@dataclass(frozen=True)
+class Observation:
+    """One look at the network.
+
+    Attributes:
+        scalars: summary figures by name, those that are numbers.
+        warnings: what was found wrong: code, layer, value, bound, message.
+        file: of its arrays; None where there are none.
+    """
+
+    step: int
+    tokens: float
+    seconds: float
+    scalars: Mapping[str, float]
+    warnings: tuple[Mapping[str, Any], ...]
+    file: Path | None
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """What the file holds; nothing where it is damaged."""
+        try:
+            with np.load(self.file) as found:
+                return {name: found[name] for name in found.files}
+        except (OSError, ValueError, KeyError, EOFError, TypeError, zipfile.BadZipFile, zlib.error):
+            return {}
+
+
+def read_observations(run: Path) -> tuple[list[Observation], list[str]]:
+    """The observations by step, the later one where a step was observed twice; and what could not be read."""
+    lines = JsonLines(run / FILE)
+    lines.look()
+    found: dict[int, Observation] = {}
+    for entry in lines.entries:
+        if type(entry.get("step")) is int:
+            found[entry["step"]] = _observation(run, entry)
+    for file in sorted((run / FOLDER).glob("step-*.npz")):
+        digits = file.stem.removeprefix("step-")
+        if digits.isascii() and digits.isdigit() and int(digits) not in found:
+            found[int(digits)] = _observation(run, {"step": int(digits)})
+    remarks = [f"{FILE}: lines left out that are none: {lines.unreadable}"] if lines.unreadable else []
+    return [found[step] for step in sorted(found)], remarks
+
+
+def shown(observations: tuple[Observation, ...]) -> list[Observation]:
+    """Those whose arrays are looked at: at most MOST_READ."""
+    having = [each for each in observations if each.file is not None]
+    if len(having) <= MOST_READ:
+        return having
+    return [having[round(i * (len(having) - 1) / (MOST_READ - 1))] for i in range(MOST_READ)]
+
+
+def _observation(run: Path, entry: dict[str, Any]) -> Observation:
+    scalars, warnings = entry.get("scalars"), entry.get("warnings")
+    file = run / FOLDER / f"step-{entry['step']:08d}.npz"
+    return Observation(
+        step=entry["step"],
+        tokens=_number(entry.get("tokens")),
+        seconds=_number(entry.get("seconds")),
+        scalars={
+            str(name): _number(value)
+            for name, value in (scalars.items() if isinstance(scalars, dict) else ())
+            if np.isfinite(_number(value))
+        },
+        warnings=tuple(
+            each for each in (warnings if isinstance(warnings, list) else ()) if isinstance(each, dict)
+        ),
+        file=file if file.is_file() else None,
+    )
+
+
+def _number(value: Any) -> float:
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else float("nan")

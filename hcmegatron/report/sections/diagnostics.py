@@ -1,0 +1,285 @@
+"""What the connections did: summary figures over the run, and after each observed step what the papers show.
+
+Gains as in mHC's Figs. 3 and 7, mappings as in Fig. 8, similarity of neighbouring inputs as in FC's Fig. 2, the
+connection matrix as in HC's section 4.5.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+
+from hcmegatron.report.charts import DEPTH, Chart, Line, Lines, Part, Section, Slides, Tiles, Words
+from hcmegatron.report.inputs.metrics import AXES
+from hcmegatron.report.inputs.observations import shown
+from hcmegatron.report.inputs.run import Run
+from hcmegatron.report.sections.names import letter
+
+Arrays = Mapping[str, np.ndarray]
+# Scalars of diagnostics.jsonl: title, value, logarithmic, and the names with what a curve of each is called.
+SCALARS = {
+    "gains": (
+        "Greatest gain over depth",
+        "Amax gain",
+        True,
+        {
+            "composite_gain_forward_max": "composite, forward",
+            "composite_gain_backward_max": "composite, backward",
+            "single_gain_forward_max": "single, forward",
+            "single_gain_backward_max": "single, backward",
+        },
+    ),
+    "similarities": (
+        "Similarity",
+        "cosine similarity",
+        False,
+        {
+            "stream_similarity_mean": "of streams, mean",
+            "layer_similarity_median": "of neighbouring inputs, median",
+        },
+    ),
+    "saturation": ("Saturated gates", "greatest share over depth", False, {"gate_saturation_max": "gates"}),
+    "doubly-stochastic": (
+        "Distance of the residual maps from doubly stochastic ones",
+        "error",
+        True,
+        {"doubly_stochastic_error": "error"},
+    ),
+}
+
+
+def diagnostics(runs: Sequence[Run]) -> Section:
+    """Curves of all runs together, then the slides of each."""
+    parts: list[Part] = [*_scalars(runs)]
+    for number, run in enumerate(runs):
+        parts += slides(run, f": {run.name}" * (len(runs) > 1), f"-{number + 1}" * (len(runs) > 1))
+    if not parts:
+        parts.append(Words(("No diagnostics are on record (diagnostics.every).",)))
+    return Section("diagnostics", "Connections", tuple(parts))
+
+
+def _scalars(runs: Sequence[Run]) -> list[Lines]:
+    charts = []
+    for name, (title, value, log, figures) in SCALARS.items():
+        lines = []
+        for number, run in enumerate(runs):
+            for place, (figure, words) in enumerate(figures.items()):
+                seen = [each for each in run.observations if figure in each.scalars]
+                if not seen:
+                    continue
+                steps = np.array([each.step for each in seen], dtype=float)
+                over = {"step": steps, "tokens": np.array([each.tokens for each in seen])}
+                values = np.array([each.scalars[figure] for each in seen])
+                mark = " ".join(filter(None, [letter(runs, run), words if len(figures) > 1 else ""]))
+                lines.append(
+                    Line(
+                        f"{run.name}, {words}" if len(runs) > 1 else words,
+                        mark,
+                        over,
+                        values,
+                        number * len(figures) + place,
+                        "marked",
+                    )
+                )
+        if lines:
+            axes = {axis: AXES[axis] for axis in ("step", "tokens")}
+            charts.append(Lines(f"diagnostics-{name}", title, value, axes, tuple(lines), log=log))
+    return charts
+
+
+def slides(run: Run, of: str, suffix: str) -> list[Slides]:
+    """What the arrays of the run's observations show, each a chart for every step that has them."""
+    charts: dict[str, dict[int, Chart]] = {}
+    for observation in shown(run.observations):
+        arrays = observation.arrays()
+        for draw in CHARTS:
+            for chart in _drawn(draw, arrays):
+                charts.setdefault(chart.name, {})[observation.step] = chart
+    having = sum(each.file is not None for each in run.observations)
+    steps = len(shown(run.observations))
+    note = f"{steps} of {having} observations are shown." if having > steps else ""
+    return [
+        Slides(f"{name}{suffix}", f"{next(iter(found.values())).title}{of}", found, note)
+        for name, found in charts.items()
+    ]
+
+
+def _drawn(draw: Callable[[Arrays], list[Chart]], arrays: Arrays) -> list[Chart]:
+    """Its charts; none where an array that it needs is not there or is of another shape than it should be."""
+    try:
+        return draw(arrays)
+    except (KeyError, ValueError, IndexError, TypeError):
+        return []
+
+
+def _gains(arrays: Arrays) -> list[Chart]:
+    names = _names(arrays)
+    curves = {
+        "gain_forward": "single, forward",
+        "gain_backward": "single, backward",
+        "composite_forward": "composite to the end, forward",
+        "composite_backward": "composite to the end, backward",
+    }
+    lines = _by_depth(arrays, curves, names)
+    return (
+        [Lines("gains", "Amax gain of the residual maps by depth", "gain", DEPTH, lines, log=True)]
+        if lines
+        else []
+    )
+
+
+def _maps(arrays: Arrays) -> list[Chart]:
+    maps, names = arrays["residual_map"], _names(arrays)
+    n = maps.shape[1]
+    streams = tuple(f"stream {i + 1}" for i in range(n))
+    tiles = {name: maps[i] for i, name in enumerate(names)}
+    return [
+        Tiles(
+            "residual-maps",
+            "Residual maps, mean over tokens",
+            "weight",
+            tiles,
+            streams,
+            streams,
+            "from",
+            "to",
+            diverging=bool((maps < 0).any()),
+        )
+    ]
+
+
+def _read_write(arrays: Arrays) -> list[Chart]:
+    names, charts = _names(arrays), []
+    for key, title in (
+        ("pre", "What each sub-layer reads (pre)"),
+        ("post", "Where each sub-layer writes (post)"),
+    ):
+        if key in arrays and arrays[key].ndim in (2, 3):
+            found = arrays[key].reshape(len(names), -1)
+            columns = tuple(f"stream {i + 1}" for i in range(found.shape[1]))
+            charts.append(_heat(key, title, "weight", found, names, columns, "sub-layer"))
+    return charts
+
+
+def _norms(arrays: Arrays) -> list[Chart]:
+    norms = arrays["stream_norm"]
+    depth = np.arange(len(norms), dtype=float)
+    names = ("before the first", *_names(arrays))
+    lines = tuple(
+        Line(f"stream {i + 1}", str(i + 1), {"depth": depth}, norms[:, i], i, "marked", names)
+        for i in range(norms.shape[1])
+    )
+    return [Lines("stream-norms", "Norms of the streams by depth", "norm", DEPTH, lines)]
+
+
+def _stream_similarity(arrays: Arrays) -> list[Chart]:
+    found = arrays["stream_similarity"]
+    n = found.shape[1]
+    if n < 2:
+        return []
+    streams = tuple(f"stream {i + 1}" for i in range(n))
+    names = ("before the first", *(f"after {name}" for name in _names(arrays)))
+    tiles = {name: found[i] for i, name in enumerate(names)}
+    title = "Cosine similarity of the streams to each other"
+    return [Tiles("stream-similarity", title, "cosine", tiles, streams, streams, diverging=True)]
+
+
+def _layer_similarity(arrays: Arrays) -> list[Chart]:
+    found = arrays["layer_similarity"]
+    depth, names = np.arange(1.0, 1 + len(found)), _names(arrays)[1:]
+    lines = tuple(
+        Line(words, words.partition(" ")[0], {"depth": depth}, found[:, i], i, "marked", names)
+        for i, words in ((1, "median over tokens"), (0, "5th percentile"), (2, "95th percentile"))
+    )
+    title = "Cosine similarity of a sub-layer's input to the next one's"
+    return [Lines("layer-similarity", title, "cosine", DEPTH, lines)]
+
+
+def _connection_matrix(arrays: Arrays) -> list[Chart]:
+    found = arrays["connection_matrix"]
+    names = ("embedding", *_names(arrays), "output")
+    if found.shape != (len(names), len(names)):
+        return []
+    title = "Connection matrix: what every sub-layer reads of every earlier output"
+    return [_heat("connection-matrix", title, "weight", found, names, names, "read by", "output of")]
+
+
+def _gradients(arrays: Arrays) -> list[Chart]:
+    lines = _by_depth(arrays, {"gradient_norm": "gradient norm"}, _names(arrays))
+    title = "Gradient norm of the connections' parameters by depth"
+    return [Lines("connection-gradients", title, "norm", DEPTH, lines, log=True)] if lines else []
+
+
+def _ablation(arrays: Arrays) -> list[Chart]:
+    charts: list[Chart] = []
+    lines = _by_depth(arrays, {"ablation_sublayer": "without this sub-layer"}, _names(arrays))
+    if lines:
+        charts.append(Lines("ablation", "Loss when one sub-layer is left out", "nats more", DEPTH, lines))
+    if "ablation_stream" in arrays:
+        found = arrays["ablation_stream"]
+        streams = tuple(f"stream {i + 1}" for i in range(len(found)))
+        over = {"stream": np.arange(1.0, 1 + len(found))}
+        line = Line("without this stream", "", over, found, 0, "marked", streams)
+        title = "Loss when one stream is left out"
+        charts.append(Lines("ablation-streams", title, "nats more", {"stream": "stream"}, (line,)))
+    return charts
+
+
+def _experts(arrays: Arrays) -> list[Chart]:
+    charts = []
+    for key, title, value in (
+        ("expert_load", "Load of the experts", "share of tokens"),
+        ("router_bias", "Biases of the routers", "bias"),
+    ):
+        if key in arrays:
+            found = arrays[key]
+            rows = tuple(f"layer {i + 1}" for i in range(found.shape[0]))
+            columns = tuple(str(i + 1) for i in range(found.shape[1]))
+            charts.append(_heat(key.replace("_", "-"), title, value, found, rows, columns, "layer", "expert"))
+    return charts
+
+
+CHARTS = (
+    _gains,
+    _maps,
+    _read_write,
+    _norms,
+    _stream_similarity,
+    _layer_similarity,
+    _connection_matrix,
+    _gradients,
+    _ablation,
+    _experts,
+)
+
+
+def _names(arrays: Arrays) -> tuple[str, ...]:
+    return tuple(str(name) for name in arrays["sublayers"])
+
+
+def _by_depth(arrays: Arrays, curves: Mapping[str, str], names: tuple[str, ...]) -> tuple[Line, ...]:
+    depth = np.arange(1.0, 1 + len(names))
+    return tuple(
+        Line(words, words if len(curves) < 3 else "", {"depth": depth}, arrays[key], number, "marked", names)
+        for number, (key, words) in enumerate(curves.items())
+        if key in arrays and arrays[key].shape == depth.shape
+    )
+
+
+def _heat(
+    name: str,
+    title: str,
+    value: str,
+    found: np.ndarray,
+    rows: tuple[str, ...],
+    columns: tuple[str, ...],
+    down: str = "",
+    across: str = "",
+) -> Tiles:
+    """One matrix."""
+    if found.shape != (len(rows), len(columns)):
+        raise ValueError(f"{name}: {found.shape}")
+    return Tiles(
+        name, title, value, {"": found}, rows, columns, across, down, diverging=bool((found < 0).any())
+    )

@@ -1,0 +1,175 @@
+"""The pipeline schedule: as the planner simulates it, and with the times that were measured."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from hcmegatron.config import Config, ConfigError
+from hcmegatron.planner.machines import Machine
+from hcmegatron.planner.plan import make_plan
+from hcmegatron.planner.scheduled import training_schedule
+from hcmegatron.report.charts import Part, Picture, Section, Words
+from hcmegatron.report.inputs.run import Run
+from schedules.costs import Costs, StageCosts
+from schedules.draw import to_svg
+from schedules.schedule import Schedule
+from schedules.simulate import simulate
+
+MOST = 1_500_000  # bytes of a picture
+EXECUTED = "schedule*.svg"  # what a run or a profile may have drawn itself
+
+
+def schedule(runs: Sequence[Run]) -> Section:
+    """The pictures of every run that has a pipeline; runs with the same ones share them."""
+    parts: list[Part] = []
+    drawn: set[str] = set()
+    for number, run in enumerate(runs):
+        for picture in pictures(run, f"-{number + 1}" if len(runs) > 1 else ""):
+            if isinstance(picture, Words) or picture.svg not in drawn:
+                parts.append(picture)
+                drawn |= {picture.svg} if isinstance(picture, Picture) else set()
+    if not parts:
+        parts.append(Words(("No run has a pipeline.",)))
+    return Section("schedule", "Schedule", tuple(parts))
+
+
+def pictures(run: Run, suffix: str) -> list[Picture | Words]:
+    """Simulated with planned times, with measured ones, and what the run has drawn."""
+    config = run.config
+    if config is None:
+        return [
+            Words((f"{run.name}: no schedule is drawn, since this version does not take its configuration.",))
+        ]
+    if config.parallel.pipeline == 1:
+        return []
+    found: list[Picture | Words] = []
+    try:
+        found.append(_planned(run, config, suffix))
+        if measured := _measured(run, config, suffix):
+            found.append(measured)
+    except (ConfigError, ValueError) as error:
+        found.append(Words((f"{run.name}: no schedule is drawn: {error}",)))
+    for folder in (run.path, run.path / "profile"):
+        for file in sorted(folder.glob(EXECUTED)):
+            found.append(_kept(run, file, f"{suffix}-{len(found) + 1}"))
+    return found
+
+
+def _planned(run: Run, config: Config, suffix: str) -> Picture | Words:
+    plan = run.plan or {}
+    machine, ranks = _machine(plan.get("machine")), plan.get("gpus")
+    if machine is None or type(ranks) is not int:
+        return Words((f"{run.name}: no schedule is simulated, since there is no plan.json.",))
+    simulation = make_plan(config, machine, ranks).time.simulation
+    unknown = " Its times are those of an H100, for nothing is known of this machine." * (
+        machine.name == "CPU"
+    )
+    asked = plan.get("microbatches")
+    fewer = (
+        f" {simulation.schedule.microbatches} of {asked} micro-batches are shown: the steady state repeats."
+        if type(asked) is int and asked > simulation.schedule.microbatches
+        else ""
+    )
+    return _bounded(
+        Picture(
+            f"schedule{suffix}",
+            f"Simulated with planned times: {run.name}",
+            to_svg(simulation),
+            f"Times in seconds.{unknown}{fewer}",
+        )
+    )
+
+
+def _measured(run: Run, config: Config, suffix: str) -> Picture | Words | None:
+    actions = (run.profile or {}).get("actions")
+    plan = run.plan or {}
+    if not isinstance(actions, list) or type(plan.get("microbatches")) is not int:
+        return None
+    executed = training_schedule(config.parallel, plan["microbatches"])
+    stages = measured_costs(actions, executed)
+    if stages is None:
+        return Words((f"{run.name}: profile/summary.json does not have the times of every stage.",))
+    simulation = simulate(executed, Costs(stages))
+    return _bounded(
+        Picture(
+            f"schedule-measured{suffix}",
+            f"As it ran, with the times that were measured: {run.name}",
+            to_svg(simulation),
+            "Every action as long as its kind and stage took in the median of the profiled steps, in milliseconds; "
+            "messages take no time here.",
+        )
+    )
+
+
+def measured_costs(actions: Sequence[Any], executed: Schedule) -> tuple[StageCosts, ...] | None:
+    """What each model stage's actions took, in milliseconds; None where a stage's forward or backward is missing.
+
+    Args:
+        actions: of profile/summary.json: action (F, B, I, W, FB), stage, measured_ms.
+    """
+    where = executed.placement
+    took: dict[tuple[int, str], list[float]] = {}
+    for entry in actions:
+        if not isinstance(entry, Mapping):
+            continue
+        stage, kind, ms = entry.get("stage"), entry.get("action"), entry.get("measured_ms")
+        if (
+            type(stage) is int
+            and 0 <= stage < where.stages
+            and isinstance(ms, int | float)
+            and 0 <= ms < math.inf
+        ):
+            took.setdefault((where.model_stage(stage), str(kind)), []).append(float(ms))
+    stages = []
+    for stage in range(where.model_stages):
+        F, B, I, W, FB = (_mean(took.get((stage, kind))) for kind in ("F", "B", "I", "W", "FB"))
+        if math.isnan(B) and not math.isnan(I + W):
+            B = I + W
+        if math.isnan(F):
+            F = max(0.0, FB - B)
+        if math.isnan(B):
+            B = FB - F
+        if math.isnan(F + B):
+            return None
+        I, W = (B / 2 if math.isnan(I) else I), (B / 2 if math.isnan(W) else W)
+        FB = F + B if math.isnan(FB) else min(max(FB, F, B), F + B)
+        stages.append(StageCosts(F=F, I=I, W=W, B=max(0.0, B), FB=FB))
+    return tuple(stages)
+
+
+def _kept(run: Run, file: Path, suffix: str) -> Picture | Words:
+    try:
+        text = file.read_text(encoding="utf-8")
+    except (OSError, ValueError):
+        return Words((f"{run.name}: {file.name} cannot be read.",))
+    return _bounded(Picture(f"{file.stem}{suffix}", f"{file.name}: {run.name}", text))
+
+
+def _bounded(picture: Picture) -> Picture | Words:
+    size = len(picture.svg.encode())
+    if size <= MOST:
+        return picture
+    return Words(
+        (
+            f"{picture.title}: {size / 1e6:.1f} MB, too large for this page; hcmegatron schedule --svg draws it.",
+        )
+    )
+
+
+def _machine(described: Any) -> Machine | None:
+    """The machine of plan.json."""
+    if not isinstance(described, dict):
+        return None
+    known = {field.name for field in fields(Machine)}
+    try:
+        return Machine(**{name: value for name, value in described.items() if name in known})
+    except TypeError:
+        return None
+
+
+def _mean(values: list[float] | None) -> float:
+    return sum(values) / len(values) if values else math.nan
