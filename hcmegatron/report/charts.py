@@ -72,6 +72,7 @@ class Lines:
     Attributes:
         name: of its files.
         axes: by name, in words; the first is the one that files and tables have.
+        from_zero: whether zero is on the axis of values.
     """
 
     name: str
@@ -80,6 +81,7 @@ class Lines:
     axes: Mapping[str, str]
     lines: tuple[Line, ...]
     log: bool = False
+    from_zero: bool = False
     note: str = ""
 
     def records(self) -> Iterator[tuple[str, ...]]:

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 
 from hcmegatron.report.inputs.json_lines import read_json
 from hcmegatron.report.inputs.observations import Observation
-from hcmegatron.training import manifest
 
+CHECKPOINT = re.compile(r"step-([0-9]{8})(\.damaged(?:-[0-9]+)?)?")
 KINDS = ("skip", "rewind", "death", "restart", "warning", "hang", "checkpoint")
 
 
@@ -100,11 +100,11 @@ def _of_restarts(restarts: Iterable[Mapping[str, Any]]) -> Iterator[Event]:
 
 
 def _of_checkpoints(folder: Path) -> Iterator[Event]:
-    for path in manifest.every(folder):
-        yield Event(int(path.name[5:13]), "checkpoint", f"checkpoints/{path.name}")
-    for path in sorted(folder.glob("*.damaged*")):
-        if found := re.match(r"step-(\d{8})\.", path.name):
-            yield Event(int(found[1]), "checkpoint", f"set aside as damaged: checkpoints/{path.name}")
+    for path in sorted(folder.glob("step-*")):
+        found = CHECKPOINT.fullmatch(path.name)
+        if found and path.is_dir():
+            words = "set aside as damaged: " if found[2] else ""
+            yield Event(int(found[1]), "checkpoint", f"{words}checkpoints/{path.name}")
 
 
 def _step(value: Any) -> int | None:

@@ -97,6 +97,6 @@ def moving_mean(values: Array, window: int) -> Array:
 
 
 def window_of(entries: int) -> int:
-    """Steps that a smoothed curve takes the mean of: a fiftieth of all, an odd number, so that it looks as far ahead
-    as back."""
-    return max(1, 2 * (entries // 100) + 1)
+    """Steps that a smoothed curve takes the mean of: a fiftieth of all, at least five; one where there are few. An odd
+    number, so that it looks as far ahead as back."""
+    return max(5, 2 * (entries // 100) + 1) if entries >= 25 else 1

@@ -17,9 +17,10 @@ from hcmegatron.report.inputs.events import Event, events
 from hcmegatron.report.inputs.json_lines import JsonLines, read_json, read_lines
 from hcmegatron.report.inputs.metrics import Columns, columns
 from hcmegatron.report.inputs.observations import Observation, read_observations
-from hcmegatron.training.run_directory import ENVIRONMENT, LOCK, RESOLVED
 
-METRICS = "metrics.jsonl"
+# As hcmegatron/training/run_directory.py and recorder.py, which know torch, write them.
+METRICS, ENVIRONMENT, LOCK = "metrics.jsonl", "environment.json", ".lock"
+RESOLVED = ("config.yaml", "config.resolved.yaml")
 WARM_UP = 5  # steps that speeds are not taken of
 
 

@@ -43,7 +43,9 @@ def _lines(chart: Lines) -> Figure:
         trace["x"] = over[axis]
         if len(chart.axes) > 1:
             trace["over"] = over
-    scale: Figure = {"type": "log", "exponentformat": "power"} if chart.log else {}
+    scale: Figure = {"rangemode": "tozero"} if chart.from_zero else {}
+    if chart.log:
+        scale = {"type": "log", "exponentformat": "power"}
     named = max((len(line.values) for line in chart.lines if line.texts), default=0)
     ticks: Figure = {"dtick": 1} if 0 < named <= 24 else {}
     layout = {
@@ -89,17 +91,17 @@ def _labels(chart: Lines) -> list[Figure]:
         finite = np.flatnonzero(np.isfinite(line.values) & (line.values > 0 if chart.log else True))
         if line.label and len(finite):
             ends.append((float(line.values[finite[-1]]), int(finite[-1]), line))
+    if len(ends) < 2:
+        return []
     ends.sort(key=lambda end: end[0])
-    places = {1: ("middle",), 2: ("bottom", "top"), 3: ("bottom", "middle", "top")}.get(
-        len(ends), ("middle",)
-    )
+    places = {2: ("bottom", "top"), 3: ("bottom", "middle", "top")}.get(len(ends), ("middle",))
     return [
         {
             "type": "scatter",
             "mode": "text",
             "over": {axis: _numbers(line.over[axis][at : at + 1]) for axis in chart.axes},
             "y": [value],
-            "text": [f" {line.label}"],
+            "text": [f"\u00a0\u00a0{line.label}"],
             "textposition": f"{places[number % len(places)]} right",
             "textfont": {"color": f"@{line.style % COLOURS}", "size": 13},
             "cliponaxis": False,
@@ -180,7 +182,12 @@ def _tiles(chart: Tiles) -> Figure:
     square = not one or rows == columns
     if square:
         layout["yaxis"]["scaleanchor"] = "x"
-    return {"traces": [trace], "layout": layout, "aspect": z.shape[0] / z.shape[1] if square else 0}
+    return {
+        "traces": [trace],
+        "layout": layout,
+        "aspect": z.shape[0] / z.shape[1] if square else 0,
+        "wide": not one,
+    }
 
 
 def _ticks(names: tuple[str, ...], most: int = 24) -> Figure:

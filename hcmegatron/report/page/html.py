@@ -99,8 +99,8 @@ def _part(part: Part, figures: dict[str, Any]) -> str:
     numbers = f"Numbers after step {max(part.charts):,}" if isinstance(part, Slides) else "Numbers"
     return (
         f"<figure><figcaption>{escape(part.title)}</figcaption>"
-        f'<div class="plot" data-figure="{escape(part.name)}" role="img" '
-        f'aria-label="{escape(part.title)}; its numbers follow as a table"></div>{_note(note)}'
+        f'<div class="plots"><div class="plot" data-figure="{escape(part.name)}" role="img" '
+        f'aria-label="{escape(part.title)}; its numbers follow as a table"></div></div>{_note(note)}'
         f'<details id="numbers-{escape(part.name)}"><summary>{numbers}</summary>{_table(shown.table())}</details>'
         "</figure>"
     )

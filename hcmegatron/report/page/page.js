@@ -36,30 +36,31 @@
   function layoutOf(drawing, width, axes) {
     const narrow = width < 600;
     const lines = { gridcolor: variable("--grid"), zerolinecolor: variable("--line"), linecolor: variable("--line") };
-    const labelled = drawing.traces.some((trace) => trace.mode === "text");
-    const longest = Math.max(0, ...drawing.traces.filter((t) => t.mode === "text").map((t) => t.text[0].length));
-    const named = drawing.traces.filter((trace) => trace.showlegend !== false && trace.name).length;
+    const labels = drawing.traces.filter((trace) => trace.mode === "text").map((trace) => trace.text[0].length);
+    const names = drawing.traces.filter((trace) => trace.showlegend !== false && trace.name).map((trace) => trace.name);
+    const legend = names.length > 1;
+    const rows = legend ? Math.ceil(names.reduce((sum, name) => sum + 54 + 6.6 * name.length, 0) / (width - 90)) : 0;
+    const below = 48 + 20 * (narrow && rows > 1 ? names.length : rows);
     const layout = {
       ...coloured(drawing.layout),
       font: { color: variable("--ink"), family: "system-ui, sans-serif", size: narrow ? 11 : 12 },
       paper_bgcolor: "rgba(0,0,0,0)",
       plot_bgcolor: "rgba(0,0,0,0)",
-      margin: { l: narrow ? 46 : 60, r: labelled ? 14 + Math.min(longest, narrow ? 12 : 30) * 7 : 14, t: 14, b: 46 },
-      showlegend: named > 1,
-      legend: { orientation: "h", x: 0, y: -0.2, yanchor: "top" },
+      margin: { l: narrow ? 40 : 56, r: 14 + 7 * Math.max(0, ...labels), t: 14, b: below },
+      showlegend: legend,
+      legend: { orientation: "h", x: 0, yref: "container", y: 0, yanchor: "bottom", traceorder: "normal" },
       hoverlabel: { align: "left" },
       uirevision: axis,
-      height: 340,
+      height: 280 + below,
     };
     layout.xaxis = { ...lines, ...layout.xaxis };
-    layout.yaxis = { ...lines, ...layout.yaxis };
+    layout.yaxis = { ...lines, automargin: true, ...layout.yaxis };
     if (axes && axes[axis]) layout.xaxis.title = { text: axes[axis] };
-    if (named > 1) layout.height += 24 * (narrow ? named : Math.ceil(named / 4));
     if (drawing.aspect) {
       layout.margin = { ...layout.margin, t: 22, b: 40 };
       layout.height = Math.max(160, Math.min(900, (width - 130) * drawing.aspect + 80));
     }
-    if (drawing.rows) layout.height = 150 + 34 * drawing.rows + 22 * (narrow ? named : Math.ceil(named / 4));
+    if (drawing.rows) layout.height = 24 + 34 * drawing.rows + below;
     return layout;
   }
 
@@ -72,12 +73,16 @@
       drawing = before.length ? before[before.length - 1] : figure.slides[0];
       div.dataset.step = drawing.step;
     }
-    const traces = coloured(drawing.traces);
+    div.classList.toggle("wide", Boolean(drawing.wide));
+    const narrow = div.clientWidth < 600;
+    // What does not fit beside a curve on a phone is in the legend.
+    const shown = drawing.traces.filter((trace) => !(narrow && trace.mode === "text" && trace.text[0].length > 8));
+    const traces = coloured(shown);
     for (const trace of traces) {
       if (trace.over && trace.over[axis]) trace.x = trace.over[axis];
       delete trace.over;
     }
-    const layout = layoutOf(drawing, div.clientWidth, figure.axes);
+    const layout = layoutOf({ ...drawing, traces: shown }, div.clientWidth, figure.axes);
     div.style.minHeight = `${layout.height}px`;
     Plotly.react(div, traces, layout, { responsive: true, displaylogo: false, displayModeBar: false });
   }

@@ -84,7 +84,7 @@ def _scalars(runs: Sequence[Run]) -> list[Lines]:
                 )
         if lines:
             axes = {axis: AXES[axis] for axis in ("step", "tokens")}
-            charts.append(Lines(f"diagnostics-{name}", title, value, axes, tuple(lines), log=log))
+            charts.append(Lines(f"diagnostics-{name}", title, value, axes, tuple(lines), log, not log))
     return charts
 
 
@@ -261,7 +261,7 @@ def _names(arrays: Arrays) -> tuple[str, ...]:
 def _by_depth(arrays: Arrays, curves: Mapping[str, str], names: tuple[str, ...]) -> tuple[Line, ...]:
     depth = np.arange(1.0, 1 + len(names))
     return tuple(
-        Line(words, words if len(curves) < 3 else "", {"depth": depth}, arrays[key], number, "marked", names)
+        Line(words, "", {"depth": depth}, arrays[key], number, "marked", names)
         for number, (key, words) in enumerate(curves.items())
         if key in arrays and arrays[key].shape == depth.shape
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from hcmegatron.planner.plan import make_plan
 from hcmegatron.planner.scheduled import training_schedule
 from hcmegatron.report.charts import Part, Picture, Section, Words
 from hcmegatron.report.inputs.run import Run
-from schedules.costs import Costs, StageCosts
+from schedules.costs import Costs, Link, StageCosts
 from schedules.draw import to_svg
 from schedules.schedule import Schedule
 from schedules.simulate import simulate
@@ -78,8 +78,8 @@ def _planned(run: Run, config: Config, suffix: str) -> Picture | Words:
         Picture(
             f"schedule{suffix}",
             f"Simulated with planned times: {run.name}",
-            to_svg(simulation),
-            f"Times in seconds.{unknown}{fewer}",
+            to_svg(simulate(simulation.schedule, _in_ms(simulation.costs))),
+            f"Times in milliseconds.{unknown}{fewer}",
         )
     )
 
@@ -139,6 +139,16 @@ def measured_costs(actions: Sequence[Any], executed: Schedule) -> tuple[StageCos
         FB = F + B if math.isnan(FB) else min(max(FB, F, B), F + B)
         stages.append(StageCosts(F=F, I=I, W=W, B=max(0.0, B), FB=FB))
     return tuple(stages)
+
+
+def _in_ms(costs: Costs) -> Costs:
+    """Costs in seconds as such in milliseconds."""
+    slow = {
+        ends: Link(1e3 * link.latency, link.bandwidth / 1e3)
+        for ends, link in {**costs.links, None: costs.link}.items()
+    }
+    stages = tuple(stage.scaled(1e3) for stage in costs.stages)
+    return replace(costs, stages=stages, link=slow.pop(None), links=slow)
 
 
 def _kept(run: Run, file: Path, suffix: str) -> Picture | Words:

@@ -10,13 +10,13 @@ from hcmegatron.report.inputs.metrics import AXES, moving_mean, window_of
 from hcmegatron.report.inputs.run import Run
 from hcmegatron.report.sections.names import letter
 
-# Figure: title, what it is of, whether a smoothed curve lies over it, whether its axis is logarithmic.
+# Figure: title, what it is of; whether a smoothed curve lies over it, its axis is logarithmic, and has zero.
 FIGURES = {
-    "lr": ("Learning rate", "learning rate", False, False),
-    "grad_norm": ("Gradient norm, before clipping", "gradient norm", True, True),
-    "tokens_per_s": ("Throughput", "tokens a second, of all ranks", True, False),
-    "tflops_per_rank": ("Computation", "TFLOP/s a rank, without recomputation", True, False),
-    "data_wait": ("Waiting for data", "share of the step", True, False),
+    "lr": ("Learning rate", "learning rate", False, False, True),
+    "grad_norm": ("Gradient norm, before clipping", "gradient norm", True, True, False),
+    "tokens_per_s": ("Throughput", "tokens a second, of all ranks", True, False, True),
+    "tflops_per_rank": ("Computation", "TFLOP/s a rank, without recomputation", True, False, True),
+    "data_wait": ("Waiting for data", "share of the step", True, False, True),
 }
 
 
@@ -27,15 +27,15 @@ def training(runs: Sequence[Run]) -> Section:
     charts: list[Part] = [loss(runs)]
     if any(run.validation.has("bits_per_byte") for run in runs):
         charts.append(validation(runs))
-    for name, (title, value, smooth, log) in FIGURES.items():
+    for name, figure in FIGURES.items():
         if any(run.training.has(name) for run in runs):
-            charts.append(_chart(runs, name, title, value, smooth, log))
+            charts.append(_chart(runs, name, *figure))
     return Section("training", "Training", tuple(charts))
 
 
 def loss(runs: Sequence[Run]) -> Lines:
     """Training loss with the steps that were not finite."""
-    chart = _chart(runs, "loss", "Training loss", "loss, nats a token", True, False)
+    chart = _chart(runs, "loss", "Training loss", "loss, nats a token", True, False, False)
     tokenizers = {str(run.configuration.get("data.tokenizer")) for run in runs}
     apart = (
         " The runs have different tokenizers, so that nats a token do not compare; bits a byte below do."
@@ -69,7 +69,9 @@ def validation(runs: Sequence[Run]) -> Lines:
     )
 
 
-def _chart(runs: Sequence[Run], name: str, title: str, value: str, smooth: bool, log: bool) -> Lines:
+def _chart(
+    runs: Sequence[Run], name: str, title: str, value: str, smooth: bool, log: bool, from_zero: bool
+) -> Lines:
     lines: list[Line] = []
     longest = max(len(run.training) for run in runs)
     window = window_of(longest)
@@ -83,4 +85,4 @@ def _chart(runs: Sequence[Run], name: str, title: str, value: str, smooth: bool,
         lines.append(Line(run.name, letter(runs, run), over, values, number))
     said = [f"Smoothed: the mean of {window} steps around each."] if smooth and window > 1 else []
     note = " ".join([*said, *filter(None, [thin.words(longest)])])
-    return Lines(name, title, value, AXES, tuple(lines), log=log, note=note)
+    return Lines(name, title, value, AXES, tuple(lines), log, from_zero, note)
