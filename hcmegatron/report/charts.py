@@ -13,6 +13,7 @@ import numpy as np
 
 from hcmegatron.report import thin
 
+ACROSS = 8  # tiles beside each other
 DEPTH = {"depth": "sub-layer, counted from the embedding"}
 
 
@@ -126,6 +127,20 @@ class Tiles:
     down: str = ""
     diverging: bool = False
     note: str = ""
+
+    def mosaic(self) -> tuple[np.ndarray, dict[str, tuple[int, int]]]:
+        """All matrices as one, ACROSS beside each other with a gap of NaN between, and where each begins: by label, row
+        and column."""
+        rows, columns = len(self.rows), len(self.columns)
+        across = min(ACROSS, len(self.tiles))
+        down = -(-len(self.tiles) // across)
+        whole = np.full((down * (rows + 1) - 1, across * (columns + 1) - 1), np.nan)
+        begins = {}
+        for number, (label, matrix) in enumerate(self.tiles.items()):
+            top, left = number // across * (rows + 1), number % across * (columns + 1)
+            whole[top : top + rows, left : left + columns] = matrix
+            begins[label] = top, left
+        return whole, begins
 
     def records(self) -> Iterator[tuple[str, ...]]:
         """A head, then a row for every cell."""

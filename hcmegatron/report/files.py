@@ -21,7 +21,6 @@ COLOURS = ("#0072b2", "#d55e00", "#00805c", "#aa3f94", "#a86a00", "#3a8fc7", "#7
 DASHES: tuple[Any, ...] = ("-", "--", ":", "-.", (0, (8, 3)), (0, (8, 2, 2, 2)))
 MARKERS = ("o", "s", "D", "P", "^", "X", "*", "v")
 HATCHES = ("", "//", "xx", "--", "..", "||", "++", "\\\\")
-ACROSS = 8  # tiles beside each other
 # The same bytes for the same numbers; text stays text.
 SETTINGS = {
     "svg.hashsalt": "hcmegatron",
@@ -53,6 +52,8 @@ def write(sections: Sequence[Section], folder: Path) -> list[Path]:
                     written.append(_text(folder / f"{part.name}.svg", part.svg))
                 elif isinstance(part, Chart | Slides):
                     drawn = draw(part.last if isinstance(part, Slides) else part)
+                    drawn.draw_without_rendering()  # finds the layout
+                    drawn.set_layout_engine("none")
                     for ending, metadata in (("svg", {"Date": None}), ("png", {"Software": None})):
                         written.append(folder / f"{part.name}.{ending}")
                         drawn.savefig(written[-1], dpi=150, metadata=metadata)
@@ -103,39 +104,28 @@ def _lines(figure: Figure, chart: Lines) -> None:
 
 
 def _tiles(figure: Figure, chart: Tiles) -> None:
-    tiles = list(chart.tiles.items())
-    across = min(ACROSS, len(tiles))
-    down = -(-len(tiles) // across)
-    most = max((float(np.nanmax(np.abs(m))) for _, m in tiles if np.isfinite(m).any()), default=1.0) or 1.0
-    limits = (
-        {"vmin": -most, "vmax": most, "cmap": "RdBu"}
-        if chart.diverging
-        else {"vmin": 0, "vmax": most, "cmap": "YlGnBu"}
-    )
-    if len(tiles) > 1:
-        figure.set_size_inches(6.4, 1.0 * down + 0.6)
-    grid = figure.subplots(down, across, squeeze=False)
-    image = None
-    for place, axes in enumerate(grid.flat):
-        axes.grid(False)
-        if place >= len(tiles):
-            axes.axis("off")
-            continue
-        label, matrix = tiles[place]
-        image = axes.imshow(
-            matrix, aspect="equal" if matrix.shape[0] == matrix.shape[1] else "auto", **limits
-        )
-        if len(tiles) > 1:
-            axes.set_title(label, fontsize=5)
-            axes.set(xticks=[], yticks=[])
-            continue
+    whole, begins = chart.mosaic()
+    most = float(np.nanmax(np.abs(whole))) if np.isfinite(whole).any() else 1.0
+    colours = ("RdBu", -most) if chart.diverging else ("YlGnBu", 0)
+    axes = figure.subplots()
+    axes.grid(False)
+    one = len(begins) == 1
+    square = not one or len(chart.rows) == len(chart.columns)
+    aspect = "equal" if square else "auto"
+    image = axes.imshow(whole, aspect=aspect, cmap=colours[0], vmin=colours[1], vmax=most or 1.0)
+    if one:
         for set_ticks, names in ((axes.set_xticks, chart.columns), (axes.set_yticks, chart.rows)):
             at = thin.chosen(len(names), 20)
             set_ticks(at, [names[i] for i in at], fontsize=6)
         axes.tick_params(axis="x", rotation=90 if max(map(len, chart.columns)) > 3 else 0)
         axes.set(xlabel=chart.across, ylabel=chart.down)
-    figure.suptitle(chart.title)
-    figure.colorbar(image, ax=grid, label=chart.value)
+    else:
+        figure.set_size_inches(6.4, 1.2 + 5.2 * whole.shape[0] / whole.shape[1])
+        for number, (top, left) in enumerate(begins.values(), start=1):
+            axes.text(left - 0.5, top - 0.7, str(number), fontsize=6)
+        axes.axis("off")
+    axes.set_title(chart.title)
+    figure.colorbar(image, ax=axes, label=chart.value)
 
 
 def _bars(figure: Figure, chart: Bars) -> None:

@@ -57,8 +57,8 @@ def make_run(
         data={"sequence_length": 16},
         parallel={"pipeline": 2, "schedule": "1f1b"},
         connection={"kind": "mhc", "n": 4},
-        **sections,
     )
+    put(config, **sections)
     text = dump_config(config)
     (path / "config.yaml").write_text(f"# 0123456789abcdef: written by a run\n{text}")
     (path / "environment.json").write_text(json.dumps(ENVIRONMENT))

@@ -7,17 +7,19 @@ from __future__ import annotations
 
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from hcmegatron.report import thin
 from hcmegatron.report.inputs.json_lines import JsonLines
 
 FILE, FOLDER = "diagnostics.jsonl", "diagnostics"
-MOST_READ = 40  # observations whose arrays a report shows: the first, the last, and others evenly between
+MOST_READ = 40  # observations of a run whose arrays a report shows
+MOST_NUMBERS = 300_000  # of them together, a run; some seven bytes of the page each
 
 
 @dataclass(frozen=True)
@@ -62,12 +64,15 @@ def read_observations(run: Path) -> tuple[list[Observation], list[str]]:
     return [found[step] for step in sorted(found)], remarks
 
 
-def shown(observations: tuple[Observation, ...]) -> list[Observation]:
-    """Those whose arrays are looked at: at most MOST_READ."""
+def shown(observations: Sequence[Observation], runs: int = 1) -> list[tuple[int, dict[str, np.ndarray]]]:
+    """Steps with the arrays of those that are looked at: as many as there is room for in a report of so many `runs`,
+    evenly, the first and the last among them."""
     having = [each for each in observations if each.file is not None]
-    if len(having) <= MOST_READ:
-        return having
-    return [having[round(i * (len(having) - 1) / (MOST_READ - 1))] for i in range(MOST_READ)]
+    if not having:
+        return []
+    numbers = sum(array.size for array in having[-1].arrays().values())
+    room = max(2, min(MOST_READ, MOST_NUMBERS // runs // max(1, numbers)))
+    return [(having[i].step, having[i].arrays()) for i in thin.chosen(len(having), room)]
 
 
 def _observation(run: Path, entry: dict[str, Any]) -> Observation:

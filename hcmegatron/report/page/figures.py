@@ -14,7 +14,6 @@ DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
 SYMBOLS = ("circle", "square", "diamond", "cross", "triangle-up", "x", "star", "hourglass")
 PATTERNS = ("", "/", "x", "-", ".", "|", "+", "\\")
 COLOURS = 8  # of the palette
-ACROSS = 8  # tiles beside each other
 MOST_WRITTEN = 288  # cells in which their value can be read
 Figure = dict[str, Any]
 
@@ -114,30 +113,16 @@ def _labels(chart: Lines) -> list[Figure]:
 
 def _tiles(chart: Tiles) -> Figure:
     rows, columns = len(chart.rows), len(chart.columns)
-    across = min(ACROSS, len(chart.tiles))
-    down = -(-len(chart.tiles) // across)
     one = len(chart.tiles) == 1
-    z = np.full((down * (rows + 1) - 1, across * (columns + 1) - 1), np.nan)
+    z, begins = chart.mosaic()
     named = np.full(z.shape, "", dtype=object)
     notes = []
-    for number, (label, matrix) in enumerate(chart.tiles.items()):
-        top, left = number // across * (rows + 1), number % across * (columns + 1)
-        z[top : top + rows, left : left + columns] = matrix
-        if one:
-            continue
+    for number, (label, (top, left)) in enumerate(() if one else begins.items(), start=1):
         for i, row in enumerate(chart.rows):
             for j, column in enumerate(chart.columns):
                 named[top + i, left + j] = f"{label}: {row}, {column}"
-        notes.append(
-            {
-                "text": str(number + 1),
-                "x": left + (columns - 1) / 2,
-                "y": top - 0.5,
-                "yanchor": "bottom",
-                "showarrow": False,
-                "font": {"size": 10},
-            }
-        )
+        place = {"x": left + (columns - 1) / 2, "y": top - 0.5, "yanchor": "bottom", "showarrow": False}
+        notes.append({"text": str(number), **place, "font": {"size": 10}})
     trace: Figure = {
         "type": "heatmap",
         "z": [_numbers(row) for row in z],

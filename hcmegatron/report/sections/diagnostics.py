@@ -53,7 +53,7 @@ def diagnostics(runs: Sequence[Run]) -> Section:
     """Curves of all runs together, then the slides of each."""
     parts: list[Part] = [*_scalars(runs)]
     for number, run in enumerate(runs):
-        parts += slides(run, f": {run.name}" * (len(runs) > 1), f"-{number + 1}" * (len(runs) > 1))
+        parts += slides(run, f": {run.name}" * (len(runs) > 1), f"-{number + 1}" * (len(runs) > 1), len(runs))
     if not parts:
         parts.append(Words(("No diagnostics are on record (diagnostics.every).",)))
     return Section("diagnostics", "Connections", tuple(parts))
@@ -88,17 +88,16 @@ def _scalars(runs: Sequence[Run]) -> list[Lines]:
     return charts
 
 
-def slides(run: Run, of: str, suffix: str) -> list[Slides]:
+def slides(run: Run, of: str, suffix: str, runs: int) -> list[Slides]:
     """What the arrays of the run's observations show, each a chart for every step that has them."""
     charts: dict[str, dict[int, Chart]] = {}
-    for observation in shown(run.observations):
-        arrays = observation.arrays()
+    observed = shown(run.observations, runs)
+    for step, arrays in observed:
         for draw in CHARTS:
             for chart in _drawn(draw, arrays):
-                charts.setdefault(chart.name, {})[observation.step] = chart
+                charts.setdefault(chart.name, {})[step] = chart
     having = sum(each.file is not None for each in run.observations)
-    steps = len(shown(run.observations))
-    note = f"{steps} of {having} observations are shown." if having > steps else ""
+    note = f"{len(observed)} of {having} observations are shown." if having > len(observed) else ""
     return [
         Slides(f"{name}{suffix}", f"{next(iter(found.values())).title}{of}", found, note)
         for name, found in charts.items()

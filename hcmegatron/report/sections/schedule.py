@@ -14,24 +14,32 @@ from hcmegatron.planner.plan import make_plan
 from hcmegatron.planner.scheduled import training_schedule
 from hcmegatron.report.charts import Part, Picture, Section, Words
 from hcmegatron.report.inputs.run import Run
-from schedules.costs import Costs, Link, StageCosts
+from schedules.costs import Costs, StageCosts
 from schedules.draw import to_svg
 from schedules.schedule import Schedule
 from schedules.simulate import simulate
+from schedules.timeline import Simulation
 
 MOST = 1_500_000  # bytes of a picture
+TIMES = ("start", "forward_end", "backward_start", "end", "busy", "exposed", "tail")
 EXECUTED = "schedule*.svg"  # what a run or a profile may have drawn itself
 
 
 def schedule(runs: Sequence[Run]) -> Section:
     """The pictures of every run that has a pipeline; runs with the same ones share them."""
-    parts: list[Part] = []
-    drawn: set[str] = set()
+    words: list[Part] = []
+    found: dict[tuple[str, str], tuple[Picture, list[str]]] = {}
     for number, run in enumerate(runs):
-        for picture in pictures(run, f"-{number + 1}" if len(runs) > 1 else ""):
-            if isinstance(picture, Words) or picture.svg not in drawn:
-                parts.append(picture)
-                drawn |= {picture.svg} if isinstance(picture, Picture) else set()
+        for part in pictures(run, f"-{number + 1}" if len(runs) > 1 else ""):
+            if isinstance(part, Words):
+                words.append(part)
+            else:
+                found.setdefault((part.title, part.svg), (part, []))[1].append(run.name)
+    shared = [
+        replace(picture, title=f"{picture.title}: {', '.join(names)}") if len(runs) > 1 else picture
+        for picture, names in found.values()
+    ]
+    parts: list[Part] = [*words, *shared]
     if not parts:
         parts.append(Words(("No run has a pipeline.",)))
     return Section("schedule", "Schedule", tuple(parts))
@@ -77,8 +85,8 @@ def _planned(run: Run, config: Config, suffix: str) -> Picture | Words:
     return _bounded(
         Picture(
             f"schedule{suffix}",
-            f"Simulated with planned times: {run.name}",
-            to_svg(simulate(simulation.schedule, _in_ms(simulation.costs))),
+            "Simulated with planned times",
+            to_svg(_in_ms(simulation)),
             f"Times in milliseconds.{unknown}{fewer}",
         )
     )
@@ -97,7 +105,7 @@ def _measured(run: Run, config: Config, suffix: str) -> Picture | Words | None:
     return _bounded(
         Picture(
             f"schedule-measured{suffix}",
-            f"As it ran, with the times that were measured: {run.name}",
+            "As it ran, with the times that were measured",
             to_svg(simulation),
             "Every action as long as its kind and stage took in the median of the profiled steps, in milliseconds; "
             "messages take no time here.",
@@ -141,14 +149,13 @@ def measured_costs(actions: Sequence[Any], executed: Schedule) -> tuple[StageCos
     return tuple(stages)
 
 
-def _in_ms(costs: Costs) -> Costs:
-    """Costs in seconds as such in milliseconds."""
-    slow = {
-        ends: Link(1e3 * link.latency, link.bandwidth / 1e3)
-        for ends, link in {**costs.links, None: costs.link}.items()
-    }
-    stages = tuple(stage.scaled(1e3) for stage in costs.stages)
-    return replace(costs, stages=stages, link=slow.pop(None), links=slow)
+def _in_ms(simulation: Simulation) -> Simulation:
+    """A simulation in seconds as one in milliseconds."""
+    timeline = tuple(
+        tuple(timed._replace(**{name: 1e3 * getattr(timed, name) for name in TIMES}) for timed in actions)
+        for actions in simulation.timeline
+    )
+    return replace(simulation, timeline=timeline)
 
 
 def _kept(run: Run, file: Path, suffix: str) -> Picture | Words:
@@ -156,7 +163,7 @@ def _kept(run: Run, file: Path, suffix: str) -> Picture | Words:
         text = file.read_text(encoding="utf-8")
     except (OSError, ValueError):
         return Words((f"{run.name}: {file.name} cannot be read.",))
-    return _bounded(Picture(f"{file.stem}{suffix}", f"{file.name}: {run.name}", text))
+    return _bounded(Picture(f"{file.stem}{suffix}", file.name, text))
 
 
 def _bounded(picture: Picture) -> Picture | Words:
