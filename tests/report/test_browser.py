@@ -48,7 +48,7 @@ def test_every_figure_is_drawn_and_the_console_is_empty(driver, report):
     assert len(found) > 20 and min(found.values()) > 0, found
     assert found.keys() >= {"loss", "gap", "memory-2", "residual-maps-2", "connection-matrix-2", "bubble-2"}
     assert complaints(driver) == []
-    images = "return [...document.images].map(image => image.complete && image.naturalWidth)"
+    images = "return [...document.images].map(image => image.complete && image.naturalWidth > 0)"
     assert driver.execute_script(images) == [
         1000,
         1000,

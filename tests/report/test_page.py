@@ -158,7 +158,7 @@ def test_files_for_papers(whole, tmp_path):
         assert found == {".svg", ".png", ".csv"}, name
         assert ET.parse(tmp_path / "report" / f"{name}.svg").getroot().tag.endswith("svg")
         assert (tmp_path / "report" / f"{name}.png").read_bytes()[:4] == b"\x89PNG"
-    assert {path.stem for path in written} - set(DRAWN) == {"schedule-1", "schedule-measured-2"}
+    assert {path.stem for path in written} - set(DRAWN) == {"schedule-1", "schedule-2", "schedule-measured-2"}
     rows = list(csv.reader((tmp_path / "report" / "loss.csv").open()))
     assert rows[0] == ["curve", "step", "tokens", "hours", "loss, nats a token"]
     raw = [row for row in rows if row[0] == "second, each step"]
