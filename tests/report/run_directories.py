@@ -185,10 +185,19 @@ def add_profile(path: Path) -> None:
     (path / "profile" / "summary.json").write_text(json.dumps(summary))
 
 
+def add_memory(path: Path) -> None:
+    """What both ranks held; rank 0 a little more since its last step."""
+    (path / "memory").mkdir()
+    for rank, gib in ((0, 0.8125), (1, 0.625)):
+        found = {"rank": rank, "pipeline_rank": rank, "gib": gib, "of": "process"}
+        (path / "memory" / f"rank-00{rank}.json").write_text(json.dumps(found))
+
+
 def make_whole_run(path: Path, steps: int = 60, **settings: Any) -> Path:
     """A run with everything that a report shows."""
     make_run(path, steps, **settings)
     add_events(path)
     add_observations(path)
     add_profile(path)
+    add_memory(path)
     return path

@@ -48,21 +48,20 @@ def test_every_figure_is_drawn_and_the_console_is_empty(driver, report):
     assert len(found) > 20 and min(found.values()) > 0, found
     assert found.keys() >= {"loss", "gap", "memory-2", "residual-maps-2", "connection-matrix-2", "bubble-2"}
     assert complaints(driver) == []
+    # Planned, the same of both runs, and as it was measured.
     images = "return [...document.images].map(image => image.complete && image.naturalWidth > 0)"
-    assert driver.execute_script(images) == [
-        True,
-        True,
-    ]  # planned, the same of both runs; and as it was measured
+    assert driver.execute_script(images) == [True, True]
 
 
 def test_curves_are_told_apart_without_colour(driver, report):
     size(driver, 1100, 900)
     open_page(driver, report)
-    smoothed = [
-        trace for trace in traces(driver, "loss") if trace["mode"] == "lines" and trace["dash"] != "solid"
-    ]
-    labels = [trace["text"][0].strip() for trace in traces(driver, "loss") if trace["text"]]
-    assert [trace["dash"] for trace in smoothed] == ["dash"] and sorted(labels) == ["A", "B"]
+    dashes = [t["dash"] for t in traces(driver, "loss") if t["mode"] == "lines" and t["dash"] != "solid"]
+    assert dashes == ["dash"]
+    ends = {
+        name: [t["text"][0].strip() for t in traces(driver, name) if t["text"]] for name in ("loss", "gap")
+    }
+    assert ends["loss"] == ["A, B"] and sorted(ends["gap"]) == ["A", "B"]  # close to each other, and apart
     patterns = [trace["pattern"] for trace in traces(driver, "bubble-2")]
     assert len(set(patterns)) == len(patterns) == 6
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import math
 import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
 
 from hcmegatron.config import Config, ConfigError, load_config
@@ -34,6 +36,7 @@ class Run:
         environment: versions and machine.
         training, validation: metrics.jsonl.
         plan: plan.json; profile: profile/summary.json; None where there is none.
+        memory: GiB that each pipeline rank has held at most, as far as that is on record.
         running: whether a job holds the directory; None where its file system has no locks.
         remarks: what could not be read, one line each.
     """
@@ -48,6 +51,7 @@ class Run:
     observations: tuple[Observation, ...]
     plan: Mapping[str, Any] | None
     profile: Mapping[str, Any] | None
+    memory: Mapping[int, float]
     running: bool | None
     remarks: tuple[str, ...]
 
@@ -135,6 +139,7 @@ class Directory:
             observations=tuple(observations),
             plan=read_json(self.path / "plan.json"),
             profile=read_json(self.path / "profile" / "summary.json"),
+            memory=_memory(self.path, training),
             running=self._running(),
             remarks=tuple(remarks),
         )
@@ -191,6 +196,18 @@ def _configuration(path: Path) -> tuple[dict[str, Any], list[str]]:
         else:
             flat[str(section)] = values
     return flat, []
+
+
+def _memory(path: Path, training: Columns) -> dict[int, float]:
+    """Of memory/rank-*.json; of rank 0 also metrics.jsonl, which a run that was killed has too."""
+    held = training["memory_gib"]
+    found = {0: float(np.nanmax(held))} if np.isfinite(held).any() else {}
+    for file in sorted((path / "memory").glob("rank-*.json")):
+        entry = read_json(file) or {}
+        rank, gib = entry.get("pipeline_rank"), entry.get("gib")
+        if type(rank) is int and isinstance(gib, int | float) and math.isfinite(gib):
+            found[rank] = max(found.get(rank, 0.0), float(gib))
+    return found
 
 
 def _resolved(path: Path) -> Path:

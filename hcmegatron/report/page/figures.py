@@ -14,6 +14,7 @@ DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
 SYMBOLS = ("circle", "square", "diamond", "cross", "triangle-up", "x", "star", "hourglass")
 PATTERNS = ("", "/", "x", "-", ".", "|", "+", "\\")
 COLOURS = 8  # of the palette
+CLOSE = 0.05  # of the height: ends that are closer share a label
 MOST_WRITTEN = 288  # cells in which their value can be read
 Figure = dict[str, Any]
 
@@ -84,31 +85,44 @@ def _curve(chart: Lines, line: Line) -> list[Figure]:
 
 
 def _labels(chart: Lines) -> list[Figure]:
-    """The curves' short names at their ends; of ends that lie close to each other one above, one below."""
-    ends = []
+    """The curves' short names at their ends; those that end close to each other share a place."""
+    ends: list[tuple[float, int, Line]] = []
+    heights: list[np.ndarray] = []
     for line in chart.lines:
-        finite = np.flatnonzero(np.isfinite(line.values) & (line.values > 0 if chart.log else True))
+        with np.errstate(divide="ignore", invalid="ignore"):
+            height = np.log10(line.values) if chart.log else line.values
+        finite = np.flatnonzero(np.isfinite(height))
+        heights.append(height[finite])
         if line.label and len(finite):
-            ends.append((float(line.values[finite[-1]]), int(finite[-1]), line))
+            ends.append((float(height[finite[-1]]), int(finite[-1]), line))
     if len(ends) < 2:
         return []
-    ends.sort(key=lambda end: end[0])
-    places = {2: ("bottom", "top"), 3: ("bottom", "middle", "top")}.get(len(ends), ("middle",))
-    return [
-        {
-            "type": "scatter",
-            "mode": "text",
-            "over": {axis: _numbers(line.over[axis][at : at + 1]) for axis in chart.axes},
-            "y": [value],
-            "text": [f"\u00a0\u00a0{line.label}"],
-            "textposition": f"{places[number % len(places)]} right",
-            "textfont": {"color": f"@{line.style % COLOURS}", "size": 13},
-            "cliponaxis": False,
-            "showlegend": False,
-            "hoverinfo": "skip",
-        }
-        for number, (value, at, line) in enumerate(ends)
-    ]
+    every = np.concatenate([*heights, [0.0]] if chart.from_zero else heights)
+    close = CLOSE * float(np.ptp(every))
+    shared: list[list[tuple[float, int, Line]]] = []
+    for end in sorted(ends, key=lambda end: end[0]):
+        if shared and end[0] - shared[-1][-1][0] <= close:
+            shared[-1].append(end)
+        else:
+            shared.append([end])
+    return [_label(chart, together) for together in shared]
+
+
+def _label(chart: Lines, together: list[tuple[float, int, Line]]) -> Figure:
+    _, at, line = together[-1]
+    names = ", ".join(sorted(each.label for _, _, each in together))
+    return {
+        "type": "scatter",
+        "mode": "text",
+        "over": {axis: _numbers(line.over[axis][at : at + 1]) for axis in chart.axes},
+        "y": [float(line.values[at])],
+        "text": [f"\u00a0\u00a0{names}"],
+        "textposition": "middle right",
+        "textfont": {"color": "@ink" if len(together) > 1 else f"@{line.style % COLOURS}", "size": 13},
+        "cliponaxis": False,
+        "showlegend": False,
+        "hoverinfo": "skip",
+    }
 
 
 def _tiles(chart: Tiles) -> Figure:
@@ -190,7 +204,13 @@ def _bars(chart: Bars) -> Figure:
             "x": _numbers(values),
             "marker": {
                 "color": f"@{number % COLOURS}",
-                "pattern": {"shape": PATTERNS[number % len(PATTERNS)], "size": 6, "solidity": 0.25},
+                "pattern": {
+                    "shape": PATTERNS[number % len(PATTERNS)],
+                    "size": 6,
+                    "solidity": 0.2,
+                    "fillmode": "overlay",
+                    "fgcolor": "@paper",
+                },
             },
             "hovertemplate": "%{x:.4g}<extra>" + name + "</extra>",
         }

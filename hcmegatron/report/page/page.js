@@ -30,6 +30,7 @@
     const theme = dark.matches ? "dark" : "light";
     if (value === "@rising") return RISING[theme];
     if (value === "@diverging") return DIVERGING[theme];
+    if (value === "@paper") return variable("--paper");
     return value === "@ink" ? variable("--ink") : PALETTES[theme][Number(value.slice(1))];
   }
 
@@ -39,8 +40,13 @@
     const labels = drawing.traces.filter((trace) => trace.mode === "text").map((trace) => trace.text[0].length);
     const names = drawing.traces.filter((trace) => trace.showlegend !== false && trace.name).map((trace) => trace.name);
     const legend = names.length > 1;
-    const rows = legend ? Math.ceil(names.reduce((sum, name) => sum + 54 + 6.6 * name.length, 0) / (width - 90)) : 0;
-    const below = 48 + 20 * (narrow && rows > 1 ? names.length : rows);
+    // As plotly sets a legend: in one row, or else in columns as wide as the longest name.
+    const widths = names.map((name) => 50 + 6.6 * name.length);
+    const room = width - 80;
+    const fits = widths.reduce((sum, each) => sum + each, 0) <= room;
+    const columns = Math.max(1, Math.floor(room / Math.max(1, ...widths)));
+    const rows = legend ? (fits ? 1 : Math.ceil(names.length / columns)) : 0;
+    const below = 48 + 20 * rows;
     const layout = {
       ...coloured(drawing.layout),
       font: { color: variable("--ink"), family: "system-ui, sans-serif", size: narrow ? 11 : 12 },
@@ -76,7 +82,7 @@
     div.classList.toggle("wide", Boolean(drawing.wide));
     const narrow = div.clientWidth < 600;
     // What does not fit beside a curve on a phone is in the legend.
-    const shown = drawing.traces.filter((trace) => !(narrow && trace.mode === "text" && trace.text[0].length > 8));
+    const shown = drawing.traces.filter((trace) => !(narrow && trace.mode === "text" && trace.text[0].length > 10));
     const traces = coloured(shown);
     for (const trace of traces) {
       if (trace.over && trace.over[axis]) trace.x = trace.over[axis];

@@ -29,17 +29,13 @@ def memory(runs: Sequence[Run]) -> Section:
 def _chart(runs: Sequence[Run], run: Run, planned: list[Mapping[str, float]]) -> Bars:
     names = [name for name in planned[0] if any(rank.get(name, 0.0) > 0 for rank in planned)]
     parts = {name: np.array([rank.get(name, 0.0) for rank in planned]) / GIB for name in names}
-    held = run.training["memory_gib"]
     marks, note = {}, "No memory was measured."
-    if np.isfinite(held).any():
-        marks[MEASURED] = np.array([np.nanmax(held), *[np.nan] * (len(planned) - 1)])
-        device = str(run.environment.get("device", ""))
-        of = (
-            "its whole process, the program and the data included"
-            if _on_cpu(run)
-            else f"its tensors on {device}"
-        )
-        note = f"metrics.jsonl has the memory of rank 0 alone: {of}."
+    if run.memory:
+        marks[MEASURED] = np.array([run.memory.get(rank, np.nan) for rank in range(len(planned))])
+        of = "whole processes, with the program and the data" if _on_cpu(run) else "the devices' tensors"
+        lacking = len(planned) - int(np.isfinite(marks[MEASURED]).sum())
+        left = f"; of {lacking} ranks it is not on record (a run writes it when it ends)" if lacking else ""
+        note = f"What was measured is of {of}{left}."
     number = "" if len(runs) == 1 else f"-{list(runs).index(run) + 1}"
     title = "Memory by pipeline rank" + (f": {run.name}" if len(runs) > 1 else "")
     bars = tuple(f"rank {rank}" for rank in range(len(planned)))
