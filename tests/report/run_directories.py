@@ -13,6 +13,7 @@ import numpy as np
 from hcmegatron.config import Config
 from hcmegatron.config.load import dump_config
 from hcmegatron.planner.machines import MACHINES
+from schedules.schedule import Schedule
 from tests.small_configs import put
 
 ENVIRONMENT = {
@@ -166,7 +167,7 @@ def add_profile(path: Path) -> None:
     kinds = (("F", 2.0, 1.9), ("B", 4.0, 3.9))
     actions = [
         {"action": kind, "stage": stage, "measured_ms": ms + stage, "simulated_ms": simulated}
-        for stage in (0, 1)
+        for stage in range(4)
         for kind, ms, simulated in kinds
     ]
     summary = {
@@ -183,6 +184,24 @@ def add_profile(path: Path) -> None:
         "what_if": [{"change": "free link", "step_ms": 44.0}],
     }
     (path / "profile" / "summary.json").write_text(json.dumps(summary))
+
+
+def add_records(path: Path, schedule: Schedule) -> None:
+    """profile/rank-*.json of step 11: the i-th action of rank r takes the 8 ms after 10 i + r; of a pair, the forward
+    takes the first 6 and the backward the last 6. Rank 1's clock is 5 s behind."""
+    for rank, actions in enumerate(schedule.actions):
+        rows = []
+        for position, action in enumerate(actions):
+            start = (10 * position + rank) / 1e3 - 5 * rank
+            if action.overlapped:
+                halves = zip(action.parts, ((0, 6), (2, 8)), strict=True)
+                rows += [[position, str(half), start + a / 1e3, start + b / 1e3] for half, (a, b) in halves]
+            else:
+                rows.append([position, str(action), start, start + 8 / 1e3])
+        record = {"format": 1, "rank": rank, "pipeline": [0, 1], "offset": 5.0 * rank}
+        record |= {"rows": {"actions": ["position", "action", "start", "end"]}}
+        record |= {"steps": [{"step": 11, "actions": rows}]}
+        (path / "profile" / f"rank-00{rank}.json").write_text(json.dumps(record))
 
 
 def add_memory(path: Path) -> None:

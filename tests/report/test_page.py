@@ -14,12 +14,14 @@ from plotly.offline import get_plotlyjs
 from hcmegatron.report import files
 from hcmegatron.report.assemble import sections, title
 from hcmegatron.report.charts import Bars, Line, Lines, Picture, Section, Slides, Tiles
+from hcmegatron.report.inputs.executed import executed
 from hcmegatron.report.inputs.run import directories
 from hcmegatron.report.page.html import content, in_script, page
 from hcmegatron.report.sections.schedule import measured_costs
 from schedules.generators import generate
 from tests.report.run_directories import (
     add_observations,
+    add_records,
     lines,
     make_run,
     make_whole_run,
@@ -202,15 +204,30 @@ def test_measured_times_go_to_the_stages_that_they_are_of():
     assert measured_costs(actions[:3], executed) is None
 
 
-def test_a_schedule_that_was_executed_is_shown_as_it_was_drawn(tmp_path):
-    run = make_whole_run(tmp_path / "run")
-    (run / "profile" / "schedule-executed.svg").write_text('<svg xmlns="http://www.w3.org/2000/svg"/>')
-    parts, _ = of(run)
-    (found,) = [section for section in parts if section.name == "schedule"]
-    titles = [part.title for part in found.parts]
+def test_a_schedule_as_a_profiled_step_ran_it(tmp_path):
+    """Every action with its own times on the shared clock; of a pair both halves; and what the run has drawn itself."""
+    run = make_whole_run(tmp_path / "run", parallel={"schedule": "dualpipev"})
+    (run / "profile" / "schedule-mine.svg").write_text('<svg xmlns="http://www.w3.org/2000/svg"/>')
+    add_records(run, generate("dualpipev", 2, 4))
+    titles = [part.title for part in schedule_parts(run)]
     assert titles == [
         "Simulated with planned times",
-        "As it ran, with the times that were measured",
-        "schedule-executed.svg",
+        "As it ran",
+        "Simulated with measured times",
+        "schedule-mine.svg",
     ]
-    assert "makespan 38, bubble 26.3%" in found.parts[1].svg
+    ordered = generate("dualpipev", 2, 4)
+    found = executed(run, ordered, 11)
+    pairs = [timed for timed in found.timeline[1] if timed.action.overlapped]
+    assert pairs and all(t.backward_start < t.forward_end < t.end for t in pairs)
+    assert found.timeline[0][0].start == 0.0 and found.timeline[1][0].start == pytest.approx(1.0)
+    assert found.timeline[0][3].end == pytest.approx(10 * 3 + 8)
+    assert executed(run, ordered, 12) is None and executed(run, generate("1f1b", 2, 4), 11) is None
+    (run / "profile" / "rank-001.json").write_text("{")
+    assert executed(run, ordered, 11) is None
+    assert "As it ran" not in [part.title for part in schedule_parts(run)]
+
+
+def schedule_parts(run):
+    (found,) = [section for section in of(run)[0] if section.name == "schedule"]
+    return found.parts

@@ -60,16 +60,19 @@ def columns(entries: Iterable[Mapping[str, Any]], tokens_per_step: float) -> tup
     tokens = training["tokens_per_s"] * seconds
     tokens = np.where(np.isfinite(tokens), tokens, tokens_per_step) * np.diff(steps, prepend=0)
     over = {"tokens": np.cumsum(tokens), "hours": np.cumsum(np.nan_to_num(seconds)) / 3600}
+    training = Columns({**training.over, **over}, training.figures)
     evaluation = _columns(evaluated)
-    at = evaluation.over["step"]
-    placed = {
-        name: np.interp(at, steps, along, left=np.nan) if len(steps) else at * np.nan
-        for name, along in over.items()
+    return training, Columns(placed(training, evaluation.over["step"]), evaluation.figures)
+
+
+def placed(training: Columns, steps: Array) -> dict[str, Array]:
+    """Where these steps, [K], are on every one of AXES; NaN before the first step on record."""
+    known = training.over["step"]
+    if not len(known):
+        return {"step": steps, "tokens": steps * np.nan, "hours": steps * np.nan}
+    return {"step": steps} | {
+        name: np.interp(steps, known, training.over[name], left=np.nan) for name in ("tokens", "hours")
     }
-    return (
-        Columns({**training.over, **over}, training.figures),
-        Columns({**evaluation.over, **placed}, evaluation.figures),
-    )
 
 
 def _columns(entries: Mapping[int, Mapping[str, Any]]) -> Columns:

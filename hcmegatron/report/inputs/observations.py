@@ -33,8 +33,6 @@ class Observation:
     """
 
     step: int
-    tokens: float
-    seconds: float
     scalars: Mapping[str, float]
     warnings: tuple[Mapping[str, Any], ...]
     file: Path | None
@@ -80,8 +78,6 @@ def _observation(run: Path, entry: dict[str, Any]) -> Observation:
     file = run / FOLDER / f"step-{entry['step']:08d}.npz"
     return Observation(
         step=entry["step"],
-        tokens=_number(entry.get("tokens")),
-        seconds=_number(entry.get("seconds")),
         scalars={
             str(name): _number(value)
             for name, value in (scalars.items() if isinstance(scalars, dict) else ())

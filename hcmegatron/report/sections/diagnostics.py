@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from hcmegatron.report.charts import DEPTH, Chart, Line, Lines, Part, Section, Slides, Tiles, Words
-from hcmegatron.report.inputs.metrics import AXES
+from hcmegatron.report.inputs.metrics import AXES, placed
 from hcmegatron.report.inputs.observations import shown
 from hcmegatron.report.inputs.run import Run
 from hcmegatron.report.sections.names import letter
@@ -69,7 +69,7 @@ def _scalars(runs: Sequence[Run]) -> list[Lines]:
                 if not seen:
                     continue
                 steps = np.array([each.step for each in seen], dtype=float)
-                over = {"step": steps, "tokens": np.array([each.tokens for each in seen])}
+                over = placed(run.training, steps)
                 values = np.array([each.scalars[figure] for each in seen])
                 mark = " ".join(filter(None, [letter(runs, run), words if len(figures) > 1 else ""]))
                 lines.append(
@@ -83,8 +83,7 @@ def _scalars(runs: Sequence[Run]) -> list[Lines]:
                     )
                 )
         if lines:
-            axes = {axis: AXES[axis] for axis in ("step", "tokens")}
-            charts.append(Lines(f"diagnostics-{name}", title, value, axes, tuple(lines), log, not log))
+            charts.append(Lines(f"diagnostics-{name}", title, value, AXES, tuple(lines), log, not log))
     return charts
 
 

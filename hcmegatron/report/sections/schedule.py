@@ -1,4 +1,4 @@
-"""The pipeline schedule: as the planner simulates it, and with the times that were measured."""
+"""The pipeline schedule: as the planner simulates it, as a profiled step ran it, and simulated with what that took."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ from hcmegatron.planner.machines import Machine
 from hcmegatron.planner.plan import make_plan
 from hcmegatron.planner.scheduled import training_schedule
 from hcmegatron.report.charts import Part, Picture, Section, Words
+from hcmegatron.report.inputs.executed import executed
 from hcmegatron.report.inputs.run import Run
-from schedules.costs import Costs, StageCosts
+from schedules.costs import Costs, Link, StageCosts
 from schedules.draw import to_svg
 from schedules.schedule import Schedule
 from schedules.simulate import simulate
@@ -57,8 +58,7 @@ def pictures(run: Run, suffix: str) -> list[Picture | Words]:
     found: list[Picture | Words] = []
     try:
         found.append(_planned(run, config, suffix))
-        if measured := _measured(run, config, suffix):
-            found.append(measured)
+        found += _measured(run, config, suffix)
     except (ConfigError, ValueError) as error:
         found.append(Words((f"{run.name}: no schedule is drawn: {error}",)))
     for folder in (run.path, run.path / "profile"):
@@ -92,36 +92,47 @@ def _planned(run: Run, config: Config, suffix: str) -> Picture | Words:
     )
 
 
-def _measured(run: Run, config: Config, suffix: str) -> Picture | Words | None:
-    actions = (run.profile or {}).get("actions")
-    plan = run.plan or {}
-    if not isinstance(actions, list) or type(plan.get("microbatches")) is not int:
-        return None
-    executed = training_schedule(config.parallel, plan["microbatches"])
-    stages = measured_costs(actions, executed)
+def _measured(run: Run, config: Config, suffix: str) -> list[Picture | Words]:
+    """What a profile knows: the step as it ran, and a simulation with what its actions took."""
+    profile, plan = run.profile, run.plan or {}
+    if profile is None:
+        return []
+    microbatches = profile.get("microbatches", plan.get("microbatches"))
+    if type(microbatches) is not int:
+        return [
+            Words((f"{run.name}: neither the profile nor plan.json says how many micro-batches a step has.",))
+        ]
+    ordered = training_schedule(config.parallel, microbatches)
+    found: list[Picture | Words] = []
+    step = profile.get("step")
+    if ran := executed(run.path, ordered, step if type(step) is int else None):
+        note = "Every action of every rank in a profiled step, waits included, in milliseconds on rank 0's clock."
+        found.append(_bounded(Picture(f"schedule-executed{suffix}", "As it ran", to_svg(ran), note)))
+    stages = measured_costs(profile.get("actions"), ordered)
     if stages is None:
-        return Words((f"{run.name}: profile/summary.json does not have the times of every stage.",))
-    simulation = simulate(executed, Costs(stages))
-    return _bounded(
-        Picture(
-            f"schedule-measured{suffix}",
-            "As it ran, with the times that were measured",
-            to_svg(simulation),
-            "Every action as long as its kind and stage took in the median of the profiled steps, in milliseconds; "
-            "messages take no time here.",
-        )
+        return [*found, Words((f"{run.name}: profile/summary.json does not have the times of every stage.",))]
+    hop = profile.get("hop_ms")
+    latency = float(hop) if isinstance(hop, int | float) and 0 <= hop < math.inf else 0.0
+    note = (
+        "Every action as long as its kind and stage took in the median of the profiled steps, in milliseconds; "
+        f"a message takes {latency:.3g}."
     )
+    svg = to_svg(simulate(ordered, Costs(stages, Link(latency))))
+    return [
+        *found,
+        _bounded(Picture(f"schedule-measured{suffix}", "Simulated with measured times", svg, note)),
+    ]
 
 
-def measured_costs(actions: Sequence[Any], executed: Schedule) -> tuple[StageCosts, ...] | None:
+def measured_costs(actions: Any, ordered: Schedule) -> tuple[StageCosts, ...] | None:
     """What each model stage's actions took, in milliseconds; None where a stage's forward or backward is missing.
 
     Args:
         actions: of profile/summary.json: action (F, B, I, W, FB), stage, measured_ms.
     """
-    where = executed.placement
+    where = ordered.placement
     took: dict[tuple[int, str], list[float]] = {}
-    for entry in actions:
+    for entry in actions if isinstance(actions, list) else ():
         if not isinstance(entry, Mapping):
             continue
         stage, kind, ms = entry.get("stage"), entry.get("action"), entry.get("measured_ms")
