@@ -99,8 +99,14 @@ class Lines:
         places = np.unique(np.concatenate([line.over[axis] for line in lines] or [np.zeros(0)]))
         places = places[np.isfinite(places)]
         at = {id(line): dict(zip(line.over[axis], line.values, strict=True)) for line in lines}
+        named = {
+            place: text for line in lines for place, text in zip(line.over[axis], line.texts, strict=False)
+        }
         rows = tuple(
-            (_text(places[i]), *(_shown(at[id(line)].get(places[i])) for line in lines))
+            (
+                " ".join(filter(None, [_text(places[i]), named.get(places[i])])),
+                *(_shown(at[id(line)].get(places[i])) for line in lines),
+            )
             for i in thin.chosen(len(places))
         )
         some = f"{len(rows)} of {len(places):,}" if len(rows) < len(places) else ""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import gzip
 import json
+import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -77,20 +78,20 @@ class Handler(BaseHTTPRequestHandler):
         if host not in NAMES:  # a page elsewhere that has its name point here
             self._answer(HTTPStatus.FORBIDDEN, "text/plain", b"ask 127.0.0.1 or localhost\n")
         elif where.path == "/":
-            stamp, found = self.latest.content()
+            _, found = self.latest.content()
             text = page(self.latest.title, found, self.plotly, live=True)
-            self._answer(HTTPStatus.OK, "text/html; charset=utf-8", text.encode(), stamp)
+            self._answer(HTTPStatus.OK, "text/html; charset=utf-8", text.encode())
         elif where.path == "/content.json":
             stamp, found = self.latest.content()
             if parse_qs(where.query).get("since") == [stamp]:
-                self._answer(HTTPStatus.NO_CONTENT, "", b"", stamp)
+                self._answer(HTTPStatus.NO_CONTENT, "", b"")
             else:
-                text = json.dumps(found._asdict(), allow_nan=False)
-                self._answer(HTTPStatus.OK, "application/json", text.encode(), stamp)
+                text = json.dumps({"stamp": stamp, **found._asdict()}, allow_nan=False)
+                self._answer(HTTPStatus.OK, "application/json", text.encode())
         else:
             self._answer(HTTPStatus.NOT_FOUND, "text/plain", b"there is / alone\n")
 
-    def _answer(self, status: HTTPStatus, kind: str, body: bytes, stamp: str = "") -> None:
+    def _answer(self, status: HTTPStatus, kind: str, body: bytes) -> None:
         packed = body and "gzip" in (self.headers.get("Accept-Encoding") or "")
         body = gzip.compress(body, compresslevel=1) if packed else body
         self.send_response(status)
@@ -99,8 +100,6 @@ class Handler(BaseHTTPRequestHandler):
             self.send_header("Content-Length", str(len(body)))
         if packed:
             self.send_header("Content-Encoding", "gzip")
-        if stamp:
-            self.send_header("ETag", stamp)
         self.send_header("Cache-Control", "no-store")
         self.end_headers()
         self.wfile.write(body)
@@ -116,8 +115,6 @@ class Server(ThreadingHTTPServer):
 
     def handle_error(self, request: object, client_address: object) -> None:
         """A reader that has gone is no error; what else happens is said."""
-        import sys
-
         if not isinstance(sys.exception(), ConnectionError | TimeoutError):
             super().handle_error(request, client_address)
 

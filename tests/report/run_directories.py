@@ -115,6 +115,7 @@ def arrays(step: int, layers: int = 3, n: int = 4) -> dict[str, np.ndarray]:
     return {
         "sublayers": np.array(names),
         "residual_map": maps,
+        "composite_map": np.full((S, n, n), 1 / n),
         "pre": random.uniform(0, 1, (S, n)),
         "post": random.uniform(0, 2, (S, n)),
         "gain_forward": 1 + random.uniform(0, 0.2, S),
@@ -128,6 +129,7 @@ def arrays(step: int, layers: int = 3, n: int = 4) -> dict[str, np.ndarray]:
         "gradient_norm": random.uniform(1e-3, 1e-1, S),
         "ablation_sublayer": random.uniform(0, 0.3, S),
         "ablation_stream": random.uniform(0, 0.5, n),
+        "moe_layers": np.arange(2, 2 + layers),
         "expert_load": random.uniform(0, 0.3, (layers, 8)),
         "router_bias": random.uniform(-0.1, 0.1, (layers, 8)),
     }

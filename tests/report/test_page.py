@@ -89,6 +89,11 @@ def test_every_number_is_there_without_scripts(whole):
     assert ["hop", "6", "2", "75.0%", "4.00"] in found.rows  # communication
     assert ["free link", "44"] in found.rows
     assert ["second", "30", "death", "rank 1 ended with SIGKILL"] in found.rows
+    assert {row[0] for row in found.rows if re.fullmatch(r"layer \d", row[0])} == {
+        "layer 2",
+        "layer 3",
+        "layer 4",
+    }
     assert ["torch", "2.13.0", "2.13.0"] in found.rows
     assert any(row[0] == "layer 2 mlp, stream 3" and len(row) == 5 for row in found.rows)  # residual maps
     assert "second ends 0.0915 below first." in found.words
@@ -117,8 +122,10 @@ def test_names_and_settings_are_text_and_never_markup(tmp_path):
     (run / "environment.json").write_text(json.dumps({"command": evil}))
     (run / "config.yaml").write_text(json.dumps({"connection": {"kind": evil}, evil: evil}))
     parts, runs = of(run)
-    text = page(title(runs), content(parts), "/* plotly */")
+    found = content(parts)
+    text = page(title(runs), found, "/* plotly */")
     assert evil not in text and "<b>" not in text
+    assert found.figures["loss"]["traces"][0]["name"] == "x&lt;b>&amp;'y"  # plotly.js takes < for markup
     assert any(evil in words for words in Page(text).words)
     assert in_script({"a": evil}).count("<") == 0 and json.loads(in_script({"a": evil})) == {"a": evil}
 

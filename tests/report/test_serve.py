@@ -42,9 +42,10 @@ def test_the_page_its_content_and_what_is_not_there(tmp_path):
     with served(make_run(tmp_path / "run", steps=30)) as ask:
         status, _, text = ask("/")
         assert status == 200 and "Run run" in text and "data-live" in text and "connect-src 'self'" in text
-        status, headers, text = ask("/content.json?since=")
-        assert status == 200 and json.loads(text)["figures"].keys() >= {"loss", "memory"}
-        assert ask(f"/content.json?since={headers['ETag']}")[0] == 204
+        status, _, text = ask("/content.json?since=")
+        found = json.loads(text)
+        assert status == 200 and found["figures"].keys() >= {"loss", "memory"} and "step 30" in found["body"]
+        assert ask(f"/content.json?since={found['stamp']}")[0] == 204
         assert ask("/../etc/passwd")[0] == ask("/report.html")[0] == 404
         assert ask("/", Host="evil.example:80")[0] == 403
         assert ask("/", Host="localhost:9999")[0] == 200  # through a tunnel

@@ -15,6 +15,7 @@ import numpy as np
 import yaml
 
 from hcmegatron.config import Config, ConfigError, load_config
+from hcmegatron.config.types import Loader
 from hcmegatron.report.inputs.events import Event, events
 from hcmegatron.report.inputs.json_lines import JsonLines, read_json, read_lines
 from hcmegatron.report.inputs.metrics import Columns, columns
@@ -105,11 +106,15 @@ class Directory:
         """What changes when there is more to see."""
         files = (
             METRICS,
+            *RESOLVED,
+            "plan.json",
             "restarts.jsonl",
             "diagnostics.jsonl",
             "profile/summary.json",
             "checkpoints",
             "anomalies",
+            "hang",
+            "memory",
         )
         return tuple(_stamp(self.path / file) for file in files), self._running()
 
@@ -117,9 +122,10 @@ class Directory:
         """The run as it is now. Of metrics.jsonl only what is new is read."""
         self._metrics.look()
         configuration, remarks = _configuration(self.path)
+        running = self._running()
         if self._metrics.unreadable:
             remarks.append(f"{METRICS}: lines left out that are no metrics: {self._metrics.unreadable}")
-        if self._metrics.torn:
+        if self._metrics.torn and not running:
             remarks.append(f"{METRICS}: its last line has no end, and is left out")
         entries = self._metrics.entries
         batch, length = (configuration.get(key) for key in ("training.global_batch", "data.sequence_length"))
@@ -140,7 +146,7 @@ class Directory:
             plan=read_json(self.path / "plan.json"),
             profile=read_json(self.path / "profile" / "summary.json"),
             memory=_memory(self.path, training),
-            running=self._running(),
+            running=running,
             remarks=tuple(remarks),
         )
 
@@ -182,7 +188,7 @@ def _configuration(path: Path) -> tuple[dict[str, Any], list[str]]:
     """The resolved configuration by dotted key, whatever version wrote it; and what is the matter with it."""
     file = _resolved(path)
     try:
-        found = yaml.safe_load(file.read_text(encoding="utf-8"))
+        found = yaml.load(file.read_text(encoding="utf-8"), Loader)
     except FileNotFoundError:
         return {}, [f"there is no {RESOLVED[0]}"]
     except (OSError, ValueError, yaml.YAMLError, RecursionError):

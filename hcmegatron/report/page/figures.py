@@ -15,6 +15,7 @@ SYMBOLS = ("circle", "square", "diamond", "cross", "triangle-up", "x", "star", "
 PATTERNS = ("", "/", "x", "-", ".", "|", "+", "\\")
 COLOURS = 8  # of the palette
 CLOSE = 0.05  # of the height: ends that are closer share a label
+LONGEST = 28  # letters of a label; a longer one would take the curves' place, and the legend has its names
 MOST_WRITTEN = 288  # cells in which their value can be read
 Figure = dict[str, Any]
 
@@ -31,7 +32,18 @@ def figure(part: Chart | Slides) -> Figure:
 
 
 def _drawing(chart: Chart) -> Figure:
-    return DRAWN[type(chart)](chart)
+    return _plain(DRAWN[type(chart)](chart))
+
+
+def _plain(value: Any, key: str = "") -> Any:
+    """Words as plotly.js shows them: it takes < and & for markup, as only its own templates mean them."""
+    if isinstance(value, dict):
+        return {name: _plain(inside, name) for name, inside in value.items()}
+    if isinstance(value, list) and not (value and isinstance(value[0], int | float)):
+        return [_plain(inside, key) for inside in value]
+    if isinstance(value, str) and not key.endswith("template"):
+        return value.replace("&", "&amp;").replace("<", "&lt;")
+    return value
 
 
 def _lines(chart: Lines) -> Figure:
@@ -105,7 +117,8 @@ def _labels(chart: Lines) -> list[Figure]:
             shared[-1].append(end)
         else:
             shared.append([end])
-    return [_label(chart, together) for together in shared]
+    labels = [_label(chart, together) for together in shared]
+    return [label for label in labels if len(label["text"][0]) <= LONGEST]
 
 
 def _label(chart: Lines, together: list[tuple[float, int, Line]]) -> Figure:
@@ -212,7 +225,7 @@ def _bars(chart: Bars) -> Figure:
                     "fgcolor": "@paper",
                 },
             },
-            "hovertemplate": "%{x:.4g}<extra>" + name + "</extra>",
+            "hovertemplate": "%{x:.4g}<extra>%{fullData.name}</extra>",
         }
         for number, (name, values) in enumerate(chart.parts.items())
     ]

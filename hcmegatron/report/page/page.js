@@ -64,7 +64,7 @@
     if (axes && axes[axis]) layout.xaxis.title = { text: axes[axis] };
     if (drawing.aspect) {
       layout.margin = { ...layout.margin, t: 22, b: 40 };
-      layout.height = Math.max(160, Math.min(900, (width - 130) * drawing.aspect + 80));
+      layout.height = Math.max(130, Math.min(900, (width - 140) * drawing.aspect + 66));
     }
     if (drawing.rows) layout.height = 24 + 34 * drawing.rows + below;
     return layout;
@@ -166,15 +166,15 @@
       await new Promise((resolve) => setTimeout(resolve, 1000 * seconds));
       if (document.hidden) continue;
       try {
-        const answer = await fetch(`content.json?since=${encodeURIComponent(stamp)}`);
+        const answer = await fetch(`content.json?since=${stamp}`);
+        document.title = document.title.replace(/^\(lost\) /, "");
         if (answer.status !== 200) continue;
-        stamp = answer.headers.get("ETag") || "";
-        replace(await answer.json());
+        const content = await answer.json();
+        stamp = content.stamp;
+        replace(content);
       } catch (error) {
         document.title = document.title.replace(/^(\(lost\) )?/, "(lost) ");
-        continue;
       }
-      document.title = document.title.replace(/^\(lost\) /, "");
     }
   }
 

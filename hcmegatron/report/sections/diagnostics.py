@@ -128,23 +128,20 @@ def _gains(arrays: Arrays) -> list[Chart]:
 
 
 def _maps(arrays: Arrays) -> list[Chart]:
-    maps, names = arrays["residual_map"], _names(arrays)
-    n = maps.shape[1]
-    streams = tuple(f"stream {i + 1}" for i in range(n))
-    tiles = {name: maps[i] for i, name in enumerate(names)}
-    return [
-        Tiles(
-            "residual-maps",
-            "Residual maps, mean over tokens",
-            "weight",
-            tiles,
-            streams,
-            streams,
-            "from",
-            "to",
-            diverging=bool((maps < 0).any()),
-        )
-    ]
+    """Of every sub-layer, and multiplied out from there to the end of the stack."""
+    names, charts = _names(arrays), []
+    for key, title in (
+        ("residual_map", "Residual maps, mean over tokens"),
+        ("composite_map", "Composite maps from each sub-layer to the end, mean over tokens"),
+    ):
+        if key in arrays:
+            maps = arrays[key]
+            streams = tuple(f"stream {i + 1}" for i in range(maps.shape[1]))
+            tiles = {name: maps[i] for i, name in enumerate(names)}
+            signed = bool((maps < 0).any())
+            where = (streams, streams, "from", "to", signed, _numbered(names))
+            charts.append(Tiles(f"{key.replace('_', '-')}s", title, "weight", tiles, *where))
+    return charts
 
 
 def _read_write(arrays: Arrays) -> list[Chart]:
@@ -180,7 +177,8 @@ def _stream_similarity(arrays: Arrays) -> list[Chart]:
     names = ("before the first", *(f"after {name}" for name in _names(arrays)))
     tiles = {name: found[i] for i, name in enumerate(names)}
     title = "Cosine similarity of the streams to each other"
-    return [Tiles("stream-similarity", title, "cosine", tiles, streams, streams, diverging=True)]
+    note = _numbered(names)
+    return [Tiles("stream-similarity", title, "cosine", tiles, streams, streams, diverging=True, note=note)]
 
 
 def _layer_similarity(arrays: Arrays) -> list[Chart]:
@@ -232,7 +230,8 @@ def _experts(arrays: Arrays) -> list[Chart]:
     ):
         if key in arrays:
             found = arrays[key]
-            rows = tuple(f"layer {i + 1}" for i in range(found.shape[0]))
+            layers = arrays["moe_layers"] if "moe_layers" in arrays else range(1, 1 + len(found))
+            rows = tuple(f"layer {layer}" for layer in layers)
             columns = tuple(str(i + 1) for i in range(found.shape[1]))
             charts.append(_heat(key.replace("_", "-"), title, value, found, rows, columns, "layer", "expert"))
     return charts
@@ -250,6 +249,11 @@ CHARTS = (
     _ablation,
     _experts,
 )
+
+
+def _numbered(names: tuple[str, ...]) -> str:
+    """What the tiles' numbers mean."""
+    return f"By depth: 1 is {names[0]}, {len(names)} is {names[-1]}."
 
 
 def _names(arrays: Arrays) -> tuple[str, ...]:
