@@ -137,8 +137,8 @@ def server(found: Sequence[Directory], compare: bool, port: int, plotly: str) ->
 def serve(found: Sequence[Directory], compare: bool, port: int, plotly: str) -> int:
     """Answer until Ctrl-C. Returns the exit status."""
     with server(found, compare, port, plotly) as running:
-        print(f"http://{HOST}:{running.server_port}/  (Ctrl-C ends it)", flush=True)
         try:
+            print(f"http://{HOST}:{running.server_port}/  (Ctrl-C ends it)", flush=True)
             running.serve_forever()
         except KeyboardInterrupt:
             print("ended")
