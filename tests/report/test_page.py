@@ -238,3 +238,14 @@ def test_a_schedule_as_a_profiled_step_ran_it(tmp_path):
 def schedule_parts(run):
     (found,) = [section for section in of(run)[0] if section.name == "schedule"]
     return found.parts
+
+
+@pytest.mark.parametrize("odd", [None, "x", 0, -1, [], 1e300])
+def test_a_plan_whose_machine_is_damaged_is_said_and_drawn_nowhere(tmp_path, odd):
+    run = make_run(tmp_path / "run", steps=2)
+    plan = json.loads((run / "plan.json").read_text())
+    for figure in ("copy_tbs", "context_gib"):
+        (run / "plan.json").write_text(json.dumps({**plan, "machine": {**plan["machine"], figure: odd}}))
+        (found,) = schedule_parts(run)
+        if (figure, odd) != ("context_gib", 0):  # there may be none
+            assert found.lines[0].startswith("run: no schedule is "), found

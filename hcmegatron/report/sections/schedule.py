@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from hcmegatron.config import Config, ConfigError
-from hcmegatron.planner.machines import Machine
+from hcmegatron.planner.machines import Machine, check_machine
 from hcmegatron.planner.plan import make_plan
 from hcmegatron.planner.scheduled import training_schedule
 from hcmegatron.report.charts import Part, Picture, Section, Words
@@ -189,12 +189,15 @@ def _bounded(picture: Picture) -> Picture | Words:
 
 
 def _machine(described: Any) -> Machine | None:
-    """The machine of plan.json."""
+    """The machine of plan.json. ConfigError where there can be none such."""
     if not isinstance(described, dict):
         return None
-    known = {field.name for field in fields(Machine)}
+    known = {field.name for field in fields(Machine)} - {"name"}
+    figures = {name: value for name, value in described.items() if name in known}
+    if not all(isinstance(value, int | float) for value in figures.values()):
+        return None
     try:
-        return Machine(**{name: value for name, value in described.items() if name in known})
+        return check_machine(Machine(str(described.get("name")), **figures), "plan.json")
     except TypeError:
         return None
 
