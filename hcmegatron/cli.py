@@ -117,6 +117,7 @@ VERBS = {
     "generate": ("hcmegatron.training.generate_cli", "continue texts with a checkpoint of a run"),
     "data": ("hcmegatron.data.cli", "prepare, show and check data sets, train tokenizers"),
     "doctor": ("launch.doctor.cli", "whether machines are healthy and fast, alone and together"),
+    "report": ("hcmegatron.report.cli", "one HTML page that explains runs, or follows them"),
 }
 WITH_SETTINGS = ("plan", "generate", "doctor")  # of these, whose words are in the module's OPTIONS
 

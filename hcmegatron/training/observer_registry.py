@@ -13,6 +13,7 @@ from hcmegatron.training.bad_steps import BadSteps
 from hcmegatron.training.metrics import Metrics
 from hcmegatron.training.observer import Observer, Observers, Step
 from hcmegatron.training.planned import Planned
+from hcmegatron.training.rank_memory import RankMemory
 from hcmegatron.training.recorder import Recorder
 from hcmegatron.training.replica_check import ReplicaCheck
 from hcmegatron.training.saving import Saving
@@ -53,6 +54,7 @@ THEN = {
     "wandb": Entry(WeightsAndBiases, lambda config: config.run.wandb != "off", writes=True),
     "recomputation": Entry(MeasuredRecomputation, lambda config: config.recompute.mode == "block"),
     "planned": Entry(Planned, writes=True),
+    "rank_memory": Entry(RankMemory),
     "stragglers": Entry(Stragglers, lambda config: config.health.slow_factor > 0),
     "bad_steps": Entry(BadSteps),
     "replicas": Entry(

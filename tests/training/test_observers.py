@@ -1,6 +1,7 @@
 """What the loop tells its observers, in which order, and what they get to see. Without a model, but for the last."""
 
 import importlib
+import json
 import pkgutil
 import re
 from types import SimpleNamespace
@@ -79,6 +80,9 @@ def looped(
     monkeypatch.setattr(run, "set_learning_rate", lambda *arguments: None)
     monkeypatch.setattr(observer_registry, "kept_on_first_rank", lambda make: None)
     monkeypatch.setitem(observer_registry.FIRST, "metrics", observer_registry.Entry(lambda run: Noting([])))
+    monkeypatch.setitem(
+        observer_registry.THEN, "rank_memory", observer_registry.Entry(lambda run: Noting([]))
+    )
 
     def stepped(seen):
         place.step += 1
@@ -250,10 +254,18 @@ def test_an_observer_asks_for_no_coefficients_by_itself():
 def test_who_is_asked_for():
     config = Config()
     asked = {name for name, entry in observer_registry.THEN.items() if entry.asked(config)}
-    assert asked == {"recorder", "tensorboard", "planned", "bad_steps", "checkpoints"}
+    assert asked == {"recorder", "tensorboard", "planned", "rank_memory", "bad_steps", "checkpoints"}
     config.run.tensorboard, config.run.wandb, config.recompute.mode = False, "offline", "block"
     asked = {name for name, entry in observer_registry.THEN.items() if entry.asked(config)}
-    assert asked == {"recorder", "wandb", "recomputation", "planned", "bad_steps", "checkpoints"}
+    assert asked == {
+        "recorder",
+        "wandb",
+        "recomputation",
+        "planned",
+        "rank_memory",
+        "bad_steps",
+        "checkpoints",
+    }
     assert [name for name, entry in observer_registry.THEN.items() if entry.writes] == [
         "recorder",
         "tensorboard",
@@ -321,6 +333,9 @@ def test_coefficients_are_heard_once_a_micro_batch_where_they_are_asked_for(reco
     assert "  rows off by " in log
     assert log.count("planned: fits, ") == log.count("planned beside measured: rank 0 held ") == 1
     assert (tmp_path / "run/plan.json").exists()
+    for rank in (0, 1):  # two pipeline ranks
+        held = json.loads((tmp_path / f"run/memory/rank-00{rank}.json").read_text())
+        assert held["rank"] == held["pipeline_rank"] == rank and 0.01 < held["gib"] < 100
 
 
 def test_the_documents_table_of_hooks_has_all_of_them():

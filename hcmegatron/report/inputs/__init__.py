@@ -1,0 +1,1 @@
+"""What a run directory holds, read as far as it is there and whole."""
