@@ -113,6 +113,7 @@ VERBS = {
         "run a bad step that a run has kept once more, in one process",
     ),
     "data": ("hcmegatron.data.cli", "prepare, show and check data sets, train tokenizers"),
+    "study": ("hcmegatron.studies.cli", "fit laws of the loss to a table of runs"),
 }
 
 
