@@ -118,11 +118,12 @@ VERBS = {
     "data": ("hcmegatron.data.cli", "prepare, show and check data sets, train tokenizers"),
     "doctor": ("launch.doctor.cli", "whether machines are healthy and fast, alone and together"),
     "report": ("hcmegatron.report.cli", "one HTML page that explains runs, or follows them"),
+    "study": ("hcmegatron.studies.cli", "fit laws of the loss to a table of runs"),
 }
 WITH_SETTINGS = ("plan", "generate", "doctor")  # of these, whose words are in the module's OPTIONS
 
 # Of these, those that need what `pip install 'hcmegatron[train]'` adds, as `train` does.
-WITH_MEGATRON = {"replay", "data"}
+WITH_MEGATRON = {"replay", "data", "generate"}
 
 
 def _verb(arguments: list[str]) -> str | None:

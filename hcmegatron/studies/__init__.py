@@ -1,0 +1,1 @@
+"""Scaling studies: laws of the loss, fitted to a table of runs."""
