@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -32,6 +33,7 @@ class Job:
     command: tuple[str, ...]
     run_dir: Path
     work_dir: Path
+    name: str | None = _site("in the queue; null: the run directory's", None)
     nodes: int = _site("how many machines", 1)
     ranks_per_node: int = _site("ranks on each of them", 1)
     gpus_per_rank: int = _site("0: ranks compute on CPUs", 1)
@@ -60,6 +62,11 @@ class Job:
     def ranks(self) -> int:
         """All of them."""
         return self.nodes * self.ranks_per_node
+
+    @property
+    def title(self) -> str:
+        """Its name in a queue: letters, digits and a few signs."""
+        return self.name or re.sub(r"[^\w.+-]+", "-", self.run_dir.name, flags=re.ASCII).strip("-") or "run"
 
     @property
     def folder(self) -> Path:
