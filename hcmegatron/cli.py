@@ -113,7 +113,12 @@ VERBS = {
         "run a bad step that a run has kept once more, in one process",
     ),
     "data": ("hcmegatron.data.cli", "prepare, show and check data sets, train tokenizers"),
+    "launch": ("launch.cli", "a run as a job of SLURM, MPI, torchrun or this machine"),
+    "status": ("launch.status", "where a run is: queue, step, time left, errors"),
+    "logs": ("launch.logs", "what the ranks of a run wrote, errors first"),
+    "cancel": ("launch.cancel", "end a run's jobs, with a checkpoint"),
 }
+WITH_SETTINGS = ("plan", "launch")  # beside their options, every --section.key=value
 
 
 def _verb(arguments: list[str]) -> str | None:
@@ -138,12 +143,13 @@ def _run(arguments: list[str]) -> int:
         module = importlib.import_module(VERBS[asked][0])
         module.add_arguments(parsers[asked])
         parsers[asked].set_defaults(run=lambda options, overrides: module.main(options))
-        if asked == "plan":
-            parsers[asked].set_defaults(run=partial(module.main, measure=_measure))
+        if asked in WITH_SETTINGS:
+            more = {"measure": _measure} if asked == "plan" else {}
+            parsers[asked].set_defaults(run=partial(module.main, **more))
             known += module.OPTIONS
     if asked == "train":
         known += ("--restarts",)
-    if asked not in VERBS or asked == "plan":  # every other --word is a setting
+    if asked not in VERBS or asked in WITH_SETTINGS:  # every other --word is a setting
         _refuse_separate_values(arguments)
         overrides = [
             word for word in arguments if word.startswith("--") and word.partition("=")[0] not in known

@@ -33,6 +33,7 @@ def render(job: Job) -> dict[str, str]:
         "modules": module_lines(job),
         "setup": "\n".join(job.setup),
         "work": quote(str(job.work_dir)),
+        "ended": quote(str(job.folder / "ended")),
         "program": quote_all(with_environment(job, (*job.command, *again))),
     }
     return {SCRIPT: fill("local.sh", values)}

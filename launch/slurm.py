@@ -40,10 +40,10 @@ def script(job: Job, header: list[str]) -> str:
         "chain": str(job.chain),
         "program": quote_all(with_environment(job, job.command)),
         "doctor": quote_all(_doctor(job)),
-        "step_options": quote_all(step_options(job)),
+        "step_options": "\n".join(f"    {quote(option)}" for option in step_options(job)),
         "modules": module_lines(job),
         "setup": "\n".join(job.setup),
-        "master": "given" if "MASTER_ADDR" in job.environment else "",
+        "master": "yes" if "MASTER_ADDR" in job.environment else "",
     }
     return fill("slurm.sh", values)
 

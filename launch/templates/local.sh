@@ -5,4 +5,12 @@
 {{modules}}
 {{setup}}
 cd {{work}} || exit 2
-exec {{program}}
+{{program}}
+status=$?
+case $status in
+    0) words=finished ;;
+    75) words="stopped by a signal" ;;
+    *) words="failed, see hcmegatron logs --errors" ;;
+esac
+printf '%d %s\n' "$status" "$words" >{{ended}}
+exit "$status"

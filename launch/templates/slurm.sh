@@ -6,16 +6,22 @@
 # It starts the ranks, passes the warning before the time limit on to them, and decides when they have ended: finished,
 # again on the machines that still answer, or once more through the queue. docs/launch.md tells the whole.
 
+# Words stand as they were given, in quotes where a shell would change them.
+# shellcheck disable=SC2016,SC2054
 run={{run}}
 work={{work}}
 folder=$run/launch
-nodes={{nodes}}          # that compute; the job has {{spare}} to spare
+nodes={{nodes}}           # machines that compute
+spare={{spare}}           # that the job has beside them
 ranks_per_node={{ranks_per_node}}
-restarts={{restarts}}       # after a rank or a machine has died
-chain={{chain}}          # jobs one after another, where they may not be requeued; 0: requeue
+restarts={{restarts}}        # after a rank or a machine has died
+chain={{chain}}           # jobs one after another, where they may not be requeued; 0: requeue
+master={{master}}           # whether MASTER_ADDR was given
 program=({{program}})
 doctor=({{doctor}})
-step_options=({{step_options}})
+step_options=(
+{{step_options}}
+)
 
 {{modules}}
 {{setup}}
@@ -60,6 +66,16 @@ again_later() {
     exit 0
 }
 
+# One more of the restarts, or the end: words, status.
+restart() {
+    local used
+    used=$(wc -l <"$folder/restarts")
+    if [ "$used" -ge "$restarts" ]; then end "$2" "$1, and $restarts restarts were used"; fi
+    echo "$SLURM_JOB_ID" >>"$folder/restarts"
+    note died "$2" "$1"
+    say "$1 (status $2): restart $((used + 1)) of $restarts"
+}
+
 excluded() { sort -u "$folder/exclude" | paste -sd,; }
 
 # Write down machines of this job that do not answer.
@@ -96,8 +112,10 @@ step() {
     rm -f "$folder/running"
 }
 
+# Before the time limit (--signal), at a preemption, or for `hcmegatron cancel`.
 asked=
 srun=
+# shellcheck disable=SC2317  # traps call it
 ask() {
     asked=$1
     say "$1: ranks are told to save"
@@ -109,20 +127,13 @@ trap 'ask TERM' TERM
 cd "$work" || end 2 "the working directory cannot be entered on $(hostname)"
 mkdir -p "$folder/logs"
 touch "$folder/exclude" "$folder/restarts"
-used=$(wc -l <"$folder/restarts")  # of the restarts; a line each
 if [ -e "$folder/ended" ]; then
     say "nothing to do: $(cat "$folder/ended")"
     exit 0
 fi
-if [ -e "$folder/running" ]; then  # its batch machine died with it, and SLURM has requeued the job
-    say "cut off on $(cat "$folder/running")"
-    echo "$SLURM_JOB_ID machine" >>"$folder/restarts"
-    used=$((used + 1))
-    if [ "$used" -gt "$restarts" ]; then end 1 "a machine died, and $restarts restarts were used"; fi
-fi
 say "job $SLURM_JOB_ID, start $((${SLURM_RESTART_COUNT:-0} + 1)), on $SLURM_JOB_NODELIST"
-
-if [ {{spare}} -gt 0 ]; then probe; fi
+if [ -e "$folder/running" ]; then restart "cut off with a machine, on $(cat "$folder/running")" 1; fi
+if [ "$spare" -gt 0 ]; then probe; fi
 if [ "${#doctor[@]}" -gt 0 ] && choose; then
     step --output="${folder//%/%%}/doctor.log" "${doctor[@]}"
     if [ -s "$folder/doctor.exclude" ]; then
@@ -131,26 +142,26 @@ if [ "${#doctor[@]}" -gt 0 ] && choose; then
 fi
 
 while [ -z "$asked" ]; do
-    choose || again_later "fewer than $nodes machines answer"
-    if [ -z "{{master}}" ]; then
+    choose || again_later "fewer than $nodes machines are left of $SLURM_JOB_NODELIST"
+    if [ -z "$master" ]; then  # the address at which SLURM itself finds the first machine
         MASTER_ADDR=$(scontrol show node "${chosen%%,*}" | sed -n 's/.*NodeAddr=\([^ ]*\).*/\1/p')
         export MASTER_ADDR
     fi
     note started 0 ""
-    logs=${folder//%/%%}/logs
-    step --output="$logs/rank-%t.log" --error="$logs/rank-%t.log" --open-mode=append "${program[@]}"
-    if [ -e "$folder/cancel" ]; then end "$status" "cancelled"; fi
-    if [ -n "$asked" ]; then break; fi
-    if [ "$status" -eq 0 ]; then end 0 "finished"; fi
+    logs=${folder//%/%%}/logs/rank-%t.log
+    step --output="$logs" --error="$logs" --open-mode=append "${program[@]}"
+    if [ -e "$folder/cancel" ]; then break; fi
+    if [ -n "$asked" ] && [ "$status" -ne 0 ]; then break; fi  # it came before ranks could save
+    if [ "$status" -eq 0 ] || [ "$status" -eq 75 ]; then
+        stopped=$(tail -n 3 "$run/train.log" 2>/dev/null | grep -o 'stopped by SIG[A-Z0-9]* after step [0-9]*')
+        if [ -n "$stopped" ] || [ "$status" -eq 75 ]; then again_later "${stopped:-stopped}"; fi
+        end 0 "finished"
+    fi
     # srun's own status may be that of a rank which it has ended because of another.
     own=$(sed -n 's/.*[Ee]xited with exit code \([0-9]*\)$/\1/p' "$folder/srun.log" | grep -xE '2|3|4' | head -n 1)
-    if [ -n "$own" ]; then end "$own" "ended by the run itself: see hcmegatron logs --errors"; fi
-    if [ "$used" -ge "$restarts" ]; then end "$status" "a rank died, and $restarts restarts were used"; fi
-    used=$((used + 1))
-    echo "$SLURM_JOB_ID $status" >>"$folder/restarts"
-    note died "$status" "restart $used of $restarts"
-    say "a rank or a machine died (status $status): restart $used of $restarts"
+    if [ -n "$own" ]; then end "$own" "ended by the run itself, see hcmegatron logs --errors"; fi
+    restart "a rank or a machine died" "$status"
     probe
 done
-if [ -e "$folder/cancel" ]; then end 0 "cancelled"; fi
-again_later "stopped by $asked"
+if [ -e "$folder/cancel" ]; then end "${status-0}" "cancelled"; fi
+again_later "told to stop by $asked"
