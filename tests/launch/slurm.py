@@ -1,4 +1,4 @@
-"""A real SLURM of two nodes on this machine: munged, slurmctld and two slurmd on loopback, in a folder of their own."""
+"""A real SLURM of three nodes on this machine: munged, slurmctld and slurmd on loopback, in a folder of their own."""
 
 import os
 import shutil
@@ -14,7 +14,7 @@ from hcmegatron.platform.rank_process import end_with_parent
 from hcmegatron.platform.ranks import free_port
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "squeue", "scontrol", "scancel")
-NODES = ("n1", "n2")
+NODES = ("n1", "n2", "n3")
 # slurmd of Debian 22.05; batch jobs that are requeued wait for cred_expire, time limits count whole minutes.
 CONF = """
 ClusterName=t
@@ -46,7 +46,7 @@ MpiDefault=none
 SwitchType=switch/none
 """
 NODE = "NodeName={name} NodeHostname={host} NodeAddr=127.0.0.1 Port={port} CPUs=16 RealMemory=1000000 State=UNKNOWN\n"
-PARTITION = "PartitionName=p Nodes=n1,n2 Default=YES MaxTime=INFINITE State=UP\n"
+PARTITION = "PartitionName=p Nodes=ALL Default=YES MaxTime=INFINITE State=UP\n"
 
 
 def missing():
@@ -123,6 +123,10 @@ class Cluster:
         """Of a job, as squeue has it."""
         return self.run("squeue", "-h", "-t", "all", "-j", job, "-o", "%T").strip()
 
+    def all_idle(self) -> None:
+        """Wait until every node is, after one was started again."""
+        _until(lambda: self.run("sinfo", "-h", "-N", "-o", "%T").split() == ["idle"] * len(NODES), 60)
+
     def wait(self, job: str, *states: str, limit: float = 60) -> str:
         """Wait for one of the states."""
         deadline = time.monotonic() + limit
@@ -136,7 +140,7 @@ class Cluster:
 def cluster(folder: Path):
     """The cluster, in `folder`, until the context is left."""
     host, user = socket.gethostname().partition(".")[0], "root"
-    for name in ("state", "spool-n1", "spool-n2"):
+    for name in ("state", *(f"spool-{name}" for name in NODES)):
         (folder / name).mkdir(parents=True)
     key = folder / "munge.key"
     key.write_bytes(os.urandom(1024))
@@ -158,7 +162,7 @@ def cluster(folder: Path):
         found.daemon(_program("slurmctld"), "-D", "-f", found.environ["SLURM_CONF"])
         for name in NODES:
             found.start_node(name)
-        _until(lambda: found.run("sinfo", "-h", "-N", "-o", "%T").split() == ["idle"] * len(NODES))
+        found.all_idle()
         try:
             yield found
         finally:
