@@ -20,8 +20,8 @@ from launch.launchers import Started
 FILE = f"{FOLDER}/submitted.json"
 DIFF = f"{FOLDER}/code.diff"
 SNAPSHOT = f"{FOLDER}/code"
-PACKAGES = ("hcmegatron", "launch", "schedules")
 ROOT = Path(hcmegatron.__file__).parents[1]  # where this program's own code is
+PACKAGES = tuple(name for name in ("hcmegatron", "launch", "schedules") if (ROOT / name).is_dir())
 _OF_LAST_JOB = ("ended", "cancel", "running", "restarts")  # beside what a job adds to, such as logs
 
 

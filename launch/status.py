@@ -90,7 +90,7 @@ def state(run: Path) -> str:
     if entry is not None and (process := local_process(entry)):
         return f"starting on this machine, process {process}"
     elsewhere = f"; submitted on {entry['host']}" if entry else ""
-    return f"not running on this machine{elsewhere}{_ended(run)}"
+    return f"not running on this machine{_ended(run) or elsewhere}"
 
 
 def attempts(run: Path) -> Iterable[tuple[str, str]]:

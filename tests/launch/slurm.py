@@ -10,6 +10,8 @@ from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 
+import psutil
+
 from hcmegatron.platform.rank_process import end_with_parent
 from hcmegatron.platform.ranks import free_port
 
@@ -97,27 +99,20 @@ class Cluster:
 
     def kill_node(self, name: str) -> None:
         """As if the machine had lost its power: its daemon, and whatever it runs."""
-        import psutil
-
-        process = self.nodes.pop(name)
-        steps = [
-            step
-            for step in psutil.process_iter(["name", "cmdline"])
-            if (step.info["name"] or "").startswith("slurmstepd") and self._is_of(step, name)
-        ]
-        doomed = [process.pid, *(member.pid for step in steps for member in [step, *step.children(True)])]
+        doomed = [psutil.Process(self.nodes.pop(name).pid)]
+        for process in psutil.process_iter():
+            with suppress(psutil.Error):
+                environ = process.environ()
+                if (
+                    environ.get("SLURMD_NODENAME") == name
+                    and environ["SLURM_CONF"] == self.environ["SLURM_CONF"]
+                ):
+                    doomed += [process, *(p for p in process.parents() if p.name().startswith("slurmstepd"))]
         for number in (signal.SIGSTOP, signal.SIGKILL):
-            for pid in doomed:
-                with suppress(ProcessLookupError):
-                    os.kill(pid, number)
-        process.wait()
-
-    def _is_of(self, step, name: str) -> bool:
-        with suppress(Exception):
-            return f"spool-{name}" in " ".join(file.path for file in step.open_files()) or any(
-                f"spool-{name}" in value for value in step.environ().values()
-            )
-        return False
+            for process in doomed:
+                with suppress(psutil.Error):
+                    process.send_signal(number)
+        doomed[0].wait(10)
 
     def state(self, job: str) -> str:
         """Of a job, as squeue has it."""

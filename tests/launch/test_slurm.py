@@ -309,6 +309,9 @@ def test_a_time_limit_that_is_reached(site, undisturbed, capsys):
     Path("long.yaml").write_text(long)
     (job,) = launch("slurm", "long.yaml", "--nodes=2", "--time-limit=1", "--signal-seconds=15", "--run.dir=run",
                     capsys=capsys)  # fmt: skip
+    # Ranks that do not heed the warning are ended by SLURM; that is no reason to leave it at that.
+    stub("deaf", TWICE.format("trap '' USR1 TERM; sleep 300"), time_limit=1, signal_seconds=15)
+    assert ended("deaf", 500) == "0 finished"
     until(lambda: events("run").count("started") == 3, 500, lambda: words("run"))
     assert main(["cancel", "run"]) == 0
     assert ended("run") == "0 cancelled" and events("run")[:4] == ["started", "requeued"] * 2

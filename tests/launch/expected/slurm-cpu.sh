@@ -57,7 +57,7 @@ again_later() {
         note "chain" 0 "$1"
         exit 0
     fi
-    if [ "$(squeue -h -j "$SLURM_JOB_ID" -o %T)" != RUNNING ]; then  # cancelled by somebody, or requeued already
+    if taken; then
         note stopped 0 "$1"
         exit 0
     fi
@@ -72,6 +72,13 @@ again_later() {
     exit 0
 }
 
+# Whether the job is no longer ours: cancelled by somebody, or requeued already. At its time limit it is.
+taken() {
+    local state reason
+    read -r state reason < <(squeue -h -j "$SLURM_JOB_ID" -o '%T %r')
+    [ -n "${state-}" ] && [ "$state" != RUNNING ] && [ "${reason-}" != TimeLimit ]
+}
+
 # One more of the restarts, or the end: words, status.
 restart() {
     local used
@@ -84,15 +91,20 @@ restart() {
 
 excluded() { sort -u "$folder/exclude" | paste -sd,; }
 
-# Write down machines of this job that do not answer.
+# Write down machines of this job that do not answer. Where none does, it is no machine's fault.
 probe() {
-    local node probes=()
-    for node in $(scontrol show hostnames "$SLURM_JOB_NODELIST"); do
+    local node probes=() all
+    all=$(scontrol show hostnames "$SLURM_JOB_NODELIST")
+    : >"$folder/silent"
+    for node in $all; do
         { timeout -k 5 30 srun --overlap --quiet -N1 -n1 --nodelist="$node" --input=none true >/dev/null 2>&1 ||
-            echo "$node" >>"$folder/exclude"; } &
+            echo "$node" >>"$folder/silent"; } &
         probes+=("$!")
     done
     wait "${probes[@]}"
+    if [ "$(wc -l <"$folder/silent")" -lt "$(wc -l <<<"$all")" ] && ! taken; then
+        cat "$folder/silent" >>"$folder/exclude"
+    fi
 }
 
 # The first of this job's machines that are not excluded, as many as compute; fails where there are fewer.
@@ -123,7 +135,7 @@ asked=
 srun=
 # shellcheck disable=SC2317  # traps call it
 ask() {
-    asked=$1
+    asked=${asked:-$1}
     say "$1: ranks are told to save"
     if [ -n "$srun" ]; then scancel --signal=USR1 "$SLURM_JOB_ID"; fi
 }
@@ -142,6 +154,7 @@ if [ -e "$folder/running" ]; then restart "cut off with a machine, on $(cat "$fo
 if [ "$spare" -gt 0 ]; then probe; fi
 if [ "${#doctor[@]}" -gt 0 ] && choose; then
     step --output="${folder//%/%%}/doctor.log" "${doctor[@]}"
+    say "doctor: status $status, see doctor.log"
     if [ -s "$folder/doctor.exclude" ]; then
         scontrol show hostnames "$(cat "$folder/doctor.exclude")" >>"$folder/exclude"
     fi
@@ -157,6 +170,10 @@ while [ -z "$asked" ]; do
     logs=${folder//%/%%}/logs/rank-%t.log
     step --output="$logs" --error="$logs" --open-mode=append "${program[@]}"
     if [ -e "$folder/cancel" ]; then break; fi
+    if taken; then
+        note stopped "$status" "taken from us"
+        exit 0
+    fi
     if [ -n "$asked" ] && [ "$status" -ne 0 ]; then break; fi  # it came before ranks could save
     if [ "$status" -eq 0 ] || [ "$status" -eq 75 ]; then
         stopped=$(tail -n 3 "$run/train.log" 2>/dev/null | grep -o 'stopped by SIG[A-Z0-9]* after step [0-9]*')
