@@ -75,7 +75,7 @@ def directives(job: Job) -> list[str]:
 
 def step_options(job: Job) -> list[str]:
     """Of the srun that starts the ranks: where they run, what they see, and that they end together."""
-    options = ["--kill-on-bad-exit=1", "--wait=60"]
+    options = ["--kill-on-bad-exit=1", "--wait=300"]
     if job.cpus_per_rank is not None:  # srun does not take the header's since SLURM 22.05
         options += [f"--cpus-per-task={job.cpus_per_rank}", "--cpu-bind=cores"]
     if job.gpus_per_rank and job.gpu_visibility == "one":

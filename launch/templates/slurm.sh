@@ -108,10 +108,12 @@ choose() {
 }
 
 # One step over the chosen machines; its status. A file says that it runs, for whoever finds this script gone.
+# --overlap: what a dead machine held counts as taken until SLURM gives the step before up.
 step() {
     echo "$chosen" >"$folder/running"
     srun --nodes="$nodes" --ntasks=$((nodes * ranks_per_node)) --ntasks-per-node="$ranks_per_node" \
-        --nodelist="$chosen" --distribution=block:block --input=none "${step_options[@]}" "$@" 2>"$folder/srun.log" &
+        --nodelist="$chosen" --distribution=block:block --overlap --input=none \
+        "${step_options[@]}" "$@" 2>"$folder/srun.log" &
     srun=$!
     wait "$srun"
     status=$?

@@ -1,4 +1,4 @@
-"""A real SLURM of three nodes on this machine: munged, slurmctld and slurmd on loopback, in a folder of their own."""
+"""A real SLURM of four nodes on this machine: munged, slurmctld and slurmd on loopback, in a folder of their own."""
 
 import os
 import shutil
@@ -16,7 +16,7 @@ from hcmegatron.platform.rank_process import end_with_parent
 from hcmegatron.platform.ranks import free_port
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "squeue", "scontrol", "scancel")
-NODES = ("n1", "n2", "n3")
+NODES = ("n1", "n2", "n3", "n4")
 # slurmd of Debian 22.05; batch jobs that are requeued wait for cred_expire, time limits count whole minutes.
 CONF = """
 ClusterName=t

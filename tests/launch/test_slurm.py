@@ -4,6 +4,8 @@ import json
 import os
 import re
 import signal
+import subprocess
+import sys
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -21,7 +23,7 @@ from tests.ranks import ROOT
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(bool(missing()), reason=missing())]
 
-STEPS = 200
+STEPS = 300
 TINY = f"""
 model: {{layers: 2, hidden_size: 16, heads: 2, head_dim: 8, ffn_hidden_size: 24, vocab_multiple: 1}}
 connection: {{n: 2}}
@@ -31,6 +33,13 @@ training: {{steps: {STEPS}, global_batch: 2, micro_batch: 1, eval_every: 0, eval
 checkpoint: {{save_every: 20}}
 run: {{tensorboard: false, peak_tflops: 0.01}}
 """
+WAITS = "trap 'echo saved; exit 0' USR1; for i in {1..1500}; do sleep 0.2; done; exit 1"
+# Its first start is another's; its second finishes.
+TWICE = (
+    "mkdir -p $SLURM_JOB_NAME.first; if mkdir $SLURM_JOB_NAME.first/$SLURM_PROCID 2>/dev/null; then {}; fi; "
+)
+TWICE += "echo second on $SLURMD_NODENAME"
+OURS = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 
 
 @pytest.fixture(scope="module")
@@ -39,24 +48,36 @@ def nodes(tmp_path_factory):
         yield running
 
 
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    """The run directory of a run on this machine alone, which is going on."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    write_inputs(folder)
+    words = ["-m", "hcmegatron", "launch", "local", "tiny.yaml", "--run.dir=run", "--submit"]
+    subprocess.run([sys.executable, *words], cwd=folder, env=os.environ | OURS, check=True, timeout=100)
+    yield folder / "run"
+    if process := local_process(record.read(folder / "run")):
+        os.killpg(process, signal.SIGKILL)
+
+
 @pytest.fixture
 def site(nodes, tmp_path, monkeypatch):
     """The cluster, and a directory with a configuration and its text."""
-    for name, value in (nodes.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}).items():
+    for name, value in (nodes.environ | OURS).items():
         monkeypatch.setenv(name, value)
+    write_inputs(tmp_path)
     monkeypatch.setenv("HCMEGATRON_CLUSTER", str(tmp_path / "cluster.yaml"))
-    (tmp_path / "cluster.yaml").write_text("partition: p\ngpus_per_rank: 0\n")
-    (tmp_path / "tiny.yaml").write_text(TINY)
-    (tmp_path / "text.txt").write_text("".join(f"line {n}: {n * n}\n" for n in range(2000)))
     monkeypatch.chdir(tmp_path)
     yield nodes
-    for run in tmp_path.parent.glob("*/*/launch/submitted.json"):
-        entry = json.loads(run.read_text())
-        if entry["launcher"] == "slurm":
-            with suppress(AssertionError):
-                nodes.run("scancel", *entry["ids"])
-        elif process := local_process(entry):
-            os.killpg(process, signal.SIGKILL)
+    for run in [*tmp_path.glob("*/launch/submitted.json"), *tmp_path.glob("*/*/launch/submitted.json")]:
+        with suppress(AssertionError):
+            nodes.run("scancel", *json.loads(run.read_text())["ids"])
+
+
+def write_inputs(folder):
+    (folder / "cluster.yaml").write_text("partition: p\ngpus_per_rank: 0\n")
+    (folder / "tiny.yaml").write_text(TINY)
+    (folder / "text.txt").write_text("".join(f"line {n}: {n * n}\n" for n in range(2000)))
 
 
 def launch(*words, capsys):
@@ -115,6 +136,12 @@ def events(run):
     return [json.loads(line)["event"] for line in lines]
 
 
+def started(run):
+    """The machines of every start."""
+    lines = map(json.loads, Path(run, "launch/attempts.jsonl").read_text().splitlines())
+    return [line["nodes"] for line in lines if line["event"] == "started"]
+
+
 def words(run):
     return dict(facts(Path(run)))
 
@@ -129,16 +156,16 @@ def ranks_of(run):
     return found
 
 
-@pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory):
-    """A run directory that a test below fills, which those after it compare with."""
-    return tmp_path_factory.mktemp("undisturbed") / "run"
+def require_as_undisturbed(run, undisturbed):
+    """The same losses and weights, to the last bit."""
+    until(lambda: (undisturbed / "launch/ended").exists())
+    assert len(losses(run)) == STEPS and losses(run) == losses(undisturbed)
+    assert len(weights(run)) == 2 and weights(run) == weights(undisturbed)
 
 
 def test_two_nodes_a_warning_and_a_dead_rank_come_to_the_weights_of_this_machine_alone(
     site, undisturbed, capsys
 ):
-    launch("local", "tiny.yaml", f"--run.dir={undisturbed}", capsys=capsys)
     common = ("slurm", "tiny.yaml", "--nodes", "2")
     (plain,) = launch(*common, "--run.dir=plain", capsys=capsys)
     (warned,) = launch(*common, "--run.dir=warned", capsys=capsys)
@@ -154,10 +181,7 @@ def test_two_nodes_a_warning_and_a_dead_rank_come_to_the_weights_of_this_machine
 
     for run in ("plain", "warned", "shot"):
         assert ended(run) == "0 finished"
-    until(lambda: (undisturbed / "launch/ended").exists())
-    for run in ("plain", "warned", "shot"):
-        assert losses(run) == losses(undisturbed)
-        assert weights(run) == weights(undisturbed)
+        require_as_undisturbed(run, undisturbed)
     assert events("plain") == ["started", "ended"]
     assert events("warned") == ["started", "requeued", "started", "ended"]
     assert events("shot") == ["started", "died", "started", "ended"]
@@ -169,19 +193,38 @@ def test_two_nodes_a_warning_and_a_dead_rank_come_to_the_weights_of_this_machine
     assert "job:" in said and "Killed" in said
 
 
-def test_a_node_that_dies_is_replaced_by_a_spare(site, undisturbed, capsys):
-    launch("slurm", "tiny.yaml", "--nodes=2", "--spare-nodes=1", "--run.dir=run", capsys=capsys)
-    until(lambda: saved("run"))
-    site.kill_node("n2")
+def test_machines_that_die_are_replaced(site, undisturbed, capsys):
+    """By a spare within the job; through the queue; and that of the batch script itself."""
+    launch(
+        "slurm",
+        "tiny.yaml",
+        "--nodes=2",
+        "--spare-nodes=1",
+        "--exclude=[n1]",
+        "--run.dir=spare",
+        capsys=capsys,
+    )
+    queued = stub("queued", TWICE.format(WAITS), nodes=2, restarts=1, exclude=("n1",))
+    script = stub("script", TWICE.format(WAITS), ranks_per_node=2, restarts=1, exclude=("n2", "n3"))
+    until(lambda: saved("spare") and len(list(Path().glob("*.first/*"))) == 4)
+    dead = ("n1", "n3")
+    for name in dead:
+        site.kill_node(name)
     try:
-        assert ended("run") == "0 finished"
+        for run in ("spare", "queued", "script"):
+            assert ended(run) == "0 finished"
     finally:
-        site.start_node("n2")
-    if saved(undisturbed):
-        assert weights("run") == weights(undisturbed)
-    started = [json.loads(line) for line in Path("run/launch/attempts.jsonl").read_text().splitlines()]
-    assert [line["nodes"] for line in started if line["event"] == "started"] == ["n1,n2", "n1,n3"]
-    assert words("run")["left out"] == "n2 (launch/exclude)"
+        for name in dead:
+            site.start_node(name)
+    require_as_undisturbed("spare", undisturbed)
+    assert started("spare") == ["n2,n3", "n2,n4"]
+    assert events("spare") == ["started", "died", "started", "ended"]
+    assert words("spare")["left out"] == "n3 (launch/exclude)"
+    assert started("queued") == ["n2,n3", "n2,n4"] and started("script") == ["n1", "n4"]
+    for run, job in (("queued", queued), ("script", script)):
+        assert len(Path(run, "launch/restarts").read_text().splitlines()) == 1
+        assert "second on n4" in "".join(path.read_text() for path in Path(run, "launch/logs").iterdir())
+        site.wait(job, "COMPLETED")
     site.all_idle()
 
 
@@ -220,41 +263,6 @@ def test_a_job_is_cancelled_with_a_checkpoint_and_stays_so(site, capsys):
     assert "its jobs have ended already" in capsys.readouterr().out
 
 
-WAITS = "trap 'echo saved; exit 0' USR1; for i in {1..1500}; do sleep 0.2; done; exit 1"
-# Its first start ends at once where it is to; its second finishes.
-TWICE = (
-    "mkdir -p first; if mkdir first/$SLURM_PROCID 2>/dev/null; then {}; fi; echo second on $SLURMD_NODENAME"
-)
-
-
-def started(run):
-    """The machines of every start."""
-    lines = map(json.loads, Path(run, "launch/attempts.jsonl").read_text().splitlines())
-    return [line["nodes"] for line in lines if line["event"] == "started"]
-
-
-@pytest.mark.parametrize(
-    "dead, machines",
-    [
-        ("n2", ["n1,n2", "n1,n3"]),  # the script's machine lives, and leaves the other one out
-        ("n1", ["n1,n2", "n2,n3"]),  # SLURM requeues by itself
-    ],
-)
-def test_without_spares_a_dead_machine_sends_the_job_through_the_queue(dead, machines, site):
-    job = stub("run", TWICE.format(WAITS), nodes=2, restarts=1)
-    until(lambda: len(list(Path("first").glob("*"))) == 2)
-    site.kill_node(dead)
-    try:
-        assert ended("run") == "0 finished"
-    finally:
-        site.start_node(dead)
-    assert started("run") == machines
-    assert len(Path("run/launch/restarts").read_text().splitlines()) == 1
-    assert "second on n3" in "".join(path.read_text() for path in Path("run/launch/logs").iterdir())
-    assert site.state(job) == "COMPLETED"
-    site.all_idle()
-
-
 @pytest.mark.parametrize(
     "text, told, happened",
     [
@@ -278,7 +286,7 @@ def test_what_is_started_again_and_what_is_not(text, told, happened, site):
 def test_a_chain_goes_on_in_its_next_job_and_ends_with_the_run(site):
     stub("run", TWICE.format(WAITS), nodes=1, ranks_per_node=2, chain=3)
     first, second, third = json.loads(Path("run/launch/submitted.json").read_text())["ids"]
-    until(lambda: len(list(Path("first").glob("*"))) == 2)
+    until(lambda: len(list(Path().glob("*.first/*"))) == 2)
     assert "PENDING (Dependency)" in words("run")["state"]
     site.run("scancel", "--signal=USR1", "--batch", first)
     # As a run says it that saves; the stub only ends.
@@ -292,14 +300,14 @@ def test_a_chain_goes_on_in_its_next_job_and_ends_with_the_run(site):
 
 
 def test_jobs_that_wait_are_taken_out_of_the_queue(site, capsys):
-    job = stub("run", "exit 0", nodes=3, ranks_per_node=16)
-    stub("other", "exit 0", nodes=3, ranks_per_node=16)
-    site.run("scontrol", "hold", json.loads(Path("other/launch/submitted.json").read_text())["ids"][0])
-    waiting = json.loads(Path("other/launch/submitted.json").read_text())["ids"][0]
-    assert "PENDING (JobHeldUser)" in words("other")["state"]
-    assert main(["cancel", "other"]) == 0
-    assert f"job {waiting} is out of the queue" in capsys.readouterr().out
-    assert site.wait(waiting, "CANCELLED") and ended("run") == "0 finished" and site.wait(job, "COMPLETED")
+    stub("run", WAITS, ranks_per_node=2, chain=2)
+    first, second = json.loads(Path("run/launch/submitted.json").read_text())["ids"]
+    site.wait(first, "RUNNING")
+    until(lambda: list(Path("run/launch/logs").iterdir()))
+    assert main(["cancel", "run"]) == 0
+    assert f"job {first} ends after its step, with a checkpoint" in capsys.readouterr().out
+    assert ended("run") == "0 cancelled" and site.wait(second, "CANCELLED")
+    assert "saved" in Path("run/launch/logs/rank-1.log").read_text()
 
 
 @pytest.mark.skipif("SOAK" not in os.environ, reason="waits for a time limit of whole minutes; make soak")

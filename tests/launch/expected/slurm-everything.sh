@@ -38,7 +38,7 @@ program=(env NCCL_DEBUG=WARN 'NAME=it'"'"'s $HOME' python -m hcmegatron train /s
 doctor=(env NCCL_DEBUG=WARN 'NAME=it'"'"'s $HOME' python -m hcmegatron doctor /shared/runs/mine/launch/config.yaml --exclude-bad /shared/runs/mine/launch/doctor.exclude)
 step_options=(
     --kill-on-bad-exit=1
-    --wait=60
+    --wait=300
     --cpus-per-task=12
     --cpu-bind=cores
     --gpus-per-task=1
@@ -132,10 +132,12 @@ choose() {
 }
 
 # One step over the chosen machines; its status. A file says that it runs, for whoever finds this script gone.
+# --overlap: what a dead machine held counts as taken until SLURM gives the step before up.
 step() {
     echo "$chosen" >"$folder/running"
     srun --nodes="$nodes" --ntasks=$((nodes * ranks_per_node)) --ntasks-per-node="$ranks_per_node" \
-        --nodelist="$chosen" --distribution=block:block --input=none "${step_options[@]}" "$@" 2>"$folder/srun.log" &
+        --nodelist="$chosen" --distribution=block:block --overlap --input=none \
+        "${step_options[@]}" "$@" 2>"$folder/srun.log" &
     srun=$!
     wait "$srun"
     status=$?

@@ -28,7 +28,7 @@ program=(env MASTER_ADDR=gpu1-ib python -m hcmegatron train /shared/runs/mine/la
 doctor=()
 step_options=(
     --kill-on-bad-exit=1
-    --wait=60
+    --wait=300
     --container-image=/images/hcmegatron.sqsh
     --container-mounts=/shared/runs/mine:/shared/runs/mine,/home/me/project:/home/me/project,/data:/data:ro
     --container-workdir=/home/me/project
@@ -117,10 +117,12 @@ choose() {
 }
 
 # One step over the chosen machines; its status. A file says that it runs, for whoever finds this script gone.
+# --overlap: what a dead machine held counts as taken until SLURM gives the step before up.
 step() {
     echo "$chosen" >"$folder/running"
     srun --nodes="$nodes" --ntasks=$((nodes * ranks_per_node)) --ntasks-per-node="$ranks_per_node" \
-        --nodelist="$chosen" --distribution=block:block --input=none "${step_options[@]}" "$@" 2>"$folder/srun.log" &
+        --nodelist="$chosen" --distribution=block:block --overlap --input=none \
+        "${step_options[@]}" "$@" 2>"$folder/srun.log" &
     srun=$!
     wait "$srun"
     status=$?
