@@ -356,8 +356,10 @@ def _rank(
 
 
 def _after_restart() -> Sequence[Callable[..., Any]]:
-    """The observers of a rank that torchrun has started again: who writes down how long coming back took."""
-    number = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+    """The observers of a rank that torchrun, or a job's script, has started again: who writes down how long coming
+    back took."""
+    names = ("HCMEGATRON_RESTART", "TORCHELASTIC_RESTART_COUNT")
+    number = int(next((os.environ[name] for name in names if name in os.environ), "0"))
     if not number:
         return ()
     from hcmegatron.training.heartbeat import Heartbeat

@@ -52,7 +52,7 @@ class Job:
     environment: dict[str, str] = field(default_factory=dict, metadata={"words": "NAME: value of every rank"})
     modules: tuple[str, ...] = _site("`module load` of each of them", ())
     setup: tuple[str, ...] = _site("lines of shell before the ranks start", ())
-    restarts: int = _site("how often the job starts again after a rank or a machine has died", 3)
+    restarts: int = _site("after a rank or a machine has died, between two time limits", 3)
     chain: int = _site("jobs, each after the one before, where requeueing is not allowed; 0: requeue", 0)
     signal_seconds: int = _site("before the time limit, when ranks are told to save", 300)
     gpu_visibility: Literal["one", "all"] = _site("what a rank sees: its own GPU, or its machine's", "all")

@@ -185,12 +185,15 @@ def test_two_nodes_a_warning_and_a_dead_rank_come_to_the_weights_of_this_machine
     assert events("plain") == ["started", "ended"]
     assert events("warned") == ["started", "requeued", "started", "ended"]
     assert events("shot") == ["started", "died", "started", "ended"]
+    for run in ("warned", "shot"):
+        (resumed,) = [json.loads(line) for line in Path(run, "restarts.jsonl").read_text().splitlines()]
+        assert resumed["restart"] == 1 and resumed["from_step"] in range(20, STEPS)
     assert words("plain")["step"].startswith(f"{STEPS} of {STEPS}, ")
     assert words("warned")["attempts"] == "started 2, requeued 1"
     assert "finished, status 0" in words(undisturbed)["state"]
     main(["logs", "shot", "--errors"])
     said = capsys.readouterr().out
-    assert "job:" in said and "Killed" in said
+    assert re.search(r"(?m)^job:\n    srun: error: n[1-4]: task [01]: Killed$", said)
 
 
 def test_machines_that_die_are_replaced(site, undisturbed, capsys):
@@ -246,11 +249,11 @@ def test_an_array_of_three_runs(site, capsys):
 
 
 def test_a_job_is_cancelled_with_a_checkpoint_and_stays_so(site, capsys):
-    endless = TINY.replace(f"steps: {STEPS}", "steps: 100000")
+    endless = TINY.replace(f"steps: {STEPS}", "steps: 5000")
     Path("endless.yaml").write_text(endless)
     (job,) = launch("slurm", "endless.yaml", "--nodes=2", "--run.dir=run", capsys=capsys)
     until(lambda: saved("run"))
-    assert re.match(r"\d+ of 100000, .* left without evaluations", words("run")["step"])
+    assert re.match(r"\d+ of 5000, .* left without evaluations", words("run")["step"])
     assert main(["cancel", "run"]) == 0
     assert f"job {job} ends after its step, with a checkpoint" in capsys.readouterr().out
     assert ended("run") == "0 cancelled"
@@ -310,19 +313,31 @@ def test_jobs_that_wait_are_taken_out_of_the_queue(site, capsys):
     assert "saved" in Path("run/launch/logs/rank-1.log").read_text()
 
 
-@pytest.mark.skipif("SOAK" not in os.environ, reason="waits for a time limit of whole minutes; make soak")
+time_limits = pytest.mark.skipif(
+    "SOAK" not in os.environ, reason="waits for a time limit of whole minutes; make soak"
+)
+
+
+@time_limits
 @pytest.mark.timeout(600)
-def test_a_time_limit_that_is_reached(site, undisturbed, capsys):
-    long = TINY.replace(f"steps: {STEPS}", "steps: 100000")
-    Path("long.yaml").write_text(long)
-    (job,) = launch("slurm", "long.yaml", "--nodes=2", "--time-limit=1", "--signal-seconds=15", "--run.dir=run",
-                    capsys=capsys)  # fmt: skip
-    # Ranks that do not heed the warning are ended by SLURM; that is no reason to leave it at that.
-    stub("deaf", TWICE.format("trap '' USR1 TERM; sleep 300"), time_limit=1, signal_seconds=15)
+def test_ranks_that_do_not_heed_the_warning_are_ended_and_start_again(site):
+    job = stub("deaf", TWICE.format("trap '' USR1 TERM; sleep 300"), time_limit=1, signal_seconds=15)
     assert ended("deaf", 500) == "0 finished"
-    until(lambda: events("run").count("started") == 3, 500, lambda: words("run"))
-    assert main(["cancel", "run"]) == 0
-    assert ended("run") == "0 cancelled" and events("run")[:4] == ["started", "requeued"] * 2
-    steps = list(losses("run"))
-    assert steps == list(range(1, len(steps) + 1))
+    assert events("deaf") == ["started", "requeued", "started", "ended"]
     site.wait(job, "COMPLETED")
+
+
+@time_limits
+@pytest.mark.timeout(600)
+def test_a_time_limit_that_is_reached(site, capsys):
+    Path("long.yaml").write_text(TINY.replace(f"steps: {STEPS}", "steps: 1000000"))
+    limits = ("--time-limit=1", "--signal-seconds=15")
+    (job,) = launch("slurm", "long.yaml", "--nodes=2", *limits, "--run.dir=run", capsys=capsys)
+    until(lambda: events("run").count("started") == 3, 500, lambda: words("run"))
+    until(lambda: words("run")["state"].startswith(f"job {job} RUNNING"))
+    assert main(["cancel", "run"]) == 0
+    assert ended("run") in ("0 cancelled", "138 cancelled")  # before it could listen
+    assert events("run")[:4] == ["started", "requeued"] * 2
+    steps = list(losses("run"))
+    assert len(steps) > 100 and steps == list(range(1, len(steps) + 1))
+    site.wait(job, "COMPLETED", "FAILED")

@@ -61,6 +61,7 @@ again_later() {
         note stopped 0 "$1"
         exit 0
     fi
+    if [ -n "$asked" ]; then : >"$folder/restarts"; fi  # it has come to its time limit: they are counted anew
     note requeued 0 "$1"
     if ! scontrol requeue "$SLURM_JOB_ID"; then
         end 75 "$1, and the job cannot be requeued: submit it again, or set chain"
@@ -139,20 +140,24 @@ srun=
 ask() {
     asked=${asked:-$1}
     say "$1: ranks are told to save"
-    if [ -n "$srun" ]; then scancel --signal=USR1 "$SLURM_JOB_ID"; fi
+    if [ -n "$srun" ]; then scancel --signal=USR1 "$SLURM_JOB_ID" || kill -USR1 "$srun"; fi
 }
 trap 'ask USR1' USR1
 trap 'ask TERM' TERM
 
 cd "$work" || end 2 "the working directory cannot be entered on $(hostname)"
 mkdir -p "$folder/logs"
-touch "$folder/exclude" "$folder/restarts"
+touch "$folder/attempts.jsonl" "$folder/exclude" "$folder/restarts"
 if [ -e "$folder/ended" ]; then
     say "nothing to do: $(cat "$folder/ended")"
     exit 0
 fi
 say "job $SLURM_JOB_ID, start $((${SLURM_RESTART_COUNT:-0} + 1)), on $SLURM_JOB_NODELIST"
-if [ -e "$folder/running" ]; then restart "cut off with a machine, on $(cat "$folder/running")" 1; fi
+if [ -e "$folder/running" ]; then  # this script was ended before its step was over, and SLURM has requeued the job
+    cut=$(cat "$folder/running")
+    say "cut off on $cut"
+    if sinfo -h -N -n "$cut" -o %T | grep -qE 'down|fail|\*$'; then restart "a machine died, one of $cut" 1; fi
+fi
 if [ "$spare" -gt 0 ]; then probe; fi
 if [ "${#doctor[@]}" -gt 0 ] && choose; then
     step --output="${folder//%/%%}/doctor.log" "${doctor[@]}"
@@ -168,6 +173,8 @@ while [ -z "$asked" ]; do
         MASTER_ADDR=$(scontrol show node "${chosen%%,*}" | sed -n 's/.*NodeAddr=\([^ ]*\).*/\1/p')
         export MASTER_ADDR
     fi
+    HCMEGATRON_RESTART=$(grep -c '"event": "started"' "$folder/attempts.jsonl")  # for restarts.jsonl
+    export HCMEGATRON_RESTART
     note started 0 ""
     logs=${folder//%/%%}/logs/rank-%t.log
     step --output="$logs" --error="$logs" --open-mode=append "${program[@]}"
