@@ -53,7 +53,7 @@ def start_command(first: Job) -> tuple[str, ...]:
     return ("sbatch", "--parsable", f"--chdir={parent}", str(parent / SCRIPT))
 
 
-def launch(rows: Sequence[tuple[Job, dict[str, str]]], submit: bool) -> int:
+def launch(rows: Sequence[tuple[Job, dict[str, str]]], snapshot: bool, submit: bool) -> int:
     """Write every row's files and the array's; submit it where it is to be.
 
     Raises:
@@ -63,9 +63,9 @@ def launch(rows: Sequence[tuple[Job, dict[str, str]]], submit: bool) -> int:
     own = files(jobs)
     for job in jobs:
         require_idle(job.run_dir)
+    for job, texts in rows:
+        record.write_files(job.run_dir, texts, snapshot)
     try:
-        for job, texts in rows:
-            record.write_files(job.run_dir, texts)
         for path, text in own.items():
             Path(path).parent.mkdir(exist_ok=True)
             Path(path).write_text(text, encoding="utf-8", errors="surrogateescape")

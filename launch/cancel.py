@@ -10,7 +10,7 @@ from pathlib import Path
 
 from launch import record
 from launch.job import LaunchError
-from launch.queue import ACTIVE, local_process, lock_holders, marker, run, squeue
+from launch.queue import ACTIVE, local_process, lock_holders, marker, run, slurm_ids, squeue
 from launch.status import rows
 
 
@@ -26,11 +26,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(options: argparse.Namespace) -> int:
     """Run the verb. LaunchError: nothing is there to be ended."""
     for path in rows(options.path):
-        entry = record.read(path)
-        if entry is not None and entry["launcher"] == "slurm":
-            said = _slurm(path, list(entry["ids"]), options.now)
-        else:
-            said = _here(path, entry, options.now)
+        ids = slurm_ids(path)
+        said = _slurm(path, ids, options.now) if ids else _here(path, record.read(path), options.now)
         print(f"{path}: {said}")
     return 0
 

@@ -77,10 +77,10 @@ def main(options: argparse.Namespace, overrides: list[str]) -> int:
         _show(launcher, rows, options.array)
         return 0
     if options.array:
-        return array.launch([(row.job, row.files) for row in rows], options.submit)
+        return array.launch([(row.job, row.files) for row in rows], options.snapshot, options.submit)
     (row,) = rows
     require_idle(row.job.run_dir)
-    files = _written(row, options.snapshot)
+    files = record.write_files(row.job.run_dir, row.files, options.snapshot)
     command = launcher.start_command(row.job, files)
     if not options.submit:
         print(f"written to {row.job.folder}; --submit starts it, as does\n    {quote_all(command)}")
@@ -168,20 +168,3 @@ def _show(launcher: launchers.Launcher, rows: list[Row], as_array: bool) -> None
         print(f"# ---- {name}\n{text}")
     command = array.start_command(rows[0].job) if as_array else launcher.start_command(rows[0].job, {})
     print(f"# ---- {quote_all(command)}")
-
-
-def _written(row: Row, snapshot: bool) -> dict[str, Path]:
-    """The files of a row, once they are there.
-
-    Raises:
-        LaunchError: they cannot be written.
-    """
-    try:
-        paths = record.write_files(row.job.run_dir, row.files)
-        if snapshot:
-            record.snapshot(row.job.run_dir)
-    except OSError as error:
-        raise LaunchError(
-            f"run.dir = {row.job.run_dir} cannot be written: {error.strerror}; choose another"
-        ) from None
-    return paths

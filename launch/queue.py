@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import subprocess
@@ -50,6 +51,25 @@ def squeue(ids: list[str]) -> list[QueueLine]:
     return [QueueLine(*line.split("|")) for line in done.stdout.splitlines() if line.count("|") == 5]
 
 
+def slurm_ids(run_dir: Path) -> list[str]:
+    """The numbers of the run's jobs under SLURM: those submitted, or that of the script which somebody has submitted by
+    hand and which has begun; [] where it is no run of SLURM's."""
+    entry = record.read(run_dir)
+    if entry is not None:
+        return list(entry["ids"]) if entry["launcher"] == "slurm" else []
+    lines = attempts(run_dir)
+    return [lines[-1]["job"]] if lines else []
+
+
+def attempts(run_dir: Path) -> list[dict]:
+    """What a batch script has written down, line by line."""
+    try:
+        lines = marker(run_dir, "attempts.jsonl").read_text().splitlines()
+    except OSError:
+        return []
+    return [json.loads(line) for line in lines if line.endswith("}")]
+
+
 def run(command: list[str]) -> subprocess.CompletedProcess[str]:
     """One of SLURM's commands. LaunchError where it is not here or does not answer."""
     try:
@@ -94,9 +114,8 @@ def require_idle(run_dir: Path) -> None:
         raise LaunchError(
             f"run.dir = {run_dir}: a run is going on there; hcmegatron cancel {run_dir} ends it"
         )
-    if entry is None or entry["launcher"] != "slurm":
-        return
-    busy = [job for job in squeue(list(entry["ids"])) if job.state in ACTIVE]
+    ids = slurm_ids(run_dir)
+    busy = [job for job in squeue(ids) if job.state in ACTIVE] if ids else []
     if busy:
         raise LaunchError(
             f"run.dir = {run_dir}: job {busy[0].id} is {busy[0].state} already; hcmegatron cancel {run_dir} ends it"

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import hcmegatron
-from launch.job import FOLDER, Job
+from launch.job import FOLDER, Job, LaunchError
 from launch.launchers import Started
 
 FILE = f"{FOLDER}/submitted.json"
@@ -22,7 +22,13 @@ DIFF = f"{FOLDER}/code.diff"
 SNAPSHOT = f"{FOLDER}/code"
 ROOT = Path(hcmegatron.__file__).parents[1]  # where this program's own code is
 PACKAGES = tuple(name for name in ("hcmegatron", "launch", "schedules") if (ROOT / name).is_dir())
-_OF_LAST_JOB = ("ended", "cancel", "running", "restarts")  # beside what a job adds to, such as logs
+_OF_LAST_JOB = (
+    "submitted.json",
+    "ended",
+    "cancel",
+    "running",
+    "restarts",
+)  # beside what a job adds to, such as logs
 
 
 def code() -> tuple[dict[str, str], str]:
@@ -43,25 +49,30 @@ def versions() -> dict[str, str]:
     return found
 
 
-def snapshot(run_dir: Path) -> Path:
-    """Copy the code into the run directory, for a job that is to run what was there when it was submitted."""
-    target = run_dir / SNAPSHOT
-    shutil.rmtree(target, ignore_errors=True)
-    for package in PACKAGES:
-        shutil.copytree(
-            ROOT / package, target / package, ignore=shutil.ignore_patterns("__pycache__", "*.pyc")
-        )
-    return target
+def write_files(run_dir: Path, files: Mapping[str, str], snapshot: bool) -> dict[str, Path]:
+    """Write a job's files, and forget what the one before has left.
 
+    Args:
+        snapshot: copy the code too, for a job that is to run what is there now.
 
-def write_files(run_dir: Path, files: Mapping[str, str]) -> dict[str, Path]:
-    """Write a job's files, and forget what the one before has left. OSError where they cannot be."""
-    (run_dir / FOLDER / "logs").mkdir(parents=True, exist_ok=True)
-    for name in _OF_LAST_JOB:
-        (run_dir / FOLDER / name).unlink(missing_ok=True)
+    Raises:
+        LaunchError: they cannot be written.
+    """
     paths = {name: run_dir / name for name in files}
-    for name, text in files.items():
-        paths[name].write_text(text, encoding="utf-8", errors="surrogateescape")
+    try:
+        (run_dir / FOLDER / "logs").mkdir(parents=True, exist_ok=True)
+        for name in _OF_LAST_JOB:
+            (run_dir / FOLDER / name).unlink(missing_ok=True)
+        for name, text in files.items():
+            paths[name].write_text(text, encoding="utf-8", errors="surrogateescape")
+        shutil.rmtree(run_dir / SNAPSHOT, ignore_errors=True)
+        for package in PACKAGES if snapshot else ():
+            target = run_dir / SNAPSHOT / package
+            shutil.copytree(ROOT / package, target, ignore=shutil.ignore_patterns("__pycache__", "*.pyc"))
+    except OSError as error:
+        raise LaunchError(
+            f"run.dir = {run_dir}: {error.filename or run_dir} cannot be written: {error.strerror}; choose another"
+        ) from None
     return paths
 
 

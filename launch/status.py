@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Iterable
 from datetime import timedelta
 from pathlib import Path
 
 from launch import logs, progress, record
 from launch.job import FOLDER, LaunchError
-from launch.queue import local_process, lock_holders, marker, squeue
+from launch.queue import attempts, local_process, lock_holders, marker, slurm_ids, squeue
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -49,7 +48,7 @@ def rows(path: Path) -> list[Path]:
 def facts(run: Path) -> Iterable[tuple[str, str]]:
     """Name and words of what there is to say, the state first."""
     yield "state", state(run)
-    yield from attempts(run)
+    yield from history(run)
     steps, planned = progress.read_steps(run), progress.planned_steps(run)
     if steps:
         done, seconds = steps[-1]["step"], progress.step_seconds(steps)
@@ -75,8 +74,8 @@ def facts(run: Path) -> Iterable[tuple[str, str]]:
 def state(run: Path) -> str:
     """Of the job, in words."""
     entry = record.read(run)
-    if entry is not None and entry["launcher"] == "slurm":
-        found = squeue(list(entry["ids"]))
+    if ids := slurm_ids(run):
+        found = squeue(ids)
         if found:
             return "; ".join(
                 f"job {job.id} {job.state}"
@@ -84,7 +83,7 @@ def state(run: Path) -> str:
                 + (f" ({job.reason})" if job.state == "PENDING" else "")
                 for job in found
             ) + _ended(run)
-        return f"job {', '.join(entry['ids'])} has left the queue{_ended(run)}"
+        return f"job {', '.join(ids)} has left the queue{_ended(run)}"
     if holders := lock_holders(run):
         return f"running on this machine, rank 0 is process {holders[0]}"
     if entry is not None and (process := local_process(entry)):
@@ -93,16 +92,12 @@ def state(run: Path) -> str:
     return f"not running on this machine{_ended(run) or elsewhere}"
 
 
-def attempts(run: Path) -> Iterable[tuple[str, str]]:
+def history(run: Path) -> Iterable[tuple[str, str]]:
     """The newest of what the batch script wrote down: deaths, requeues, the end."""
-    try:
-        lines = marker(run, "attempts.jsonl").read_text().splitlines()
-    except OSError:
+    lines = attempts(run)
+    if not lines:
         return
-    events = [json.loads(line) for line in lines if line.endswith("}")]
-    counts = {
-        name: sum(event["event"] == name for event in events) for name in ("started", "died", "requeued")
-    }
+    counts = {name: sum(line["event"] == name for line in lines) for name in ("started", "died", "requeued")}
     yield "attempts", ", ".join(f"{name} {count}" for name, count in counts.items() if count)
     excluded = marker(run, "exclude").read_text().split() if marker(run, "exclude").exists() else []
     if excluded:

@@ -91,6 +91,21 @@ def test_mistakes_are_one_line_and_write_nothing(words, said, here, capsys):
     assert sorted(here.rglob("*")) == before
 
 
+def test_an_array_writes_a_run_directory_for_each(here, capsys):
+    Path("sub").mkdir()
+    Path("sub/tiny.yaml").write_text(TINY.replace("steps: 100", "steps: 3"))
+    Path("other.yaml").write_text(TINY)
+    files = ("tiny.yaml", "sub/tiny.yaml", "other.yaml")
+    assert launch("slurm", "--array", *files, "--nodes=2", "--run.dir=sweep", "--snapshot") == 0
+    assert f"sbatch --parsable --chdir={here}/sweep {here}/sweep/launch/array.sh" in capsys.readouterr().out
+    script = Path("sweep/launch/array.sh").read_text()
+    assert "#SBATCH --array=0-2\n" in script and "#SBATCH --job-name=sweep\n" in script
+    for name, steps in (("tiny-0", 100), ("tiny-1", 3), ("other", 100)):
+        assert f"    {here}/sweep/{name}\n" in script
+        assert f"  steps: {steps}\n" in Path(f"sweep/{name}/launch/config.yaml").read_text()
+        assert Path(f"sweep/{name}/launch/code/hcmegatron/cli.py").exists()
+
+
 def test_a_directory_with_a_run_is_continued_only_where_that_was_asked_for(here, capsys):
     Path("run").mkdir()
     Path("run/metrics.jsonl").write_text("")

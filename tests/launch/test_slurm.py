@@ -90,7 +90,7 @@ def stub(run, text, **settings):
     """A job whose ranks run a few lines of shell; its number."""
     run = Path.cwd() / run
     job = Job(("bash", "-c", text), run, Path.cwd(), gpus_per_rank=0, partition="p", **settings)
-    files = record.write_files(run, slurm.render(job))
+    files = record.write_files(run, slurm.render(job), snapshot=False)
     started = slurm.start(job, files)
     record.write(job, started, slurm.start_command(job, files))
     return started.ids[0]
