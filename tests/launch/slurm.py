@@ -47,7 +47,8 @@ KillWait=5
 MpiDefault=none
 SwitchType=switch/none
 """
-NODE = "NodeName={name} NodeHostname={host} NodeAddr=127.0.0.1 Port={port} CPUs=16 RealMemory=1000000 State=UNKNOWN\n"
+NODE = "NodeName={name} NodeHostname={host} NodeAddr=127.0.0.1 Port={port} CPUs=16 RealMemory=1000000 "
+NODE += "Weight={weight} State=UNKNOWN\n"
 PARTITION = "PartitionName=p Nodes=ALL Default=YES MaxTime=INFINITE State=UP\n"
 
 
@@ -143,7 +144,8 @@ def cluster(folder: Path):
     ports = [free_port() for _ in (0, *NODES)]
     text = CONF.format(host=host, port=ports[0], folder=folder, user=user)
     text += "".join(
-        NODE.format(name=name, host=host, port=port) for name, port in zip(NODES, ports[1:], strict=True)
+        NODE.format(name=name, host=host, port=port, weight=weight)  # jobs get those of less weight
+        for weight, (name, port) in enumerate(zip(NODES, ports[1:], strict=True), 1)
     )
     (folder / "slurm.conf").write_text(text + PARTITION)
     with ExitStack() as stack:

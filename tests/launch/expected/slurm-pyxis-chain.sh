@@ -76,12 +76,13 @@ again_later() {
     exit 0
 }
 
-# Whether the job is no longer ours: cancelled by somebody, or requeued already. At its time limit it is.
+# Whether the job is no longer ours: cancelled by somebody, or requeued already. At its time limit it still is.
 taken() {
-    local state reason
-    read -r state reason < <(squeue -h -j "$SLURM_JOB_ID" -o '%T %r')
-    [ -n "${state-}" ] && [ "$state" != RUNNING ] && [ "${reason-}" != TimeLimit ]
+    local state
+    state=$(squeue -h -j "$SLURM_JOB_ID" -o %T)
+    [ -n "$state" ] && [ "$state" != RUNNING ] && ! timed_out
 }
+timed_out() { [ "$(squeue -h -j "$SLURM_JOB_ID" -o %r)" = TimeLimit ]; }
 
 # One more of the restarts, or the end: words, status.
 restart() {
@@ -142,6 +143,10 @@ srun=
 # shellcheck disable=SC2317  # traps call it
 ask() {
     asked=${asked:-$1}
+    if timed_out; then  # ranks did not heed the warning, and SLURM kills all of this within seconds
+        rm -f "$folder/running"
+        again_later "ended at the time limit"
+    fi
     say "$1: ranks are told to save"
     if [ -n "$srun" ]; then scancel --signal=USR1 "$SLURM_JOB_ID" || kill -USR1 "$srun"; fi
 }
