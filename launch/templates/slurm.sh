@@ -113,6 +113,10 @@ choose() {
 # --overlap: what a dead machine held counts as taken until SLURM gives the step before up.
 step() {
     echo "$chosen" >"$folder/running"
+    if [ -z "$master" ]; then  # the address at which SLURM itself finds the first machine
+        MASTER_ADDR=$(scontrol show node "${chosen%%,*}" | sed -n 's/.*NodeAddr=\([^ ]*\).*/\1/p')
+        export MASTER_ADDR
+    fi
     srun --nodes="$nodes" --ntasks=$((nodes * ranks_per_node)) --ntasks-per-node="$ranks_per_node" \
         --nodelist="$chosen" --distribution=block:block --overlap --input=none \
         "${step_options[@]}" "$@" 2>"$folder/srun.log" &
@@ -168,10 +172,6 @@ fi
 
 while [ -z "$asked" ]; do
     choose || again_later "fewer than $nodes machines are left of $SLURM_JOB_NODELIST"
-    if [ -z "$master" ]; then  # the address at which SLURM itself finds the first machine
-        MASTER_ADDR=$(scontrol show node "${chosen%%,*}" | sed -n 's/.*NodeAddr=\([^ ]*\).*/\1/p')
-        export MASTER_ADDR
-    fi
     HCMEGATRON_RESTART=$(grep -c '"event": "started"' "$folder/attempts.jsonl")  # for restarts.jsonl
     export HCMEGATRON_RESTART
     note started 0 ""

@@ -89,7 +89,8 @@ def launch(*words, capsys):
 def stub(run, text, **settings):
     """A job whose ranks run a few lines of shell; its number."""
     run = Path.cwd() / run
-    job = Job(("bash", "-c", text), run, Path.cwd(), gpus_per_rank=0, partition="p", **settings)
+    settings = {"command": ("bash", "-c", text), "gpus_per_rank": 0, "partition": "p"} | settings
+    job = Job(run_dir=run, work_dir=Path.cwd(), **settings)
     files = record.write_files(run, slurm.render(job), snapshot=False)
     started = slurm.start(job, files)
     record.write(job, started, slurm.start_command(job, files))
@@ -264,6 +265,18 @@ def test_a_job_is_cancelled_with_a_checkpoint_and_stays_so(site, capsys):
     site.wait(job, "COMPLETED")
     assert main(["cancel", "run"]) == 0
     assert "its jobs have ended already" in capsys.readouterr().out
+
+
+def test_what_doctor_finds_bad_is_left_out_of_the_job(site):
+    """A stand-in for doctor, by its options: the first machine is bad."""
+    Path("rank.sh").write_text(
+        'if [ "$1" != doctor ]; then echo "$MASTER_ADDR"; exit; fi\n'
+        'if [ "$SLURM_PROCID" = 0 ]; then printf n1 >"$4"; fi; exit 1\n'
+    )
+    stub("run", "", command=("bash", "rank.sh", "train", "x"), nodes=2, spare_nodes=1, doctor=True)
+    assert ended("run") == "0 finished"
+    assert started("run") == ["n2,n3"] and words("run")["left out"] == "n1 (launch/exclude)"
+    assert Path("run/launch/logs/rank-1.log").read_text() == "127.0.0.1\n"
 
 
 @pytest.mark.parametrize(
