@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import re
 import typing
 from collections.abc import Mapping
 from pathlib import Path
@@ -30,6 +31,7 @@ _LEAST = {
     "signal_seconds": 1,
 }
 _LARGEST = 1_000_000
+_SEPARATOR = re.compile(r",(?![^\[]*\])")  # of machines: not those in gpu[1,3]
 _Hint = Any
 
 
@@ -103,7 +105,11 @@ def from_options(given: Mapping[str, list[str]]) -> dict[str, Any]:
                 f"{option(name)} {texts[1]}: is given twice, as {texts[0]} before; give it once"
             )
         else:
-            found[name] = _value(name, override(texts[0], settings()[name][0]), option(name))
+            text, hint = texts[0], settings()[name][0]
+            if hint == list[str] and not text.startswith("["):
+                found[name] = tuple(_SEPARATOR.split(text)) if name == "exclude" else (text,)
+            else:
+                found[name] = _value(name, override(text, hint), option(name))
     return found
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 from collections.abc import Mapping
 from pathlib import Path
@@ -49,7 +50,16 @@ def script(job: Job, header: list[str]) -> str:
 
 
 def directives(job: Job) -> list[str]:
-    """What the header asks SLURM for."""
+    """What the header asks SLURM for.
+
+    Raises:
+        LaunchError: a value that it cannot carry, or no time between the start and the warning.
+    """
+    if job.time_limit is not None and job.signal_seconds >= 60 * job.time_limit:
+        raise LaunchError(
+            f"signal_seconds = {job.signal_seconds}: ranks would be told to stop as they start, for time_limit = "
+            f"{job.time_limit} minutes; ask for more time"
+        )
     per_node = job.ranks_per_node
     options = [
         ("job-name", job.title),
@@ -143,9 +153,9 @@ def _doctor(job: Job) -> list[str]:
 
 
 def _plain_pattern(path: str) -> str:
-    """A path that SLURM's file name patterns leave as it is, once its % are doubled."""
-    if "\\" in path or "\n" in path:
+    """A path that SLURM's file name patterns leave as it is. They are looked for in the directory's name too."""
+    if found := re.search(r"[\\%\n]", path):
         raise LaunchError(
-            f"run.dir = {path!r}: SLURM takes no backslash or line break in names; choose another"
+            f"run.dir = {path!r}: SLURM takes no {found[0]!r} in the names of logs; choose another"
         )
     return path

@@ -163,7 +163,7 @@ if [ -e "$folder/running" ]; then  # this script was ended before its step was o
 fi
 if [ "$spare" -gt 0 ]; then probe; fi
 if [ "${#doctor[@]}" -gt 0 ] && choose; then
-    step --output="${folder//%/%%}/doctor.log" "${doctor[@]}"
+    step --output="$folder/doctor.log" "${doctor[@]}"
     say "doctor: status $status, see doctor.log"
     if [ -s "$folder/doctor.exclude" ]; then
         scontrol show hostnames "$(cat "$folder/doctor.exclude")" >>"$folder/exclude"
@@ -175,7 +175,7 @@ while [ -z "$asked" ]; do
     HCMEGATRON_RESTART=$(grep -c '"event": "started"' "$folder/attempts.jsonl")  # for restarts.jsonl
     export HCMEGATRON_RESTART
     note started 0 ""
-    logs=${folder//%/%%}/logs/rank-%t.log
+    logs=$folder/logs/rank-%t.log
     step --output="$logs" --error="$logs" --open-mode=append "${program[@]}"
     if [ -e "$folder/cancel" ]; then break; fi
     if taken; then

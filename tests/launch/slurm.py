@@ -2,18 +2,15 @@
 
 import os
 import shutil
-import signal
 import socket
 import subprocess
+import sys
 import time
 from contextlib import ExitStack, contextmanager, suppress
-from functools import partial
 from pathlib import Path
 
-import psutil
-
-from hcmegatron.platform.rank_process import end_with_parent
 from hcmegatron.platform.ranks import free_port
+from tests.launch import machine
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "squeue", "scontrol", "scancel")
 NODES = ("n1", "n2", "n3", "n4")
@@ -79,16 +76,15 @@ class Cluster:
         return done.stdout
 
     def daemon(self, *words: str) -> subprocess.Popen:
-        """Start a daemon, in the foreground of a process that ends with this one."""
+        """Start a daemon on a machine of its own, which ends with this process."""
         with (self.folder / f"{Path(words[0]).name}.out").open("ab") as out:
             process = subprocess.Popen(
-                words,
+                [sys.executable, machine.__file__, *words],
                 env=os.environ | self.environ,
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=out,
                 start_new_session=True,
-                preexec_fn=partial(end_with_parent, signal.SIGTERM),
             )
         self.stack.callback(_end, process)
         return process
@@ -100,20 +96,9 @@ class Cluster:
 
     def kill_node(self, name: str) -> None:
         """As if the machine had lost its power: its daemon, and whatever it runs."""
-        doomed = [psutil.Process(self.nodes.pop(name).pid)]
-        for process in psutil.process_iter():
-            with suppress(psutil.Error):
-                environ = process.environ()
-                if (
-                    environ.get("SLURMD_NODENAME") == name
-                    and environ["SLURM_CONF"] == self.environ["SLURM_CONF"]
-                ):
-                    doomed += [process, *(p for p in process.parents() if p.name().startswith("slurmstepd"))]
-        for number in (signal.SIGSTOP, signal.SIGKILL):
-            for process in doomed:
-                with suppress(psutil.Error):
-                    process.send_signal(number)
-        doomed[0].wait(10)
+        process = self.nodes.pop(name)
+        machine.power_off(process.pid)
+        process.wait(10)
 
     def state(self, job: str) -> str:
         """Of a job, as squeue has it."""

@@ -37,6 +37,12 @@ def test_a_file_and_options(tmp_path):
         "modules": ("cuda/12.9",),
         "doctor": True,
     }
+    plain = {"exclude": ["gpu[1,3-5],odd"], "setup": ["ulimit -n 9, x"], "modules": ["[a, b]"]}
+    assert cluster.from_options(plain) == {
+        "exclude": ("gpu[1,3-5]", "odd"),
+        "setup": ("ulimit -n 9, x",),
+        "modules": ("a", "b"),
+    }
     path.write_text("# nothing\n")
     assert cluster.read(path) == {}
 

@@ -127,11 +127,13 @@ def test_hostile_names_in_a_header_are_carried_or_refused(value):
 @pytest.mark.parametrize(
     "change, said",
     [
-        ({"run_dir": Path("/runs/a\\b")}, "takes no backslash"),
-        ({"run_dir": Path("/runs/a\nb")}, "takes no backslash or line break"),
+        ({"run_dir": Path("/runs/a\\b")}, "SLURM takes no"),
+        ({"run_dir": Path("/runs/a%jb")}, "SLURM takes no '%' in the names of logs"),
+        ({"run_dir": Path("/runs/a\nb")}, "SLURM takes no"),
         ({"environment": {"A B": "1"}}, "'A B' is no name of a variable"),
         ({"command": ("a\0b",)}, "NUL character"),
         ({"container": "image", "mounts": ("/a,b:/c",)}, "cannot be mounted"),
+        ({"time_limit": 5}, "signal_seconds = 300: ranks would be told to stop as they start"),
         ({"name": "two\nlines"}, "cannot stand in a job's header"),
     ],
 )

@@ -292,11 +292,13 @@ def test_what_doctor_finds_bad_is_left_out_of_the_job(site):
     ],
 )  # fmt: skip
 def test_what_is_started_again_and_what_is_not(text, told, happened, site):
-    job = stub("run", text, nodes=2, restarts=1)
-    assert ended("run") == told
-    assert events("run") == happened
+    run = "a run's $HOME #1"
+    job = stub(run, text, nodes=2, restarts=1)
+    assert ended(run) == told
+    assert events(run) == happened
     site.wait(job, "COMPLETED", "FAILED")
-    assert f"{told.partition(' ')[2]}, status {told[0]}" in words("run")["state"]
+    assert f"{told.partition(' ')[2]}, status {told[0]}" in words(run)["state"]
+    assert len(list(Path(run, "launch/logs").iterdir())) == 2
 
 
 def test_a_chain_goes_on_in_its_next_job_and_ends_with_the_run(site):
