@@ -149,7 +149,7 @@ def test_groups_that_leave_a_machine_are_said():
 
 def test_the_warning_before_the_time_limit_is_of_the_runs_own_steps(tmp_path):
     assert preflight.signal_seconds(tmp_path) is None
-    lines = [json.dumps({"step": n, "kind": "train", "seconds": 1e6 if n < 10 else 20.0}) for n in range(100)]
+    lines = [json.dumps({"step": n, "kind": "train", "seconds": 1e6 if n < 60 else 20.0}) for n in range(100)]
     (tmp_path / "metrics.jsonl").write_text(
         "\n".join([*lines, '{"step": 101, "kind": "validation"}', '{"st'])
     )
