@@ -45,7 +45,7 @@ def start_command(job: Job, files: Mapping[str, Path]) -> tuple[str, ...]:
 
 
 def start(job: Job, files: Mapping[str, Path]) -> Started:
-    """Start it in the background, in a session of its own; its output is launch/job.log."""
+    """Start it in the background, apart from this terminal; its output is launch/job.log."""
     with (job.folder / "job.log").open("ab") as log:
         process = subprocess.Popen(
             start_command(job, files),
