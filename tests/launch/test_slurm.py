@@ -346,13 +346,12 @@ def test_ranks_that_do_not_heed_the_warning_are_ended_and_start_again(site):
 @pytest.mark.timeout(600)
 def test_a_time_limit_that_is_reached(site, capsys):
     Path("long.yaml").write_text(TINY.replace(f"steps: {STEPS}", "steps: 1000000"))
-    limits = ("--time-limit=1", "--signal-seconds=15")
+    limits = ("--time-limit=2", "--signal-seconds=20")
     (job,) = launch("slurm", "long.yaml", "--nodes=2", *limits, "--run.dir=run", capsys=capsys)
-    until(lambda: events("run").count("started") == 3, 500, lambda: words("run"))
-    until(lambda: words("run")["state"].startswith(f"job {job} RUNNING"))
+    until(lambda: events("run").count("started") == 2, 400, lambda: words("run"))
+    before = max(losses("run"))
+    until(lambda: max(losses("run")) > before + 100)
     assert main(["cancel", "run"]) == 0
-    assert ended("run") in ("0 cancelled", "138 cancelled")  # before it could listen
-    assert events("run")[:4] == ["started", "requeued"] * 2
-    steps = list(losses("run"))
-    assert len(steps) > 100 and steps == list(range(1, len(steps) + 1))
-    site.wait(job, "COMPLETED", "FAILED")
+    assert ended("run") == "0 cancelled" and events("run") == ["started", "requeued", "started", "ended"]
+    assert list(losses("run")) == list(range(1, max(losses("run")) + 1))
+    site.wait(job, "COMPLETED")
