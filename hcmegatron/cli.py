@@ -119,8 +119,12 @@ VERBS = {
     "doctor": ("launch.doctor.cli", "whether machines are healthy and fast, alone and together"),
     "report": ("hcmegatron.report.cli", "one HTML page that explains runs, or follows them"),
     "study": ("hcmegatron.studies.cli", "fit laws of the loss to a table of runs"),
+    "launch": ("launch.cli", "a run as a job of SLURM, MPI, torchrun or this machine"),
+    "status": ("launch.status", "where a run is: queue, step, time left, errors"),
+    "logs": ("launch.logs", "what the ranks of a run wrote, errors first"),
+    "cancel": ("launch.cancel", "end a run's jobs, with a checkpoint"),
 }
-WITH_SETTINGS = ("plan", "generate", "doctor")  # of these, whose words are in the module's OPTIONS
+WITH_SETTINGS = ("plan", "generate", "doctor", "launch")  # of these, whose words are in the module's OPTIONS
 
 # Of these, those that need what `pip install 'hcmegatron[train]'` adds, as `train` does.
 WITH_MEGATRON = {"replay", "data", "generate"}
@@ -372,8 +376,10 @@ def _rank(
 
 
 def _after_restart() -> Sequence[Callable[..., Any]]:
-    """The observers of a rank that torchrun has started again: who writes down how long coming back took."""
-    number = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+    """The observers of a rank that torchrun, or a job's script, has started again: who writes down how long coming
+    back took."""
+    names = ("HCMEGATRON_RESTART", "TORCHELASTIC_RESTART_COUNT")
+    number = int(next((os.environ[name] for name in names if name in os.environ), "0"))
     if not number:
         return ()
     from hcmegatron.training.heartbeat import Heartbeat

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -32,6 +33,7 @@ class Job:
     command: tuple[str, ...]
     run_dir: Path
     work_dir: Path
+    name: str | None = _site("in the queue; null: the run directory's", None)
     nodes: int = _site("how many machines", 1)
     ranks_per_node: int = _site("ranks on each of them", 1)
     gpus_per_rank: int = _site("0: ranks compute on CPUs", 1)
@@ -50,7 +52,7 @@ class Job:
     environment: dict[str, str] = field(default_factory=dict, metadata={"words": "NAME: value of every rank"})
     modules: tuple[str, ...] = _site("`module load` of each of them", ())
     setup: tuple[str, ...] = _site("lines of shell before the ranks start", ())
-    restarts: int = _site("how often the job starts again after a rank or a machine has died", 3)
+    restarts: int = _site("after a rank or a machine has died, between two time limits", 3)
     chain: int = _site("jobs, each after the one before, where requeueing is not allowed; 0: requeue", 0)
     signal_seconds: int = _site("before the time limit, when ranks are told to save", 300)
     gpu_visibility: Literal["one", "all"] = _site("what a rank sees: its own GPU, or its machine's", "all")
@@ -60,6 +62,11 @@ class Job:
     def ranks(self) -> int:
         """All of them."""
         return self.nodes * self.ranks_per_node
+
+    @property
+    def title(self) -> str:
+        """Its name in a queue: letters, digits and a few signs."""
+        return self.name or re.sub(r"[^\w.+-]+", "-", self.run_dir.name, flags=re.ASCII).strip("-") or "run"
 
     @property
     def folder(self) -> Path:

@@ -1,0 +1,204 @@
+#!/bin/bash
+#SBATCH --job-name=mine
+#SBATCH --nodes=2
+#SBATCH --ntasks-per-node=1
+#SBATCH --time=60
+#SBATCH --signal=B:USR1@300
+#SBATCH --output=launch/job.log
+#SBATCH --open-mode=append
+#SBATCH --requeue
+#
+# 2 ranks on 2 machines, 1 on each
+# Written by `hcmegatron launch slurm`; submitted by: sbatch --parsable --chdir=/shared/runs/mine /shared/runs/mine/launch/job.sh
+# It starts the ranks, passes the warning before the time limit on to them, and decides when they have ended: finished,
+# again on the machines that still answer, or once more through the queue. docs/launch.md tells the whole.
+
+# Words stand as they were given, in quotes where a shell would change them.
+# shellcheck disable=SC2016,SC2054
+run=/shared/runs/mine
+work=/home/me/project
+folder=$run/launch
+nodes=2           # machines that compute
+spare=0           # that the job has beside them
+ranks_per_node=1
+restarts=3        # after a rank or a machine has died
+chain=0           # jobs one after another, where they may not be requeued; 0: requeue
+master=           # whether MASTER_ADDR was given
+program=(python -m hcmegatron train /shared/runs/mine/launch/config.yaml)
+doctor=()
+step_options=(
+    --kill-on-bad-exit=1
+    --wait=300
+)
+
+set -u
+
+say() { printf 'launch: %s\n' "$*"; }
+
+# A line of attempts.jsonl: event, status, words. Nothing but numbers, names of machines and our own words is in it.
+note() {
+    printf '{"time": "%s", "event": "%s", "job": "%s", "nodes": "%s", "status": %d, "why": "%s"}\n' \
+        "$(date -Iseconds)" "$1" "$SLURM_JOB_ID" "${chosen-}" "$2" "$3" >>"$folder/attempts.jsonl"
+}
+
+# The job is over, and nothing of it starts again: status, words.
+end() {
+    say "$2"
+    note ended "$1" "$2"
+    printf '%d %s\n' "$1" "$2" >"$folder/ended"
+    exit "$1"
+}
+
+# Through the queue once more, without the machines that did not answer: words.
+again_later() {
+    trap '' TERM USR1  # requeueing ends this script
+    if [ "$chain" -gt 0 ]; then
+        say "$1: the next job of the chain goes on"
+        note "chain" 0 "$1"
+        exit 0
+    fi
+    if taken; then
+        note stopped 0 "$1"
+        exit 0
+    fi
+    if [ -n "$asked" ]; then : >"$folder/restarts"; fi  # it has come to its time limit: they are counted anew
+    note requeued 0 "$1"
+    if ! scontrol requeue "$SLURM_JOB_ID"; then
+        end 75 "$1, and the job cannot be requeued: submit it again, or set chain"
+    fi
+    say "$1: requeued"
+    if [ -s "$folder/exclude" ]; then
+        scontrol update "JobId=$SLURM_JOB_ID" "ExcNodeList=$(excluded)" || say "exclude $(excluded): refused"
+    fi
+    exit 0
+}
+
+# Whether the job is no longer ours: cancelled by somebody, or requeued already. At its time limit it still is.
+taken() {
+    local state
+    state=$(squeue -h -j "$SLURM_JOB_ID" -o %T)
+    [ -n "$state" ] && [ "$state" != RUNNING ] && ! timed_out
+}
+timed_out() { [ "$(squeue -h -j "$SLURM_JOB_ID" -o %r)" = TimeLimit ]; }
+
+# One more of the restarts, or the end: words, status.
+restart() {
+    local used
+    used=$(wc -l <"$folder/restarts")
+    if [ "$used" -ge "$restarts" ]; then end "$2" "$1, and $restarts restarts were used"; fi
+    echo "$SLURM_JOB_ID" >>"$folder/restarts"
+    note died "$2" "$1"
+    say "$1 (status $2): restart $((used + 1)) of $restarts"
+}
+
+excluded() { sort -u "$folder/exclude" | paste -sd,; }
+
+# Write down machines of this job that do not answer. Where none does, it is no machine's fault.
+probe() {
+    local node probes=() all
+    all=$(scontrol show hostnames "$SLURM_JOB_NODELIST")
+    : >"$folder/silent"
+    for node in $all; do
+        { timeout -k 5 30 srun --overlap --quiet -N1 -n1 --nodelist="$node" --input=none true >/dev/null 2>&1 ||
+            echo "$node" >>"$folder/silent"; } &
+        probes+=("$!")
+    done
+    wait "${probes[@]}"
+    if [ "$(wc -l <"$folder/silent")" -lt "$(wc -l <<<"$all")" ] && ! taken; then
+        cat "$folder/silent" >>"$folder/exclude"
+    fi
+}
+
+# The first of this job's machines that are not excluded, as many as compute; fails where there are fewer.
+choose() {
+    chosen=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | grep -vxFf "$folder/exclude" | head -n "$nodes" | paste -sd,)
+    [ "$(tr ',' '\n' <<<"$chosen" | grep -c .)" -eq "$nodes" ]
+}
+
+# One step over the chosen machines; its status. A file says that it runs, for whoever finds this script gone.
+# --overlap: what a dead machine held counts as taken until SLURM gives the step before up.
+step() {
+    echo "$chosen" >"$folder/running"
+    if [ -z "$master" ]; then  # the address at which SLURM itself finds the first machine
+        MASTER_ADDR=$(scontrol show node "${chosen%%,*}" | sed -n 's/.*NodeAddr=\([^ ]*\).*/\1/p')
+        export MASTER_ADDR
+    fi
+    srun --nodes="$nodes" --ntasks=$((nodes * ranks_per_node)) --ntasks-per-node="$ranks_per_node" \
+        --nodelist="$chosen" --distribution=block:block --overlap --input=none \
+        "${step_options[@]}" "$@" 2>"$folder/srun.log" &
+    srun=$!
+    wait "$srun"
+    status=$?
+    while [ "$status" -gt 128 ] && kill -0 "$srun" 2>/dev/null; do  # a signal has interrupted the wait
+        wait "$srun"
+        status=$?
+    done
+    srun=
+    cat "$folder/srun.log"
+    rm -f "$folder/running"
+}
+
+# Before the time limit (--signal), at a preemption, or for `hcmegatron cancel`.
+asked=
+srun=
+# shellcheck disable=SC2317  # traps call it
+ask() {
+    asked=${asked:-$1}
+    if timed_out; then  # ranks did not heed the warning, and SLURM kills all of this within seconds
+        rm -f "$folder/running"
+        again_later "ended at the time limit"
+    fi
+    say "$1: ranks are told to save"
+    if [ -n "$srun" ]; then scancel --signal=USR1 "$SLURM_JOB_ID" || kill -USR1 "$srun"; fi
+}
+trap 'ask USR1' USR1
+trap 'ask TERM' TERM
+
+cd "$work" || end 2 "the working directory cannot be entered on $(hostname)"
+mkdir -p "$folder/logs"
+touch "$folder/attempts.jsonl" "$folder/exclude" "$folder/restarts"
+if [ -e "$folder/ended" ]; then
+    say "nothing to do: $(cat "$folder/ended")"
+    exit 0
+fi
+say "job $SLURM_JOB_ID, start $((${SLURM_RESTART_COUNT:-0} + 1)), on $SLURM_JOB_NODELIST"
+if [ -e "$folder/running" ]; then  # this script was ended before its step was over, and SLURM has requeued the job
+    cut=$(cat "$folder/running")
+    say "cut off on $cut"
+    if sinfo -h -N -n "$cut" -o %T | grep -qE 'down|fail|\*$'; then restart "a machine died, one of $cut" 1; fi
+fi
+if [ "$spare" -gt 0 ]; then probe; fi
+if [ "${#doctor[@]}" -gt 0 ] && choose; then
+    step --output="$folder/doctor.log" "${doctor[@]}"
+    say "doctor: status $status, see doctor.log"
+    if [ -s "$folder/doctor.exclude" ]; then
+        scontrol show hostnames "$(cat "$folder/doctor.exclude")" >>"$folder/exclude"
+    fi
+fi
+
+while [ -z "$asked" ]; do
+    choose || again_later "fewer than $nodes machines are left of $SLURM_JOB_NODELIST"
+    HCMEGATRON_RESTART=$(grep -c '"event": "started"' "$folder/attempts.jsonl")  # for restarts.jsonl
+    export HCMEGATRON_RESTART
+    note started 0 ""
+    logs=$folder/logs/rank-%t.log
+    step --output="$logs" --error="$logs" --open-mode=append "${program[@]}"
+    if [ -e "$folder/cancel" ]; then break; fi
+    if taken; then
+        note stopped "$status" "taken from us"
+        exit 0
+    fi
+    if [ -n "$asked" ] && [ "$status" -ne 0 ]; then break; fi  # it came before ranks could save
+    if [ "$status" -eq 0 ] || [ "$status" -eq 75 ]; then
+        stopped=$(tail -n 3 "$run/train.log" 2>/dev/null | grep -o 'stopped by SIG[A-Z0-9]* after step [0-9]*')
+        if [ -n "$stopped" ] || [ "$status" -eq 75 ]; then again_later "${stopped:-stopped}"; fi
+        end 0 "finished"
+    fi
+    # srun's own status may be that of a rank which it has ended because of another.
+    own=$(sed -n 's/.*[Ee]xited with exit code \([0-9]*\)$/\1/p' "$folder/srun.log" | grep -xE '2|3|4' | head -n 1)
+    if [ -n "$own" ]; then end "$own" "ended by the run itself, see hcmegatron logs --errors"; fi
+    restart "a rank or a machine died" "$status"
+    probe
+done
+if [ -e "$folder/cancel" ]; then end "${status-0}" "cancelled"; fi
+again_later "told to stop by $asked"
