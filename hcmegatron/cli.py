@@ -35,7 +35,7 @@ from hcmegatron.config import (
 from hcmegatron.config.ineffective import ineffective
 from hcmegatron.config.load import scalar
 from hcmegatron.config.types import defaults, describe_field, leaves
-from hcmegatron.platform import standard_streams
+from hcmegatron.platform import mpi, standard_streams
 from hcmegatron.platform.collective_failure import Ended
 from hcmegatron.platform.exit_status import CORRUPTED, DIVERGED, HANG, STOPPED, USER_ERROR
 from hcmegatron.platform.standard_streams import stand_in_for_closed
@@ -66,6 +66,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a verb and return the exit status."""
     stand_in_for_closed()
     arguments = list(sys.argv[1:] if argv is None else argv)
+    status = _status(arguments)
+    if _verb(arguments) == "train":
+        mpi.tell_end(status, os.environ)
+    return status
+
+
+def _status(arguments: list[str]) -> int:
+    """The exit status of a verb, after saying why it is not 0."""
     for stream in (sys.stdout, sys.stderr):  # names of files need not be text in the terminal's encoding
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")

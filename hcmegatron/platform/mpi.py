@@ -1,0 +1,135 @@
+"""What mpirun's ranks need besides its variables: where rank 0 is, and that all end when one fails.
+
+MPI itself runs in a process beside each rank (mpi_meeting.py), for the moment that this takes. So a trainer has no
+MPI library in its memory, and an MPI that ends its process (two that do not fit do) ends that one.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import select
+import stat
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+from hcmegatron.config.errors import ConfigError
+
+LIMIT_S = 300.0  # for all ranks to come to MPI_Init
+_BY_HAND = (
+    "set MASTER_ADDR and MASTER_PORT by hand (mpirun -x MASTER_ADDR=HOST -x MASTER_PORT=PORT, mpiexec -genv)"
+)
+
+
+class Meeting(NamedTuple):
+    """Where rank 0 can be reached, and the interface of this machine that leads there ("": not known)."""
+
+    address: str
+    port: int
+    interface: str
+
+
+def meet(source: str, size: int, local_rank: int, ports: range, environ: Mapping[str, str]) -> Meeting:
+    """Agree with the other ranks of this launch on where rank 0 is. Collective.
+
+    Args:
+        source: the launcher, in words.
+        size: how many ranks it says that it has started.
+        ports: to choose one of.
+
+    Raises:
+        ConfigError: there is no mpi4py, or it was built for another MPI than the launcher's; rank 0 cannot be reached.
+    """
+    if not _installed():
+        raise ConfigError(
+            f"{source} started ranks on several machines, and mpi4py, which tells them where rank 0 is, is not "
+            f"installed; install it for this MPI, or {_BY_HAND}"
+        )
+    numbers = {
+        "size": size,
+        "local-rank": local_rank,
+        "first-port": ports.start,
+        "last-port": ports.stop - 1,
+        # Hydra takes a rank that has finalized for one that has ended well, whatever happens to it later.
+        "finalize": int(_pmi_socket(environ) is None),
+    }
+    # -P: the modules beside the program do not hide others of their names.
+    command = [sys.executable, "-P", str(Path(__file__).with_name("mpi_meeting.py"))]
+    command += [word for name, value in numbers.items() for word in (f"--{name}", str(value))]
+    try:
+        done = subprocess.run(
+            command,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=LIMIT_S,
+            close_fds=False,  # one of them leads to the launcher
+            env=dict(environ),
+        )
+    except subprocess.TimeoutExpired:
+        raise ConfigError(
+            f"the {size} ranks that {source} started did not meet over MPI within {LIMIT_S:.0f} s; see that MPI's own "
+            f"programs run on these machines, or {_BY_HAND}"
+        ) from None
+    if done.returncode:
+        raise ConfigError(
+            f"mpi4py cannot start under {source} ({_last_words(done)}): it was built for another MPI than the "
+            f"launcher's, or that does not work here; use the launcher of mpi4py's MPI, or {_BY_HAND}"
+        )
+    found = json.loads(done.stdout.splitlines()[-1])
+    if found["size"] != size:
+        raise ConfigError(
+            f"{source} started {size} ranks, but mpi4py sees {found['size']} by {found['library']}, another MPI than "
+            f"the launcher's; use mpirun of that MPI, install mpi4py for this one, or {_BY_HAND}"
+        )
+    if "address" not in found:
+        raise ConfigError(
+            f"rank 0 offered {found['offered'] or 'no address'} at port {found['port']}, and no address is reached by "
+            f"all machines; open their firewalls for ports {ports.start} to {ports.stop - 1}, or {_BY_HAND}"
+        )
+    return Meeting(found["address"], found["port"], found["interface"])
+
+
+def tell_end(status: int, environ: Mapping[str, str]) -> None:
+    """Tell the launcher with what status this rank ends, where it would not act on that by itself.
+
+    Hydra (MPICH, Intel MPI) ends the other ranks when one is killed, but leaves them waiting when one ends with a
+    status that is not 0. It is told in its own protocol, PMI-1, which needs no library. Open MPI needs no telling.
+    """
+    line = _pmi_socket(environ)
+    if line is None:
+        return
+    try:
+        os.write(line, f"cmd=abort exitcode={status}\n".encode() if status else b"cmd=finalize\n")
+        if select.select([line], [], [], 5.0)[0]:  # hydra answers, and misses a reader that has gone
+            os.read(line, 1024)
+    except OSError:  # it has gone itself
+        pass
+
+
+def _installed() -> bool:
+    return importlib.util.find_spec("mpi4py") is not None
+
+
+def _pmi_socket(environ: Mapping[str, str]) -> int | None:
+    """The number of the connection to hydra that this rank has inherited."""
+    number = environ.get("PMI_FD", "")
+    # Of the launchers with PMI_FD, hydra alone has this; SLURM speaks PMI-2. torchrun's ranks are torchrun's.
+    if "MPI_LOCALRANKID" not in environ or "TORCHELASTIC_RUN_ID" in environ or not number.isdecimal():
+        return None
+    try:
+        return int(number) if stat.S_ISSOCK(os.fstat(int(number)).st_mode) else None
+    except (OSError, OverflowError):
+        return None
+
+
+def _last_words(done: subprocess.CompletedProcess[str]) -> str:
+    """One line of what a process said before it failed: the exception's, or the first that is more than a rule."""
+    lines = [line.strip() for line in done.stderr.splitlines() if line.strip(" -=*\t")]
+    errors = [line for line in lines if "Error" in line or "error" in line]
+    return (errors or lines or [f"status {done.returncode}"])[-1][:200]
