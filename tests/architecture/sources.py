@@ -7,7 +7,7 @@ from functools import cache
 
 from tests.ranks import ROOT
 
-PACKAGES = ("hcmegatron", "schedules", "tools")
+PACKAGES = ("hcmegatron", "launch", "schedules", "tools")
 
 
 @cache

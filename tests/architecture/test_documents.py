@@ -19,7 +19,7 @@ NAME = re.compile(r"((?:\w+/)*\w+\.py)(?::([A-Za-z_][\w.]*\w))?")
 def paths() -> list[str]:
     return [
         str(path.relative_to(ROOT))
-        for folder in ("hcmegatron", "schedules", "tests", "tools")
+        for folder in ("hcmegatron", "launch", "schedules", "tests", "tools")
         for path in (ROOT / folder).rglob("*.py")
     ]
 
