@@ -11,7 +11,6 @@ import importlib
 import io
 import os
 import platform
-import signal
 import sys
 import time
 import traceback
@@ -35,9 +34,10 @@ from hcmegatron.config import (
 from hcmegatron.config.ineffective import ineffective
 from hcmegatron.config.load import scalar
 from hcmegatron.config.types import defaults, describe_field, leaves
-from hcmegatron.platform import mpi, standard_streams
+from hcmegatron.platform import standard_streams
 from hcmegatron.platform.collective_failure import Ended
 from hcmegatron.platform.exit_status import CORRUPTED, DIVERGED, HANG, STOPPED, USER_ERROR
+from hcmegatron.platform.launcher_end import tell_end
 from hcmegatron.platform.standard_streams import stand_in_for_closed
 
 if TYPE_CHECKING:
@@ -67,9 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     stand_in_for_closed()
     arguments = list(sys.argv[1:] if argv is None else argv)
     status = _status(arguments)
-    if _verb(arguments) == "train":
-        mpi.tell_end(status, os.environ)
-    return status
+    return tell_end(status, os.environ) if _verb(arguments) == "train" else status
 
 
 def _status(arguments: list[str]) -> int:
@@ -331,12 +329,12 @@ def _rank(
     ranks: RankInfo,
 ) -> int:
     """One rank of a training run. What ends it is said once, by the launch where this command started the ranks."""
-    from hcmegatron.platform.rank_process import end_with_parent, without_native_frames
+    from hcmegatron.platform.rank_process import TORCHRUN_ENDED, end_with_parent, without_native_frames
     from hcmegatron.platform.ranks import STARTED_HERE
     from hcmegatron.training.run import train
 
     if ranks.source == "torchrun":
-        end_with_parent(signal.SIGTERM)  # its ranks outlive a torchrun that is killed: they save and end
+        end_with_parent(TORCHRUN_ENDED)  # its ranks outlive a torchrun that is killed: they save and end
     if ranks.source == STARTED_HERE:
         return train(config, ranks, name, corpus, observers)
     try:

@@ -1,4 +1,4 @@
-"""What mpirun's ranks need besides its variables: where rank 0 is, and that all end when one fails.
+"""What the ranks of an mpirun on several machines need besides its variables: where rank 0 is.
 
 MPI itself runs in a process beside each rank (mpi_meeting.py), for the moment that this takes. So a trainer has no
 MPI library in its memory, and an MPI that ends its process (two that do not fit do) ends that one.
@@ -8,9 +8,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import os
-import select
-import stat
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -18,6 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from hcmegatron.config.errors import ConfigError
+from hcmegatron.platform.launcher_end import hydra
 
 LIMIT_S = 300.0  # for all ranks to come to MPI_Init
 _BY_HAND = (
@@ -55,7 +53,7 @@ def meet(source: str, size: int, local_rank: int, ports: range, environ: Mapping
         "first-port": ports.start,
         "last-port": ports.stop - 1,
         # Hydra takes a rank that has finalized for one that has ended well, whatever happens to it later.
-        "finalize": int(_pmi_socket(environ) is None),
+        "finalize": int(hydra(environ) is None),
     }
     # -P: the modules beside the program do not hide others of their names.
     command = [sys.executable, "-P", str(Path(__file__).with_name("mpi_meeting.py"))]
@@ -79,7 +77,7 @@ def meet(source: str, size: int, local_rank: int, ports: range, environ: Mapping
     if done.returncode:
         raise ConfigError(
             f"mpi4py cannot start under {source} ({_last_words(done)}): it was built for another MPI than the "
-            f"launcher's, or that does not work here; use the launcher of mpi4py's MPI, or {_BY_HAND}"
+            f"launcher's, or that MPI does not work here; use the launcher of mpi4py's MPI, or {_BY_HAND}"
         )
     found = json.loads(done.stdout.splitlines()[-1])
     if found["size"] != size:
@@ -95,37 +93,8 @@ def meet(source: str, size: int, local_rank: int, ports: range, environ: Mapping
     return Meeting(found["address"], found["port"], found["interface"])
 
 
-def tell_end(status: int, environ: Mapping[str, str]) -> None:
-    """Tell the launcher with what status this rank ends, where it would not act on that by itself.
-
-    Hydra (MPICH, Intel MPI) ends the other ranks when one is killed, but leaves them waiting when one ends with a
-    status that is not 0. It is told in its own protocol, PMI-1, which needs no library. Open MPI needs no telling.
-    """
-    line = _pmi_socket(environ)
-    if line is None:
-        return
-    try:
-        os.write(line, f"cmd=abort exitcode={status}\n".encode() if status else b"cmd=finalize\n")
-        if select.select([line], [], [], 5.0)[0]:  # hydra answers, and misses a reader that has gone
-            os.read(line, 1024)
-    except OSError:  # it has gone itself
-        pass
-
-
 def _installed() -> bool:
     return importlib.util.find_spec("mpi4py") is not None
-
-
-def _pmi_socket(environ: Mapping[str, str]) -> int | None:
-    """The number of the connection to hydra that this rank has inherited."""
-    number = environ.get("PMI_FD", "")
-    # Of the launchers with PMI_FD, hydra alone has this; SLURM speaks PMI-2. torchrun's ranks are torchrun's.
-    if "MPI_LOCALRANKID" not in environ or "TORCHELASTIC_RUN_ID" in environ or not number.isdecimal():
-        return None
-    try:
-        return int(number) if stat.S_ISSOCK(os.fstat(int(number)).st_mode) else None
-    except (OSError, OverflowError):
-        return None
 
 
 def _last_words(done: subprocess.CompletedProcess[str]) -> str:
