@@ -1,41 +1,22 @@
 """mpirun on several machines, with its own variables alone: where rank 0 is; and two MPIs that do not fit."""
 
-import importlib.util
 import json
-import os
-import shutil
 import socket
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
 from hcmegatron.config import ConfigError
 from hcmegatron.platform import mpi, mpi_meeting
 from hcmegatron.platform.ranks import PORTS
+from tests.platform.clean import CLEAN, mpirun
 from tests.platform.two_machines import ADDRESSES, LINKS, missing, two_machines
-from tests.ranks import ROOT
 
-BESIDE = Path(sys.executable).parent
-# Of the environment nothing but what any login has.
-CLEAN = {
-    "PATH": "/usr/bin:/bin:/usr/sbin:/sbin",
-    "HOME": os.environ.get("HOME", "/"),
-    "PYTHONPATH": str(ROOT),
-}
 PRINT = (
     "import dataclasses, json, os; from hcmegatron.platform.ranks import discover_ranks; "
     "os.write(1, (json.dumps(dataclasses.asdict(discover_ranks(os.environ))) + chr(10)).encode())"
 )
-
-
-def mpirun(*options):
-    """The words of Open MPI's mpirun, as PyPI has it."""
-    program = shutil.which("mpirun", path=str(BESIDE)) or shutil.which("mpirun")
-    if program is None or importlib.util.find_spec("mpi4py") is None:
-        pytest.skip("no mpirun or mpi4py: pip install 'hcmegatron[mpi]'")
-    return [program, *(["--allow-run-as-root"] if os.geteuid() == 0 else []), *options]
 
 
 def test_two_machines_whose_names_mean_nothing_find_rank_0(tmp_path):
