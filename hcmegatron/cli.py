@@ -37,7 +37,7 @@ from hcmegatron.config.types import defaults, describe_field, leaves
 from hcmegatron.platform import standard_streams
 from hcmegatron.platform.collective_failure import Ended
 from hcmegatron.platform.exit_status import CORRUPTED, DIVERGED, HANG, STOPPED, USER_ERROR
-from hcmegatron.platform.launcher_end import tell_end
+from hcmegatron.platform.launcher_end import already_told, tell_end
 from hcmegatron.platform.standard_streams import stand_in_for_closed
 
 if TYPE_CHECKING:
@@ -277,8 +277,8 @@ def _train(options: argparse.Namespace, overrides: list[str]) -> int:
         if ranks is not None:
             _check_device(config)
     except ConfigError:
-        if ranks is not None and ranks.local_rank > 0:
-            time.sleep(PATIENCE_S)
+        if ranks is not None:
+            _let_the_first_speak(ranks)
         raise
     if ranks is None:
         _warn(warnings)
@@ -344,8 +344,7 @@ def _rank(
             standard_streams.tell(f"hcmegatron: error: {error}")
         return error.status
     except ConfigError:
-        if ranks.local_rank > 0:
-            time.sleep(PATIENCE_S)
+        _let_the_first_speak(ranks)
         raise
     except Exception:
         standard_streams.tell(
@@ -353,6 +352,15 @@ def _rank(
             + without_native_frames(traceback.format_exc())
         )
         return 1
+
+
+def _let_the_first_speak(ranks: RankInfo) -> None:
+    """The others of a machine wait, and are ended meanwhile, or need not say the same again."""
+    end = time.monotonic() + PATIENCE_S
+    while ranks.local_rank > 0 and time.monotonic() < end:
+        if already_told(os.environ):
+            raise SystemExit(0)
+        time.sleep(0.1)
 
 
 def _after_restart() -> Sequence[Callable[..., Any]]:

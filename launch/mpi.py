@@ -37,7 +37,7 @@ def render(job: Job) -> dict[str, str]:
         "modules": module_lines(job),
         "setup": "\n".join(job.setup),
     }
-    return {SCRIPT: fill("mpi.sh", values), **rank_script(job, "mpi", "mpirun", contained=False)}
+    return {SCRIPT: fill("mpi.sh", values), **rank_script(job, "mpi", contained=False)}
 
 
 def start_command(job: Job, files: Mapping[str, Path]) -> tuple[str, ...]:

@@ -8,26 +8,33 @@ from launch.template import fill
 from launch.words import module_lines, with_environment
 
 SCRIPT = f"{FOLDER}/rank.sh"
+RESTART = (
+    'echo "$TORCHELASTIC_RESTART_COUNT" >"$HCMEGATRON_STATUS_FILE.restart"'  # for torchrun.sh, which counts
+)
 
 
-def rank_script(job: Job, launcher: str, caller: str, contained: bool) -> dict[str, str]:
+def rank_script(job: Job, launcher: str, contained: bool) -> dict[str, str]:
     """The script of one rank, by its name in the run directory.
 
     Args:
-        caller: the program that runs it, in words.
+        launcher: its name; what runs the script, in words too.
         contained: it is in the job's container already.
 
     Raises:
         LaunchError: a value that a script or Apptainer cannot carry.
     """
+    if job.doctor:
+        raise LaunchError(
+            "doctor = true: only slurm looks at its machines first; run hcmegatron doctor there"
+        )
     program = with_environment(job, job.command)
     outside = not contained or job.container is None
     values = {
         "launcher": launcher,
-        "caller": caller,
         "modules": module_lines(job) if outside else "",
         "setup": "\n".join(job.setup) if outside else "",
         "gpus": _gpus(job),
+        "restart": RESTART if launcher == "torchrun" else "",
         "work": quote(str(job.work_dir)),
         "program": quote_all(program if contained else [*container(job), *program]),
     }
@@ -48,7 +55,8 @@ def container(job: Job) -> list[str]:
             f"{odd[0]!r} cannot be mounted: Apptainer takes from:to, without commas and more colons"
         )
     gpus = ["--nv"] if job.gpus_per_rank else []
-    return ["apptainer", "exec", *gpus, "--bind", ",".join(mounts), "--pwd", str(job.work_dir), job.container]
+    binds = [word for mount in mounts for word in ("--bind", mount)]
+    return ["apptainer", "exec", *gpus, *binds, "--pwd", str(job.work_dir), job.container]
 
 
 def _gpus(job: Job) -> str:

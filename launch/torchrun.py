@@ -36,7 +36,7 @@ def render(job: Job) -> dict[str, str]:
         "modules": module_lines(job),
         "setup": "\n".join(job.setup),
     }
-    return {SCRIPT: fill("torchrun.sh", values), **rank_script(job, "torchrun", "torchrun", contained=True)}
+    return {SCRIPT: fill("torchrun.sh", values), **rank_script(job, "torchrun", contained=True)}
 
 
 def start_command(job: Job, files: Mapping[str, Path]) -> tuple[str, ...]:

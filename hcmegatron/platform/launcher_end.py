@@ -39,6 +39,14 @@ def tell_end(status: int, environ: Mapping[str, str]) -> int:
     return status
 
 
+def already_told(environ: Mapping[str, str]) -> bool:
+    """Whether a rank of this machine has left its status for the script around torchrun, and said why."""
+    path = environ.get(STATUS_FILE)
+    return (
+        bool(path) and "TORCHELASTIC_RUN_ID" in environ and os.path.isfile(path) and os.path.getsize(path) > 0
+    )
+
+
 def hydra(environ: Mapping[str, str]) -> int | None:
     """The number of the connection to hydra that this rank has inherited; None where hydra did not start it."""
     number = environ.get("PMI_FD", "")

@@ -47,7 +47,7 @@ version=$(mpirun --version 2>&1) || end 2 "mpirun does not start; load its modul
 list=${1:-${PBS_NODEFILE:-${LSB_DJOB_HOSTFILE:-}}}
 hosts=()
 case $version in
-*"Open MPI"* | *prte*)
+*"Open MPI"*)
     options=(-np $((nodes * ranks_per_node)) --map-by "ppr:$ranks_per_node:node" --bind-to none)
     if [ "$cpus" -gt 0 ]; then
         options=(-np $((nodes * ranks_per_node)) --map-by "ppr:$ranks_per_node:node:PE=$cpus" --bind-to core)
@@ -55,12 +55,12 @@ case $version in
     if [ "$(id -u)" -eq 0 ]; then options+=(--allow-run-as-root); fi
     hosts_option=--hostfile slots=" slots=$ranks_per_node"
     ;;
-*Intel*)
+*"Intel(R) MPI"*)
     options=(-n $((nodes * ranks_per_node)) -ppn "$ranks_per_node")
     if [ "$cpus" -gt 0 ]; then options+=(-genv I_MPI_PIN_DOMAIN "$cpus:compact"); else options+=(-genv I_MPI_PIN 0); fi
     hosts_option=-f slots=":$ranks_per_node"
     ;;
-*HYDRA* | *MPICH* | *[Hh]ydra*)
+*HYDRA* | *MPICH*)
     options=(-n $((nodes * ranks_per_node)) -ppn "$ranks_per_node" -bind-to none)
     if [ "$cpus" -gt 0 ]; then
         options=(-n $((nodes * ranks_per_node)) -ppn "$ranks_per_node" -bind-to "core:$cpus")
@@ -90,7 +90,7 @@ while :; do
     done
     child=
     case $status in
-    0) end 0 "${asked:+stopped, or }finished" ;;
+    0) end 0 "finished, or stopped with a checkpoint" ;;
     2 | 3 | 4) end "$status" "ended by the run itself: its output says why" ;;
     esac
     if [ -n "$asked" ]; then end "$status" "stopped"; fi

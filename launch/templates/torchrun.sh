@@ -18,10 +18,18 @@ set -u
 
 say() { printf 'launch: %s\n' "$*"; }
 
+# It does not start again on this machine: status, words.
+end() {
+    say "$2"
+    printf '%d %s\n' "$1" "$2" >"$folder/ended"
+    exit "$1"
+}
+
 # Ranks are told to save: those below a process, wherever its container has put them. torchrun itself gives them 30 s.
 tell() {
-    local below
-    for below in $(cat "/proc/$1/task/$1/children" 2>/dev/null); do
+    local below all
+    read -ra all 2>/dev/null <"/proc/$1/task/$1/children" || return
+    for below in "${all[@]}"; do
         if tr '\0' '\n' <"/proc/$below/environ" 2>/dev/null | grep -q ^TORCHELASTIC_RUN_ID=; then
             kill -USR1 "$below"
         else
@@ -43,24 +51,26 @@ trap 'ask TERM' TERM
 head=${1:-}
 if [ -z "$head" ]; then
     if [ "$nodes" != 1 ]; then
-        say "$nodes machines, and no address where they meet: bash $0 HEAD, on each of them"
-        exit 2
+        end 2 "$nodes machines, and no address where they meet: bash $0 HEAD, on each of them"
     fi
     meet=(--standalone)
 else
     case $head in *:*) ;; *) head=$head:{{port}} ;; esac
-    meet=(--rdzv-backend c10d --rdzv-endpoint "$head" --rdzv-id "$name")
+    meet=(--rdzv-backend c10d --rdzv-endpoint "$head" --rdzv-id "$name" --rdzv-conf "${RDZV_CONF:-join_timeout=3600}")
 fi
-meet+=(--nnodes "$nodes" --nproc-per-node "$ranks_per_node" --max-restarts "$restarts")
+# Where rank 0 is, every meeting tells anew: otherwise a torchrun that is new waits for the word of one that is not.
+export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
+meet+=(--nnodes "$nodes" --nproc-per-node "$ranks_per_node")
 
-# torchrun ends with 1 after any failure, and starts again after all of them; ranks leave here what is not to come again.
+# torchrun ends with 1 after any failure, and starts again after all of them. Ranks leave here what is not to come again,
+# and rank.sh which restart it is.
 HCMEGATRON_STATUS_FILE=$(mktemp) || exit 1
 export HCMEGATRON_STATUS_FILE
-trap 'rm -f "$HCMEGATRON_STATUS_FILE"' EXIT
+trap 'rm -f "$HCMEGATRON_STATUS_FILE" "$HCMEGATRON_STATUS_FILE.restart"' EXIT
 
 used=0
 while :; do
-    "${wrap[@]}" torchrun "${meet[@]}" --no-python bash "$folder/rank.sh" </dev/null &
+    "${wrap[@]}" torchrun "${meet[@]}" --max-restarts $((restarts - used)) --no-python bash "$folder/rank.sh" </dev/null &
     child=$!
     wait "$child"
     status=$?
@@ -70,12 +80,15 @@ while :; do
     done
     child=
     if [ -s "$HCMEGATRON_STATUS_FILE" ]; then
-        status=$(cat "$HCMEGATRON_STATUS_FILE")
-        say "ended by the run itself (status $status): its output says why"
-        exit "$status"
+        end "$(cat "$HCMEGATRON_STATUS_FILE")" "ended by the run itself: its output says why"
     fi
-    # After a rank's death torchrun has started again itself, and 1 is its last word. It died of something itself?
-    if [ "$status" -le 128 ] || [ -n "$asked" ] || [ "$used" -ge "$restarts" ]; then exit "$status"; fi
+    if [ "$status" -eq 0 ]; then end 0 "finished, or stopped with a checkpoint"; fi
+    # torchrun has answered its ranks' deaths itself. It dies itself too, or loses HEAD, to which it goes back.
+    used=$((used + $(cat "$HCMEGATRON_STATUS_FILE.restart" 2>/dev/null || echo 0)))
+    rm -f "$HCMEGATRON_STATUS_FILE.restart"
+    if [ -n "$asked" ] || [ "$used" -ge "$restarts" ]; then
+        end "$status" "torchrun ended with status $status, and $used of $restarts restarts were used"
+    fi
     used=$((used + 1))
-    say "torchrun died (status $status): restart $used of $restarts"
+    say "torchrun ended with status $status: restart $used of $restarts"
 done
