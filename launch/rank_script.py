@@ -8,9 +8,9 @@ from launch.template import fill
 from launch.words import module_lines, with_environment
 
 SCRIPT = f"{FOLDER}/rank.sh"
-RESTART = (
-    'echo "$TORCHELASTIC_RESTART_COUNT" >"$HCMEGATRON_STATUS_FILE.restart"'  # for torchrun.sh, which counts
-)
+# For torchrun.sh, which counts restarts, and has ranks end that torchrun starts after it was told to stop.
+_OF_TORCHRUN = """echo "$TORCHELASTIC_RESTART_COUNT" >"$HCMEGATRON_STATUS_FILE.restart"
+if [ -e "$HCMEGATRON_STATUS_FILE.asked" ]; then exit 0; fi"""
 
 
 def rank_script(job: Job, launcher: str, contained: bool) -> dict[str, str]:
@@ -34,7 +34,7 @@ def rank_script(job: Job, launcher: str, contained: bool) -> dict[str, str]:
         "modules": module_lines(job) if outside else "",
         "setup": "\n".join(job.setup) if outside else "",
         "gpus": _gpus(job),
-        "restart": RESTART if launcher == "torchrun" else "",
+        "restart": _OF_TORCHRUN if launcher == "torchrun" else "",
         "work": quote(str(job.work_dir)),
         "program": quote_all(program if contained else [*container(job), *program]),
     }

@@ -31,7 +31,7 @@ def render(job: Job) -> dict[str, str]:
         "ranks_per_node": str(job.ranks_per_node),
         "restarts": str(job.restarts),
         "name": quote(job.title),
-        "container": quote_all(container(job)),
+        "torchrun": quote_all([*container(job), *_torchrun(job)]),
         "port": str(PORT),
         "modules": module_lines(job),
         "setup": "\n".join(job.setup),
@@ -56,3 +56,9 @@ def start(job: Job, files: Mapping[str, Path]) -> Started:
             "is the address of one of them"
         )
     return Started("torchrun", local.start(job, files).ids)
+
+
+def _torchrun(job: Job) -> list[str]:
+    """That of the Python which is to run the ranks, or of the PATH."""
+    python = job.command[0]
+    return [python, "-m", "torch.distributed.run"] if "python" in Path(python).name else ["torchrun"]

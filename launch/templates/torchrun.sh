@@ -10,7 +10,7 @@ nodes=${NNODES:-{{nodes}}}
 ranks_per_node={{ranks_per_node}}
 restarts={{restarts}}        # after a rank or a machine has died
 name={{name}}
-wrap=({{container}})
+torchrun=({{torchrun}})
 
 {{modules}}
 {{setup}}
@@ -27,8 +27,8 @@ end() {
 
 # Ranks are told to save: those below a process, wherever its container has put them. torchrun itself gives them 30 s.
 tell() {
-    local below all
-    read -ra all 2>/dev/null <"/proc/$1/task/$1/children" || return
+    local below all=()
+    read -ra all 2>/dev/null <"/proc/$1/task/$1/children" # which has no end of line: read fails, and has read
     for below in "${all[@]}"; do
         if tr '\0' '\n' <"/proc/$below/environ" 2>/dev/null | grep -q ^TORCHELASTIC_RUN_ID=; then
             kill -USR1 "$below"
@@ -43,10 +43,9 @@ child=
 ask() {
     asked=1
     say "$1: ranks are told to save"
+    touch "$HCMEGATRON_STATUS_FILE.asked" # for ranks that torchrun starts meanwhile
     if [ -n "$child" ]; then tell "$child"; fi
 }
-trap 'ask USR1' USR1
-trap 'ask TERM' TERM
 
 head=${1:-}
 if [ -z "$head" ]; then
@@ -66,11 +65,13 @@ meet+=(--nnodes "$nodes" --nproc-per-node "$ranks_per_node")
 # and rank.sh which restart it is.
 HCMEGATRON_STATUS_FILE=$(mktemp) || exit 1
 export HCMEGATRON_STATUS_FILE
-trap 'rm -f "$HCMEGATRON_STATUS_FILE" "$HCMEGATRON_STATUS_FILE.restart"' EXIT
+trap 'rm -f "$HCMEGATRON_STATUS_FILE" "$HCMEGATRON_STATUS_FILE".*' EXIT
+trap 'ask USR1' USR1
+trap 'ask TERM' TERM
 
 used=0
 while :; do
-    "${wrap[@]}" torchrun "${meet[@]}" --max-restarts $((restarts - used)) --no-python bash "$folder/rank.sh" </dev/null &
+    "${torchrun[@]}" "${meet[@]}" --max-restarts $((restarts - used)) --no-python bash "$folder/rank.sh" </dev/null &
     child=$!
     wait "$child"
     status=$?
@@ -86,6 +87,7 @@ while :; do
     # torchrun has answered its ranks' deaths itself. It dies itself too, or loses HEAD, to which it goes back.
     used=$((used + $(cat "$HCMEGATRON_STATUS_FILE.restart" 2>/dev/null || echo 0)))
     rm -f "$HCMEGATRON_STATUS_FILE.restart"
+    if [ "$status" -eq 127 ]; then end 2 "${torchrun[0]} is not here; load its module, or name it in setup"; fi
     if [ -n "$asked" ] || [ "$used" -ge "$restarts" ]; then
         end "$status" "torchrun ended with status $status, and $used of $restarts restarts were used"
     fi

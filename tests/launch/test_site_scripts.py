@@ -244,6 +244,29 @@ def test_mpirun_is_told_to_save_by_either_signal(tmp_path):
         assert stub.told[-1] == ["heard"]
 
 
+def test_ranks_below_torchrun_are_told_and_those_to_come_do_not_begin(tmp_path):
+    """The first one dies of it, as one does that is still starting; torchrun starts another."""
+    command = ("bash", "-c", f"echo >>{tmp_path}/begun; touch {tmp_path}/waiting; exec sleep 60")
+    stub = Stub(tmp_path, "torchrun", restarts=3, command=command)
+    again = '"${@: -2}" || "${@: -2}"; exit\n'
+    stub.put("torchrun", f"#!/bin/bash\nexport TORCHELASTIC_RUN_ID=1 TORCHELASTIC_RESTART_COUNT=0\n{again}")
+    script = stub.start()
+    end = time.monotonic() + 20
+    while not (tmp_path / "waiting").exists():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+    script.send_signal(signal.SIGTERM)
+    said = script.communicate(timeout=20)[0]
+    assert script.returncode == 0 and "TERM: ranks are told to save" in said
+    assert (tmp_path / "begun").read_text() == "\n"
+
+
+def test_a_torchrun_that_is_not_there_is_not_tried_again(tmp_path):
+    stub = Stub(tmp_path, "torchrun", command=("no-python", "x"), restarts=3)
+    status, said = stub.run()
+    assert status == 2 and "no-python is not here; load its module" in said and said.count("restart") == 0
+
+
 @pytest.mark.parametrize("launcher", ["mpi", "torchrun"])
 def test_hostile_values_reach_the_program_unchanged(launcher, tmp_path):
     show = tmp_path / "show.py"
@@ -274,7 +297,7 @@ def test_hostile_values_reach_the_program_unchanged(launcher, tmp_path):
     words += ["&& x", ";", "|", "<", "{{run}}", "\t", "\udcff", "-n", "[a]"]
     work = tmp_path / "it's $HOME"
     work.mkdir()
-    command = (sys.executable, str(show), *words)
+    command = ("env", sys.executable, str(show), *words)
     Stub(tmp_path, launcher, command=command, work_dir=work, environment={"V": "$x 'y'"}).run()
     found = [word.decode(errors="surrogateescape") for word in out.read_bytes().split(b"\0")]
     assert found == [str(work), "$x 'y'", *words]

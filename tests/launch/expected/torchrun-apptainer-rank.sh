@@ -6,5 +6,6 @@ number=${LOCAL_RANK:-${OMPI_COMM_WORLD_LOCAL_RANK:-${MPI_LOCALRANKID:-${PMI_LOCA
 IFS=, read -ra visible <<<"${CUDA_VISIBLE_DEVICES:-}"
 export CUDA_VISIBLE_DEVICES=${visible[number]-$number}
 echo "$TORCHELASTIC_RESTART_COUNT" >"$HCMEGATRON_STATUS_FILE.restart"
+if [ -e "$HCMEGATRON_STATUS_FILE.asked" ]; then exit 0; fi
 cd /home/me/project || exit 2
 exec env NCCL_DEBUG=WARN python -m hcmegatron train /shared/runs/mine/launch/config.yaml
