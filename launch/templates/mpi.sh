@@ -46,6 +46,7 @@ mkdir -p "$folder" && rm -f "$folder/ended" || exit 2
 version=$(mpirun --version 2>&1) || end 2 "mpirun does not start; load its module, or name it in setup"
 list=${1:-${PBS_NODEFILE:-${LSB_DJOB_HOSTFILE:-}}}
 hosts=()
+launcher=mpirun
 case $version in
 *"Open MPI"*)
     options=(-np $((nodes * ranks_per_node)) --map-by "ppr:$ranks_per_node:node" --bind-to none)
@@ -56,6 +57,7 @@ case $version in
     hosts_option=--hostfile slots=" slots=$ranks_per_node"
     ;;
 *"Intel(R) MPI"*)
+    launcher=mpiexec.hydra # its mpirun is a script around that, and keeps signals to itself
     options=(-n $((nodes * ranks_per_node)) -ppn "$ranks_per_node")
     if [ "$cpus" -gt 0 ]; then options+=(-genv I_MPI_PIN_DOMAIN "$cpus:compact"); else options+=(-genv I_MPI_PIN 0); fi
     hosts_option=-f slots=":$ranks_per_node"
@@ -80,7 +82,7 @@ fi
 
 used=0
 while :; do
-    mpirun "${hosts[@]}" "${options[@]}" bash "$folder/rank.sh" </dev/null &
+    "$launcher" "${hosts[@]}" "${options[@]}" bash "$folder/rank.sh" </dev/null &
     child=$!
     wait "$child"
     status=$?

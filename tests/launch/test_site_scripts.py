@@ -24,7 +24,7 @@ VERSIONS = {
 # Says which it is; writes down what it was told; is one rank, with an environment of a local rank; ends as it is told.
 STUB = """#!/bin/bash
 if [ "$1" = --version ]; then cat {folder}/version; exit; fi
-printf '%s\\n' "$@" >>{folder}/told
+printf '%s\\n' "${{0##*/}}" "$@" >>{folder}/told
 echo >>{folder}/told
 if [ -e {folder}/wait ]; then
     trap 'echo heard >>{folder}/told; exit 0' USR1
@@ -60,7 +60,7 @@ class Stub:
 
     def __init__(self, folder, launcher, **changes):
         self.folder = folder
-        for name in ("mpirun", "torchrun"):
+        for name in ("mpirun", "mpiexec.hydra", "torchrun"):
             (folder / name).write_text(STUB.format(folder=folder))
             (folder / name).chmod(0o755)
         self.put("version", VERSIONS["openmpi"])
@@ -130,7 +130,8 @@ def test_every_mpirun_is_spoken_to_in_its_own_words(mpi, cpus, options, hosts, t
     stub.put("hosts", HOSTS)
     assert stub.run(str(tmp_path / "hosts"))[0] == 0
     file = ["--hostfile" if mpi == "openmpi" else "-f", f"{tmp_path}/launch/hosts"]
-    assert stub.told == [[*file, *options, "bash", f"{tmp_path}/launch/rank.sh"]]
+    program = "mpiexec.hydra" if mpi == "intel" else "mpirun"
+    assert stub.told == [[program, *file, *options, "bash", f"{tmp_path}/launch/rank.sh"]]
     lines = (tmp_path / "launch/hosts").read_text().splitlines()
     assert lines == [hosts.format("n1"), hosts.format("n3")]
 
@@ -153,11 +154,11 @@ def test_machines_come_from_the_queue_or_a_file(tmp_path, monkeypatch):
     status, said = stub.run(str(tmp_path / "one"))
     assert status == 2 and "has 1 machines that may be used, and the job wants 2" in said and not stub.told
     monkeypatch.setenv("SLURM_JOB_ID", "7")  # mpirun asks SLURM itself
-    assert stub.run()[0] == 0 and stub.told[-1][0] == "-np"
+    assert stub.run()[0] == 0 and stub.told[-1][1] == "-np"
     stub.put("statuses", "0 0\n")
     stub.put("two", "n1\nn1\nn2\n")
     monkeypatch.setenv("PBS_NODEFILE", str(tmp_path / "two"))
-    assert stub.run()[0] == 0 and stub.told[-1][0] == "--hostfile"
+    assert stub.run()[0] == 0 and stub.told[-1][1] == "--hostfile"
     assert (tmp_path / "launch/hosts").read_text() == "n1 slots=1\nn2 slots=1\n"
 
 
@@ -212,7 +213,7 @@ def test_where_torchruns_meet(tmp_path, monkeypatch):
     monkeypatch.setenv("NNODES", "1:3")
     stub.put("statuses", "0 0\n")
     assert stub.run("gpu1:777")[0] == 0
-    common = ["--rdzv-backend", "c10d", "--rdzv-endpoint"]
+    common = ["torchrun", "--rdzv-backend", "c10d", "--rdzv-endpoint"]
     conf = ["--rdzv-id", "it", "--rdzv-conf", "join_timeout=3600"]
     rest = [
         "--nproc-per-node",
