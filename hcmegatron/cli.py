@@ -37,7 +37,7 @@ from hcmegatron.config.types import defaults, describe_field, leaves
 from hcmegatron.platform import standard_streams
 from hcmegatron.platform.collective_failure import Ended
 from hcmegatron.platform.exit_status import CORRUPTED, DIVERGED, HANG, STOPPED, USER_ERROR
-from hcmegatron.platform.launcher_end import already_told, tell_end
+from hcmegatron.platform.launcher_end import PATIENCE_S, already_told, tell_end
 from hcmegatron.platform.standard_streams import stand_in_for_closed
 
 if TYPE_CHECKING:
@@ -46,9 +46,6 @@ if TYPE_CHECKING:
     from hcmegatron.planner.measured import Measured
     from hcmegatron.platform.ranks import RankInfo
 
-# All ranks of a launcher find the same mistake. The first of every machine says it, whereupon the launcher ends the
-# others; one that exited at once could have the first ended before it has spoken.
-PATIENCE_S = 5.0
 HELP = ("--help", "--version")
 
 
@@ -356,11 +353,10 @@ def _rank(
 
 def _let_the_first_speak(ranks: RankInfo) -> None:
     """The others of a machine wait, and are ended meanwhile, or need not say the same again."""
-    end = time.monotonic() + PATIENCE_S
-    while ranks.local_rank > 0 and time.monotonic() < end:
+    if ranks.local_rank > 0:
+        time.sleep(PATIENCE_S)
         if already_told(os.environ):
             raise SystemExit(0)
-        time.sleep(0.1)
 
 
 def _after_restart() -> Sequence[Callable[..., Any]]:

@@ -11,6 +11,9 @@ from contextlib import suppress
 from hcmegatron.platform import standard_streams
 from hcmegatron.platform.exit_status import CORRUPTED, DIVERGED, USER_ERROR
 
+# All ranks of a launcher find the same mistake. The first of every machine says it, whereupon the launcher ends the
+# others; one that exited at once could have the first ended before it has spoken.
+PATIENCE_S = 5.0
 # torchrun starts the ranks again after every status that is not 0, --max-restarts times, and ends with 1 in any case.
 # A script around it names a file here: for what would only come again, that gets the status, and torchrun a 0.
 STATUS_FILE = "HCMEGATRON_STATUS_FILE"

@@ -10,12 +10,13 @@ import importlib.util
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 from hcmegatron.config.errors import ConfigError
-from hcmegatron.platform.launcher_end import hydra
+from hcmegatron.platform.launcher_end import PATIENCE_S, hydra
 
 LIMIT_S = 300.0  # for all ranks to come to MPI_Init
 _BY_HAND = (
@@ -42,6 +43,15 @@ def meet(source: str, size: int, local_rank: int, ports: range, environ: Mapping
     Raises:
         ConfigError: there is no mpi4py, or it was built for another MPI than the launcher's; rank 0 cannot be reached.
     """
+    try:
+        return _meet(source, size, local_rank, ports, environ)
+    except ConfigError:
+        if local_rank > 0:
+            time.sleep(PATIENCE_S)
+        raise
+
+
+def _meet(source: str, size: int, local_rank: int, ports: range, environ: Mapping[str, str]) -> Meeting:
     if not _installed():
         raise ConfigError(
             f"{source} started ranks on several machines, and mpi4py, which tells them where rank 0 is, is not "
@@ -79,7 +89,7 @@ def meet(source: str, size: int, local_rank: int, ports: range, environ: Mapping
             f"mpi4py cannot start under {source} ({_last_words(done)}): it was built for another MPI than the "
             f"launcher's, or that MPI does not work here; use the launcher of mpi4py's MPI, or {_BY_HAND}"
         )
-    found = json.loads(done.stdout.splitlines()[-1])
+    found = json.loads(next(line for line in done.stdout.splitlines() if line.startswith("{")))
     if found["size"] != size:
         raise ConfigError(
             f"{source} started {size} ranks, but mpi4py sees {found['size']} by {found['library']}, another MPI than "

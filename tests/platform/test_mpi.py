@@ -4,6 +4,7 @@ import json
 import socket
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 
@@ -65,14 +66,18 @@ def test_an_mpi_that_is_not_the_launchers_is_one_line():
     ],
 )
 def test_what_ends_the_meeting_is_one_line(program, words, tmp_path, monkeypatch):
+    waited = []
     (tmp_path / "mpi_meeting.py").write_text(program)
     monkeypatch.setattr(mpi, "__file__", str(tmp_path / "mpi.py"))
     monkeypatch.setattr(mpi, "_installed", lambda: True)
+    monkeypatch.setattr(mpi, "time", SimpleNamespace(sleep=waited.append))
     if "sleep" in program:
         monkeypatch.setattr(mpi, "LIMIT_S", 0.3)
-    with pytest.raises(ConfigError) as caught:
-        mpi.meet("Open MPI", 4, 0, PORTS, CLEAN)
-    assert words in str(caught.value) and "\n" not in str(caught.value)
+    for local_rank in (0, 1):
+        with pytest.raises(ConfigError) as caught:
+            mpi.meet("Open MPI", 4, local_rank, PORTS, CLEAN)
+        assert words in str(caught.value) and "\n" not in str(caught.value)
+    assert waited == [mpi.PATIENCE_S]  # the first of a machine says it
 
 
 def test_who_does_not_know_the_secret_is_not_rank_0():
