@@ -109,10 +109,14 @@ def _answer(listener: socket.socket, secret: bytes) -> None:
     with suppress(OSError):  # until it is closed
         while True:
             caller, _ = listener.accept()
-            with suppress(OSError), caller:
-                caller.settimeout(KNOCK_S)
-                caller.sendall(secret)
-                caller.recv(1)  # the caller closes first, so that this port is free at once
+            threading.Thread(target=_greet, args=(caller, secret), daemon=True).start()
+
+
+def _greet(caller: socket.socket, secret: bytes) -> None:
+    with suppress(OSError), caller:
+        caller.settimeout(KNOCK_S)
+        caller.sendall(secret)
+        caller.recv(1)  # the caller closes first, so that this port is free at once
 
 
 def _knock(address: str, port: int, secret: bytes) -> bool:

@@ -208,9 +208,9 @@ def test_torchrun_gets_what_ranks_left_for_an_end(tmp_path):
 
 def test_where_torchruns_meet(tmp_path, monkeypatch):
     stub = Stub(tmp_path, "torchrun", nodes=2, ranks_per_node=4, restarts=1, name="it")
-    monkeypatch.delenv("RDZV_CONF", raising=False)
+    monkeypatch.delenv("PET_RDZV_CONF", raising=False)
     assert stub.run("gpu1")[0] == 0
-    monkeypatch.setenv("NNODES", "1:3")
+    monkeypatch.setenv("PET_NNODES", "1:3")
     stub.put("statuses", "0 0\n")
     assert stub.run("gpu1:777")[0] == 0
     common = ["torchrun", "--rdzv-backend", "c10d", "--rdzv-endpoint"]

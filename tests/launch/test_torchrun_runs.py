@@ -37,7 +37,7 @@ def test_a_killed_torchrun_comes_back_and_the_weights_are_those_of_an_undisturbe
     config = configured(tmp_path / "run", text, STEPS)
     put(config, run={"observers": ["tests.launch.killing:KillsTorchrun"]})
     command = start_command("torchrun", config, 2, 1, restarts=2)
-    conf = {"RDZV_CONF": "join_timeout=100,keep_alive_interval=1,keep_alive_max_attempt=3"}
+    conf = {"PET_RDZV_CONF": "join_timeout=100,keep_alive_interval=1,keep_alive_max_attempt=3"}
     place = ("127.0.0.1", free_port())
     machines = []
     for _ in range(2):

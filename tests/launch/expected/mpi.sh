@@ -83,6 +83,7 @@ fi
 
 used=0
 while :; do
+    if [ -n "$asked" ]; then end 0 "stopped"; fi
     "$launcher" "${hosts[@]}" "${options[@]}" bash "$folder/rank.sh" </dev/null &
     child=$!
     wait "$child"

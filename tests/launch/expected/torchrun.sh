@@ -2,11 +2,11 @@
 # 8 ranks on 2 machines, 4 on each
 # Written by `hcmegatron launch torchrun`. Run it on each of 3 machines, with the address of one of them:
 #     bash THIS HEAD[:PORT]
-# HEAD is the same everywhere, and holds what they meet at: the others can come and go. NNODES=2:4 lets fewer or more
-# machines compute; otherwise it is always 2, and who comes beside them waits until one of them goes.
+# HEAD is the same everywhere, and holds what they meet at: the others can come and go. torchrun's own PET_NNODES=2:4
+# lets fewer or more machines compute; otherwise it is always 2, and who comes beside them waits until one goes.
 
 folder=/shared/runs/mine/launch
-nodes=${NNODES:-2}
+nodes=${PET_NNODES:-2}
 ranks_per_node=4
 restarts=3        # after a rank or a machine has died
 name=mine
@@ -54,7 +54,7 @@ if [ -z "$head" ]; then
     meet=(--standalone)
 else
     case $head in *:*) ;; *) head=$head:29400 ;; esac
-    meet=(--rdzv-backend c10d --rdzv-endpoint "$head" --rdzv-id "$name" --rdzv-conf "${RDZV_CONF:-join_timeout=3600}")
+    meet=(--rdzv-backend c10d --rdzv-endpoint "$head" --rdzv-id "$name" --rdzv-conf "${PET_RDZV_CONF:-join_timeout=3600}")
 fi
 # Where rank 0 is, every meeting tells anew: otherwise a torchrun that is new waits for the word of one that is not.
 export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
@@ -70,6 +70,7 @@ trap 'ask TERM' TERM
 
 used=0
 while :; do
+    if [ -n "$asked" ]; then end 0 "stopped"; fi
     "${torchrun[@]}" "${meet[@]}" --max-restarts $((restarts - used)) --no-python bash "$folder/rank.sh" </dev/null &
     child=$!
     wait "$child"
