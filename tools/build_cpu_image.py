@@ -131,7 +131,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
-    parser.add_argument("root", type=Path, metavar="ROOT", help="a root file system, as debootstrap makes it")
+    parser.add_argument(
+        "root", type=Path, metavar="ROOT", nargs="?", help="a root file system, as debootstrap makes it"
+    )
     parser.add_argument(
         "--bind", type=Path, action="append", default=[], help="a path of this machine that RUN sees"
     )
@@ -140,6 +142,8 @@ def main() -> None:
     )
     parser.add_argument("--run", nargs=argparse.REMAINDER, help="of a built image: what its container runs")
     options = parser.parse_args()
+    if options.root is None:
+        parser.error("ROOT is missing: a root file system, as debootstrap makes it")
     image = Image(
         options.root.resolve(), options.bind, dict(text.split("=", 1) for text in options.build_arg)
     )

@@ -8,6 +8,7 @@ import time
 from contextlib import suppress
 
 from hcmegatron.platform.ranks import free_port
+from tests.launch import killing
 from tests.launch.runs import RUN, configured, start_command
 from tests.platform.clean import CLEAN
 from tests.ranks import run_ranks
@@ -35,7 +36,7 @@ def test_a_killed_torchrun_comes_back_and_the_weights_are_those_of_an_undisturbe
     undisturbed = configured(tmp_path / "undisturbed", text, STEPS)
     run_ranks(2, workers.run, undisturbed, **RUN)
     config = configured(tmp_path / "run", text, STEPS)
-    put(config, run={"observers": ["tests.launch.killing:KillsTorchrun"]})
+    put(config, run={"observers": [f"{killing.__name__}:KillsTorchrun"]})
     command = start_command("torchrun", config, 2, 1, restarts=2)
     conf = {"PET_RDZV_CONF": "join_timeout=100,keep_alive_interval=1,keep_alive_max_attempt=3"}
     place = ("127.0.0.1", free_port())
