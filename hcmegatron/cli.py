@@ -63,7 +63,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a verb and return the exit status."""
     stand_in_for_closed()
     arguments = list(sys.argv[1:] if argv is None else argv)
-    status = _status(arguments)
+    try:
+        status = _status(arguments)
+    except Exception:
+        tell_end(1, os.environ)
+        raise
     return tell_end(status, os.environ) if _verb(arguments) == "train" else status
 
 

@@ -72,7 +72,8 @@ case $version in
 *) end 2 "mpirun is of an MPI that is not known: ${version%%$'\n'*}; use Open MPI, MPICH or Intel MPI" ;;
 esac
 if [ -n "$list" ]; then
-    machines "$list" | sed "s/\$/$slots/" >"$folder/hosts" || end 2 "$list cannot be read"
+    if [ ! -r "$list" ]; then end 2 "$list cannot be read; name a file that lists machines"; fi
+    machines "$list" | sed "s/\$/$slots/" >"$folder/hosts"
     found=$(wc -l <"$folder/hosts")
     if [ "$found" -lt "$nodes" ]; then end 2 "$list has $found machines that may be used, and the job wants $nodes"; fi
     hosts=("$hosts_option" "$folder/hosts")

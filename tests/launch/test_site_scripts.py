@@ -150,6 +150,8 @@ def test_machines_come_from_the_queue_or_a_file(tmp_path, monkeypatch):
         monkeypatch.delenv(name, raising=False)
     status, said = stub.run()
     assert status == 2 and "2 machines, and no queue says which" in said
+    status, said = stub.run(str(tmp_path / "none"))
+    assert status == 2 and "none cannot be read" in said
     stub.put("one", "n1\nn1\n")
     status, said = stub.run(str(tmp_path / "one"))
     assert status == 2 and "has 1 machines that may be used, and the job wants 2" in said and not stub.told
