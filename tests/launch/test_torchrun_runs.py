@@ -54,7 +54,7 @@ def test_a_killed_torchrun_comes_back_and_the_weights_are_those_of_an_undisturbe
         )
         until_listening(place, 60)  # the first one's torchrun holds what they meet at
     try:
-        said = [machine.communicate(timeout=150)[0] for machine in machines]
+        said = [machine.communicate(timeout=240)[0] for machine in machines]
     finally:
         for machine in machines:
             with suppress(ProcessLookupError):
