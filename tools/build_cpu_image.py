@@ -127,7 +127,7 @@ def size(root: Path) -> int:
     return int(subprocess.check_output(["du", "-xsk", str(root)]).split()[0]) * 1024
 
 
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
@@ -153,8 +153,11 @@ def main() -> None:
             if word in ("ENV", "USER", "WORKDIR"):
                 image.perform(word, rest)
         entry = json.loads(next(rest for word, rest in steps if word == "ENTRYPOINT"))
-        image.run([*entry, *options.run])
-        return
+        try:
+            image.run([*entry, *options.run])
+        except subprocess.CalledProcessError as error:
+            return error.returncode
+        return 0
     before = size(image.root)
     print(f"{before / 1e6:10.1f} MB          base", flush=True)
     for word, rest in steps:
@@ -167,6 +170,7 @@ def main() -> None:
         )
         before = after
     print(f"{before / 1e6:10.1f} MB          together")
+    return 0
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ CLEAN = {
 
 
 def mpirun(*options):
-    """The words of Open MPI's mpirun, as PyPI has it."""
+    """The words of Open MPI's mpirun, beside this Python or in the PATH."""
     program = shutil.which("mpirun", path=str(Path(sys.executable).parent)) or shutil.which("mpirun")
     if program is None or importlib.util.find_spec("mpi4py") is None:
         pytest.skip("no mpirun or mpi4py: pip install 'hcmegatron[mpi]'")
