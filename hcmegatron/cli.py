@@ -11,7 +11,6 @@ import importlib
 import io
 import os
 import platform
-import signal
 import sys
 import time
 import traceback
@@ -39,6 +38,7 @@ from hcmegatron.config.types import defaults, describe_field, leaves
 from hcmegatron.platform import standard_streams
 from hcmegatron.platform.collective_failure import Ended
 from hcmegatron.platform.exit_status import CORRUPTED, DIVERGED, HANG, STOPPED, USER_ERROR
+from hcmegatron.platform.launcher_end import PATIENCE_S, already_told, tell_end
 from hcmegatron.platform.optional import require_extra
 from hcmegatron.platform.standard_streams import stand_in_for_closed
 
@@ -48,9 +48,6 @@ if TYPE_CHECKING:
     from hcmegatron.planner.measured import Measured
     from hcmegatron.platform.ranks import RankInfo
 
-# All ranks of a launcher find the same mistake. The first of every machine says it, whereupon the launcher ends the
-# others; one that exited at once could have the first ended before it has spoken.
-PATIENCE_S = 5.0
 HELP = ("--help", "--version")
 
 
@@ -68,6 +65,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a verb and return the exit status."""
     stand_in_for_closed()
     arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        status = _status(arguments)
+    except Exception:
+        tell_end(1, os.environ)
+        raise
+    return tell_end(status, os.environ) if _verb(arguments) == "train" else status
+
+
+def _status(arguments: list[str]) -> int:
+    """The exit status of a verb, after saying why it is not 0."""
     for stream in (sys.stdout, sys.stderr):  # names of files need not be text in the terminal's encoding
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
@@ -296,8 +303,8 @@ def _train(options: argparse.Namespace, overrides: list[str]) -> int:
         if ranks is not None:
             _check_device(config)
     except ConfigError:
-        if ranks is not None and ranks.local_rank > 0:
-            time.sleep(PATIENCE_S)
+        if ranks is not None:
+            _let_the_first_speak(ranks)
         raise
     if ranks is None:
         _warn(warnings)
@@ -349,12 +356,12 @@ def _rank(
     ranks: RankInfo,
 ) -> int:
     """One rank of a training run. What ends it is said once, by the launch where this command started the ranks."""
-    from hcmegatron.platform.rank_process import end_with_parent, without_native_frames
+    from hcmegatron.platform.rank_process import TORCHRUN_ENDED, end_with_parent, without_native_frames
     from hcmegatron.platform.ranks import STARTED_HERE
     from hcmegatron.training.run import train
 
     if ranks.source == "torchrun":
-        end_with_parent(signal.SIGTERM)  # its ranks outlive a torchrun that is killed: they save and end
+        end_with_parent(TORCHRUN_ENDED)  # its ranks outlive a torchrun that is killed: they save and end
     if ranks.source == STARTED_HERE:
         return train(config, ranks, name, corpus, observers)
     try:
@@ -364,8 +371,7 @@ def _rank(
             standard_streams.tell(f"hcmegatron: error: {error}")
         return error.status
     except ConfigError:
-        if ranks.local_rank > 0:
-            time.sleep(PATIENCE_S)
+        _let_the_first_speak(ranks)
         raise
     except Exception:
         standard_streams.tell(
@@ -373,6 +379,14 @@ def _rank(
             + without_native_frames(traceback.format_exc())
         )
         return 1
+
+
+def _let_the_first_speak(ranks: RankInfo) -> None:
+    """The others of a machine wait, and are ended meanwhile, or need not say the same again."""
+    if ranks.local_rank > 0:
+        time.sleep(PATIENCE_S)
+        if already_told(os.environ):
+            raise SystemExit(0)
 
 
 def _after_restart() -> Sequence[Callable[..., Any]]:

@@ -77,6 +77,8 @@ def process_groups(
         )
     else:
         torch.set_num_threads(threads(config, ranks))
+    if ranks.interface:  # gloo takes what this machine's name stands for, often a loopback address
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", ranks.interface)
     facts = rank_facts(config, ranks.world_size, data)
     try:
         store = meet_ranks(ranks, facts, timeout(config.parallel))

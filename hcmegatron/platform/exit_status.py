@@ -2,7 +2,8 @@
 
 0: the run is finished, or was already. Under torchrun, mpirun and srun also a run that was stopped, because those take
 every other status for a failure and end the ranks that are still busy; its last lines say which it is.
-1: a rank failed, was lost to a launcher, or the last checkpoint could not be saved; the output says why.
+1: a rank failed, was lost to a launcher, had its torchrun die, or the last checkpoint could not be saved; the output
+says why.
 128 + N: a rank was killed by signal N.
 """
 

@@ -19,6 +19,7 @@ from hcmegatron.platform.exit_status import USER_ERROR
 from hcmegatron.platform.ranks import RankInfo
 
 FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+TORCHRUN_ENDED = signal.SIGRTMIN  # of a rank's torchrun: sent by the kernel, and by nobody else
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 Worker = Callable[[RankInfo], int]

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import psutil
 
 from hcmegatron.config.errors import ConfigError
+from hcmegatron.platform.mpi import meet
 
 # Below Linux's ephemeral range, so no outgoing connection takes a port between its choice and its use.
 PORTS = range(20000, 32000)
@@ -35,10 +36,13 @@ class RankInfo:
     master_port: int
     source: str  # who said so, in words
     apart: bool = False  # in a process of its own, below the command that started it
+    interface: str = ""  # of this machine, that leads to rank 0; "": not known
 
 
 def discover_ranks(environ: Mapping[str, str]) -> RankInfo | None:
     """The place that a launcher gave this process in `environ`, or None where there is no launcher.
+
+    Under mpirun on several machines, without MASTER_ADDR, this is collective: the ranks meet over MPI.
 
     Raises:
         ConfigError: a launcher's variables are incomplete or impossible, or contradict others.
@@ -57,10 +61,19 @@ def discover_ranks(environ: Mapping[str, str]) -> RankInfo | None:
             return _by_hand(env)
         _agree(env, place)
     _possible(place)
-    address = env.text("MASTER_ADDR") or _address(place)
-    port = env.port() or _port(place)
+    address, port, interface = env.text("MASTER_ADDR"), env.port(), ""
+    if place.needs_meeting(address, port):
+        met = meet(place.source, place.world_size, place.local_rank, PORTS, environ)
+        address, port, interface = address or met.address, port or met.port, met.interface
     return RankInfo(
-        place.rank, place.world_size, place.local_rank, place.local_world_size, address, port, place.source
+        place.rank,
+        place.world_size,
+        place.local_rank,
+        place.local_world_size,
+        address or _address(place),
+        port or _port(place),
+        place.source,
+        interface=interface,
     )
 
 
@@ -75,6 +88,15 @@ class _Place:
     local_world_size: int
     job: str | None = None  # the same in every rank of this launch and in no other; None: unknown
     first_host: str | None = None
+    mpi: bool = False  # the ranks can find each other by MPI
+
+    @property
+    def one_machine(self) -> bool:
+        return self.local_world_size == self.world_size
+
+    def needs_meeting(self, address: str | None, port: int | None) -> bool:
+        """Whether rank 0's address and port cannot be told from what the launcher has left in the environment."""
+        return self.mpi and not self.one_machine and (address is None or (port is None and self.job is None))
 
 
 class _Environment:
@@ -104,10 +126,12 @@ class _Environment:
             )
         return int(self.environ[name])
 
-    def place(self, source: str, *names: str | tuple[str, ...], job: str | None = None) -> _Place:
+    def place(
+        self, source: str, *names: str | tuple[str, ...], job: str | None = None, mpi: bool = False
+    ) -> _Place:
         """From the names of rank, world size, local rank and local world size."""
         numbers = [self.number(source, *((name,) if isinstance(name, str) else name)) for name in names]
-        return _Place(source, *numbers, job=job)
+        return _Place(source, *numbers, job=job, mpi=mpi)
 
     def port(self) -> int | None:
         """MASTER_PORT, checked."""
@@ -132,7 +156,7 @@ def _open_mpi(env: _Environment) -> _Place | None:
     names = [f"OMPI_COMM_WORLD_{word}" for word in ("RANK", "SIZE", "LOCAL_RANK", "LOCAL_SIZE")]
     if not env.has(*names):
         return None
-    return env.place("Open MPI", *names, job=env.text("PMIX_NAMESPACE", "OMPI_MCA_ess_base_jobid"))
+    return env.place("Open MPI", *names, job=env.text("PMIX_NAMESPACE", "OMPI_MCA_ess_base_jobid"), mpi=True)
 
 
 def _pmi(env: _Environment) -> _Place | None:
@@ -142,7 +166,8 @@ def _pmi(env: _Environment) -> _Place | None:
     local_rank, local_size = ("MPI_LOCALRANKID", "PMI_LOCAL_RANK"), ("MPI_LOCALNRANKS", "PMI_LOCAL_SIZE")
     if not env.has(*local_rank) and env.has("SLURM_STEP_NUM_TASKS"):
         return None
-    return env.place("PMI", "PMI_RANK", "PMI_SIZE", local_rank, local_size, job=env.text("PALS_APID"))
+    job = env.text("PALS_APID")
+    return env.place("PMI", "PMI_RANK", "PMI_SIZE", local_rank, local_size, job=job, mpi=True)
 
 
 def _slurm(env: _Environment) -> _Place | None:
@@ -209,12 +234,12 @@ def _possible(place: _Place) -> None:
 
 
 def _address(place: _Place) -> str:
-    if place.local_world_size == place.world_size:
+    if place.one_machine:
         return "127.0.0.1"
     if place.first_host is None:
         raise ConfigError(
-            f"{place.source} started ranks on several machines and does not say where rank 0 is; set "
-            "MASTER_ADDR to its host (mpirun -x MASTER_ADDR=HOST, mpiexec -genv MASTER_ADDR HOST)"
+            f"{place.source} started ranks on several machines and does not say where rank 0 is; set MASTER_ADDR "
+            "to its host"
         )
     try:
         socket.getaddrinfo(place.first_host, None)
@@ -227,8 +252,7 @@ def _address(place: _Place) -> str:
 
 def _port(place: _Place) -> int:
     """A port that all ranks of this launch, and only they, arrive at without a message."""
-    alone = place.local_world_size == place.world_size
-    if place.job is None and not alone:
+    if place.job is None and not place.one_machine:
         raise ConfigError(
             f"{place.source} started ranks on several machines without a job's name to derive a port from; "
             "set MASTER_PORT for all of them"

@@ -60,7 +60,11 @@ def train(
             run.log.say(*run.introduction)
             done = loop(run, stop, observers)
             run.log.say(f"run directory: {path}")
-    return STOPPED if done < config.training.steps and ranks.source == STARTED_HERE else 0
+    if done == config.training.steps:
+        return 0
+    if stop.orphaned:
+        return 1
+    return STOPPED if ranks.source == STARTED_HERE else 0
 
 
 def loop(run: TrainingRun, stop: StopFlag, more: Iterable[Factory] = ()) -> int:

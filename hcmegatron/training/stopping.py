@@ -12,10 +12,13 @@ import torch
 import torch.distributed as dist
 
 from hcmegatron.platform.distributed import device
+from hcmegatron.platform.rank_process import TORCHRUN_ENDED
 
 
 class StopFlag:
     """Set by SIGTERM, SIGUSR1 (SLURM's --signal), SIGINT or SIGHUP: the run ends after the step in progress and saves.
+
+    So does the end of a rank's torchrun (TORCHRUN_ENDED), which is a failure: other machines' torchruns start again.
 
     A second SIGINT ends this process at once, whatever it is doing. What was ignored when the process started (SIGHUP
     under nohup) stays ignored.
@@ -30,7 +33,7 @@ class StopFlag:
         self.asked: int | None = None
         self._agreed = 0
         self._speaks = dist.get_rank() == 0  # asked now: a signal may come when the groups have ended
-        for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP):
+        for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP, TORCHRUN_ENDED):
             if signal.getsignal(number) != signal.SIG_IGN:
                 signal.signal(number, self._ask)
 
@@ -54,7 +57,14 @@ class StopFlag:
     @property
     def name(self) -> str:
         """Of the signal that all ranks have agreed to end for, or ""."""
+        if self.orphaned:
+            return f"{TORCHRUN_ENDED.name} (a rank's torchrun has ended)"
         return signal.Signals(self._agreed).name if self._agreed else ""
+
+    @property
+    def orphaned(self) -> bool:
+        """Whether all ranks have agreed to end because a rank's torchrun has."""
+        return self._agreed == TORCHRUN_ENDED
 
 
 def _say(line: bytes) -> None:

@@ -10,7 +10,7 @@ import sys
 import pytest
 
 from hcmegatron.config import ConfigError
-from hcmegatron.platform import ranks
+from hcmegatron.platform import mpi, ranks
 from hcmegatron.platform.ranks import PORTS, RankInfo, discover_ranks, first_host, free_port, tasks_per_node
 
 MASTER = {"MASTER_ADDR": "node0", "MASTER_PORT": "4321"}
@@ -132,8 +132,9 @@ def test_exports_that_agree_are_fine():
             ["Open MPI", "PMI_SIZE = 2"],
         ),
         (without(PMI, "MPI_LOCALRANKID"), ["PMI", "MPI_LOCALRANKID or PMI_LOCAL_RANK is not set"]),
-        (OPEN_MPI | {"OMPI_COMM_WORLD_LOCAL_SIZE": "2"}, ["several machines", "mpirun -x MASTER_ADDR=HOST"]),
-        (PMI | {"MPI_LOCALNRANKS": "2", "MASTER_ADDR": "a"}, ["several machines", "MASTER_PORT"]),
+        (OPEN_MPI | {"OMPI_COMM_WORLD_LOCAL_SIZE": "2"}, ["several machines, and mpi4py", "not installed"]),
+        (OPEN_MPI | {"OMPI_COMM_WORLD_LOCAL_SIZE": "2"}, ["mpirun -x MASTER_ADDR=HOST"]),
+        (PMI | {"MPI_LOCALNRANKS": "2", "MASTER_ADDR": "a"}, ["several machines", "MASTER_PORT by hand"]),
         (SLURM | {"WORLD_SIZE": "8"}, ["WORLD_SIZE = 8 contradicts SLURM, which says 4", "unset WORLD_SIZE"]),
         (OPEN_MPI | {"RANK": "0"}, ["RANK = 0 contradicts Open MPI, which says 1"]),
         (SLURM | {"SLURM_STEP_TASKS_PER_NODE": "2"}, ["SLURM_STEP_TASKS_PER_NODE = '2'", "does not fit"]),
@@ -142,7 +143,9 @@ def test_exports_that_agree_are_fine():
         (SLURM | {"SLURM_STEP_NODELIST": "no-such-host.invalid"}, ["no-such-host.invalid", "MASTER_ADDR"]),
     ],
 )
-def test_what_does_not_add_up_is_one_clear_line(environ, words):
+def test_what_does_not_add_up_is_one_clear_line(environ, words, monkeypatch):
+    monkeypatch.setattr(mpi, "_installed", lambda: False)
+    monkeypatch.setattr(mpi, "PATIENCE_S", 0)
     with pytest.raises(ConfigError) as caught:
         discover_ranks(environ)
     for word in words:

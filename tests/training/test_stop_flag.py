@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from hcmegatron.platform.rank_process import TORCHRUN_ENDED
 from hcmegatron.training import stopping
 from hcmegatron.training.stopping import StopFlag
 
@@ -24,7 +25,7 @@ def ranks(monkeypatch):
         others.asked += 1
         number.clamp_(min=others.largest)
 
-    before = {number: signal.signal(number, signal.SIG_DFL) for number in HEARD}
+    before = {number: signal.signal(number, signal.SIG_DFL) for number in (*HEARD, TORCHRUN_ENDED)}
     dist = SimpleNamespace(
         get_rank=lambda: others.rank, all_reduce=all_reduce, ReduceOp=torch.distributed.ReduceOp
     )
@@ -41,7 +42,7 @@ def test_a_signal_is_noted_and_agreed_on(ranks, number):
     assert not flag.agreed() and flag.name == "" and flag.asked is None
     signal.raise_signal(number)
     assert flag.asked == number and flag.name == ""  # until the others know
-    assert flag.agreed() and flag.name == number.name and ranks.asked == 2
+    assert flag.agreed() and flag.name == number.name and ranks.asked == 2 and not flag.orphaned
     assert len(ranks.devices) == 2  # where the group's collectives are
     assert flag.agreed() and ranks.asked == 2  # what is agreed on is not asked again
 
@@ -50,6 +51,17 @@ def test_another_ranks_signal_counts(ranks):
     flag = StopFlag()
     ranks.largest = int(signal.SIGTERM)
     assert flag.agreed() and flag.asked is None and flag.name == "SIGTERM"
+
+
+def test_the_end_of_a_torchrun_is_every_ranks_reason(ranks):
+    flag = StopFlag()
+    signal.raise_signal(TORCHRUN_ENDED)
+    assert not flag.orphaned and flag.agreed() and flag.orphaned
+    assert flag.name == "SIGRTMIN (a rank's torchrun has ended)"
+    other = StopFlag()
+    ranks.largest = int(TORCHRUN_ENDED)
+    signal.raise_signal(signal.SIGTERM)
+    assert other.agreed() and other.orphaned
 
 
 def test_the_first_of_several_signals_is_the_reason(ranks):

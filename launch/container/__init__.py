@@ -1,0 +1,1 @@
+"""What containers of this project are made of."""
