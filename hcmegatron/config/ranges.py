@@ -22,7 +22,7 @@ _RANGES = {
         moe.ffn_hidden_size parallel.tensor parallel.expert parallel.expert_tensor parallel.timeout_s
         data.sequence_length training.steps training.global_batch training.micro_batch
         training.eval_batches training.log_every training.max_bad_steps
-        health.leave_out_batches health.slow_window
+        health.leave_out_batches health.slow_window diagnostics.tokens
         checkpoint.keep_last""",
     ),
     "from 1 to 1024, or null for an equal share of the cores": (lambda v: 1 <= v <= 1024, "training.threads"),
@@ -38,7 +38,8 @@ _RANGES = {
         moe.aux_loss moe.sequence_aux_loss moe.z_loss
         data.seed optimizer.warmup_steps optimizer.weight_decay optimizer.clip training.seed
         training.eval_every checkpoint.save_every health.loss_spike health.grad_norm_spike
-        health.keep_bad_steps health.compare_parameters_every health.compare_gradients_every""",
+        health.keep_bad_steps health.compare_parameters_every health.compare_gradients_every
+        diagnostics.every diagnostics.ablation_every""",
     ),
     "above 0": (
         lambda v: v > 0,

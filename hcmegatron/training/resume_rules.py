@@ -45,6 +45,7 @@ _RULES = {
         data.validation parallel.costs parallel.timeout_s training.eval_every training.eval_batches training.log_every
         training.max_bad_steps training.threads health.keep_bad_steps health.compare_parameters_every
         health.compare_gradients_every health.on_difference health.slow_factor health.slow_window
+        diagnostics.every diagnostics.tokens diagnostics.ablation_every
         checkpoint.save_every checkpoint.keep_last checkpoint.asynchronous checkpoint.resume checkpoint.load run.dir
         run.tensorboard run.wandb run.observers run.overcommit run.peak_tflops""",
 }

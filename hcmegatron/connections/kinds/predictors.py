@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from hcmegatron.connections.kinds.descriptor import Parameter, Parameters
 from hcmegatron.connections.kinds.shared_settings import Predicted
 
@@ -25,3 +27,9 @@ def predictor_bytes(conn: Predicted, state: int, itemsize: int, *, predicted: in
     n, compute = conn.n, max(itemsize, 4)
     copies = 1 + (not _plain(conn)) + 2 * (itemsize < compute)
     return state * (itemsize + copies * compute) + compute * (n + predicted + read + n + n * n)
+
+
+def activated(coefficient: Any, static: Any, scale: Any) -> Any:
+    """tanh's values out of `static + scale tanh(...)`; zeros where the scale is 0 and nothing of them is left."""
+    difference = coefficient - static
+    return difference / scale if float(scale) else 0 * difference

@@ -1,0 +1,102 @@
+"""Observations of small networks, against what is computed directly, and of every layout against one process."""
+
+import numpy as np
+import pytest
+
+from tests.diagnostics import direct, observed_workers
+from tests.diagnostics.observed_workers import arrays_of
+from tests.ranks import run_ranks
+from tests.small_configs import put, small
+
+KINDS = ("residual", "shc", "dhc", "sfc", "dfc", "mhc")
+RUN = {"preload": ("tests.model.workers",), "timeout": 120}
+TOKENS = 5 * 16  # all five held-out sequences
+
+
+def config(kind, architecture="dense", **sections):
+    parallel = sections.pop("parallel", {})
+    made = small(architecture, kind, **parallel)
+    put(made, diagnostics={"every": 1, "tokens": TOKENS, "ablation_every": 1})
+    return put(made, **sections)
+
+
+def in_fp64(kind, architecture="dense"):
+    return config(kind, architecture, training={"dtype": "fp64"}, optimizer={"clip": 0.0}, moe={"grouped": False})
+
+
+@pytest.fixture(scope="module")
+def reference():
+    """By (architecture, kind), in one process and fp64."""
+    cases = [("dense", kind) for kind in KINDS] + [("moe", "mhc"), ("moe", "dfc")]
+    configs = [in_fp64(kind, architecture) for architecture, kind in cases]
+    (found,) = run_ranks(1, observed_workers.observed, configs, True, **RUN)
+    return dict(zip(cases, found, strict=True))
+
+
+@pytest.mark.ranks
+@pytest.mark.parametrize("case", [*(("dense", kind) for kind in KINDS), ("moe", "mhc"), ("moe", "dfc")], ids="-".join)
+def test_every_figure_is_what_a_direct_computation_gives(case, reference):
+    seen = reference[case]
+    expected = direct.arrays(in_fp64(case[1], case[0]), seen.direct)
+    found = seen.observation.arrays
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        if name == "sublayers":
+            assert found[name].tolist() == value
+            continue
+        assert found[name].shape == np.shape(value), name
+        # Megatron computes losses in fp32, whatever the model is in
+        tolerance = 1e-6 if name.startswith("ablation") else 1e-10
+        np.testing.assert_allclose(found[name], value, rtol=1e-10, atol=tolerance, err_msg=name)
+    assert seen.observation.scalars["loss"] == pytest.approx(seen.direct["losses"]["whole"], rel=1e-6)
+    assert seen.observation.tokens == TOKENS
+
+
+LAYOUTS = {
+    "fp32": (1, {}, {}),
+    "TP 2": (2, {"tensor": 2}, {}),
+    "TP 2 + SP": (2, {"tensor": 2, "sequence": True}, {}),
+    "1f1b": (2, {"pipeline": 2, "schedule": "1f1b"}, {}),
+    "dualpipev": (2, {"pipeline": 2, "schedule": "dualpipev"}, {}),
+    "dualpipe": (2, {"pipeline": 2, "schedule": "dualpipe"}, {}),
+    "overlap": (2, {"pipeline": 2, "schedule": "dualpipev", "overlap": True}, {}),
+    "interleaved": (2, {"pipeline": 2, "virtual": 2, "schedule": "megatron_interleaved"}, {}),
+    "EP 2": (2, {"expert": 2}, {}),
+    "DP 2": (2, {"distributed_optimizer": True, "overlap_grad_reduce": True, "overlap_param_gather": True}, {}),
+    "micro-batches of 2": (1, {}, {"training": {"micro_batch": 2}}),
+    "block": (1, {}, {"recompute": {"mode": "block"}}),
+}
+
+
+@pytest.mark.ranks
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_every_layout_sees_the_same(name, reference):
+    ranks, parallel, sections = LAYOUTS[name]
+    cases = [case for case in reference if _goes(name, case)]
+    configs = [config(kind, architecture, parallel=parallel, **sections) for architecture, kind in cases]
+    found = run_ranks(ranks, observed_workers.observed, configs, **RUN)
+    for case, *seen in zip(cases, *found, strict=True):
+        for other in seen[1:]:
+            assert not other.observation.arrays and not other.observation.scalars
+        assert _largest_error(arrays_of(reference[case]), arrays_of(seen[0])) < 1e-5, case
+
+
+def _goes(name, case):
+    """MoE needs sequence parallelism beside tensors, experts a MoE, and the residual has nothing to rebuild."""
+    architecture, kind = case
+    if name == "TP 2":
+        return architecture == "dense"
+    if name == "EP 2":
+        return architecture == "moe"
+    return name != "block" or kind != "residual"
+
+
+def _largest_error(expected, found):
+    """Relative to the largest entry of an array; ablations are differences of losses, and relative to the loss."""
+    assert found.keys() == expected.keys()
+    errors = {}
+    for name, value in expected.items():
+        scale = expected["loss"] if name.startswith("ablation") else max(np.abs(value).max(), 1e-12)
+        errors[name] = np.abs(found[name] - value).max() / scale
+    print({name: f"{error:.1e}" for name, error in errors.items()})
+    return max(errors.values())
