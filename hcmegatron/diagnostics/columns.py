@@ -46,7 +46,9 @@ class Columns:
         """Values of t tokens by name -> [t, width]; what is not given is 0."""
         some = next(iter(values.values()))
         parts = [
-            values[name].reshape(t, -1) if name in values else some.new_zeros(t, math.prod(shape))
+            values[name].reshape(t, math.prod(shape))
+            if name in values
+            else some.new_zeros(t, math.prod(shape))
             for name, shape in self.shapes.items()
         ]
         return torch.cat(parts, -1)

@@ -109,11 +109,11 @@ class Recording:
     ) -> None:
         """Of these tokens, the streams H [t, w, C] that a sub-layer has read, and what it has read them with."""
         t = len(tokens)
-        streams = H.double().reshape(t, self.columns.n, -1)
+        streams = H.double().flatten(1).unflatten(1, (self.columns.n, -1))
         values = {"norm": streams.norm(dim=-1), "similarity": stream_similarity(streams), **coefficients}
         if activations:
             self.activates = True
-            size = torch.cat([value.abs().reshape(t, -1) for value in activations.values()], -1)
+            size = torch.cat([value.abs().flatten(1) for value in activations.values()], -1)
             values |= {"saturated": (size > SATURATED).double().mean(-1), "activation": size.amax(-1)}
         self.record[sublayer, tokens] = self.columns.joined(t, values)
 

@@ -33,7 +33,9 @@ def arrays(config: Config, direct: dict[str, Any]) -> dict[str, Any]:
         "post_std": post.std(1),
         "residual_std": res.std(1),
         "stream_norm": np.array([np.sqrt((h**2).sum(-1)).mean(0) for h in H]),
-        "stream_similarity": np.array([[[_cos(h[:, i], h[:, j]) for j in range(n)] for i in range(n)] for h in H]),
+        "stream_similarity": np.array(
+            [[[_cos(h[:, i], h[:, j]) for j in range(n)] for i in range(n)] for h in H]
+        ),
     }
     cosines = [
         [a @ b / math.sqrt(a @ a) / math.sqrt(b @ b) for a, b in zip(x[k], x[k + 1], strict=True)]
@@ -76,9 +78,13 @@ def arrays(config: Config, direct: dict[str, Any]) -> dict[str, Any]:
 def _coefficient(read: list, which: int, n: int, T: int) -> np.ndarray:
     """[T, ...] of one sub-layer: pre, post or res; those of the residual connection where there are none."""
     if which >= len(read[0]):
-        return np.broadcast_to([np.ones(n), np.ones(n), np.eye(n)][which], (T, n, n)[: 3 if which == 2 else 2])
+        return np.broadcast_to(
+            [np.ones(n), np.ones(n), np.eye(n)][which], (T, n, n)[: 3 if which == 2 else 2]
+        )
     values = [one[which] for one in read]
-    static = values[0].ndim == (2 if which == 2 or values[0].shape[-2:] == (n, n) and values[0].ndim == 2 else 1)
+    static = values[0].ndim == (
+        2 if which == 2 or (values[0].shape[-2:] == (n, n) and values[0].ndim == 2) else 1
+    )
     if static:
         return np.broadcast_to(values[0], (T, *values[0].shape))
     return np.concatenate([value[:, 0] for value in values])
@@ -121,7 +127,9 @@ def _unfolded(config: Config, pre: np.ndarray, post: np.ndarray, res: np.ndarray
     return found
 
 
-def _saturation(config: Config, direct: dict, pre: np.ndarray, post: np.ndarray, res: np.ndarray) -> dict[str, Any]:
+def _saturation(
+    config: Config, direct: dict, pre: np.ndarray, post: np.ndarray, res: np.ndarray
+) -> dict[str, Any]:
     kind, S = config.connection.kind, len(post)
     own = direct["own"]
     found: dict[str, Any] = {}

@@ -31,7 +31,7 @@ WINDOWS = 5  # of held-out text
 class HeldOut:
     """Windows of tokens as hcmegatron.data.dataset.Validation gives them."""
 
-    windows = list(range(WINDOWS))
+    windows = tuple(range(WINDOWS))
 
     def __init__(self, config: Config, data_rank: int, data_parallel: int) -> None:
         self.config, self.data_rank, self.data_parallel = config, data_rank, data_parallel
@@ -131,9 +131,7 @@ def _direct(config: Config, wrapped: Any, held: HeldOut) -> dict[str, Any]:
         x[k].append(outputs[0][:, 0].double().numpy().copy())
         read[k].append([value.double().numpy().copy() for value in outputs[1][:3]])
 
-    hooks = [
-        each.connection.register_forward_hook(partial(heard, k)) for k, each in enumerate(around)
-    ]
+    hooks = [each.connection.register_forward_hook(partial(heard, k)) for k, each in enumerate(around)]
     hooks.append(
         chunk.decoder.contract.register_forward_pre_hook(
             lambda _, inputs: H[S].append(inputs[0][:, 0].double().numpy().copy())
@@ -146,7 +144,9 @@ def _direct(config: Config, wrapped: Any, held: HeldOut) -> dict[str, Any]:
         for k, layer in enumerate(chunk.decoder.layers)
         if layer.is_moe
     ]
-    gradients = {name: parameter.main_grad.double().numpy().copy() for name, parameter in chunk.named_parameters()}
+    gradients = {
+        name: parameter.main_grad.double().numpy().copy() for name, parameter in chunk.named_parameters()
+    }
     base = _loss(config, wrapped, held)
     for hook in hooks:
         hook.remove()
@@ -159,7 +159,10 @@ def _direct(config: Config, wrapped: Any, held: HeldOut) -> dict[str, Any]:
     for stream in range(n if config.connection.kind != "residual" else 0):
         with _zeroed(chunk, stream, n):
             losses[f"stream {stream}"] = _loss(config, wrapped, held)
-    own = [{name: value.detach().numpy() for name, value in each.connection.named_parameters()} for each in around]
+    own = [
+        {name: value.detach().numpy() for name, value in each.connection.named_parameters()}
+        for each in around
+    ]
     biases = [
         layer.mlp.router.expert_bias.double().numpy()
         for layer in chunk.decoder.layers
@@ -169,7 +172,7 @@ def _direct(config: Config, wrapped: Any, held: HeldOut) -> dict[str, Any]:
     return found | {"own": own, "biases": biases}
 
 
-class _zeroed:  # noqa: N801
+class _zeroed:
     """Within it, no connection and no contraction of the chunk sees stream (or fraction) `stream` of n."""
 
     def __init__(self, chunk: Any, stream: int, n: int) -> None:
