@@ -39,8 +39,8 @@ def test_every_rule_names_the_sub_layer():
     assert found(healthy(composite_forward=[100.0, 1.0, 100.5, 1.0])) == [
         ("composite_gain", "layer 2 attention", 100.5)
     ]
-    assert found(healthy(stream_similarity=np.full((5, 2, 2), 0.9995))) == [
-        ("streams_collapsed", "layer 2 mlp", 0.9995)
+    assert found(healthy(stream_similarity=np.full((5, 2, 2), 0.999995))) == [
+        ("streams_collapsed", "layer 2 mlp", 0.999995)
     ]
     assert found(healthy(gate_saturation=[0.5, 0.75, 0.0, 0.0])) == [("gates_saturated", "layer 1 mlp", 0.75)]
     assert found(healthy(doubly_stochastic_error=[0.0, 0.0, 0.0, 0.25])) == [
