@@ -63,6 +63,7 @@ class Recording:
         self._ends = {2 * stage.layers.stop - 1: index for index, stage in enumerate(chunks[:-1])}
         self._last_x = torch.zeros(len(self._ends), T, C, **like)
         self._first_x: dict[int, Tensor] = {}
+        self._places: dict[tuple[int, int], tuple[Tensor, Tensor, Tensor]] = {}
 
     @contextmanager
     def listening(self, chunks: Sequence[nn.Module], firsts: Sequence[int]) -> Iterator[None]:
@@ -90,6 +91,12 @@ class Recording:
         """Of a micro-batch whose sequences are `length` long on this rank: (position, row, number among the T) of the
         observed tokens that this rank tells of. Tensor-parallel ranks that see the same ones leave them to the first.
         """
+        key = micro_batch, length
+        if key not in self._places:
+            self._places[key] = self._place(micro_batch, length)
+        return self._places[key]
+
+    def _place(self, micro_batch: int, length: int) -> tuple[Tensor, Tensor, Tensor]:
         tp, dp, b = self.groups.tp, self.groups.dp, self.config.training.micro_batch
         apart = length < self.config.data.sequence_length  # sequence parallelism
         found: list[tuple[int, int, int]] = []

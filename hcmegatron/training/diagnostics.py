@@ -51,6 +51,7 @@ class Diagnostics(Observer):
         """What belongs to steps that are gone back before."""
         limit = self.config.health.loss_spike or SPIKE
         self.spikes = Spikes(replace(self.config.health, loss_spike=limit, grad_norm_spike=0.0))
+        self.spiking = False  # the loss of the last step was a spike
         self.norms: np.ndarray | None = None  # of the sub-layers' gradients, at the last observation
 
     def on_start(self) -> None:
@@ -75,8 +76,10 @@ class Diagnostics(Observer):
         if result.bad == NOT_FINITE or not math.isfinite(result.loss):
             return
         why = result.bad or self.spikes.found(result.loss, result.grad_norm)
+        before, self.spiking = self.spiking, bool(why)
         if not why:
             self.spikes.add(result.loss, result.grad_norm)
+        if not why or before:  # said once, until the loss is back
             return
         began = time.perf_counter()
         norms = self._gradient_norms(step)[WHOLE]
@@ -151,8 +154,10 @@ class Diagnostics(Observer):
         return {name: value.numpy() / clipped for name, value in found.items()}
 
     def _gradients(self, norms: dict[str, np.ndarray]) -> Arrays:
-        self.norms = norms.pop(WHOLE)
-        arrays = {"sublayer_gradient_norm": self.norms}
+        whole = norms.pop(WHOLE)
+        if np.isfinite(whole).all():
+            self.norms = whole
+        arrays = {"sublayer_gradient_norm": whole}
         if norms:
             arrays["gradient_norm"] = np.sqrt(sum(value**2 for value in norms.values()))
         return arrays | {f"gradient_norm_{name}": value for name, value in norms.items()}

@@ -83,7 +83,7 @@ def test_similarity_is_1_for_sub_layers_whose_output_is_zero():
     x = torch.randn(100, 24, dtype=torch.float64) * 1e-3
     assert cosine(x, x).eq(1).all()
     assert cosine(x, -x).eq(-1).all()
-    assert percentiles(cosine(x, x)).tolist() == [1.0, 1.0, 1.0]
+    assert percentiles(cosine(x, x).unsqueeze(0)).tolist() == [[1.0, 1.0, 1.0]]
     assert cosine(x, torch.zeros_like(x)).eq(0).all()
 
 
@@ -94,8 +94,8 @@ def test_similarity_of_streams():
 
 
 def test_percentiles_are_between_values():
-    assert percentiles(torch.arange(101.0).double()).tolist() == [5.0, 50.0, 95.0]
-    assert percentiles(fp64([0.0, 1.0])).tolist() == [0.05, 0.5, 0.95]
+    assert percentiles(torch.arange(101.0).double().repeat(2, 1)).tolist() == [[5.0, 50.0, 95.0]] * 2
+    assert percentiles(fp64([[0.0, 1.0]])).tolist() == [[0.05, 0.5, 0.95]]
 
 
 def test_the_residuals_unfolded_matrix_is_the_strict_lower_triangle_of_ones():

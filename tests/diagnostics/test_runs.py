@@ -148,8 +148,11 @@ def test_a_loss_that_spikes_names_the_sub_layer_whose_gradient_grew_first(text, 
             health={"loss_spike": limit, "spike_window": 4},
             optimizer={"clip": 0.1},
         )
-        run_ranks(1, run_workers.spiking, made, [5], **RUN)
-        (spike,) = [each for each in read_observations(directory) if each.step == 5]
+        run_ranks(1, run_workers.spiking, made, [5, 6], **RUN)
+        found = read_observations(directory)
+        assert [each.step for each in found] == [2, 4, 5, 6]  # the sixth is an observation, and no second warning
+        spike = found[2]
+        assert not [warned for warned in found[3].warnings if warned.code == "loss_spike"]
         (warned,) = spike.warnings
         assert (warned.code, warned.layer) == ("loss_spike", "layer 1 mlp") and 30 < warned.value < 300
         assert spike.scalars == {"loss": 50.0} and not read_arrays(directory, 5)
