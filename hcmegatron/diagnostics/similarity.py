@@ -28,4 +28,6 @@ def off_diagonal_mean(similarity: Tensor) -> Tensor:
 def percentiles(values: Tensor) -> Tensor:
     """[rows, T] -> [rows, 3], the 5th, 50th and 95th percentile of each, between values linearly."""
     asked = values.new_tensor(PERCENTILES)
-    return torch.stack([torch.quantile(row, asked) for row in values])  # it takes no more than 2^24 values at once
+    return torch.stack(
+        [torch.quantile(row, asked) for row in values]
+    )  # it takes no more than 2^24 values at once

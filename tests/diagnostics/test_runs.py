@@ -150,7 +150,12 @@ def test_a_loss_that_spikes_names_the_sub_layer_whose_gradient_grew_first(text, 
         )
         run_ranks(1, run_workers.spiking, made, [5, 6], **RUN)
         found = read_observations(directory)
-        assert [each.step for each in found] == [2, 4, 5, 6]  # the sixth is an observation, and no second warning
+        assert [each.step for each in found] == [
+            2,
+            4,
+            5,
+            6,
+        ]  # the sixth is an observation, and no second warning
         spike = found[2]
         assert not [warned for warned in found[3].warnings if warned.code == "loss_spike"]
         (warned,) = spike.warnings
