@@ -98,10 +98,12 @@ class TensorBoard(Observer):
 
 def heat_map(array: np.ndarray) -> np.ndarray:
     """[..., rows, columns] -> a picture [height, width] of bytes: matrices beside each other in the order of their
-    sub-layers, from black (the least entry of all) to white (the largest), with a grey line between them."""
+    sub-layers, from black (the least finite entry of all) to white (the largest), with a grey line between them."""
     matrices = array.reshape(-1, *array.shape[-2:])
-    low, high = np.nanmin(matrices), np.nanmax(matrices)
-    grey = np.nan_to_num((matrices - low) / max(high - low, np.finfo(float).tiny), posinf=1.0)
-    tiles = np.kron(np.rint(255 * grey), np.ones((PIXELS, PIXELS)))
+    finite = matrices[np.isfinite(matrices)]
+    low, high = (finite.min(), finite.max()) if finite.size else (0.0, 1.0)
+    matrices = np.clip(np.nan_to_num(matrices, nan=low), low, high)
+    grey = np.rint(255 * (matrices - low) / max(high - low, np.finfo(float).tiny))
+    tiles = np.kron(grey, np.ones((PIXELS, PIXELS)))
     tiles = np.pad(tiles, ((0, 0), (0, 0), (0, 2)), constant_values=128)
     return np.concatenate(list(tiles), 1)[:, :-2].astype(np.uint8)

@@ -1,12 +1,14 @@
 """Observations as they are written and read."""
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from hcmegatron.diagnostics import files
 from hcmegatron.diagnostics.files import Observation, Warned
+from hcmegatron.training.tensorboard import PIXELS, TensorBoard, heat_map
 
 WARNED = Warned("composite_gain", "layer 1 mlp", 300.0, 100.0, "layer 1 mlp: too much")
 
@@ -79,3 +81,23 @@ def test_arrays_of_later_steps_are_dropped(tmp_path):
         "step-mine.npz",
     ]
     files.drop_later_arrays(tmp_path / "elsewhere", 0)
+
+
+def test_a_heat_map_has_matrices_beside_each_other():
+    picture = heat_map(np.array([[[0.0, 1.0], [2.0, 4.0]], [[4.0, np.inf], [np.nan, -np.inf]]]))
+    assert picture.shape == (2 * PIXELS, 4 * PIXELS + 2) and picture.dtype == np.uint8
+    corners = picture[:: 2 * PIXELS - 1, [0, 2 * PIXELS - 1, 2 * PIXELS, 2 * PIXELS + 2, -1]]
+    assert corners.tolist() == [[0, 64, 128, 255, 255], [128, 255, 128, 0, 0]]
+    assert heat_map(np.full((1, 2, 2), np.nan)).max() == 0
+    assert heat_map(np.ones((3, 3))).max() == 0
+
+
+def test_tensorboard_is_given_no_histogram_of_what_is_not_finite(tmp_path):
+    reports = []
+    log = SimpleNamespace(report=reports.append)
+    watching = TensorBoard(SimpleNamespace(directory=tmp_path, log=log, position=SimpleNamespace(step=0)))
+    watching.on_observation(
+        observation(1, gain_forward=np.array([1.0, np.inf]), residual_map=np.full((1, 2, 2), np.nan))
+    )
+    watching.on_end(None)
+    assert reports == []
