@@ -36,7 +36,11 @@ def losses(kind: str, steps: int, settings: list[str], folder: Path) -> Losses:
     command = [sys.executable, "-m", "hcmegatron", "train", QUICKSTART, *own, *settings]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     lines = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
-    return [(line["kind"], line["step"], line["loss"], line.get("grad_norm")) for line in lines]
+    return [
+        (line["kind"], line["step"], line["loss"], line.get("grad_norm"))
+        for line in lines
+        if line["kind"] != "diagnostics"  # which may come at other steps
+    ]
 
 
 def differences(before: dict[str, Losses], after: dict[str, Losses]) -> list[str]:

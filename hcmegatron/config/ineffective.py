@@ -79,3 +79,7 @@ def _health(config: Config, unless: Unless) -> None:
         "health.on_difference",
     )
     unless(health.slow_factor > 0, "health.slow_factor is 0", "health.slow_window")
+    observed = "diagnostics.tokens diagnostics.ablation_every"
+    unless(config.diagnostics.every > 0, "diagnostics.every is 0", observed)
+    held_out = bool(config.data.validation) or config.data.holdout > 0
+    unless(held_out, "data.holdout is 0", f"diagnostics.every {observed}")

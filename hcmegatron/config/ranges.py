@@ -11,6 +11,7 @@ from hcmegatron.connections import accounting
 RECOMPUTED_MODULES = ("core_attn", "mla_up_proj", "mlp", "shared_experts")
 TRITON_STREAMS = 8  # the most that the Triton kernels hold (hcmegatron.kernels.select)
 DEEPEST = 10_000  # layers, and so pipeline stages: what is listed one by one stays short
+MOST_OBSERVED = 65_536  # tokens: of sixty layers with four streams 3 GB on every rank
 LARGEST = 1e30  # of any number: 3.4e38 is where fp32 ends
 BYTE_VOCABULARY = 257  # 256 bytes and the end of a document
 
@@ -27,6 +28,7 @@ _RANGES = {
         checkpoint.keep_last""",
     ),
     "from 1 to 1024, or null for an equal share of the cores": (lambda v: 1 <= v <= 1024, "training.threads"),
+    f"from 1 to {MOST_OBSERVED}": (lambda v: 1 <= v <= MOST_OBSERVED, "diagnostics.tokens"),
     f"from 1 to {DEEPEST}": (lambda v: 1 <= v <= DEEPEST, "model.layers parallel.pipeline"),
     f"from 2 to {DEEPEST}, or null for plain stages": (lambda v: 2 <= v <= DEEPEST, "parallel.virtual"),
     f"at least {BYTE_VOCABULARY}, the byte tokenizer's": (
@@ -39,7 +41,8 @@ _RANGES = {
         moe.aux_loss moe.sequence_aux_loss moe.z_loss
         data.seed optimizer.warmup_steps optimizer.weight_decay optimizer.clip training.seed
         training.eval_every checkpoint.save_every health.loss_spike health.grad_norm_spike
-        health.keep_bad_steps health.compare_parameters_every health.compare_gradients_every""",
+        health.keep_bad_steps health.compare_parameters_every health.compare_gradients_every
+        diagnostics.every diagnostics.ablation_every""",
     ),
     "above 0": (
         lambda v: v > 0,

@@ -210,6 +210,18 @@ class Health:
 
 
 @dataclass
+class Diagnostics:
+    """What the connections do, looked at on held-out text while a run trains (docs/diagnostics.md)."""
+
+    every: int = 100  # steps from one observation to the next; 0: none
+    tokens: int = (
+        512  # observed, about: of as few of the first held-out sequences as have so many, evenly spread
+    )
+    # steps, a multiple of `every`: the loss without each of the sub-layers and streams, one forward for each; 0: never
+    ablation_every: int = 0
+
+
+@dataclass
 class Checkpoint:
     """Saving and resuming."""
 
@@ -265,6 +277,7 @@ class Config:
     optimizer: Optimizer = field(default_factory=Optimizer)
     training: Training = field(default_factory=Training)
     health: Health = field(default_factory=Health)
+    diagnostics: Diagnostics = field(default_factory=Diagnostics)
     checkpoint: Checkpoint = field(default_factory=Checkpoint)
     recompute: Recompute = field(default_factory=Recompute)
     run: Run = field(default_factory=Run)

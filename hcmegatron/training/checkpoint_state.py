@@ -22,7 +22,11 @@ from hcmegatron.training.shard_files import TensorShard
 from hcmegatron.training.tensor_boxes import boxes_of_range
 from megatron.core.dist_checkpointing.mapping import ShardedTensor
 from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
-from megatron.core.optimizer.optimizer import ChainedOptimizer, Float16OptimizerWithFloat16Params
+from megatron.core.optimizer.optimizer import (
+    ChainedOptimizer,
+    Float16OptimizerWithFloat16Params,
+    MegatronOptimizer,
+)
 
 
 @dataclass(frozen=True)
@@ -129,15 +133,22 @@ def _of_optimizer(
 
 def _updated(optimizer: ChainedOptimizer) -> dict[Tensor, Updated]:
     """What this rank's optimizers hold, by the model's parameter."""
-    found: dict[Tensor, Updated] = {}
-    for each in optimizer.chained_optimizers:
-        if each.is_stub_optimizer:  # a rank without parameters of its kind
-            continue
-        shards = isinstance(each, DistributedOptimizer)
-        for parameter, weights in _pairs(each):
-            start = each._get_model_param_range_map(parameter)["param"].start if shards else 0
-            found[parameter] = Updated(start, weights, each.optimizer)
-    return found
+    return {key: held for each in optimizer.chained_optimizers for key, held in updated_by(each).items()}
+
+
+def updated_by(optimizer: MegatronOptimizer) -> dict[Tensor, Updated]:
+    """What one of Megatron's chained optimizers holds, by the model's parameter."""
+    if optimizer.is_stub_optimizer:  # a rank without parameters of its kind
+        return {}
+    shards = isinstance(optimizer, DistributedOptimizer)
+
+    def start(parameter: Tensor) -> int:
+        return optimizer._get_model_param_range_map(parameter)["param"].start if shards else 0
+
+    return {
+        parameter: Updated(start(parameter), weights, optimizer.optimizer)
+        for parameter, weights in _pairs(optimizer)
+    }
 
 
 def _pairs(optimizer: object) -> Iterable[tuple[Tensor, Tensor]]:

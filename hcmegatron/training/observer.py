@@ -31,6 +31,7 @@ from hcmegatron.training.coefficient_hooks import coefficients_heard
 
 if TYPE_CHECKING:
     from hcmegatron.data.dataset import Validation
+    from hcmegatron.diagnostics.files import Observation
     from hcmegatron.training.manifest import Progress
     from hcmegatron.training.setup import TrainingRun
     from hcmegatron.training.step import StepResult
@@ -150,6 +151,9 @@ class Observer:
     def on_eval(self, evaluation: Evaluation) -> None:
         """Held-out text, or at the end a test set, was evaluated."""
 
+    def on_observation(self, observation: Observation) -> None:
+        """The connections were looked at (docs/diagnostics.md). Figures and arrays are rank 0's alone."""
+
     def on_checkpoint(self, saved: Progress) -> None:
         """A checkpoint is complete."""
 
@@ -187,6 +191,10 @@ class Observers(Observer):
     def on_eval(self, evaluation: Evaluation) -> None:
         for observer in self.observers:
             observer.on_eval(evaluation)
+
+    def on_observation(self, observation: Observation) -> None:
+        for observer in self.observers:
+            observer.on_observation(observation)
 
     def on_checkpoint(self, saved: Progress) -> None:
         for observer in self.observers:

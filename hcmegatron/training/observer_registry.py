@@ -10,6 +10,8 @@ from hcmegatron.config.errors import ConfigError
 from hcmegatron.config.schema import Config
 from hcmegatron.platform.collective_failure import kept_on_first_rank
 from hcmegatron.training.bad_steps import BadSteps
+from hcmegatron.training.diagnostics import Diagnostics
+from hcmegatron.training.diagnostics_files import DiagnosticsFiles
 from hcmegatron.training.metrics import Metrics
 from hcmegatron.training.observer import Observer, Observers, Step
 from hcmegatron.training.planned import Planned
@@ -50,12 +52,15 @@ class Entry(NamedTuple):
 FIRST = {"metrics": Entry(Metrics)}
 THEN = {
     "recorder": Entry(Recorder, writes=True),
+    "diagnostics_files": Entry(DiagnosticsFiles, lambda config: config.diagnostics.every > 0, writes=True),
     "tensorboard": Entry(TensorBoard, lambda config: config.run.tensorboard, writes=True),
     "wandb": Entry(WeightsAndBiases, lambda config: config.run.wandb != "off", writes=True),
     "recomputation": Entry(MeasuredRecomputation, lambda config: config.recompute.mode == "block"),
     "planned": Entry(Planned, writes=True),
     "rank_memory": Entry(RankMemory),
     "stragglers": Entry(Stragglers, lambda config: config.health.slow_factor > 0),
+    # behind those who read what the step's schedule has recorded, before what throws its gradients away
+    "diagnostics": Entry(Diagnostics, lambda config: config.diagnostics.every > 0),
     "bad_steps": Entry(BadSteps),
     "replicas": Entry(
         ReplicaCheck,

@@ -13,6 +13,7 @@ from hcmegatron.training.observer import End, Evaluation, Observer, Rewind, Step
 from hcmegatron.training.sink import Sink, writable
 
 if TYPE_CHECKING:
+    from hcmegatron.diagnostics.files import Observation
     from hcmegatron.training.setup import TrainingRun
 
 
@@ -54,6 +55,12 @@ class Recorder(Observer):
             *(f"  {name}: {value:.4f}" for name, value in evaluation.by_source.items()),
             *(f"  {self.training.eval_prompt} -> {_in_one_line(text)}" for text in sample.values()),
         )
+
+    def on_observation(self, observation: Observation) -> None:
+        """Its figures."""
+        if observation.scalars:
+            line = {"step": observation.step, "kind": "diagnostics", **observation.scalars}
+            self._metrics.write(metrics_line(line))
 
     def on_rewind(self, rewind: Rewind) -> None:
         """Metrics of the steps that come once more are dropped; one line says what was there."""

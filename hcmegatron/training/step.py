@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from itertools import repeat
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from hcmegatron.config.schema import Config
 from hcmegatron.data.dataset import Batches
 from hcmegatron.data.feed import TENSORS, Feed, MicroBatchTensors, filled_up, unused_tensors
+from hcmegatron.model.execution import Execution, running
 from hcmegatron.model.gpt import unwrap
 from hcmegatron.pipeline.configured_schedule import evaluated_micro_batches, first_micro_batches
 from hcmegatron.pipeline.runner import ScheduleRunner
@@ -107,16 +109,26 @@ class Stepper:
             chunk.zero_grad_buffer()
         self.optimizer.zero_grad()
 
-    def evaluate(self, make: Callable[[int], MicroBatchTensors], micro_batches: int) -> float:
+    def evaluate(
+        self,
+        make: Callable[[int], MicroBatchTensors],
+        micro_batches: int,
+        execution: Execution | None = None,
+    ) -> float:
         """The loss in nats, summed over all ranks and `micro_batches` that `make` gives.
 
         Where the schedule needs more, the last one comes again with a loss mask of zero.
+
+        Args:
+            execution: how the layers' nodes are run; None: as in training.
         """
         for chunk in self.chunks:
             chunk.eval()
         with torch.no_grad():
             needed = evaluated_micro_batches(self.config.parallel, micro_batches)
-            sums, _ = self._run(filled_up(make, micro_batches), lambda index: {}, needed, forward_only=True)
+            sums, _ = self._run(
+                filled_up(make, micro_batches), lambda index: {}, needed, True, _executed(execution)
+            )
         return loss.total_nats(sums, self.groups.tp.size())
 
     def step(self, seen: int) -> StepResult:
@@ -210,13 +222,14 @@ class Stepper:
         numbers: Callable[[int], MicroBatchTensors],
         micro_batches: int,
         forward_only: bool,
+        forward_step: Callable = loss.forward_step,
     ) -> tuple[Tensor, float]:
         firsts = first_micro_batches(self.config.parallel, self.groups.pp.rank(), micro_batches)
         feeds = [
             self._feed(chunk, first, make, numbers) for first, chunk in zip(firsts, self.chunks, strict=True)
         ]
         micro_batch_losses = self.schedule(
-            forward_step_func=loss.forward_step,
+            forward_step_func=forward_step,
             data_iterator=feeds,
             model=self.chunks,
             num_microbatches=micro_batches,
@@ -225,3 +238,14 @@ class Stepper:
             forward_only=forward_only,
         )
         return loss.summed(micro_batch_losses), sum(feed.waited for feed in feeds)
+
+
+def _executed(execution: Execution | None) -> Callable:
+    """loss.forward_step of chunks that are run by `execution` instead of the schedule's own."""
+    if execution is None:
+        return loss.forward_step
+
+    def forward_step(batches: Feed, chunk: Callable, *more: Any) -> tuple[Tensor, Callable]:
+        return loss.forward_step(batches, running(chunk, execution), *more)
+
+    return forward_step

@@ -15,13 +15,15 @@ from hcmegatron.platform.collective_failure import in_one_line
 from hcmegatron.training.observer import End, Evaluation, Observer, Step
 
 if TYPE_CHECKING:
+    from hcmegatron.diagnostics.files import Observation
     from hcmegatron.training.setup import TrainingRun
 
 ID = "wandb.id"  # in the run directory: a run that is resumed goes on under its first name
 
 
 class WeightsAndBiases(Observer):
-    """Every figure under train/<name>, validation/<name> or test/<name>, over `step`, and the configuration."""
+    """Every figure under train/<name>, validation/<name>, test/<name> or diagnostics/<name>, over `step`, and the
+    configuration."""
 
     def __init__(self, run: TrainingRun) -> None:
         import wandb
@@ -47,6 +49,7 @@ class WeightsAndBiases(Observer):
             begun.define_metric("train/*", step_metric="step")
             begun.define_metric("validation/*", step_metric="step")
             begun.define_metric("test/*", step_metric="step")
+            begun.define_metric("diagnostics/*", step_metric="step")
             return begun
 
         self._run = self._try(begin)
@@ -61,6 +64,11 @@ class WeightsAndBiases(Observer):
             evaluation.step,
             {f"{evaluation.kind}/{name}": value for name, value in evaluation.figures.items()},
         )
+
+    def on_observation(self, observation: Observation) -> None:
+        """What the connections did, in figures."""
+        figures = {f"diagnostics/{name}": value for name, value in observation.scalars.items()}
+        self._log(observation.step, figures)
 
     def on_end(self, end: End) -> None:
         """Hand over what is left; a run that failed is marked so."""

@@ -106,6 +106,9 @@ VALUES: dict[str, list[Any]] = {
     "health.compare_gradients_every": [0, 1],
     "health.slow_factor": [0.0, 2.0],
     "health.slow_window": [10, 1],
+    "diagnostics.every": [100, 0, 1, 2],
+    "diagnostics.tokens": [512, 7, 1],
+    "diagnostics.ablation_every": [0, 0, 2],
     "recompute.block_length": ["paper", "live", "1", "2", "3"],
     "recompute.modules": [
         [],

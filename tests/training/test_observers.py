@@ -243,6 +243,16 @@ def test_what_there_is_to_save_after_a_rewind_is_where_it_went():
     assert watching.reached == Progress(2, 4, ((4, 6),)) and checkpoints.told == Progress(2, 4)
 
 
+def test_all_hear_of_an_observation():
+    class Hearing(Observer):
+        def on_observation(self, observation):
+            heard.append(observation)
+
+    heard = []
+    Observers([Hearing(None), Observer(None), Hearing(None)]).on_observation("seen")
+    assert heard == ["seen", "seen"]
+
+
 def test_an_observer_need_not_keep_its_run():
     Observer(None).on_start()
 
@@ -254,20 +264,17 @@ def test_an_observer_asks_for_no_coefficients_by_itself():
 def test_who_is_asked_for():
     config = Config()
     asked = {name for name, entry in observer_registry.THEN.items() if entry.asked(config)}
-    assert asked == {"recorder", "tensorboard", "planned", "rank_memory", "bad_steps", "checkpoints"}
+    always = {"recorder", "planned", "rank_memory", "bad_steps", "checkpoints"}
+    observing = {"diagnostics", "diagnostics_files"}
+    assert asked == always | observing | {"tensorboard"}
     config.run.tensorboard, config.run.wandb, config.recompute.mode = False, "offline", "block"
     asked = {name for name, entry in observer_registry.THEN.items() if entry.asked(config)}
-    assert asked == {
-        "recorder",
-        "wandb",
-        "recomputation",
-        "planned",
-        "rank_memory",
-        "bad_steps",
-        "checkpoints",
-    }
+    assert asked == always | observing | {"wandb", "recomputation"}
+    config.diagnostics.every = 0
+    assert not observing & {name for name, entry in observer_registry.THEN.items() if entry.asked(config)}
     assert [name for name, entry in observer_registry.THEN.items() if entry.writes] == [
         "recorder",
+        "diagnostics_files",
         "tensorboard",
         "wandb",
         "planned",

@@ -11,6 +11,7 @@ from types import ModuleType, SimpleNamespace
 import pytest
 
 from hcmegatron.config import Config, ConfigError
+from hcmegatron.diagnostics.files import Observation
 from hcmegatron.platform import optional
 from hcmegatron.training.observer import End, Evaluation, Step
 from hcmegatron.training.weights_and_biases import WeightsAndBiases
@@ -57,6 +58,7 @@ def told(watching, error=None):
     step.add("loss", 2.5)
     watching.on_step(step)
     watching.on_eval(Evaluation(3, [3 * math.log(2)], [SimpleNamespace(bytes=2)]))
+    watching.on_observation(Observation(3, 512, 0.1, {"composite_gain_forward_max": 1.5}))
     watching.on_end(End(3, error=error))
 
 
@@ -72,8 +74,10 @@ def test_what_it_is_told(tmp_path, monkeypatch):
         ("define_metric", ("train/*", "step")),
         ("define_metric", ("validation/*", "step")),
         ("define_metric", ("test/*", "step")),
+        ("define_metric", ("diagnostics/*", "step")),
         ("log", {"step": 3, "train/loss": 2.5}),
         ("log", {"step": 3, "validation/loss": 1.5 * math.log(2), "validation/bits_per_byte": 1.5}),
+        ("log", {"step": 3, "diagnostics/composite_gain_forward_max": 1.5}),
         ("finish", 0),
     ]
     assert reports == []

@@ -118,6 +118,17 @@ def check_health(config: Config, shown: Shown) -> None:
     )
 
 
+def check_diagnostics(config: Config, shown: Shown) -> None:
+    """ConfigError where an ablation would never be due."""
+    every, ablation = config.diagnostics.every, config.diagnostics.ablation_every
+    need(
+        every == 0 or ablation % every == 0,
+        f"{shown('diagnostics.ablation_every')} is no multiple of {shown('diagnostics.every')}, of whose observations "
+        "an ablation is part",
+        f"use {max(1, round(ablation / max(every, 1))) * every}",
+    )
+
+
 def check_fp64(config: Config, shown: Shown) -> None:
     """fp64 exists for tests of equality: Megatron's own pieces stop at fp32, so those are refused."""
     if config.training.dtype != "fp64":

@@ -99,6 +99,10 @@ def _no_problem(conn: Any, C: int, shown: Shown) -> None:
     return None
 
 
+def _no_activations(conn: Any, own: Any, pre: Any, post: Any, res: Any) -> dict[str, Any]:
+    return {}
+
+
 @dataclass(frozen=True)
 class ConnectionDescriptor:
     """A kind of connection. `conn` is an instance of its settings, C the hidden size.
@@ -124,6 +128,9 @@ class ConnectionDescriptor:
         starts: at initialisation the network equals the pre-norm one to rounding (`at`, with the mean of the streams),
             or is `near` it.
         output_init_divisor: by how much the init of output projections is divided, beside GPT-2's sqrt(2 x layers).
+        doubly_stochastic: whether rows and columns of the residual map sum to 1, as far as its iterations bring them.
+        activations: of the module `own` and the coefficients that it read, what came out of saturating functions, from
+            -1 to 1: tanh(l) of a logit l, and of a sigmoid's tanh(l / 2). By coefficient; empty where nothing is.
         ineffective: of its own fields those that have no effect beside its others -> why, in words.
         problem: why it cannot be built at hidden size C, and a remedy, beyond the ranges of its fields.
         paper_flops: what the paper prints for `flops`, where it prints a formula that can be evaluated.
@@ -145,6 +152,8 @@ class ConnectionDescriptor:
     folds: bool = False
     starts: Literal["at", "near"] = "at"
     output_init_divisor: Callable[[Any], float] = lambda conn: 1.0
+    doubly_stochastic: Callable[[Any], bool] = lambda conn: False
+    activations: Callable[[Any, Any, Any, Any, Any], dict[str, Any]] = _no_activations
     ineffective: Callable[[Any], dict[str, str]] = _nothing_ineffective
     problem: Callable[[Any, int, Shown], tuple[str, str] | None] = _no_problem
     paper_flops: Callable[[Any, int], int | None] = lambda conn, C: None

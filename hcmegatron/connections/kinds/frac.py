@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from hcmegatron.connections.kinds.descriptor import ConnectionDescriptor, Parameter, Parameters, Shown
 from hcmegatron.connections.kinds.multiples import nearest_multiples
-from hcmegatron.connections.kinds.predictors import norm_weight, predictor_bytes
+from hcmegatron.connections.kinds.predictors import activated, norm_weight, predictor_bytes
 from hcmegatron.connections.kinds.shared_settings import Predicted, Several, Trained
 
 
@@ -47,6 +48,16 @@ def _fractions(conn: FracSettings, C: int, shown: Shown) -> tuple[str, str] | No
     )
 
 
+def _activations(conn: DynamicFracSettings, own: Any, pre: Any, post: Any, res: Any) -> dict[str, Any]:
+    if not conn.tanh:
+        return {}
+    return {
+        "pre": activated(pre, own.Y.mT, own.s_a),
+        "post": activated(post, own.B, own.s_b),
+        "res": activated(res, own.A.mT, own.s_a),
+    }
+
+
 SFC = ConnectionDescriptor(
     name="sfc",
     title="static Frac-Connections (2503.14125)",
@@ -69,4 +80,5 @@ DFC = ConnectionDescriptor(
         conn, C, itemsize, predicted=conn.n * (2 * conn.n + 1), read=conn.n * conn.n
     ),
     problem=_fractions,
+    activations=_activations,
 )

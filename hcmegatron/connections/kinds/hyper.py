@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 from hcmegatron.connections.kinds.descriptor import ConnectionDescriptor, Parameter, Parameters, setting
 from hcmegatron.connections.kinds.heads import Streams
-from hcmegatron.connections.kinds.predictors import norm_weight, predictor_bytes
+from hcmegatron.connections.kinds.predictors import activated, norm_weight, predictor_bytes
 from hcmegatron.connections.kinds.shared_settings import Predicted, Trained
 
 
@@ -54,6 +55,16 @@ def _divisor(conn: HyperSettings) -> float:
     return math.sqrt(conn.n) if conn.scale_output_init else 1.0
 
 
+def _activations(conn: DynamicHyperSettings, own: Any, pre: Any, post: Any, res: Any) -> dict[str, Any]:
+    if not conn.tanh:
+        return {}
+    return {
+        "pre": activated(pre, own.A_m, own.s_a),
+        "post": activated(post, own.B, own.s_b),
+        "res": activated(res, own.A_r.mT, own.s_a),
+    }
+
+
 SHC = ConnectionDescriptor(
     name="shc",
     title="static Hyper-Connections (2409.19606)",
@@ -79,4 +90,5 @@ DHC = ConnectionDescriptor(
     ),
     streams=lambda conn: conn.n,
     output_init_divisor=_divisor,
+    activations=_activations,
 )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from hcmegatron.connections.kinds.descriptor import (
     AT_LEAST_1,
@@ -65,6 +65,12 @@ def _ineffective(conn: ManifoldSettings) -> dict[str, str]:
     return ineffective
 
 
+def _activations(conn: ManifoldSettings, own: Any, pre: Any, post: Any, res: Any) -> dict[str, Any]:
+    """Of the gates sigmoid(l) and 2 sigmoid(l), where sigmoid(l) = (1 + tanh(l / 2)) / 2."""
+    found = {"pre": 2 * (pre - conn.pre_eps) - 1} if conn.use_pre else {}
+    return found | ({"post": post - 1} if conn.use_post else {})
+
+
 MHC = ConnectionDescriptor(
     name="mhc",
     title="Manifold-Constrained Hyper-Connections (2512.24880)",
@@ -79,6 +85,8 @@ MHC = ConnectionDescriptor(
     streams=lambda conn: conn.n,
     folds=True,
     starts="near",
+    doubly_stochastic=lambda conn: conn.use_res,
+    activations=_activations,
     ineffective=_ineffective,
     paper_overhead=lambda conn: 0.067 if conn.n == 4 else None,  # section 4.3, its 27B model
 )

@@ -28,3 +28,10 @@ def predictor_bytes(conn: Any, state: int, itemsize: int, *, predicted: int, rea
     copies = 1 + (not _plain(conn)) + 2 * (itemsize < compute)
     held: int = state * (itemsize + copies * compute) + compute * (n + predicted + read + n + n * n)
     return held
+
+
+
+def activated(coefficient: Any, static: Any, scale: Any) -> Any:
+    """tanh's values out of `static + scale tanh(...)`; zeros where the scale is 0 and nothing of them is left."""
+    difference = coefficient - static
+    return difference / scale if float(scale) else 0 * difference

@@ -1,0 +1,1 @@
+"""What the connections do while a run trains: recorded on held-out text, reduced by pure functions, kept in files."""
