@@ -30,7 +30,6 @@ def predictor_bytes(conn: Any, state: int, itemsize: int, *, predicted: int, rea
     return held
 
 
-
 def activated(coefficient: Any, static: Any, scale: Any) -> Any:
     """tanh's values out of `static + scale tanh(...)`; zeros where the scale is 0 and nothing of them is left."""
     difference = coefficient - static
