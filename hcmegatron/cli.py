@@ -50,6 +50,7 @@ if TYPE_CHECKING:
 # others; one that exited at once could have the first ended before it has spoken.
 PATIENCE_S = 5.0
 HELP = ("--help", "--version")
+TRAIN = "hcmegatron.training.run:train"  # what a rank of `train` does
 
 
 class _Parser(argparse.ArgumentParser):
@@ -112,6 +113,7 @@ VERBS = {
         "hcmegatron.training.replay_cli",
         "run a bad step that a run has kept once more, in one process",
     ),
+    "profile": ("hcmegatron.profiling.cli", "what a few steps compute, communicate and hide, on all ranks"),
     "data": ("hcmegatron.data.cli", "prepare, show and check data sets, train tokenizers"),
 }
 
@@ -141,9 +143,12 @@ def _run(arguments: list[str]) -> int:
         if asked == "plan":
             parsers[asked].set_defaults(run=partial(module.main, measure=_measure))
             known += module.OPTIONS
+        if asked == "profile":
+            parsers[asked].set_defaults(run=partial(module.main, start=_train))
+            known += module.OPTIONS
     if asked == "train":
         known += ("--restarts",)
-    if asked not in VERBS or asked == "plan":  # every other --word is a setting
+    if asked not in VERBS or asked in ("plan", "profile"):  # every other --word is a setting
         _refuse_separate_values(arguments)
         overrides = [
             word for word in arguments if word.startswith("--") and word.partition("=")[0] not in known
@@ -237,8 +242,12 @@ def _config(options: argparse.Namespace, overrides: list[str]) -> int:
     return 0
 
 
-def _train(options: argparse.Namespace, overrides: list[str]) -> int:
-    """Everything that can be wrong without starting is found here; then one rank runs, or several are started."""
+def _train(options: argparse.Namespace, overrides: list[str], work: str = TRAIN) -> int:
+    """Everything that can be wrong without starting is found here; then one rank runs, or several are started.
+
+    Args:
+        work: what a rank does, as module:function.
+    """
     from hcmegatron.data.corpus import find_corpus
     from hcmegatron.planner import measured
     from hcmegatron.platform import cuda_environment
@@ -276,10 +285,10 @@ def _train(options: argparse.Namespace, overrides: list[str]) -> int:
         raise
     if ranks is None:
         _warn(warnings)
-        return _start_ranks(config, options.file.stem, corpus, options.restarts)
+        return _start_ranks(config, options.file.stem, corpus, work, options.restarts)
     if ranks.rank == 0:
         _warn(warnings)
-    return _rank(config, options.file.stem, corpus, _after_restart(), ranks)
+    return _rank(config, options.file.stem, corpus, work, _after_restart(), ranks)
 
 
 def _check_device(config: Config, device: str | None = None) -> None:
@@ -319,20 +328,22 @@ def _rank(
     config: Config,
     name: str,
     corpus: Corpus | PreparedCorpus,
+    work: str,
     observers: Sequence[Callable[..., Any]],
     ranks: RankInfo,
 ) -> int:
-    """One rank of a training run. What ends it is said once, by the launch where this command started the ranks."""
+    """One rank of a run. What ends it is said once, by the launch where this command started the ranks."""
     from hcmegatron.platform.rank_process import end_with_parent, without_native_frames
     from hcmegatron.platform.ranks import STARTED_HERE
-    from hcmegatron.training.run import train
 
+    module, _, function = work.partition(":")
+    run = getattr(importlib.import_module(module), function)
     if ranks.source == "torchrun":
         end_with_parent(signal.SIGTERM)  # its ranks outlive a torchrun that is killed: they save and end
     if ranks.source == STARTED_HERE:
-        return train(config, ranks, name, corpus, observers)
+        return run(config, ranks, name, corpus, observers)
     try:
-        return train(config, ranks, name, corpus, observers)
+        return run(config, ranks, name, corpus, observers)
     except Ended as error:
         if ranks.rank == 0:
             standard_streams.tell(f"hcmegatron: error: {error}")
@@ -360,11 +371,12 @@ def _after_restart() -> Sequence[Callable[..., Any]]:
 
 
 def _start_ranks(
-    config: Config, name: str, corpus: Corpus | PreparedCorpus, restarts: int | None = None
+    config: Config, name: str, corpus: Corpus | PreparedCorpus, work: str, restarts: int | None = None
 ) -> int:
     """Start the ranks that hold the model once, on this machine's GPUs or else on its CPU.
 
     Args:
+        work: what each does, as module:function.
         restarts: how often within an hour they are started again when one has died; None: they are not.
     """
     import torch
@@ -374,7 +386,7 @@ def _start_ranks(
     world_size, gpus = smallest_world(config), torch.cuda.device_count()
     _check_device(config, "cuda" if gpus >= world_size else "cpu")
     if gpus == 0:
-        import hcmegatron.training.run  # noqa: F401  (once, for all forks)
+        importlib.import_module(work.partition(":")[0])  # once, for all forks
     elif gpus < world_size:
         _warn(
             [f"the layout asks for {world_size} ranks and there are {gpus} GPUs: training on the CPU instead"]
@@ -382,7 +394,7 @@ def _start_ranks(
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
     method = "spawn" if gpus else "fork"
     if not restarts:
-        return launch_ranks(partial(_rank, config, name, corpus, ()), world_size, method)
+        return launch_ranks(partial(_rank, config, name, corpus, work, ()), world_size, method)
 
     from hcmegatron.platform.restarts import Beat, supervise
     from hcmegatron.training.heartbeat import Heartbeat
@@ -394,7 +406,7 @@ def _start_ranks(
 
     def worker(number: int, beat: Beat) -> Callable[[RankInfo], int]:
         life = resumed(config, directory) if number else config
-        return partial(_rank, life, name, corpus, (partial(Heartbeat, number=number, beat=beat),))
+        return partial(_rank, life, name, corpus, work, (partial(Heartbeat, number=number, beat=beat),))
 
     return supervise(worker, world_size, method, directory, restarts)
 

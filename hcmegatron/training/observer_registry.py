@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from hcmegatron.config.errors import ConfigError
 from hcmegatron.config.schema import Config
 from hcmegatron.platform.collective_failure import kept_on_first_rank
+from hcmegatron.profiling.observer import Profiler
 from hcmegatron.training.bad_steps import BadSteps
 from hcmegatron.training.metrics import Metrics
 from hcmegatron.training.observer import Observer, Observers, Step
@@ -53,6 +54,7 @@ THEN = {
     "wandb": Entry(WeightsAndBiases, lambda config: config.run.wandb != "off", writes=True),
     "recomputation": Entry(MeasuredRecomputation, lambda config: config.recompute.mode == "block"),
     "planned": Entry(Planned, writes=True),
+    "profiler": Entry(Profiler, lambda config: bool(config.run.profile_at)),
     "stragglers": Entry(Stragglers, lambda config: config.health.slow_factor > 0),
     "bad_steps": Entry(BadSteps),
     "replicas": Entry(

@@ -8,7 +8,14 @@ from __future__ import annotations
 from hcmegatron.config.checks.layout import check_batch, check_parallel, check_world, smallest_world
 from hcmegatron.config.checks.network import check_network
 from hcmegatron.config.checks.refusals import Shown
-from hcmegatron.config.checks.run import check_fp64, check_health, check_recompute, check_training, warnings
+from hcmegatron.config.checks.run import (
+    check_fp64,
+    check_health,
+    check_profile,
+    check_recompute,
+    check_training,
+    warnings,
+)
 from hcmegatron.config.errors import ConfigError
 from hcmegatron.config.ranges import check_value
 from hcmegatron.config.schema import Config
@@ -28,6 +35,14 @@ def check_config(config: Config, sources: dict[str, str] | None = None) -> list[
             check_value(key, value)
         except ConfigError as error:
             raise ConfigError(f"{shown(key)} {error}") from None
-    for concern in (check_network, check_parallel, check_recompute, check_training, check_health, check_fp64):
+    for concern in (
+        check_network,
+        check_parallel,
+        check_recompute,
+        check_training,
+        check_health,
+        check_profile,
+        check_fp64,
+    ):
         concern(config, shown)
     return warnings(config, shown)
