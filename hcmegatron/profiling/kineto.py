@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -36,6 +37,7 @@ class Kineto:
     """
 
     def __init__(self) -> None:
+        os.environ.setdefault("KINETO_LOG_LEVEL", "5")  # it writes lines to stderr when it starts
         activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if GPU.present() else [])]
         self.profiler = profile(activities=activities)
         self.anchor = 0.0

@@ -52,7 +52,13 @@ class MeasuredCosts:
 def with_host(stage: StageCosts, host: float) -> StageCosts:
     """The stage with the host's time in every action; in a pair, of both."""
     F, I, W, B = (value + host for value in (stage.F, stage.I, stage.W, stage.B))
-    return replace(stage, F=F, I=I, W=W, B=B, FB=min(stage.FB + 2 * host, F + B))
+    return paired(StageCosts(F=F, I=I, W=W, B=B), stage.FB + 2 * host, stage.tail)
+
+
+def paired(stage: StageCosts, FB: float, tail: float) -> StageCosts:
+    """The stage with these costs of its pairs, as far as F, B and W allow: measured times and sums are rounded."""
+    FB = min(max(stage.F, stage.B, FB), stage.F + stage.B)
+    return replace(stage, FB=FB, tail=min(tail, stage.W))
 
 
 def durations(timeline: StepTimeline, still: bool = False) -> Iterator[tuple[tuple[Action, ...], float]]:
@@ -149,8 +155,7 @@ def _paired(
             saved[stage].append(max(0.0, stages[f].F + stages[b].B - median(seconds)))
     for number, stage in enumerate(stages):
         gain = fmean(saved[number]) if number in saved else 0.0
-        FB = max(stage.F, stage.B, stage.F + stage.B - gain)
-        yield replace(stage, FB=FB, tail=min(tail, stage.W))
+        yield paired(stage, stage.F + stage.B - gain, tail)
 
 
 def _host(timeline: StepTimeline) -> float:

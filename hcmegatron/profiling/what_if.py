@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from statistics import fmean
 
-from hcmegatron.profiling.measured_costs import MeasuredCosts
+from hcmegatron.profiling.measured_costs import MeasuredCosts, paired
 from schedules import generate
 from schedules.costs import Costs, Link, StageCosts
 from schedules.generators import SCHEDULES
@@ -41,7 +41,9 @@ def what_if(
         Change("all stages take equally long", taken(replace(costs, stages=(_mean(costs.stages),)))),
     ]
     if any(measured.moved):
-        shorter = (stage.scaled(1 - share) for stage, share in zip(costs.stages, measured.moved, strict=True))
+        shorter = (
+            _scaled(stage, 1 - share) for stage, share in zip(costs.stages, measured.moved, strict=True)
+        )
         found.append(Change("all-to-alls take no time", taken(replace(costs, stages=tuple(shorter)))))
     if reduction:
         found.append(Change("sums over ranks take no time", taken(costs) - reduction))
@@ -52,9 +54,16 @@ def what_if(
     return sorted(found, key=lambda change: change.seconds)
 
 
+def _scaled(stage: StageCosts, factor: float) -> StageCosts:
+    F, I, W, B = (factor * value for value in (stage.F, stage.I, stage.W, stage.B))
+    return paired(StageCosts(F=F, I=I, W=W, B=B), factor * stage.FB, factor * stage.tail)
+
+
 def _mean(stages: tuple[StageCosts, ...]) -> StageCosts:
-    names = ("F", "I", "W", "B", "FB", "tail")
-    return StageCosts(**{name: fmean(getattr(stage, name) for stage in stages) for name in names})
+    F, I, W, B, FB, tail = (
+        fmean(getattr(stage, name) for stage in stages) for name in ("F", "I", "W", "B", "FB", "tail")
+    )
+    return paired(StageCosts(F=F, I=I, W=W, B=B), FB, tail)
 
 
 def _others(schedule: Schedule, measured: MeasuredCosts) -> Iterator[tuple[Schedule, Costs]]:
@@ -69,5 +78,5 @@ def _others(schedule: Schedule, measured: MeasuredCosts) -> Iterator[tuple[Sched
         except ValueError:  # sizes that it cannot take
             continue
         F, I, W, B, FB = (value / plan.placement.model_stages for value in total)
-        stage = StageCosts(F=F, I=I, W=W, B=B, FB=min(max(F, B, FB), F + B))
+        stage = paired(StageCosts(F=F, I=I, W=W, B=B), FB, 0.0)
         yield plan, replace(measured, stages=(stage,)).costs()

@@ -105,10 +105,3 @@ def profiled(case: LinkCase, steps: int = 1) -> tuple[RankRecord, list[Truth]]:
         group.rank(), tuple(range(group.size())), "here", offset.seconds, offset.uncertainty, tuple(own[1:])
     )
     return record, truths[1:]
-
-
-def offsets(shift: float) -> tuple[float, float]:
-    """What a rank whose clock is `shift` seconds ahead per rank measures."""
-    rank = dist.get_rank()
-    found = measure_offset(dist.group.WORLD, lambda: time.monotonic() + rank * shift)
-    return found.seconds, found.uncertainty
