@@ -51,9 +51,14 @@ def main(options: argparse.Namespace, overrides: list[str], start: Start) -> int
     """
     steps = _steps(options.steps)
     named = [word.partition("=")[0] for word in overrides]
-    for name, instead in (("--run.dir", "--out"), ("--run.profile_at", "--steps")):
+    instead = {
+        "--run.dir": "--out",
+        "--run.profile_at": "--steps",
+        "--checkpoint.resume": "--checkpoint.load=RUN, which leaves RUN as it is",
+    }
+    for name, other in instead.items():
         if name in named:
-            raise ConfigError(f"{name}: of `hcmegatron profile` that is {instead}")
+            raise ConfigError(f"{name}: of `hcmegatron profile` that is {other}")
     if options.json:
         try:
             output_files.check([options.json])
@@ -62,7 +67,7 @@ def main(options: argparse.Namespace, overrides: list[str], start: Start) -> int
         if options.out is None:
             raise ConfigError(f"--json {options.json}: without --out; say where the profile goes")
     at = list(range(WARMUP + 1, WARMUP + steps + 2))  # one more, under torch.profiler
-    settings = [*overrides, f"--run.profile_at={at}"]
+    settings = [*overrides, f"--run.profile_at={at}", "--checkpoint.resume=never"]
     if options.out is not None:
         settings.append(f"--run.dir={json.dumps(str(options.out))}")
     options.restarts = None

@@ -6,6 +6,7 @@ import platform
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING
 
@@ -101,22 +102,34 @@ class Profiler(Observer):
             offset.uncertainty,
             tuple(self.steps),
         )
-        host: list[HostEvent] = []
         directory = self.run.directory
-        if self.kineto is not None:
-            host = self.kineto.write(directory / files.FOLDER / files.kineto_file(own.rank))
-        found = gathered((own, host), self.group)
+        found = gathered(
+            (own, *self._host_events(directory / files.FOLDER / files.kineto_file(own.rank))), self.group
+        )
         if own.rank == 0:
-            records = [record for record, _ in found]
+            records = [record for record, *_ in found]
             schedule = training_schedule(self.run.config.parallel, self.run.stepper.batches.micro_batches)
             timed = len(self.steps) - 1 if self.kineto and len(self.steps) > 1 else None
             summary = summarise(records, schedule, timed=timed)
             summary |= self._cost(timed)
             steps = [joined(records, index) for index in range(len(self.steps))]
-            trace = to_trace(steps, schedule, [events for _, events in found])
-            files.write_all(directory, records, summary, trace)
-            self.run.log.say(*lines(summary), f"profile: {directory / files.FOLDER}")
+            trace = to_trace(steps, schedule, [events for _, events, _ in found])
+            self.run.log.say(*lines(summary), *{trouble for *_, trouble in found if trouble})
+            try:
+                files.write_all(directory, records, summary, trace)
+                self.run.log.say(f"profile: {directory / files.FOLDER}")
+            except OSError as error:  # a full disk is no reason to lose the run
+                self.run.log.say(f"the profile cannot be written: {error}")
         self._forget()
+
+    def _host_events(self, path: Path) -> tuple[list[HostEvent], str]:
+        """What torch.profiler saw of this rank, which it writes too; and what went wrong with that, in words."""
+        if self.kineto is None:
+            return [], ""
+        try:
+            return self.kineto.write(path), ""
+        except OSError as error:
+            return [], f"torch.profiler's trace cannot be written: {error}"
 
     def _cost(self, timed: int | None) -> dict[str, float]:
         """What profiling took, beside the steps of the run that were not profiled; nothing where there were none."""

@@ -31,7 +31,9 @@ def rank_step(
             return record.at(mark) - start + began
 
         shift = began - start
-        pipeline = events[0].start + shift, max(event.end for event in events) + shift
+        waits = [(at(since), at(until)) for _, since, until in record.waits]
+        spans = [(event.start + shift, event.end + shift) for event in events] + waits
+        pipeline = min(since for since, _ in spans), max(until for _, until in spans)
     else:
 
         def at(mark: Mark) -> float:

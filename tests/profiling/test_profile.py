@@ -123,6 +123,10 @@ def test_what_cannot_be_profiled_is_refused(text, tmp_path):
         (["--steps", "0"], "--steps 0: expected a whole number from 1 to 1000"),
         (["--run.dir=here"], "--run.dir: of `hcmegatron profile` that is --out"),
         (["--run.profile_at=[3]"], "--run.profile_at: of `hcmegatron profile` that is --steps"),
+        (
+            ["--checkpoint.resume=auto"],
+            "--checkpoint.resume: of `hcmegatron profile` that is --checkpoint.load=RUN",
+        ),
         (["--json", "x.json"], "--json x.json: without --out; say where the profile goes"),
     ],
 )
@@ -155,7 +159,12 @@ def test_the_command_takes_its_settings_with_it():
     assert cli.main(options, ["--training.seed=3"], lambda *given: seen.append(given[1:]) or 0) == 0
     assert seen == [
         (
-            ["--training.seed=3", "--run.profile_at=[3, 4, 5]", '--run.dir="a dir"'],
+            [
+                "--training.seed=3",
+                "--run.profile_at=[3, 4, 5]",
+                "--checkpoint.resume=never",
+                '--run.dir="a dir"',
+            ],
             "hcmegatron.profiling.run:profile",
         )
     ]

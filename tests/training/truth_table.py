@@ -69,6 +69,7 @@ VALUES: dict[str, list[Any]] = {
     "run.observers": [["hcmegatron.training.observer:Observer"]],
     "training.seed": [99],
     "health.slow_factor": [1000.0],
+    "run.profile_at": [[3]],
     "recompute.modules": [["core_attn"]],
     "connection.lr_multiplier": [5.0],
     "data.suffixes": [[".txt"]],
