@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import json
-import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -37,19 +36,19 @@ class Kineto:
     """
 
     def __init__(self) -> None:
-        os.environ.setdefault("KINETO_LOG_LEVEL", "5")  # it writes lines to stderr when it starts
         activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if GPU.present() else [])]
         self.profiler = profile(activities=activities)
         self.anchor = 0.0
 
     @contextmanager
-    def watching(self) -> Iterator[None]:
-        """Around the step."""
+    def watching(self, step: int) -> Iterator[None]:
+        """Around the step, under the name that other tools know steps by."""
         with self.profiler:
             self.anchor = time.monotonic()
             with record_function(ANCHOR):
                 pass
-            yield
+            with record_function(f"ProfilerStep#{step}"):
+                yield
 
     def write(self, path: Path) -> list[HostEvent]:
         """The trace as torch.profiler writes it, compressed; and its events on the host's clock."""

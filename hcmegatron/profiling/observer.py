@@ -8,14 +8,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from statistics import median
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch.distributed as dist
 
 from hcmegatron.pipeline.configured_schedule import training_schedule
 from hcmegatron.pipeline.node_times import NodeTimes
 from hcmegatron.pipeline.runner import ScheduleRunner
-from hcmegatron.platform.collective_failure import gathered
 from hcmegatron.platform.distributed import timeout
 from hcmegatron.profiling import files
 from hcmegatron.profiling.clock import ClockOffset, between, measure_offset
@@ -28,6 +27,8 @@ from hcmegatron.profiling.timeline import joined
 from hcmegatron.profiling.trace import HostEvent, to_trace
 from hcmegatron.training.observer import End, Observer, Step
 from schedules.runtime.gpu import GPU
+
+MOST_HOSTS = 8  # ranks whose host threads and device streams are in the trace of all ranks
 
 if TYPE_CHECKING:
     from hcmegatron.training.setup import TrainingRun
@@ -52,7 +53,6 @@ class Profiler(Observer):
         self.kineto: Kineto | None = None
         self.clock_before: ClockOffset | None = None
         self.usual: list[float] = []  # seconds of steps that are not profiled
-        self.profiled: list[float] = []
         self.group: dist.ProcessGroup | None = None
 
     @contextmanager
@@ -69,7 +69,7 @@ class Profiler(Observer):
         with ExitStack() as watching:
             if step == self.due[-1]:
                 self.kineto = Kineto()
-                watching.enter_context(self.kineto.watching())
+                watching.enter_context(self.kineto.watching(step))
             self.runner.listen(times)
             watching.callback(self.runner.listen, None)
             self._synchronise()
@@ -83,8 +83,9 @@ class Profiler(Observer):
 
     def on_step(self, step: Step) -> None:
         """Write the profile after the last of its steps. Collective."""
-        (self.profiled if step.number in self.due else self.usual).append(step.seconds)
-        if self.due and step.number == self.due[-1]:
+        if step.number not in self.due:
+            self.usual.append(step.seconds)
+        elif step.number == self.due[-1]:
             self._write()
 
     def on_end(self, end: End) -> None:
@@ -103,10 +104,11 @@ class Profiler(Observer):
             tuple(self.steps),
         )
         directory = self.run.directory
-        found = gathered(
-            (own, *self._host_events(directory / files.FOLDER / files.kineto_file(own.rank))), self.group
-        )
-        if own.rank == 0:
+        host, trouble = self._host_events(directory / files.FOLDER / files.kineto_file(own.rank))
+        found: list[Any] | None = [None] * dist.get_world_size() if own.rank == 0 else None
+        # what torch.profiler saw of every rank would be too much for one file
+        dist.gather_object((own, host if own.rank < MOST_HOSTS else [], trouble), found, group=self.group)
+        if found is not None:
             records = [record for record, *_ in found]
             schedule = training_schedule(self.run.config.parallel, self.run.stepper.batches.micro_batches)
             timed = len(self.steps) - 1 if self.kineto and len(self.steps) > 1 else None
@@ -133,11 +135,11 @@ class Profiler(Observer):
 
     def _cost(self, timed: int | None) -> dict[str, float]:
         """What profiling took, beside the steps of the run that were not profiled; nothing where there were none."""
-        if not self.usual or not self.profiled[:timed]:
+        if not self.usual:
             return {}
-        usual = median(self.usual[-5:])
-        cost = {"unprofiled_step_ms": 1e3 * usual, "profiled_step_ms": 1e3 * median(self.profiled[:timed])}
-        return cost | ({"kineto_step_ms": 1e3 * self.profiled[-1]} if self.kineto else {})
+        took = [1e3 * (step.end - step.begin) for step in self.steps]
+        cost = {"unprofiled_step_ms": 1e3 * median(self.usual[-5:]), "profiled_step_ms": median(took[:timed])}
+        return cost | ({"kineto_step_ms": took[-1]} if self.kineto else {})
 
     def _forget(self) -> None:
         self.steps, self.due, self.kineto, self.clock_before = [], [], None, None

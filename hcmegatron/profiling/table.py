@@ -61,7 +61,9 @@ def lines(summary: dict[str, Any]) -> list[str]:
         ),
     )
     out += _table(
-        "busy lanes, of all ranks", ("lane", "busy", "beside computation", "alone"), _lanes(summary)
+        "busy lanes, of all ranks",
+        ("lane", "busy", "of the step", "beside computation", "alone"),
+        _lanes(summary),
     )
     out += _table(
         "an action: median",
@@ -94,7 +96,8 @@ def _lanes(summary: dict[str, Any]) -> Iterable[tuple[str, ...]]:
             for name in ("busy_ms", "hidden_ms", "exposed_ms")
         )
         if busy:
-            yield lane, _ms(busy), _ms(hidden), _ms(exposed)
+            share = _share(busy, summary["step_ms"] * summary["ranks"])
+            yield lane, _ms(busy), share, _ms(hidden), _ms(exposed)
 
 
 def _path(path: list[dict[str, Any]]) -> str:

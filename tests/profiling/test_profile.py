@@ -69,7 +69,8 @@ def test_profiled_steps_train_as_others_do(layout, text, tmp_path):
         trace = json.load(file)
     slices, arrows = traces.check(trace)
     assert len(arrows) == 2 * sum(len(record.steps[0].sends) for record in records)
-    assert any("aten::" in name for own in slices.values() for *_, name in own)
+    names = {name for own in slices.values() for *_, name in own}
+    assert "ProfilerStep#3" in names and any("aten::" in name for name in names)
     with gzip.open(tmp_path / "run/profile/kineto/rank-001.json.gz") as file:
         assert json.load(file)["distributedInfo"]["rank"] == 1
     log = (tmp_path / "run/train.log").read_text()
