@@ -268,9 +268,8 @@ def _train(options: argparse.Namespace, overrides: list[str], work: str = TRAIN)
     try:
         config, sources = read_config(options.file, overrides)
         if config.run.profile_at:
-            os.environ.setdefault(
-                "KINETO_LOG_LEVEL", "6"
-            )  # torch.profiler's own words; read when torch is loaded
+            # torch.profiler's own words; read when torch is loaded
+            os.environ.setdefault("KINETO_LOG_LEVEL", "6")
         warnings = check_config(config, sources)
         require_installed(config)
         if ranks is not None:

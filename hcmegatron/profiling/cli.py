@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 from hcmegatron.config import ConfigError
+from hcmegatron.platform.ranks import discover_ranks
 from hcmegatron.profiling import files
 from schedules import output_files
 
@@ -72,7 +74,8 @@ def main(options: argparse.Namespace, overrides: list[str], start: Start) -> int
         settings.append(f"--run.dir={json.dumps(str(options.out))}")
     options.restarts = None
     status = start(options, settings, WORK)
-    if options.json and status == 0:
+    ranks = discover_ranks(os.environ)
+    if options.json and status == 0 and (ranks is None or ranks.rank == 0):
         shutil.copyfile(options.out / files.FOLDER / files.SUMMARY, options.json)
     return status
 
