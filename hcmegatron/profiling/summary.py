@@ -12,7 +12,7 @@ from hcmegatron.profiling.measured_costs import durations, measured_costs
 from hcmegatron.profiling.rank_step import FORMAT, RankRecord, RankStep
 from hcmegatron.profiling.timeline import StepTimeline, joined
 from hcmegatron.profiling.what_if import what_if
-from schedules.accounting import Interval, RankAccount, RankTimeline, idle, length
+from schedules.accounting import KINDS, Interval, RankAccount, RankTimeline, idle, length
 from schedules.actions import Kind
 from schedules.schedule import Schedule
 from schedules.simulate import simulate
@@ -149,7 +149,7 @@ def _communication(timeline: StepTimeline, accounts: Sequence[RankAccount]) -> d
         for node in step.nodes:
             if node.lane == "communication":
                 moved[node.node] += 2 * node.bytes  # its backward moves the same
-    for kind in ("hop", "dispatch", "combine", "reduction"):
+    for kind in KINDS:
         exposed = sum(own.exposed.get(kind, 0.0) for own in accounts)
         hidden = sum(own.hidden.get(kind, 0.0) for own in accounts)
         if exposed or hidden or moved[kind]:

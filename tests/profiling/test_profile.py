@@ -176,7 +176,9 @@ def test_a_profile_that_cannot_be_written_does_not_end_the_run(text, tmp_path):
     directory = tmp_path / "run"
     directory.mkdir()
     (directory / "profile").write_text("a file where the folder would be")
-    config = tiny(text, directory, parallel={"pipeline": 1, "schedule": "1f1b"}, checkpoint={"resume": "auto"})
+    config = tiny(
+        text, directory, parallel={"pipeline": 1, "schedule": "1f1b"}, checkpoint={"resume": "auto"}
+    )
     config.run.profile_at = [2]
     run_ranks(1, training.run, config, **RUN)
     log = (directory / "train.log").read_text()
