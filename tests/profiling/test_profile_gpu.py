@@ -36,5 +36,12 @@ def test_a_profiled_step_of_an_emulated_gpu(schedule, overlap, tmp_path):
     for own in found["per_rank"]:
         assert own["compute_ms"] + sum(own["bubble_ms"].values()) == pytest.approx(found["step_ms"], rel=1e-6)
         assert own["lanes"]["high priority"]["busy_ms"] > 0 and own["bubble_ms"]["fill"] >= 0
+    for record in files.read_records(tmp_path):
+        (step,) = record.steps
+        assert step.begin <= step.pipeline[0] and step.pipeline[1] <= step.finalised <= step.end
+        spans = [(ran.start, ran.end) for ran in step.actions]
+        for node in step.nodes:  # events and actions are on one clock
+            start = max(since for since, _ in spans if since <= node.start)
+            assert node.end <= max(until for since, until in spans if since <= start), node
     timeline = joined(files.read_records(tmp_path), 0)
     traces.check(to_trace([timeline], generate(schedule, 2, 6)))

@@ -135,3 +135,21 @@ def test_records_are_read_as_they_were_written():
     assert from_json(json.loads(json.dumps(record.as_json()))) == record
     with pytest.raises(ValueError, match="format 2 of a rank's profile; this version reads 1"):
         from_json({**record.as_json(), "format": 2})
+
+
+def test_the_step_of_median_length_is_shown_and_those_under_the_profiler_do_not_count():
+    units = {5: 3.0, 6: 1.0, 7: 2.0, 8: 0.5}
+    of_steps = {number: records(simulation("1f1b", 2, 4), unit=unit) for number, unit in units.items()}
+    together = [
+        replace(
+            record,
+            steps=tuple(replace(own[record.rank].steps[0], step=number) for number, own in of_steps.items()),
+        )
+        for record in of_steps[5]
+    ]
+    schedule = generate("1f1b", 2, 4)
+    whole = 1e3 * simulation("1f1b", 2, 4).makespan
+    found = summarise(together, schedule, timed=3)
+    assert (found["step"], found["step_ms"]) == (7, pytest.approx(2 * whole))
+    assert found["steps_ms"] == pytest.approx([3 * whole, whole, 2 * whole, whole / 2])
+    assert summarise(together, schedule)["step"] == 6  # the shorter one of the middle two
