@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from hcmegatron.platform.ranks import RankInfo
 
 HELP = ("--help", "--version")
+TRAIN = "hcmegatron.training.run:train"  # what a rank of `train` does
 
 
 class _Parser(argparse.ArgumentParser):
@@ -122,6 +123,7 @@ VERBS = {
         "run a bad step that a run has kept once more, in one process",
     ),
     "generate": ("hcmegatron.training.generate_cli", "continue texts with a checkpoint of a run"),
+    "profile": ("hcmegatron.profiling.cli", "what a few steps compute, communicate and hide, on all ranks"),
     "data": ("hcmegatron.data.cli", "prepare, show and check data sets, train tokenizers"),
     "doctor": ("launch.doctor.cli", "whether machines are healthy and fast, alone and together"),
     "report": ("hcmegatron.report.cli", "one HTML page that explains runs, or follows them"),
@@ -131,10 +133,11 @@ VERBS = {
     "logs": ("launch.logs", "what the ranks of a run wrote, errors first"),
     "cancel": ("launch.cancel", "end a run's jobs, with a checkpoint"),
 }
-WITH_SETTINGS = ("plan", "generate", "doctor", "launch")  # of these, whose words are in the module's OPTIONS
+# Of these, those that take every --section.key=value beside their own words, which are in their OPTIONS.
+WITH_SETTINGS = ("plan", "generate", "profile", "doctor", "launch")
 
 # Of these, those that need what `pip install 'hcmegatron[train]'` adds, as `train` does.
-WITH_MEGATRON = {"replay", "data", "generate"}
+WITH_MEGATRON = {"replay", "data", "generate", "profile"}
 
 
 def _verb(arguments: list[str]) -> str | None:
@@ -168,6 +171,8 @@ def _run(arguments: list[str]) -> int:
             known += module.OPTIONS
         if asked == "plan":
             parsers[asked].set_defaults(run=partial(module.main, measure=_measure))
+        if asked == "profile":
+            parsers[asked].set_defaults(run=partial(module.main, start=_train))
     if asked == "train":
         known += ("--restarts",)
     if asked not in VERBS or asked in WITH_SETTINGS:  # every other --word is a setting
@@ -268,8 +273,12 @@ def _config(options: argparse.Namespace, overrides: list[str]) -> int:
     return 0
 
 
-def _train(options: argparse.Namespace, overrides: list[str]) -> int:
-    """Everything that can be wrong without starting is found here; then one rank runs, or several are started."""
+def _train(options: argparse.Namespace, overrides: list[str], work: str = TRAIN) -> int:
+    """Everything that can be wrong without starting is found here; then one rank runs, or several are started.
+
+    Args:
+        work: what a rank does, as module:function.
+    """
     require_extra("hcmegatron train")
     from hcmegatron.data.corpus import find_corpus
     from hcmegatron.planner import measured
@@ -290,6 +299,9 @@ def _train(options: argparse.Namespace, overrides: list[str]) -> int:
         )
     try:
         config, sources = read_config(options.file, overrides)
+        if config.run.profile_at:
+            # torch.profiler's own words; read when torch is loaded
+            os.environ.setdefault("KINETO_LOG_LEVEL", "6")
         warnings = check_config(config, sources)
         require_installed(config)
         if ranks is not None:
@@ -308,10 +320,10 @@ def _train(options: argparse.Namespace, overrides: list[str]) -> int:
         raise
     if ranks is None:
         _warn(warnings)
-        return _start_ranks(config, options.file.stem, corpus, options.restarts)
+        return _start_ranks(config, options.file.stem, corpus, work, options.restarts)
     if ranks.rank == 0:
         _warn(warnings)
-    return _rank(config, options.file.stem, corpus, _after_restart(), ranks)
+    return _rank(config, options.file.stem, corpus, work, _after_restart(), ranks)
 
 
 def _check_device(config: Config, device: str | None = None) -> None:
@@ -352,20 +364,22 @@ def _rank(
     config: Config,
     name: str,
     corpus: Corpus | PreparedCorpus,
+    work: str,
     observers: Sequence[Callable[..., Any]],
     ranks: RankInfo,
 ) -> int:
-    """One rank of a training run. What ends it is said once, by the launch where this command started the ranks."""
+    """One rank of a run. What ends it is said once, by the launch where this command started the ranks."""
     from hcmegatron.platform.rank_process import TORCHRUN_ENDED, end_with_parent, without_native_frames
     from hcmegatron.platform.ranks import STARTED_HERE
-    from hcmegatron.training.run import train
 
+    module, _, function = work.partition(":")
+    run = getattr(importlib.import_module(module), function)
     if ranks.source == "torchrun":
         end_with_parent(TORCHRUN_ENDED)  # its ranks outlive a torchrun that is killed: they save and end
     if ranks.source == STARTED_HERE:
-        return train(config, ranks, name, corpus, observers)
+        return run(config, ranks, name, corpus, observers)
     try:
-        return train(config, ranks, name, corpus, observers)
+        return run(config, ranks, name, corpus, observers)
     except Ended as error:
         if ranks.rank == 0:
             standard_streams.tell(f"hcmegatron: error: {error}")
@@ -402,11 +416,12 @@ def _after_restart() -> Sequence[Callable[..., Any]]:
 
 
 def _start_ranks(
-    config: Config, name: str, corpus: Corpus | PreparedCorpus, restarts: int | None = None
+    config: Config, name: str, corpus: Corpus | PreparedCorpus, work: str, restarts: int | None = None
 ) -> int:
     """Start the ranks that hold the model once, on this machine's GPUs or else on its CPU.
 
     Args:
+        work: what each does, as module:function.
         restarts: how often within an hour they are started again when one has died; None: they are not.
     """
     import torch
@@ -416,7 +431,7 @@ def _start_ranks(
     world_size, gpus = smallest_world(config), torch.cuda.device_count()
     _check_device(config, "cuda" if gpus >= world_size else "cpu")
     if gpus == 0:
-        import hcmegatron.training.run  # noqa: F401  (once, for all forks)
+        importlib.import_module(work.partition(":")[0])  # once, for all forks
     elif gpus < world_size:
         _warn(
             [f"the layout asks for {world_size} ranks and there are {gpus} GPUs: training on the CPU instead"]
@@ -424,7 +439,7 @@ def _start_ranks(
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
     method = "spawn" if gpus else "fork"
     if not restarts:
-        return launch_ranks(partial(_rank, config, name, corpus, ()), world_size, method)
+        return launch_ranks(partial(_rank, config, name, corpus, work, ()), world_size, method)
 
     from hcmegatron.platform.restarts import Beat, supervise
     from hcmegatron.training.heartbeat import Heartbeat
@@ -436,7 +451,7 @@ def _start_ranks(
 
     def worker(number: int, beat: Beat) -> Callable[[RankInfo], int]:
         life = resumed(config, directory) if number else config
-        return partial(_rank, life, name, corpus, (partial(Heartbeat, number=number, beat=beat),))
+        return partial(_rank, life, name, corpus, work, (partial(Heartbeat, number=number, beat=beat),))
 
     return supervise(worker, world_size, method, directory, restarts)
 

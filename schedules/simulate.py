@@ -17,15 +17,14 @@ from schedules.timeline import Cause, Simulation, Timed, Transfer
 
 
 class _Value(NamedTuple):
-    """When an input is there, when its producer was done with it, and who that was."""
+    """When an input is there, and who produced it."""
 
     there: float
-    produced: float
     cause: Cause | None
 
 
 ROUNDING = 1e-9  # of F: less than this is no overlap
-_AT_HAND = _Value(0.0, 0.0, None)  # input data, the loss, and what only the rank's own order provides
+_AT_HAND = _Value(0.0, None)  # input data, the loss, and what only the rank's own order provides
 _Values = dict[tuple[Kind, int, int], _Value]  # by payload, using stage, micro-batch
 
 
@@ -57,14 +56,12 @@ def simulate(schedule: Schedule, costs: Costs) -> Simulation:
                 if produced is not None and rank_of[produced[1]] == rank:
                     payload, target = produced
                     at = _leaves(timed, payload, costs)
-                    values[payload, target, part.microbatch] = _Value(
-                        at, at, Cause(rank, position, payload, 0.0)
-                    )
+                    values[payload, target, part.microbatch] = _Value(at, Cause(rank, position, payload, 0.0))
             for message in sends:
                 transfer = _send(message, _leaves(timed, message.payload, costs), costs, link_free)
                 cause = Cause(rank, position, message.payload, transfer.arrives - transfer.produced)
                 key = message.payload, message.target, message.microbatch
-                values[key] = _Value(transfer.arrives, transfer.produced, cause)
+                values[key] = _Value(transfer.arrives, cause)
                 transfers.append(transfer)
                 ready.append(message.target_rank)
     for rank, done in enumerate(timeline):
@@ -110,8 +107,7 @@ def _run(
     start = max(free, value.there)
     took = getattr(table[action.stage], action.kind.value)
     cause = value.cause if value.there > free else before
-    exposed = start - max(free, min(value.produced, start))
-    return Timed(action, start, start + took, start, start + took, took, exposed, cause, cause)
+    return Timed(action, start, start + took, start, start + took, took, cause, cause)
 
 
 def _run_pair(
@@ -130,19 +126,16 @@ def _run_pair(
     overlapped = f + b - min(saved(table[action.stage]), saved(table[backward.stage]))
     start = max(free, activation.there)
     cause = activation.cause if activation.there > free else before
-    exposed = start - max(free, min(activation.produced, start))
     if not costs.early:
         if gradient.there > start:
-            exposed += gradient.there - max(start, gradient.produced)
             start, cause = gradient.there, gradient.cause
         end = start + overlapped
-        return Timed(action, start, end, start, end, overlapped, exposed, cause, cause)
+        return Timed(action, start, end, start, end, overlapped, cause, cause)
     join = max(start + costs.lead * f, gradient.there)
     late = gradient.there > start + costs.lead * f
     alone = (join - start) / f if f else 1.0
     if alone > 1 - ROUNDING:
         forward_end, backward_start = start + f, max(join, start + f)
-        exposed += backward_start - max(forward_end, min(gradient.produced, backward_start))
         end = backward_start + b
         busy = f + b
         late = late and backward_start > forward_end
@@ -158,7 +151,6 @@ def _run_pair(
         backward_start,
         end,
         busy,
-        exposed,
         cause,
         gradient.cause if late else cause,
         tail,

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
 
+from schedules.accounting import Interval, RankAccount, RankTimeline, Travel, Wait, account
 from schedules.actions import Action, Kind
 from schedules.costs import Costs
 from schedules.schedule import Message, Schedule
@@ -26,8 +28,7 @@ class Timed(NamedTuple):
     backward half from ``backward_start`` to ``end``; for other kinds both are the whole action.
 
     ``tail`` is the end of an FB that follows both its results.
-    ``busy`` is the time spent computing, ``exposed`` the time that the rank stood still before or inside the
-    action while a message that it needed was on its way. Causes are None where nothing had to be waited for.
+    ``busy`` is the time spent computing. Causes are None where nothing had to be waited for.
     """
 
     action: Action
@@ -36,7 +37,6 @@ class Timed(NamedTuple):
     backward_start: float
     end: float
     busy: float
-    exposed: float
     forward_cause: Cause | None
     backward_cause: Cause | None
     tail: float = 0.0
@@ -94,18 +94,20 @@ class Simulation:
         return sum(self.bubble) / (self.makespan * len(self.bubble)) if self.makespan else 0.0
 
     @cached_property
+    def accounts(self) -> tuple[RankAccount, ...]:
+        """Where the makespan goes, per rank (see ``accounting``)."""
+        return tuple(account(rank, 0.0, self.makespan) for rank in rank_timelines(self))
+
+    @cached_property
     def exposed(self) -> tuple[float, ...]:
         """Time during which the rank stood still and a message that it waited for was on its way, per
         rank."""
-        return tuple(sum(t.exposed for t in timed) for timed in self.timeline)
+        return tuple(own.exposed.get("hop", 0.0) for own in self.accounts)
 
     @cached_property
     def hidden(self) -> tuple[float, ...]:
         """Time that messages to the rank travelled (each counted on its own) without its standing still."""
-        travelled = [0.0] * len(self.timeline)
-        for transfer in self.transfers:
-            travelled[transfer.message.target_rank] += transfer.arrives - transfer.produced
-        return tuple(total - exposed for total, exposed in zip(travelled, self.exposed, strict=True))
+        return tuple(own.hidden.get("hop", 0.0) for own in self.accounts)
 
     def critical_path(self) -> list[PathStep]:
         """The chain of actions, first to last, each of which could start only when the one before it was done
@@ -123,3 +125,54 @@ class Simulation:
             if cause is None:
                 return path[::-1]
             rank, position, half, _ = cause
+
+
+def rank_timelines(simulation: Simulation) -> list[RankTimeline]:
+    """What every rank does, for ``accounting``."""
+    travels = {
+        (message.payload, message.target, message.microbatch): Travel(
+            "hop", produced, arrives, message.send_text
+        )
+        for message, produced, _, arrives in simulation.transfers
+    }
+    return [_rank_timeline(timed, travels, simulation.costs.early) for timed in simulation.timeline]
+
+
+def _rank_timeline(
+    timeline: tuple[Timed, ...], travels: dict[tuple[Kind, int, int], Travel], early: bool
+) -> RankTimeline:
+    computing, waits, own = [], [], []
+    starts: dict[Kind, list[float]] = {Kind.F: [], Kind.B: []}  # of forwards their ends
+    free = 0.0
+    for timed in timeline:
+        # In an FB, F leads: until it starts the rank waits for the activation, and after it for the gradient.
+        apart = early and timed.backward_start > timed.forward_end
+        ends = (timed.start, timed.backward_start if apart else timed.start)
+        for part, until in zip(timed.action.parts, ends, strict=False):
+            if part.kind is Kind.W:
+                continue
+            payload = Kind.F if part.kind is Kind.F else Kind.B
+            if travel := travels.get((payload, part.stage, part.microbatch)):
+                own.append(travel)
+                begins = timed.forward_end if apart and payload is Kind.B else free
+                if begins < min(until, travel.end):
+                    waits.append(Wait(begins, min(until, travel.end), travel))
+            starts[payload].append(
+                timed.forward_end if payload is Kind.F else timed.backward_start,
+            )
+        if apart:
+            computing += [
+                Interval(timed.start, timed.forward_end),
+                Interval(timed.backward_start, timed.end),
+            ]
+        else:
+            computing.append(Interval(timed.start, timed.end))
+        free = timed.end
+    return RankTimeline(
+        computing,
+        waits,
+        own,
+        free,
+        min(starts[Kind.B], default=-math.inf),
+        max(starts[Kind.F], default=math.inf),
+    )

@@ -37,6 +37,7 @@ if __name__ == "__main__":
 import hcmegatron.platform.megatron  # noqa: F401  (installs the CPU adapter before Megatron is imported)
 from hcmegatron.model.execution import Execution
 from hcmegatron.model.nodes import Lane, MicroBatch, Node
+from hcmegatron.pipeline.node_times import NodeTimes
 from hcmegatron.pipeline.overlap import OverlappedStage, Pairing
 from schedules import generate, node_costs
 from schedules.costs import Costs, Link, stage_costs
@@ -105,6 +106,7 @@ class EmulatedLanes:
     Attributes:
         computed: intervals in which the compute lane was busy.
         communicated: seconds of all-to-alls so far.
+        times: as of Lanes.
     """
 
     def __init__(self, one: bool) -> None:
@@ -113,6 +115,7 @@ class EmulatedLanes:
         self.lane = Lane.COMPUTE
         self.computed: list[tuple[float, float]] = []
         self.communicated = 0.0
+        self.times: NodeTimes | None = None
 
     @contextmanager
     def on(self, lane: Lane, chain: Any, needs: Any = ()) -> Iterator[None]:

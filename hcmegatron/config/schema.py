@@ -260,6 +260,8 @@ class Run:
     observers: list[str] = field(
         default_factory=list
     )  # more that watch the run, each module:Class (training/observer.py)
+    # steps that are profiled (docs/profile.md); the last of them under torch.profiler too
+    profile_at: list[int] = field(default_factory=list)
     overcommit: bool = False  # start although the plan says that there is too little memory
     peak_tflops: float | None = None  # of one device, for MFU; None: known for the device, or measured on CPU
 

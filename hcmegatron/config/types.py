@@ -91,9 +91,11 @@ def describe_field(hint: Any) -> str:
     if typing.get_origin(options) is Literal:
         text = "one of " + ", ".join(typing.get_args(options))
     elif typing.get_origin(options) is list:
-        text = {str: "a list of texts, [a, b]", float: "a list of numbers, [0.8, 0.9]"}[
-            typing.get_args(options)[0]
-        ]
+        text = {
+            str: "a list of texts, [a, b]",
+            float: "a list of numbers, [0.8, 0.9]",
+            int: "a list of whole numbers, [10, 20]",
+        }[typing.get_args(options)[0]]
     else:
         text = words[options]
     return text + (" or null" if optional else "")

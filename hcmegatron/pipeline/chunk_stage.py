@@ -13,6 +13,7 @@ from hcmegatron.model.execution import Execution, running
 from hcmegatron.model.gpt import ConnectionGPT
 from hcmegatron.model.separate_wgrad import separate_weight_gradients
 from hcmegatron.model.wgrad_store import WeightGradStore
+from hcmegatron.pipeline.node_times import NodeTimes, TimedNodes
 from hcmegatron.platform.distributed import device
 
 
@@ -30,8 +31,15 @@ class ChunkStage:
         self, chunk: nn.Module, model: ConnectionGPT, execution: Execution, splits: bool = True
     ) -> None:
         self.chunk, self.model, self.execution = chunk, model, execution
+        self._usual = execution
+        self._times: NodeTimes | None = None
         self.wgrad_store: WeightGradStore = separate_weight_gradients(model, complete=splits)
         self._graphs: dict[int, tuple[Tensor | None, GradientEdge]] = {}
+
+    def listen(self, times: NodeTimes | None) -> None:
+        """From now on `times` gets those of the nodes; None: nobody asks any more. Between steps."""
+        self._times = times
+        self.execution = TimedNodes(self._usual, times) if times else self._usual
 
     def begin(
         self,
@@ -103,6 +111,8 @@ class ChunkStage:
     def _backward(self, microbatch: int, output_grad: Tensor | None) -> Tensor | None:
         leaf, edge = self.take_graph(microbatch)
         torch.autograd.backward((edge,), (self.root_gradient(output_grad),))
+        if self._times:
+            self._times.end_backward()
         return None if leaf is None else leaf.grad
 
     def weights_done(self) -> None:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from hcmegatron.model.nodes import Lane
+from hcmegatron.pipeline.node_times import NodeTimes
 from schedules.runtime.gpu import GPU
 
 
@@ -30,10 +31,14 @@ class Lanes:
     Priority does not preempt what runs already: it decides whose blocks are placed first when both wait. Collectives
     that the caller waits for run on the current stream in recent torch, so that the priority of Megatron's groups is
     not theirs: the communication lane has it itself.
+
+    Attributes:
+        times: gets the times of the nodes that run on them; None: nobody asks.
     """
 
     def __init__(self, device: torch.device) -> None:
         self._streams: dict[Lane, torch.cuda.Stream] = {}
+        self.times: NodeTimes | None = None
         if device.type == "cuda":
             self._streams = {
                 Lane.COMMUNICATION: GPU.stream(priority=-1),

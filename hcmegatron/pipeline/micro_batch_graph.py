@@ -19,6 +19,7 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 from hcmegatron.model.nodes import Lane, MicroBatch, Node, State
 from hcmegatron.model.wgrad_store import DeferredWgrads, WeightGradStore
 from hcmegatron.pipeline.lanes import Lanes, StreamOrder
+from hcmegatron.pipeline.node_times import size_of_new, timing
 
 Gradients = Sequence[Tensor | None]
 
@@ -58,13 +59,17 @@ class GraphSegment:
     """The graph between a boundary (or where the micro-batch enters the chunk) and a state."""
 
     def __init__(
-        self, state: State, boundary: GraphBoundary | None = None, lane: Lane = Lane.COMPUTE
+        self,
+        state: State,
+        boundary: GraphBoundary | None = None,
+        lane: Lane = Lane.COMPUTE,
+        node: str = "",
     ) -> None:
         # edges keep the graph without keeping the state
         self.edges: list[GradientEdge | None] = [
             get_gradient_edge(tensor) if tensor.requires_grad else None for tensor in state
         ]
-        self.boundary, self.lane = boundary, lane
+        self.boundary, self.lane, self.node = boundary, lane, node
 
     def backward(self, gradients: Gradients) -> Gradients:
         """Gradients of what entered, from those of what came out; weights get theirs."""
@@ -110,9 +115,13 @@ class MicroBatchGraph:
     def forward(self, layer: int, node: Node, micro_batch: MicroBatch) -> None:
         """The layer's next node."""
         boundary = GraphBoundary()
-        with self.lanes.on(node.lane, self.order, self._state):
-            self._state = node.forward(boundary.cross(self._state), micro_batch)
-            self.layers[layer].append(GraphSegment(self._state, boundary, node.lane))
+        timed = timing(self.lanes.times, "F", node.name, node.lane)
+        with self.lanes.on(node.lane, self.order, self._state), timed as made:
+            entered = boundary.cross(self._state)
+            self._state = node.forward(entered, micro_batch)
+            self.layers[layer].append(GraphSegment(self._state, boundary, node.lane, node.name))
+            if self.lanes.times is not None:
+                made.append(size_of_new(entered, self._state))
 
     def end(self) -> Tensor:
         """The last layer's streams, for what comes after the layers. They are ready on the last node's lane, so that
@@ -141,7 +150,8 @@ class MicroBatchGraph:
         for _ in range(nodes):
             segment = self.layers[layer].pop()
             deferring = nullcontext() if store is None else store.deferring(queued=False)
-            with self.lanes.on(segment.lane, self.order, self._gradients), deferring as left:
+            timed = timing(self.lanes.times, "I", segment.node, segment.lane)
+            with self.lanes.on(segment.lane, self.order, self._gradients), timed, deferring as left:
                 self._gradients = segment.backward(self._gradients)
             if store is not None:
                 # `weights` computes what is left on the current stream, which waits for no other
@@ -150,10 +160,11 @@ class MicroBatchGraph:
                 )
                 self._left.setdefault(key, []).append(left)
 
-    def weights(self, key: object) -> None:
-        """The weight gradients left under `key`."""
-        for left in self._left.pop(key):
-            left.run()
+    def weights(self, key: object, node: str = "") -> None:
+        """The weight gradients left under `key`, those of `node` where somebody asks for its times."""
+        with timing(self.lanes.times, "W", node, Lane.COMPUTE):
+            for left in self._left.pop(key):
+                left.run()
 
     def end_backward(self) -> None:
         """What comes before the layers."""

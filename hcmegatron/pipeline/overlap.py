@@ -20,6 +20,7 @@ from hcmegatron.model.nodes import ActivationPolicy, Lane, MicroBatch, Node
 from hcmegatron.pipeline.chunk_stage import ChunkStage
 from hcmegatron.pipeline.lanes import Lanes
 from hcmegatron.pipeline.micro_batch_graph import MicroBatchGraph
+from hcmegatron.pipeline.node_times import NodeTimes
 from schedules.node_costs import Role, Turn, pair_turns
 
 # Roles of a layer's nodes: routing goes with attention, the merge into the streams with the combine. Whole layers
@@ -84,6 +85,10 @@ class OverlappedStage(ChunkStage):
     def roles(self) -> list[dict[Role, int]]:
         """Of every layer of the chunk."""
         return [roles(self.execution.nodes(layer)) for layer in self.model.decoder.layers]
+
+    def listen(self, times: NodeTimes | None) -> None:
+        """As of every stage: here the lanes run the nodes."""
+        self.lanes.times = times
 
     def begin(self, *args: object) -> None:
         super().begin(*args)
@@ -205,7 +210,7 @@ class _Backward:
         self.executed.append(turn)
         key = turn.layer, turn.role
         if turn.phase == "W":
-            self.graph.weights(key)
+            self.graph.weights(key, turn.role)
         else:
             nodes = self.stage.roles[turn.layer][turn.role]
             store = self.stage.wgrad_store if turn.role in ("attention", "experts") else None

@@ -18,6 +18,7 @@ from hcmegatron.pipeline.chunk_stage import ChunkStage
 from hcmegatron.pipeline.configured_schedule import evaluation_schedule, placement, training_schedule
 from hcmegatron.pipeline.cuda_streams import check_channels
 from hcmegatron.pipeline.lanes import Lanes
+from hcmegatron.pipeline.node_times import NodeTimes
 from hcmegatron.pipeline.overlap import OverlappedStage
 from hcmegatron.pipeline.replica_sync import ReplicaSync
 from hcmegatron.pipeline.tied_embeddings import embedding_groups, sum_gradients, tied_weights
@@ -30,7 +31,7 @@ from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.transformer.moe.moe_utils import MoEAuxLossAutoScaler
 from schedules.costs import Costs
 from schedules.runtime.gpu import GPU
-from schedules.runtime.record import Record
+from schedules.runtime.record import Mark, Record
 from schedules.runtime.runtime import Runtime
 from schedules.runtime.torch_distributed import DistributedTransport
 from schedules.runtime.transport import Transport
@@ -52,6 +53,7 @@ class ScheduleRunner:
 
     Attributes:
         record: what the last step executed, and when.
+        finalised: when its gradients were, where somebody listens.
         reduces: whether a step ends by summing gradients over ranks; False leaves every rank its own.
     """
 
@@ -102,6 +104,8 @@ class ScheduleRunner:
         self._runtimes: dict[tuple[int, bool], Runtime] = {}
         self._shapes: list[tuple[int, ...]] = []
         self.record: Record | None = None
+        self.finalised: Mark = 0.0
+        self._times: NodeTimes | None = None
         self.reduces = True
 
     def __call__(
@@ -137,9 +141,12 @@ class ScheduleRunner:
             stage.begin(forward_step_func, batches, forward_only, own, partial(self._reduce_early, stage))
         self._scale_auxiliary_losses()
         with nullcontext() if forward_only else self._no_sync():
-            self.record = self._runtime(num_microbatches, forward_only).step()
+            mark = self._times.mark if self._times else None
+            self.record = self._runtime(num_microbatches, forward_only).step(mark)
         if not forward_only and self.reduces:
             self._finalise()
+        if self._times:
+            self.finalised = self._times.mark()
         return [loss for stage in self.stages.values() for loss in stage.losses]
 
     def warm_start(
@@ -193,6 +200,12 @@ class ScheduleRunner:
         for stage in self.stages.values():
             self._reduce_early(stage)
         self._finalise()
+
+    def listen(self, times: NodeTimes | None) -> None:
+        """From now on `times` gets those of all stages' nodes; None: nobody asks any more. Between steps."""
+        self._times = times
+        for stage in self.stages.values():
+            stage.listen(times)
 
     def close(self) -> None:
         """End the groups that this runner has made, on all ranks; ending torch.distributed ends them too."""

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import TYPE_CHECKING, Literal
@@ -145,6 +145,10 @@ class Observer:
     def on_start(self) -> None:
         """The first step is about to begin."""
 
+    def around_step(self, step: int) -> AbstractContextManager:
+        """What a step is run within, its forwards, backwards and update."""
+        return nullcontext()
+
     def on_step(self, step: Step) -> None:
         """A step has ended. Observers see it in their order: figures that are added here reach those behind."""
 
@@ -223,14 +227,19 @@ class Observers(Observer):
 
     @contextmanager
     def listening(self, run: TrainingRun, step: int) -> Iterator[None]:
-        """Around a step: those who ask for them are given the connections' coefficients."""
+        """Around a step: within what observers put around it, those who ask for them are given the connections'
+        coefficients."""
         asking = [observer for observer in self.observers if observer.wants_coefficients(step)]
 
         def tell(sublayer: int, values: tuple[Tensor, ...]) -> None:
             for observer in asking:
                 observer.on_coefficients(Coefficients(step, sublayer, values))
 
-        with coefficients_heard(run.chunks, tell) if asking else nullcontext():
+        with ExitStack() as around:
+            for observer in self.observers:
+                around.enter_context(observer.around_step(step))
+            if asking:
+                around.enter_context(coefficients_heard(run.chunks, tell))
             yield
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from hcmegatron.config.errors import ConfigError
 from hcmegatron.config.schema import Config
 from hcmegatron.platform.collective_failure import kept_on_first_rank
+from hcmegatron.profiling.observer import Profiler
 from hcmegatron.training.bad_steps import BadSteps
 from hcmegatron.training.diagnostics import Diagnostics
 from hcmegatron.training.diagnostics_files import DiagnosticsFiles
@@ -58,6 +59,7 @@ THEN = {
     "recomputation": Entry(MeasuredRecomputation, lambda config: config.recompute.mode == "block"),
     "planned": Entry(Planned, writes=True),
     "rank_memory": Entry(RankMemory),
+    "profiler": Entry(Profiler, lambda config: bool(config.run.profile_at)),
     "stragglers": Entry(Stragglers, lambda config: config.health.slow_factor > 0),
     # behind those who read what the step's schedule has recorded, before what throws its gradients away
     "diagnostics": Entry(Diagnostics, lambda config: config.diagnostics.every > 0),

@@ -47,8 +47,8 @@ _RULES = {
         health.keep_bad_steps health.compare_parameters_every health.compare_gradients_every health.on_difference
         health.slow_factor health.slow_window checkpoint.save_every checkpoint.keep_last checkpoint.asynchronous
         diagnostics.every diagnostics.tokens diagnostics.ablation_every
-        checkpoint.resume checkpoint.load run.dir run.tensorboard run.wandb run.observers run.overcommit
-        run.peak_tflops""",
+        checkpoint.resume checkpoint.load run.dir run.tensorboard run.wandb run.observers run.profile_at
+        run.overcommit run.peak_tflops""",
 }
 RULE_OF = {key: rule for rule, keys in _RULES.items() for key in keys.split()} | {
     f"connection.{name}": Rule[own.metadata["change"].upper()]

@@ -13,6 +13,7 @@ from schedules.actions import Action
 from schedules.runtime.buffers import BufferPool
 from schedules.runtime.position import Position
 from schedules.runtime.program import Channel, Program
+from schedules.runtime.record import Mark, Sent, Waited
 from schedules.runtime.transport import Pending, Transport
 from schedules.schedule import Message
 
@@ -32,7 +33,8 @@ class P2PChannels:
     """Creating one posts the first receives of ``program``, unless it says which to post when (``post``).
 
     ``waited``: host seconds spent waiting; whoever reads it sets it back. ``buffers``: receive buffers posted, or
-    filled and still needed, now; ``most_buffers``: at any time.
+    filled and still needed, now; ``most_buffers``: at any time. ``sends`` and ``waits``: of all messages, when they
+    were sent and how many bytes, and from when to when they were waited for, as ``mark`` says the time.
     """
 
     def __init__(
@@ -42,6 +44,7 @@ class P2PChannels:
         shape: Callable[[Message], Sequence[int]],
         program: Program,
         position: Position,
+        mark: Callable[[], Mark] = time.monotonic,
     ) -> None:
         self._transport, self._pool, self._shape = transport, pool, shape
         self._depths, self._posts, self._position = program.depths, program.posts, position
@@ -50,6 +53,9 @@ class P2PChannels:
         self._sent: dict[Channel, deque[_UnderWay]] = defaultdict(deque)
         self._held: dict[tuple[int, int], list[Tensor]] = defaultdict(list)
         self.waited = 0.0
+        self._mark = mark
+        self.sends: list[Sent] = []
+        self.waits: list[Waited] = []
         self.buffers = self.most_buffers = 0
         if program.posts is None:
             for channel in program.receives:
@@ -90,6 +96,7 @@ class P2PChannels:
             earlier, pending, _ = sent.popleft()
             self._wait(earlier, pending)
         tensor = self._pool.own(tensor).contiguous()
+        self.sends.append((message, self._mark(), tensor.nbytes))
         sent.append((message, self._begin(self._transport.send, message, tensor), tensor))
 
     def release(self, part: Action) -> None:
@@ -126,6 +133,7 @@ class P2PChannels:
 
     def _wait(self, message: Message, pending: Pending) -> None:
         position = self._position
+        started = self._mark()
         position.waiting = message
         position.since = begin = time.monotonic()
         try:
@@ -135,6 +143,7 @@ class P2PChannels:
         position.waiting = None
         position.since = end = time.monotonic()
         self.waited += end - begin
+        self.waits.append((message, started, self._mark()))
 
     def _lost(self, message: Message, error: RuntimeError) -> PipelineError:
         """Names the message and the rank at its other end, whether the rank was waiting for it or not."""

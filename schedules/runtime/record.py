@@ -11,8 +11,11 @@ import torch
 from schedules.actions import Action, Kind
 from schedules.runtime.gpu import GPU
 from schedules.runtime.program import Peaks, Program
+from schedules.schedule import Message
 
 Mark = float | torch.cuda.Event
+Sent = tuple[Message, Mark, int]  # when, and how many bytes
+Waited = tuple[Message, Mark, Mark]  # from, to
 
 
 class RecordedAction(NamedTuple):
@@ -29,13 +32,18 @@ class RecordedAction(NamedTuple):
 
 
 class Record:
-    """One step of one rank. Recording costs a few microseconds an action."""
+    """One step of one rank. Recording costs a few microseconds an action.
+
+    ``sends`` and ``waits``: of its messages (see P2PChannels), by the host's clock where ``step`` was not told another.
+    """
 
     def __init__(self, program: Program, device: torch.device) -> None:
         self.rank = program.rank
         self.most_buffers = 0  # receive buffers posted, or filled and still needed, at any time
         self.start = time.monotonic()  # of the step, for the host
         self.end = self.start
+        self.sends: list[Sent] = []
+        self.waits: list[Waited] = []
         self._waited_last = 0.0
         self._ops = program.ops
         self._cuda = device.type == "cuda"
@@ -72,13 +80,14 @@ class Record:
         if not self._cuda:
             return [RecordedAction(*marks) for marks in self._marks]
         GPU.synchronize()
-        first = self._marks[0][3]
         return [
-            RecordedAction(
-                position, part, waited, first.elapsed_time(start) * 1e-3, first.elapsed_time(end) * 1e-3
-            )
+            RecordedAction(position, part, waited, self.at(start), self.at(end))
             for position, part, waited, start, end in self._marks
         ]
+
+    def at(self, mark: Mark) -> float:
+        """Seconds, as the events count them. On CUDA the device has to be done with what was marked."""
+        return self._marks[0][3].elapsed_time(mark) * 1e-3 if self._cuda else mark
 
     def source(self, event: RecordedAction) -> int | None:
         """The rank whose message a part needed; None where it needed none."""

@@ -77,8 +77,9 @@ class Runtime:
         self._pool = BufferPool(dtype, device)
         self._broken = False
 
-    def step(self) -> Record:
-        """Runs the schedule once. Returns when all of it is done and sent (on CUDA: enqueued).
+    def step(self, mark: Callable[[], Mark] | None = None) -> Record:
+        """Runs the schedule once. Returns when all of it is done and sent (on CUDA: enqueued). ``mark`` says the time
+        of actions and messages; without it, on CUDA, those of messages are the host's.
 
         PipelineError if a message is lost; what a stage raises passes through, with the position as a note.
         After an exception the ranks are out of step with each other: another call raises RuntimeError.
@@ -90,7 +91,7 @@ class Runtime:
             self._watchdog.watch(self.position)
         self.position.begin_step()
         try:
-            record = self._execute()
+            record = self._execute(mark)
         except Exception as error:
             error.add_note(f"at {self.position}")
             if self._watchdog is not None:
@@ -101,10 +102,11 @@ class Runtime:
         self._broken = False
         return record
 
-    def _execute(self) -> Record:
+    def _execute(self, mark: Callable[[], Mark] | None) -> Record:
         program, position = self.program, self.position
         record = Record(program, self._device)
-        p2p = P2PChannels(self._transport, self._pool, self._shape, program, position)
+        record.mark = mark or record.mark
+        p2p = P2PChannels(self._transport, self._pool, self._shape, program, position, mark or time.monotonic)
         self._record, self._p2p = record, p2p
         self._handed: dict[Handover, Tensor] = {}
         posts = program.posts is not None
@@ -124,6 +126,7 @@ class Runtime:
         position.index, position.since = len(program.ops), time.monotonic()
         p2p.finish()
         record.finish(p2p.waited, p2p.most_buffers)
+        record.sends, record.waits = p2p.sends, p2p.waits
         return record
 
     def _run(self, part: ActionPart) -> None:

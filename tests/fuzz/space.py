@@ -33,6 +33,7 @@ FIXED: dict[str, tuple[Any, str]] = {
     "run.dir": (None, "set by every run of a case"),
     "run.wandb": ("off", "a service elsewhere"),
     "run.observers": ([], "somebody's own"),
+    "run.profile_at": ([], "tests/profiling"),
     "run.overcommit": (False, "every case fits"),
     "parallel.costs": (None, "measured of one configuration each"),
     "parallel.timeout_s": (90, "a hang ends with stacks before the time limit of a case"),

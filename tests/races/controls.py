@@ -68,6 +68,7 @@ EXEMPT: dict[str, str] = {
         "tests/model/test_parameter_gather.py finds it"
     ),
     "hcmegatron/pipeline/own_time.py OwnTimes.last synchronize": "for a time to compare",
+    "hcmegatron/profiling/observer.py Profiler._synchronise synchronize": "for times to read",
     "hcmegatron/training/step.py Stepper._warm_start synchronize": "for a time to print",
     "schedules/runtime/gpu.py Gpu.synchronize synchronize": "what others call, each of whom stands here itself",
     "schedules/runtime/record.py Record.events synchronize": "for times to read",

@@ -93,7 +93,7 @@ def test_lead_inside_a_pair(lead, gradient, expected):
 
     stage = StageCosts(F=1, B=2, FB=2.4)
     action = next(a for a in generate("dualpipev", 1, 3).actions[0] if a.kind is Kind.FB)
-    inputs = [_Value(0.0, 0.0, None), _Value(gradient, gradient, None)]
+    inputs = [_Value(0.0, None), _Value(gradient, None)]
     timed = _run_pair(
         action, action.overlapped, inputs, 0.0, None, Costs((stage,), lead=lead), (stage, stage)
     )
@@ -302,7 +302,7 @@ def test_the_linear_model_of_a_lead_agrees_with_the_nodes(lead):
 
     stage = stage_costs([MOE] * 4)
     action = next(a for a in generate("dualpipev", 1, 3).actions[0] if a.kind is Kind.FB)
-    inputs = [_Value(0.0, 0.0, None)] * 2
+    inputs = [_Value(0.0, None)] * 2
     timed = _run_pair(
         action, action.overlapped, inputs, 0.0, None, Costs((stage,), lead=lead / 4), (stage, stage)
     )

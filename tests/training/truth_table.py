@@ -71,6 +71,7 @@ VALUES: dict[str, list[Any]] = {
     "training.seed": [99],
     "training.eval_prompt": ["line 1"],
     "health.slow_factor": [1000.0],
+    "run.profile_at": [[3]],
     "recompute.modules": [["core_attn"]],
     "connection.lr_multiplier": [5.0],
     "data.suffixes": [[".txt"]],

@@ -12,6 +12,7 @@ from hcmegatron.config.checks.run import (
     check_diagnostics,
     check_fp64,
     check_health,
+    check_profile,
     check_recompute,
     check_training,
     warnings,
@@ -42,6 +43,7 @@ def check_config(config: Config, sources: dict[str, str] | None = None) -> list[
         check_training,
         check_health,
         check_diagnostics,
+        check_profile,
         check_fp64,
     ):
         concern(config, shown)

@@ -129,6 +129,22 @@ def check_diagnostics(config: Config, shown: Shown) -> None:
     )
 
 
+def check_profile(config: Config, shown: Shown) -> None:
+    """ConfigError where a step is to be profiled that does not come, or of which nothing is known."""
+    at = config.run.profile_at
+    need(
+        not at or at[-1] <= config.training.steps,
+        f"{shown('run.profile_at')} with {shown('training.steps')} names a step that does not come",
+        "name earlier ones",
+    )
+    need(
+        not at or not config.parallel.schedule.startswith("megatron"),
+        f"{shown('run.profile_at')} with {shown('parallel.schedule')}: Megatron's own schedules do not say what a rank "
+        "computes and when it waits",
+        "use parallel.schedule=1f1b, interleaved or another of this project's",
+    )
+
+
 def check_fp64(config: Config, shown: Shown) -> None:
     """fp64 exists for tests of equality: Megatron's own pieces stop at fp32, so those are refused."""
     if config.training.dtype != "fp64":

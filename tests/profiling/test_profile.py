@@ -1,0 +1,186 @@
+"""Profiles of real runs: complete, valid, and without an effect on what is trained."""
+
+import gzip
+import json
+
+import pytest
+
+from hcmegatron.config import ConfigError, check_config
+from hcmegatron.profiling import cli, files
+from hcmegatron.profiling.clock import ClockOffset, between
+from hcmegatron.profiling.table import lines
+from tests.profiling import traces, workers
+from tests.ranks import run_ranks
+from tests.small_configs import tiny
+from tests.training import workers as training
+
+RUN = {"preload": ("tests.training.workers",), "process_group": False, "timeout": 120}
+LAYOUTS = {
+    "1f1b": {"schedule": "1f1b"},
+    "overlapped": {"schedule": "dualpipev", "overlap": True},
+    "split, recomputed": {"schedule": "dualpipe"},
+    "experts apart": {"pipeline": 1, "expert": 2, "schedule": "1f1b"},
+}
+
+
+def config_of(text, directory, layout):
+    config = tiny(text, directory, parallel=LAYOUTS[layout], training={"global_batch": 8, "steps": 4})
+    config.model.layers = 4
+    config.recompute.mode = "block" if "recomputed" in layout else "none"
+    return config
+
+
+def losses(directory):
+    found = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+    return [(entry["step"], entry["loss"], entry.get("grad_norm")) for entry in found]
+
+
+@pytest.mark.ranks
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_profiled_steps_train_as_others_do(layout, text, tmp_path):
+    """The same bits in losses, gradient norms, weights and optimizer; a profile that is whole and adds up."""
+    config = config_of(text, tmp_path / "plain", layout)
+    plain = run_ranks(2, training.run, config, **RUN)
+    config.run.dir, config.run.profile_at = str(tmp_path / "run"), [2, 3]
+    profiled = run_ranks(2, training.run, config, **RUN)
+    assert profiled == plain and len(plain[0]) == 2
+    assert losses(tmp_path / "run") == losses(tmp_path / "plain")
+
+    found = files.read_summary(tmp_path / "run")
+    assert found["steps"] == [2, 3] and found["step"] == 2 and found["ranks"] == 2
+    for own in found["per_rank"]:
+        whole = own["compute_ms"] + sum(own["bubble_ms"].values())
+        assert whole == pytest.approx(found["step_ms"], rel=1e-6)
+        assert own["compute_ms"] > 0 and min(own["bubble_ms"].values()) >= 0
+    exposed = sum(own["exposed_ms"] for own in found["communication"].values())
+    assert exposed == pytest.approx(sum(own["bubble_ms"]["waiting"] for own in found["per_rank"]), rel=1e-6)
+    kinds = {"hop", "dispatch", "combine", "reduction"} - ({"hop"} if "apart" in layout else set())
+    assert set(found["communication"]) == kinds
+    assert {action["action"] for action in found["actions"]} >= {"F", "B"}
+    assert found["critical_path"] and found["what_if"]
+    records = files.read_records(tmp_path / "run")
+    assert [record.rank for record in records] == [0, 1] and all(len(r.steps) == 2 for r in records)
+    nodes = {(node.phase, node.node) for record in records for node in record.steps[0].nodes}
+    backward = "I" if layout == "overlapped" else "B"
+    for node in ("attention", "route", "dispatch", "experts", "combine", "merge", "mlp"):
+        assert ("F", node) in nodes and ({("B", node), ("I", node)} & nodes), node
+    assert (backward, "attention") in nodes
+    with gzip.open(tmp_path / "run/profile/trace.json.gz") as file:
+        trace = json.load(file)
+    slices, arrows = traces.check(trace)
+    assert len(arrows) == 2 * sum(len(record.steps[0].sends) for record in records)
+    names = {name for own in slices.values() for *_, name in own}
+    assert "ProfilerStep#3" in names and any("aten::" in name for name in names)
+    with gzip.open(tmp_path / "run/profile/kineto/rank-001.json.gz") as file:
+        assert json.load(file)["distributedInfo"]["rank"] == 1
+    log = (tmp_path / "run/train.log").read_text()
+    assert "profile of step 2: " in log and "profiled steps took " in log
+    assert "\n".join(lines(found)) in log
+
+
+@pytest.mark.ranks
+def test_the_verb_keeps_nothing_but_the_profile(text, tmp_path):
+    config = config_of(text, tmp_path / "run", "1f1b")
+    config.run.profile_at = [3, 4]
+    run_ranks(2, workers.profiled, config, **RUN)
+    found = files.read_summary(tmp_path / "run")
+    assert found["steps"] == [3, 4] and found["unprofiled_step_ms"] > 0
+    names = {path.name for path in (tmp_path / "run").iterdir()}
+    assert names <= {".lock", "config.yaml", "environment.json", "profile", "train.log", "plan.json"}
+
+
+@pytest.mark.ranks
+def test_clocks_of_ranks_are_told_apart():
+    """Two and four seconds ahead, as far as the shortest round trip tells."""
+    first, second, third = run_ranks(3, workers.offsets, 2.0)
+    assert first == (0.0, 0.0)
+    for (seconds, uncertainty), ahead in ((second, 2.0), (third, 4.0)):
+        assert 0 < uncertainty < 0.05
+        assert abs(seconds + ahead) <= uncertainty
+
+
+def test_clocks_that_drift_are_less_certain():
+    found = between(ClockOffset(1.0, 1e-4), ClockOffset(1.002, 2e-4))
+    assert found == pytest.approx((1.001, 1.2e-3))
+
+
+def test_what_cannot_be_profiled_is_refused(text, tmp_path):
+    config = tiny(text, tmp_path / "run", run={"profile_at": [2]})
+    with pytest.raises(
+        ConfigError, match=r"^run\.profile_at = \[2\] with parallel\.schedule = megatron_1f1b: Megatron"
+    ):
+        check_config(config)
+    config = config_of(text, tmp_path / "run", "1f1b")
+    config.run.profile_at = [2, 9]
+    with pytest.raises(
+        ConfigError, match=r"^run\.profile_at = \[2, 9\] with training\.steps = 4 names a step that"
+    ):
+        check_config(config)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["--steps", "0"], "--steps 0: expected a whole number from 1 to 1000"),
+        (["--run.dir=here"], "--run.dir: of `hcmegatron profile` that is --out"),
+        (["--run.profile_at=[3]"], "--run.profile_at: of `hcmegatron profile` that is --steps"),
+        (
+            ["--checkpoint.resume=auto"],
+            "--checkpoint.resume: of `hcmegatron profile` that is --checkpoint.load=RUN",
+        ),
+        (["--json", "x.json"], "--json x.json: without --out; say where the profile goes"),
+    ],
+)
+def test_mistakes_are_one_line(arguments, line, capfd):
+    from hcmegatron.cli import main
+
+    assert main(["profile", "configs/quickstart.yaml", *arguments]) == 2
+    said = capfd.readouterr().err.splitlines()
+    assert len(said) == 1 and line in said[0]
+
+
+def test_damaged_files_are_named(tmp_path):
+    assert files.read_summary(tmp_path) is None and files.read_records(tmp_path) == []
+    files.write(tmp_path, files.SUMMARY, {"format": 9})
+    with pytest.raises(ValueError, match=r"summary\.json is of another format; this version reads 1"):
+        files.read_summary(tmp_path)
+    (tmp_path / "profile/summary.json").write_text("{")
+    with pytest.raises(ValueError, match=r"summary\.json is damaged: "):
+        files.read_summary(tmp_path)
+    files.write(tmp_path, files.rank_file(0), {"format": 1})
+    with pytest.raises(ValueError, match=r"rank-000\.json is no record of a rank: "):
+        files.read_records(tmp_path)
+
+
+def test_the_command_takes_its_settings_with_it():
+    seen = []
+    parser = cli.argparse.ArgumentParser()
+    cli.add_arguments(parser)
+    options = parser.parse_args(["a.yaml", "--steps", "2", "--out", "a dir"])
+    assert cli.main(options, ["--training.seed=3"], lambda *given: seen.append(given[1:]) or 0) == 0
+    assert seen == [
+        (
+            [
+                "--training.seed=3",
+                "--run.profile_at=[3, 4, 5]",
+                "--checkpoint.resume=never",
+                '--run.dir="a dir"',
+            ],
+            "hcmegatron.profiling.run:profile",
+        )
+    ]
+
+
+@pytest.mark.ranks
+def test_a_profile_that_cannot_be_written_does_not_end_the_run(text, tmp_path):
+    directory = tmp_path / "run"
+    directory.mkdir()
+    (directory / "profile").write_text("a file where the folder would be")
+    config = tiny(
+        text, directory, parallel={"pipeline": 1, "schedule": "1f1b"}, checkpoint={"resume": "auto"}
+    )
+    config.run.profile_at = [2]
+    run_ranks(1, training.run, config, **RUN)
+    log = (directory / "train.log").read_text()
+    assert "torch.profiler's trace cannot be written: " in log and "the profile cannot be written: " in log
+    assert "profile of step 2: " in log and "step 4/4" in log
