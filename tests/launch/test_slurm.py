@@ -16,7 +16,7 @@ import pytest
 from hcmegatron.cli import main
 from launch import record, slurm
 from launch.job import Job
-from launch.queue import local_process
+from launch.queue import attempts, local_process
 from launch.status import facts
 from tests.launch.slurm import cluster, missing
 from tests.ranks import ROOT
@@ -133,14 +133,12 @@ def losses(run):
 
 
 def events(run):
-    lines = Path(run, "launch/attempts.jsonl").read_text().splitlines()
-    return [json.loads(line)["event"] for line in lines]
+    return [line["event"] for line in attempts(Path(run))]
 
 
 def started(run):
     """The machines of every start."""
-    lines = map(json.loads, Path(run, "launch/attempts.jsonl").read_text().splitlines())
-    return [line["nodes"] for line in lines if line["event"] == "started"]
+    return [line["nodes"] for line in attempts(Path(run)) if line["event"] == "started"]
 
 
 def words(run):
