@@ -119,7 +119,7 @@ def left_on_another_lane() -> str:
         store.open.add(torch.zeros(1), lambda _: None, torch.zeros(1))
         return gradients
 
-    graph.layers = [[SimpleNamespace(lane=Lane.HIGH_PRIORITY, backward=backward)]]
+    graph.layers = [[SimpleNamespace(node="merge", lane=Lane.HIGH_PRIORITY, backward=backward)]]
     try:
         graph.backward(0, 1, store, "key")
     except AssertionError as error:
