@@ -18,7 +18,7 @@ BY_NAME = (
     "tests.fuzz.",
 )
 BY_NAME += ("tests.tools.gpu_", "tests.descriptors.", "tests.training.observer_workers")
-BY_NAME += ("tests.training.health_workers", "tools.")
+BY_NAME += ("tests.training.health_workers", "tests.profiling.gpu_", "tools.")
 
 
 @cache

@@ -21,6 +21,7 @@ NAMESAKES = {
     ("hcmegatron.model.te_wgrad", "wgrad_store"): "of Transformer Engine's layers",
     ("hcmegatron.pipeline.megatron_schedule", "config"): "of Megatron's wrapper of a chunk",
     ("hcmegatron.pipeline.megatron_schedule", "hidden_size"): "of Megatron's configuration, copied",
+    ("hcmegatron.profiling.cli", "restarts"): "of the command line's options, which `train` reads",
     ("schedules.cli", "error"): "argparse's parser",
 }
 

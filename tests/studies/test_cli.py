@@ -6,7 +6,7 @@ import json
 import pytest
 
 from hcmegatron.cli import main
-from tests.studies.test_fit import EXACT, KINDS, OF_COMPUTE, C, D, N
+from tests.studies.known import EXACT, KINDS, OF_COMPUTE, C, D, N
 
 
 def written(path, rows):

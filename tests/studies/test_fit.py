@@ -9,13 +9,7 @@ from scipy.optimize import approx_fprime
 from hcmegatron.studies.fit import DELTA, fit_law, objective
 from hcmegatron.studies.isoflop import growth, profiles
 from hcmegatron.studies.laws import compute_law, loss_law
-
-N, D = (axis.ravel() for axis in np.meshgrid(np.geomspace(3e7, 1e10, 6), np.geomspace(5e8, 3e11, 5)))
-EXACT = 1.8 + 480 / N**0.35 + 2100 / D**0.37
-C = np.tile(np.geomspace(1e16, 1e21, 8), 3)
-KINDS = np.repeat(["residual", "dhc", "mhc"], 8)
-FACTOR = np.repeat([1.0, 1.1, 1.4], 8)
-OF_COMPUTE = 1.7 + 70 / (FACTOR * C) ** 0.11
+from tests.studies.known import EXACT, KINDS, OF_COMPUTE, C, D, N
 
 
 def test_a_law_without_noise_is_found_to_the_digit():
