@@ -21,6 +21,7 @@ from hcmegatron import aliases
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    import launch as launch
     import schedules as schedules
     from hcmegatron.config import Config as Config
     from hcmegatron.config import ConfigError as ConfigError

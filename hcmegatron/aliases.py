@@ -16,7 +16,7 @@ from types import ModuleType
 
 from hcmegatron.installation import InstallationError
 
-ALIASES = {"hcmegatron.schedules": "schedules"}
+ALIASES = {"hcmegatron.schedules": "schedules", "hcmegatron.launch": "launch"}
 HOME = Path(__file__).resolve().parent.parent
 
 

@@ -41,7 +41,7 @@ def python(program, **environment):
 
 def test_every_name_is_what_it_says():
     assert set(hcmegatron.__all__) == NAMES | {"__version__"}
-    assert set(dir(hcmegatron)) == {*hcmegatron.__all__, "schedules"}
+    assert set(dir(hcmegatron)) == {*hcmegatron.__all__, "launch", "schedules"}
     from hcmegatron.connections.build import connection
     from hcmegatron.train_from_python import train
 
