@@ -416,7 +416,11 @@ def _after_restart() -> Sequence[Callable[..., Any]]:
 
 
 def _start_ranks(
-    config: Config, name: str, corpus: Corpus | PreparedCorpus, work: str, restarts: int | None = None
+    config: Config,
+    name: str,
+    corpus: Corpus | PreparedCorpus,
+    work: str = TRAIN,
+    restarts: int | None = None,
 ) -> int:
     """Start the ranks that hold the model once, on this machine's GPUs or else on its CPU.
 

@@ -29,6 +29,7 @@ class UndividedStage(ChunkStage):
     def __init__(self, chunk: nn.Module, model: ConnectionGPT, execution: Execution) -> None:
         self.chunk, self.model, self.execution = chunk, model, execution
         self._graphs: dict[int, tuple[Tensor | None, GradientEdge]] = {}
+        self._usual, self._times = execution, None
 
 
 def done() -> None:

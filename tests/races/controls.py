@@ -62,6 +62,7 @@ EXEMPT: dict[str, str] = {
         )
     },
     "hcmegatron/platform/local_launch.py _Launch._wait wait": "a process, not a stream",
+    "hcmegatron/train_from_python.py _in_a_process wait": "a process, not a stream",
     "hcmegatron/training/checkpoint.py Checkpoints.rescue wait": "a thread, not a stream",
     "hcmegatron/training/model.py gather_parameters start_param_sync": (
         "begins a gather that nobody has begun: without it weights are old, which is no race, and "

@@ -228,6 +228,8 @@ class Table:
                 0,
             ]
             found = [type(before)(value) if isinstance(value, int | float) else value for value in found]
+        elif get_origin(hint) is list:
+            pass  # named in VALUES, or by its type
         elif int in get_args(hint):
             found += [2, 1]
         elif float in get_args(hint):
