@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 from hcmegatron.cli import main
-from launch import record, slurm
+from launch import array, record, slurm
 from launch.job import Job
 from launch.queue import attempts, local_process
 from launch.status import facts
@@ -34,6 +34,8 @@ checkpoint: {{save_every: 20}}
 run: {{tensorboard: false, peak_tflops: 0.01}}
 """
 WAITS = "trap 'echo saved; exit 0' USR1; for i in {1..1500}; do sleep 0.2; done; exit 1"
+# The same, and rank 0 leaves its status as a run does that saves.
+STOPPED = WAITS.replace("saved;", 'saved; [ $SLURM_PROCID != 0 ] || echo 75 >"$HCMEGATRON_STATUS_FILE";')
 # Its first start is another's; its second finishes.
 TWICE = (
     "mkdir -p $SLURM_JOB_NAME.first; if mkdir $SLURM_JOB_NAME.first/$SLURM_PROCID 2>/dev/null; then {}; fi; "
@@ -95,6 +97,16 @@ def stub(run, text, **settings):
     started = slurm.start(job, files)
     record.write(job, started, slurm.start_command(job, files))
     return started.ids[0]
+
+
+def stub_array(*rows):
+    """An array of stubs, each a row's directory and its text; its number."""
+    jobs = [
+        Job(("bash", "-c", text), Path.cwd() / run, Path.cwd(), gpus_per_rank=0, partition="p")
+        for run, text in rows
+    ]
+    assert array.launch([(job, slurm.render(job)) for job in jobs], snapshot=False, submit=True) == 0
+    return record.read(jobs[0].run_dir)["ids"][0].partition("_")[0]
 
 
 def until(true, limit=240, about=""):
@@ -247,6 +259,34 @@ def test_an_array_of_three_runs(site, capsys):
     assert said.count("4 of 4") == 3 and said.count("finished, status 0") == 3
 
 
+def test_the_last_row_of_an_array_is_a_job_of_its_own(site, capsys):
+    """Its $SLURM_JOB_ID is the array's number, which to SLURM's commands means all rows."""
+    number = stub_array(("short/a", WAITS), ("short/b", "true"))
+    stub_array(("told/a", WAITS), ("told/b", WAITS))
+    assert ended("short/b") == "0 finished"
+    until(lambda: all(list(Path(f"told/{row}/launch/logs").glob("*")) for row in "ab"))
+    assert main(["cancel", "told/b"]) == 0
+    assert ended("told/b") == "0 cancelled"
+    assert "saved" in Path("told/b/launch/logs/rank-0.log").read_text()
+    assert "RUNNING" in words("told/a")["state"] and "RUNNING" in words("short/a")["state"]
+    assert "saved" not in Path("told/a/launch/logs/rank-0.log").read_text()
+    assert words("short/b")["state"].startswith(f"job {number}_1 ")
+    for run in ("short/a", "told/a"):
+        assert main(["cancel", "--now", run]) == 0
+
+
+def test_rows_that_wait_are_told_apart(site, capsys):
+    site.run("scontrol", "update", "PartitionName=p", "State=DOWN")
+    try:
+        number = stub_array(("rows/a", WAITS), ("rows/b", "true"))
+        assert re.match(rf"job {number}_1 PENDING", words("rows/b")["state"])
+        assert main(["cancel", "rows/b"]) == 0
+        assert f"job {number}_1 is out of the queue" in capsys.readouterr().out
+        assert re.match(rf"job {number}_0 PENDING", words("rows/a")["state"])
+    finally:
+        site.run("scontrol", "update", "PartitionName=p", "State=UP")
+
+
 def test_a_job_is_cancelled_with_a_checkpoint_and_stays_so(site, capsys):
     endless = TINY.replace(f"steps: {STEPS}", "steps: 5000")
     Path("endless.yaml").write_text(endless)
@@ -300,15 +340,11 @@ def test_what_is_started_again_and_what_is_not(text, told, happened, site):
 
 
 def test_a_chain_goes_on_in_its_next_job_and_ends_with_the_run(site):
-    stub("run", TWICE.format(WAITS), nodes=1, ranks_per_node=2, chain=3)
+    stub("run", TWICE.format(STOPPED), nodes=1, ranks_per_node=2, chain=3)
     first, second, third = json.loads(Path("run/launch/submitted.json").read_text())["ids"]
     until(lambda: len(list(Path().glob("*.first/*"))) == 2)
     assert "PENDING (Dependency)" in words("run")["state"]
     site.run("scancel", "--signal=USR1", "--batch", first)
-    # As a run says it that saves; the stub only ends.
-    Path("run/train.log").write_text("stopped by SIGUSR1 after step 3; continue\n")
-    until(lambda: "chain" in events("run"))
-    Path("run/train.log").unlink()
     assert ended("run") == "0 finished"
     assert site.wait(third, "COMPLETED") and site.wait(second, "COMPLETED")
     assert events("run") == ["started", "chain", "started", "ended"]

@@ -33,12 +33,16 @@ step_options=(
 
 set -u
 
+# A row's own number: $SLURM_JOB_ID of an array's last row is that of the array, which means all of them.
+job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}
+job=${job:-$SLURM_JOB_ID}
+
 say() { printf 'launch: %s\n' "$*"; }
 
 # A line of attempts.jsonl: event, status, words. Nothing but numbers, names of machines and our own words is in it.
 note() {
     printf '{"time": "%s", "event": "%s", "job": "%s", "nodes": "%s", "status": %d, "why": "%s"}\n' \
-        "$(date -Iseconds)" "$1" "$SLURM_JOB_ID" "${chosen-}" "$2" "$3" >>"$folder/attempts.jsonl"
+        "$(date -Iseconds)" "$1" "$job" "${chosen-}" "$2" "$3" >>"$folder/attempts.jsonl"
 }
 
 # The job is over, and nothing of it starts again: status, words.
@@ -63,12 +67,12 @@ again_later() {
     fi
     if [ -n "$asked" ]; then : >"$folder/restarts"; fi  # it has come to its time limit: they are counted anew
     note requeued 0 "$1"
-    if ! scontrol requeue "$SLURM_JOB_ID"; then
+    if ! scontrol requeue "$job"; then
         end 75 "$1, and the job cannot be requeued: submit it again, or set chain"
     fi
     say "$1: requeued"
     if [ -s "$folder/exclude" ]; then
-        scontrol update "JobId=$SLURM_JOB_ID" "ExcNodeList=$(excluded)" || say "exclude $(excluded): refused"
+        scontrol update "JobId=$job" "ExcNodeList=$(excluded)" || say "exclude $(excluded): refused"
     fi
     exit 0
 }
@@ -76,17 +80,17 @@ again_later() {
 # Whether the job is no longer ours: cancelled by somebody, or requeued already. At its time limit it still is.
 taken() {
     local state
-    state=$(squeue -h -j "$SLURM_JOB_ID" -o %T)
+    state=$(squeue -h -j "$job" -o %T)
     [ -n "$state" ] && [ "$state" != RUNNING ] && ! timed_out
 }
-timed_out() { [ "$(squeue -h -j "$SLURM_JOB_ID" -o %r)" = TimeLimit ]; }
+timed_out() { [ "$(squeue -h -j "$job" -o %r)" = TimeLimit ]; }
 
 # One more of the restarts, or the end: words, status.
 restart() {
     local used
     used=$(wc -l <"$folder/restarts")
     if [ "$used" -ge "$restarts" ]; then end "$2" "$1, and $restarts restarts were used"; fi
-    echo "$SLURM_JOB_ID" >>"$folder/restarts"
+    echo "$job" >>"$folder/restarts"
     note died "$2" "$1"
     say "$1 (status $2): restart $((used + 1)) of $restarts"
 }
@@ -149,7 +153,7 @@ ask() {
         again_later "ended at the time limit"
     fi
     say "$1: ranks are told to save"
-    if [ -n "$srun" ]; then scancel --signal=USR1 "$SLURM_JOB_ID" || kill -USR1 "$srun"; fi
+    if [ -n "$srun" ]; then scancel --signal=USR1 "$job" || kill -USR1 "$srun"; fi
 }
 trap 'ask USR1' USR1
 trap 'ask TERM' TERM
@@ -157,11 +161,12 @@ trap 'ask TERM' TERM
 cd "$work" || end 2 "the working directory cannot be entered on $(hostname)"
 mkdir -p "$folder/logs"
 touch "$folder/attempts.jsonl" "$folder/exclude" "$folder/restarts"
+export HCMEGATRON_STATUS_FILE=$folder/status  # rank 0's, of a run that was stopped: ranks end with 0 then too
 if [ -e "$folder/ended" ]; then
     say "nothing to do: $(cat "$folder/ended")"
     exit 0
 fi
-say "job $SLURM_JOB_ID, start $((${SLURM_RESTART_COUNT:-0} + 1)), on $SLURM_JOB_NODELIST"
+say "job $job, start $((${SLURM_RESTART_COUNT:-0} + 1)), on $SLURM_JOB_NODELIST"
 if [ -e "$folder/running" ]; then  # this script was ended before its step was over, and SLURM has requeued the job
     cut=$(cat "$folder/running")
     say "cut off on $cut"
@@ -180,6 +185,7 @@ while [ -z "$asked" ]; do
     choose || again_later "fewer than $nodes machines are left of $SLURM_JOB_NODELIST"
     HCMEGATRON_RESTART=$(grep -c '"event": "started"' "$folder/attempts.jsonl")  # for restarts.jsonl
     export HCMEGATRON_RESTART
+    : >"$HCMEGATRON_STATUS_FILE"
     note started 0 ""
     logs=$folder/logs/rank-%t.log
     step --output="$logs" --error="$logs" --open-mode=append "${program[@]}"
@@ -190,8 +196,7 @@ while [ -z "$asked" ]; do
     fi
     if [ -n "$asked" ] && [ "$status" -ne 0 ]; then break; fi  # it came before ranks could save
     if [ "$status" -eq 0 ] || [ "$status" -eq 75 ]; then
-        stopped=$(tail -n 3 "$run/train.log" 2>/dev/null | grep -o 'stopped by SIG[A-Z0-9]* after step [0-9]*')
-        if [ -n "$stopped" ] || [ "$status" -eq 75 ]; then again_later "${stopped:-stopped}"; fi
+        if [ "$status" -eq 75 ] || [ "$(cat "$HCMEGATRON_STATUS_FILE")" = 75 ]; then again_later "stopped"; fi
         end 0 "finished"
     fi
     # srun's own status may be that of a rank which it has ended because of another.
