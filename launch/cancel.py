@@ -84,7 +84,7 @@ def _here(path: Path, entry: dict | None, now: bool) -> str:
         return f"process {whom} has ended meanwhile"
     if not now:
         return f"process {whom} ends after its step, with a checkpoint"
-    job = entry["job"] if entry else {}
+    job = (entry or {}).get("job", {})
     elsewhere = job.get("nodes", 1) + job.get("spare_nodes", 0) > 1
     return f"process {whom} and all that it has started here are ended" + (
         "; whether ranks on other machines are is not known here" if elsewhere else ""

@@ -48,11 +48,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--gpu", metavar="GPU", help="plan for this GPU, and refuse what has no room on it")
     for name, (hint, _) in cluster.settings().items():
         taken = (
-            {
-                "action": argparse.BooleanOptionalAction,
-                "default": None,
-            }  # no value, which FILE would be taken for
-            if hint is bool
+            {"action": argparse.BooleanOptionalAction, "default": None}
+            if hint is bool  # without a value, for which FILE would be taken
             else {"action": "append", "metavar": "X"}
         )
         parser.add_argument(cluster.option(name), help=cluster.describe(name).replace("%", "%%"), **taken)

@@ -347,6 +347,13 @@ def test_what_doctor_finds_and_leaving_out_does_not_mend_ends_the_job(site):
     assert ended("faults").startswith("2 ") and "left out" not in words("faults")
 
 
+def test_a_job_is_cancelled_while_doctor_looks_at_it(site, capsys):
+    doctored("run", f"touch looks; {WAITS}")
+    until(lambda: Path("looks").exists())
+    assert main(["cancel", "run"]) == 0
+    assert ended("run") == "0 cancelled" and events("run") == ["ended"]
+
+
 def test_a_chain_leaves_out_what_its_jobs_have_found_bad(site):
     """And the machines of the site's own list. The last job says that none comes after it, and is no end for ever."""
     text = "[ $SLURM_PROCID = 0 ] || exit 0; printf $SLURMD_NODENAME >$4; exit 6"
@@ -375,7 +382,8 @@ def test_a_chain_leaves_out_what_its_jobs_have_found_bad(site):
         ("[ $SLURM_PROCID = 1 ] && exit 4; exec sleep 60", "4 ended by the run itself, see hcmegatron logs --errors",
          ["started", "ended"]),
         ("exit 1", "1 a rank or a machine died, and 1 restarts were used", ["started", "died", "started", "ended"]),
-        (TWICE.format("kill -9 $$"), "0 finished", ["started", "died", "started", "ended"]),
+        ("[ $SLURM_PROCID = 0 ] && mkdir once && kill -9 $$; true", "0 finished",
+         ["started", "died", "started", "ended"]),
     ],
 )  # fmt: skip
 def test_what_is_started_again_and_what_is_not(text, told, happened, site):
@@ -393,10 +401,12 @@ def test_a_chain_goes_on_in_its_next_job_and_ends_with_the_run(site):
     first, second, third = json.loads(Path("run/launch/submitted.json").read_text())["ids"]
     until(lambda: len(list(Path().glob("*.first/*"))) == 2)
     assert "PENDING (Dependency)" in words("run")["state"]
+    Path("run/launch/restarts").write_text("of a death\n")
     site.run("scancel", "--signal=USR1", "--batch", first)
     assert ended("run") == "0 finished"
     assert site.wait(third, "COMPLETED") and site.wait(second, "COMPLETED")
     assert events("run") == ["started", "chain", "started", "ended"]
+    assert Path("run/launch/restarts").read_text() == ""  # it has come to its time limit since
     assert "nothing to do: 0 finished" in Path("run/launch/job.log").read_text()
 
 

@@ -57,6 +57,7 @@ end() {
 # Through the queue once more, without the machines that did not answer: words.
 again_later() {
     trap '' TERM USR1  # requeueing ends this script
+    if [ -n "$asked" ]; then : >"$folder/restarts"; fi  # it has come to its time limit: they are counted anew
     if [ "$chain" -gt 0 ]; then
         local waiting
         waiting=$(sed -n '/"ids": \[/,/\]/s/[^0-9]*\([0-9]\{1,\}\).*/\1/p' "$folder/submitted.json" 2>/dev/null)
@@ -71,7 +72,6 @@ again_later() {
         note stopped 0 "$1"
         exit 0
     fi
-    if [ -n "$asked" ]; then : >"$folder/restarts"; fi  # it has come to its time limit: they are counted anew
     note requeued 0 "$1"
     if ! scontrol requeue "$job"; then
         end 75 "$1, and the job cannot be requeued: hcmegatron launch slurm ... --submit goes on, or set chain"
@@ -167,7 +167,14 @@ examine() {
     chosen=$(usable $((nodes + spare)))
     rm -f "$folder/doctor.exclude"
     step --output="$folder/doctor.log" "${doctor[@]}"
-    if [ -n "$asked" ] || taken; then return; fi
+    if [ -n "$asked" ]; then
+        status=0  # whatever it said when it was told
+        return
+    fi
+    if taken; then
+        note stopped "$status" "taken from us"
+        exit 0
+    fi
     say "doctor: status $status, see doctor.log"
     if [ -s "$folder/doctor.exclude" ]; then
         scontrol show hostnames "$(cat "$folder/doctor.exclude")" >>"$folder/exclude"
