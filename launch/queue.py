@@ -44,9 +44,7 @@ def squeue(ids: list[str]) -> list[QueueLine]:
     Raises:
         LaunchError: squeue is not here, or the controller does not answer.
     """
-    # --array: rows that wait are a line each, and not one of all of them.
-    command = ["squeue", "--noheader", "--array", "--states=all"]
-    command += [f"--jobs={','.join(ids)}", f"--format={_FORMAT}"]
+    command = ["squeue", "--noheader", "--states=all", f"--jobs={','.join(ids)}", f"--format={_FORMAT}"]
     done = run(command)
     if done.returncode and "Invalid job id" not in done.stderr:
         raise LaunchError(f"squeue: {done.stderr.strip()}")

@@ -275,18 +275,6 @@ def test_the_last_row_of_an_array_is_a_job_of_its_own(site, capsys):
         assert main(["cancel", "--now", run]) == 0
 
 
-def test_rows_that_wait_are_told_apart(site, capsys):
-    site.run("scontrol", "update", "PartitionName=p", "State=DOWN")
-    try:
-        number = stub_array(("rows/a", WAITS), ("rows/b", "true"))
-        assert re.match(rf"job {number}_1 PENDING", words("rows/b")["state"])
-        assert main(["cancel", "rows/b"]) == 0
-        assert f"job {number}_1 is out of the queue" in capsys.readouterr().out
-        assert re.match(rf"job {number}_0 PENDING", words("rows/a")["state"])
-    finally:
-        site.run("scontrol", "update", "PartitionName=p", "State=UP")
-
-
 def test_a_job_is_cancelled_with_a_checkpoint_and_stays_so(site, capsys):
     endless = TINY.replace(f"steps: {STEPS}", "steps: 5000")
     Path("endless.yaml").write_text(endless)
@@ -348,7 +336,7 @@ def test_what_doctor_finds_and_leaving_out_does_not_mend_ends_the_job(site):
 
 
 def test_a_job_is_cancelled_while_doctor_looks_at_it(site, capsys):
-    doctored("run", f"touch looks; {WAITS}")
+    doctored("run", "touch looks; exec sleep 60")
     until(lambda: Path("looks").exists())
     assert main(["cancel", "run"]) == 0
     assert ended("run") == "0 cancelled" and events("run") == ["ended"]
