@@ -6,7 +6,10 @@ import argparse
 import os
 import signal
 import subprocess
+from contextlib import suppress
 from pathlib import Path
+
+import psutil
 
 from launch import record
 from launch.job import LaunchError
@@ -55,18 +58,57 @@ def _require(done: subprocess.CompletedProcess[str]) -> None:
 
 
 def _here(path: Path, entry: dict | None, now: bool) -> str:
-    """Rank 0 is told, which all ranks heed; or what was started, where there is none yet."""
+    """Rank 0 is told, which all ranks heed; or what was started, where there is none yet.
+
+    Raises:
+        LaunchError: it is somebody else's.
+    """
     holders = lock_holders(path)
     process = local_process(entry) if entry else None
-    if now and process:
-        os.killpg(process, signal.SIGKILL)
-        return f"process {process} and its ranks are ended"
-    whom = holders[0] if holders else process
-    if whom is None:
+    found = [*([process] if process else []), *holders]
+    if not found:
         return "nothing runs there on this machine"
-    number = signal.SIGKILL if now else signal.SIGUSR1
-    if holders:
-        os.kill(whom, number)
-    else:
-        os.killpg(whom, number)  # what it has started too
-    return f"process {whom} " + ("is ended" if now else "ends after its step, with a checkpoint")
+    whom = found[0] if now else found[-1]
+    try:
+        if now:
+            _end_with_descendants(found)
+        elif holders:
+            os.kill(whom, signal.SIGUSR1)
+        else:
+            os.killpg(whom, signal.SIGUSR1)  # what it has started too
+    except (PermissionError, psutil.AccessDenied):
+        raise LaunchError(
+            f"{path}: process {whom} is {_owner(whom)}'s; have {_owner(whom)} or root cancel it"
+        ) from None
+    except ProcessLookupError:
+        return f"process {whom} has ended meanwhile"
+    if not now:
+        return f"process {whom} ends after its step, with a checkpoint"
+    job = (entry or {}).get("job", {})
+    elsewhere = job.get("nodes", 1) + job.get("spare_nodes", 0) > 1
+    return f"process {whom} and all that it has started here are ended" + (
+        "; whether ranks on other machines are is not known here" if elsewhere else ""
+    )
+
+
+def _end_with_descendants(numbers: list[int]) -> None:
+    """Ranks are in groups and sessions of their own. All are stopped first, so that nothing is started again."""
+    stopped: list[psutil.Process] = []
+    for number in numbers:
+        with suppress(psutil.NoSuchProcess):
+            top = psutil.Process(number)
+            while new := [each for each in (top, *top.children(recursive=True)) if each not in stopped]:
+                stopped += new
+                for each in new:
+                    with suppress(psutil.NoSuchProcess):
+                        each.suspend()
+    for each in stopped:
+        with suppress(psutil.NoSuchProcess):
+            each.kill()
+
+
+def _owner(number: int) -> str:
+    try:
+        return psutil.Process(number).username()
+    except psutil.Error:
+        return "another user"

@@ -19,7 +19,7 @@ from launch.quoting import quote_all
 
 CONFIG = f"{FOLDER}/config.yaml"
 _FLAGS = ("--print", "--submit", "--snapshot", "--array", "--cluster", "--gpu")
-OPTIONS = (*_FLAGS, *(cluster.option(name) for name in cluster.settings()))
+OPTIONS = (*_FLAGS, "--no-doctor", *(cluster.option(name) for name in cluster.settings()))
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -47,14 +47,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--gpu", metavar="GPU", help="plan for this GPU, and refuse what has no room on it")
     for name, (hint, _) in cluster.settings().items():
-        optional = {"nargs": "?", "const": "true"} if hint is bool else {}
-        parser.add_argument(
-            cluster.option(name),
-            metavar="X",
-            action="append",
-            help=cluster.describe(name).replace("%", "%%"),
-            **optional,
+        taken = (
+            {"action": argparse.BooleanOptionalAction, "default": None}
+            if hint is bool  # without a value, for which FILE would be taken
+            else {"action": "append", "metavar": "X"}
         )
+        parser.add_argument(cluster.option(name), help=cluster.describe(name).replace("%", "%%"), **taken)
 
 
 def main(options: argparse.Namespace, overrides: list[str]) -> int:
@@ -104,8 +102,11 @@ class Row(NamedTuple):
 def _site_settings(options: argparse.Namespace) -> dict[str, Any]:
     """The settings of the cluster file, with the options' on top."""
     path = cluster.find(options.cluster, os.environ)
+    words = {name: getattr(options, name) for name in cluster.settings()}
     given = {
-        name: getattr(options, name) for name in cluster.settings() if getattr(options, name) is not None
+        name: [str(word).lower()] if isinstance(word, bool) else word
+        for name, word in words.items()
+        if word is not None
     }
     found, typed = cluster.read(path) if path else {}, cluster.from_options(given)
     environment = found.get("environment", {}) | typed.get("environment", {})
@@ -132,9 +133,9 @@ def _row(
         site = site | {"signal_seconds": preflight.signal_seconds(run_dir) or preflight.SIGNAL_S}
     job = Job(_command(options, run_dir, site), run_dir, work_dir, **site)
     if options.snapshot:
-        paths = {"PYTHONPATH": str(run_dir / record.SNAPSHOT)}
-        job = replace(job, environment=job.environment | paths)
-    said = [f"warning: {text}" for text in preflight.examine(config, sources, job.ranks, job.ranks_per_node)]
+        job = replace(job, code=run_dir / record.SNAPSHOT)
+    warnings = preflight.examine(config, sources, job.ranks, job.ranks_per_node)
+    said = [f"warning: {text}" for text in (*preflight.unheeded(options.launcher, job), *warnings)]
     words, fits = preflight.room(config, options.gpu, job.ranks)
     preflight.require_room(words, fits, config.run.overcommit)
     files = launchers.find(options.launcher).render(job)

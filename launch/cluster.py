@@ -88,6 +88,10 @@ def read(path: Path) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for key, node in root.value:
         place = f"{path}:{key.start_mark.line + 1}"
+        if not isinstance(key, yaml.ScalarNode):
+            raise LaunchError(
+                f"{place}: {shown_value(key)} is no name of a setting; write lines like partition: gpu"
+            )
         if key.value in found:
             raise LaunchError(f"{place}: {key.value} is given twice; keep one")
         found[key.value] = _value(key.value, node, place)
@@ -144,6 +148,10 @@ def _environment(node: yaml.Node) -> dict[str, str]:
         raise ConfigError("is not a list of variables; write lines like NCCL_DEBUG: INFO under it")
     found = {}
     for key, value in node.value:
+        if not isinstance(key, yaml.ScalarNode):
+            raise ConfigError(f"has {shown_value(key)}, which is no name of a variable")
+        if key.value in found:
+            raise ConfigError(f"has {key.value} twice; keep one")
         if not isinstance(value, yaml.ScalarNode):
             raise ConfigError(f"has {shown_value(value)} for {key.value}, which is no text")
         found[key.value] = value.value

@@ -28,6 +28,7 @@ class Job:
         run_dir: absolute; what is rendered is in its folder `launch`, as are logs.
         work_dir: absolute; the directory in which ranks start, which relative paths of a configuration mean.
         environment: variables that every rank gets, beside those that the launcher hands on.
+        code: a copy of the code, which is to be first on the ranks' PYTHONPATH.
     """
 
     command: tuple[str, ...]
@@ -57,6 +58,7 @@ class Job:
     signal_seconds: int = _site("before the time limit, when ranks are told to save", 300)
     gpu_visibility: Literal["one", "all"] = _site("what a rank sees: its own GPU, or its machine's", "all")
     doctor: bool = _site("look at the machines first, and leave bad ones out", False)
+    code: Path | None = None
 
     @property
     def ranks(self) -> int:

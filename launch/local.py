@@ -9,6 +9,7 @@ from pathlib import Path
 from launch.job import FOLDER, Job, LaunchError
 from launch.launchers import Started
 from launch.quoting import quote, quote_all
+from launch.rank_script import gpus, refuse_doctor
 from launch.template import fill
 from launch.words import module_lines, with_environment
 
@@ -27,11 +28,17 @@ def render(job: Job) -> dict[str, str]:
         )
     if job.container is not None:
         raise LaunchError(f"container = {job.container}: local starts none; run the command in the container")
+    if job.gpus_per_rank and job.gpu_visibility == "one":
+        raise LaunchError(
+            "gpu_visibility = one: ranks that the command starts itself see all GPUs; use torchrun, or all"
+        )
+    refuse_doctor(job)
     again = [f"--restarts={job.restarts}"] if job.restarts else []
     values = {
         "title": f"{job.ranks} ranks on this machine",
         "modules": module_lines(job),
         "setup": "\n".join(job.setup),
+        "gpus": gpus(job),
         "work": quote(str(job.work_dir)),
         "ended": quote(str(job.folder / "ended")),
         "program": quote_all(with_environment(job, (*job.command, *again))),

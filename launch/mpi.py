@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -14,6 +15,8 @@ from launch.template import fill
 from launch.words import module_lines
 
 SCRIPT = f"{FOLDER}/job.sh"
+# What of these is set says which machines there are: the script reads the files, and mpirun asks SLURM.
+_QUEUES = ("PBS_NODEFILE", "LSB_DJOB_HOSTFILE", "SLURM_JOB_ID")
 
 
 def render(job: Job) -> dict[str, str]:
@@ -46,5 +49,14 @@ def start_command(job: Job, files: Mapping[str, Path]) -> tuple[str, ...]:
 
 
 def start(job: Job, files: Mapping[str, Path]) -> Started:
-    """Start it in the background on this machine, which mpirun starts the others from."""
+    """Start it in the background on this machine, which mpirun starts the others from.
+
+    Raises:
+        LaunchError: there are several machines, and this is no job of a queue that says which.
+    """
+    if job.nodes > 1 and not any(os.environ.get(name) for name in _QUEUES):
+        raise LaunchError(
+            f"nodes = {job.nodes}: no queue says here which machines they are; list them in a file, and start "
+            f"{quote_all(start_command(job, files))} HOSTFILE"
+        )
     return Started("mpi", local.start(job, files).ids)

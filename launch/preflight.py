@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from datetime import datetime
 from pathlib import Path
 
@@ -10,12 +11,27 @@ from hcmegatron.config.schema import resumes
 from hcmegatron.planner.machines import find_machine
 from hcmegatron.planner.plan import make_plan
 from hcmegatron.planner.rates import Assumptions
-from launch.job import FOLDER, LaunchError
+from launch.job import FOLDER, Job, LaunchError
 from launch.progress import read_steps, step_seconds
 
 SIGNAL_S = 300  # before the time limit, where a step's time is not known
 EARLY_S = 60  # SLURM may send a signal so much earlier than it was asked to
 _GIB = 2**30
+_OF_QUEUES = (
+    "account",
+    "partition",
+    "qos",
+    "constraint",
+    "reservation",
+    "time_limit",
+    "memory_per_rank_gb",
+    "chain",
+)
+_UNHEEDED = {
+    "mpi": _OF_QUEUES,
+    "torchrun": (*_OF_QUEUES, "cpus_per_rank", "exclude"),
+    "local": (*_OF_QUEUES, "cpus_per_rank", "exclude"),
+}
 
 
 def examine(config: Config, sources: dict[str, str], ranks: int, ranks_per_node: int) -> list[str]:
@@ -27,6 +43,13 @@ def examine(config: Config, sources: dict[str, str], ranks: int, ranks_per_node:
     warnings = check_config(config, sources)
     check_world(config, ranks)
     return [*warnings, *placement(config, ranks, ranks_per_node)]
+
+
+def unheeded(launcher: str, job: Job) -> list[str]:
+    """A warning that names the settings which this launcher has no use for; none where all are heeded."""
+    initial = {field.name: field.default for field in dataclasses.fields(Job)}
+    given = [name for name in _UNHEEDED.get(launcher, ()) if getattr(job, name) != initial[name]]
+    return [f"{', '.join(given)}: launch {launcher} does not heed that"] if given else []
 
 
 def placement(config: Config, ranks: int, ranks_per_node: int) -> list[str]:

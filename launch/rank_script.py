@@ -23,17 +23,14 @@ def rank_script(job: Job, launcher: str, contained: bool) -> dict[str, str]:
     Raises:
         LaunchError: a value that a script or Apptainer cannot carry.
     """
-    if job.doctor:
-        raise LaunchError(
-            "doctor = true: only slurm looks at its machines first; run hcmegatron doctor there"
-        )
+    refuse_doctor(job)
     program = with_environment(job, job.command)
     outside = not contained or job.container is None
     values = {
         "launcher": launcher,
         "modules": module_lines(job) if outside else "",
         "setup": "\n".join(job.setup) if outside else "",
-        "gpus": _gpus(job),
+        "gpus": gpus(job),
         "restart": _OF_TORCHRUN if launcher == "torchrun" else "",
         "work": quote(str(job.work_dir)),
         "program": quote_all(program if contained else [*container(job), *program]),
@@ -59,7 +56,20 @@ def container(job: Job) -> list[str]:
     return ["apptainer", "exec", *gpus, *binds, "--pwd", str(job.work_dir), job.container]
 
 
-def _gpus(job: Job) -> str:
+def refuse_doctor(job: Job) -> None:
+    """LaunchError where a job is to look at its machines first, which only SLURM's script does."""
+    if job.doctor:
+        raise LaunchError(
+            "doctor = true: only slurm looks at its machines first; run hcmegatron doctor there"
+        )
+
+
+def gpus(job: Job) -> str:
+    """Lines of shell after which a rank sees the GPUs that it is to see.
+
+    Raises:
+        LaunchError: several of a machine's, which nobody shares out.
+    """
     if job.gpus_per_rank == 0:
         return "export CUDA_VISIBLE_DEVICES="
     if job.gpu_visibility == "all":

@@ -32,8 +32,10 @@ _OF_LAST_JOB = (
 
 
 def code() -> tuple[dict[str, str], str]:
-    """Where the code is and its commit, and its changes since then as a diff; outside of a repository no commit."""
-    commit = _git("rev-parse", "HEAD").strip()
+    """Where the code is and its commit, and its changes since then as a diff; outside of its repository no commit: an
+    environment inside of another one is not of that one's commit."""
+    tracked = _git("ls-files", "--error-unmatch", "hcmegatron/__init__.py")
+    commit = _git("rev-parse", "HEAD").strip() if tracked else ""
     changes = _git("diff", "HEAD", "--", *PACKAGES) if commit else ""
     return {"path": str(ROOT), "commit": commit, "changed": DIFF if changes else ""}, changes
 

@@ -40,6 +40,7 @@ def script(job: Job, header: list[str]) -> str:
         "restarts": str(job.restarts),
         "chain": str(job.chain),
         "program": quote_all(with_environment(job, job.command)),
+        "exclude": quote(",".join(job.exclude)),
         "doctor": quote_all(_doctor(job)),
         "step_options": "\n".join(f"    {quote(option)}" for option in step_options(job)),
         "modules": module_lines(job),

@@ -1,7 +1,8 @@
 """What the command's exit status says to the script that started it. No torch.
 
 0: the run is finished, or was already. Under torchrun, mpirun and srun also a run that was stopped, because those take
-every other status for a failure and end the ranks that are still busy; its last lines say which it is.
+every other status for a failure and end the ranks that are still busy; its output says which it is, as does a file that
+a job's script has named (launcher_end.py).
 1: a rank failed, was lost to a launcher, had its torchrun die, or the last checkpoint could not be saved; the output
 says why.
 128 + N: a rank was killed by signal N.

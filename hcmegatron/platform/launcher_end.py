@@ -9,13 +9,14 @@ from collections.abc import Mapping
 from contextlib import suppress
 
 from hcmegatron.platform import standard_streams
-from hcmegatron.platform.exit_status import CORRUPTED, DIVERGED, USER_ERROR
+from hcmegatron.platform.exit_status import CORRUPTED, DIVERGED, STOPPED, USER_ERROR
 
 # All ranks of a launcher find the same mistake. The first of every machine says it, whereupon the launcher ends the
 # others; one that exited at once could have the first ended before it has spoken.
 PATIENCE_S = 5.0
 # torchrun starts the ranks again after every status that is not 0, --max-restarts times, and ends with 1 in any case.
 # A script around it names a file here: for what would only come again, that gets the status, and torchrun a 0.
+# SLURM's script does too, for a run that was stopped: its ranks end with 0, as those of a finished one.
 STATUS_FILE = "HCMEGATRON_STATUS_FILE"
 FINAL = (USER_ERROR, DIVERGED, CORRUPTED)
 
@@ -32,14 +33,32 @@ def tell_end(status: int, environ: Mapping[str, str]) -> int:
             if select.select([line], [], [], 5.0)[0]:  # its answer, which would meet nobody
                 os.read(line, 1024)
     if status in FINAL and "TORCHELASTIC_RUN_ID" in environ and environ.get(STATUS_FILE):
-        try:
-            with open(environ[STATUS_FILE], "w") as file:
-                file.write(f"{status}\n")
-        except OSError as error:
-            standard_streams.tell(f"hcmegatron: warning: {STATUS_FILE} cannot be written: {error.strerror}")
-        else:
-            return 0
+        return 0 if _left(status, environ[STATUS_FILE]) else status
     return status
+
+
+def tell_stopped(environ: Mapping[str, str]) -> int:
+    """Tell the job's script, where it has named a file, that the run was stopped and is to go on. For rank 0.
+
+    Returns:
+        The status to exit with: 0, for a launcher takes every other for a failure; STOPPED where the file cannot be
+        written, so that the script does not take the run for finished.
+    """
+    path = environ.get(STATUS_FILE)
+    if not path or "TORCHELASTIC_RUN_ID" in environ:  # whose script knows from its own signal
+        return 0
+    return 0 if _left(STOPPED, path) else STOPPED
+
+
+def _left(status: int, path: str) -> bool:
+    """Whether the file has the status now."""
+    try:
+        with open(path, "w") as file:
+            file.write(f"{status}\n")
+    except OSError as error:
+        standard_streams.tell(f"hcmegatron: warning: {STATUS_FILE} cannot be written: {error.strerror}")
+        return False
+    return True
 
 
 def already_told(environ: Mapping[str, str]) -> bool:

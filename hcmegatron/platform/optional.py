@@ -67,14 +67,17 @@ def require_installed(config: Config) -> None:
         raise ConfigError(lacking[0])
 
 
+# Modules of an extra that what needs it cannot do without.
+EXTRAS = {"train": ("megatron", "tensorboard")}
+
+
 def require_extra(what: str, extra: str = "train") -> None:
     """That the packages of an extra are installed which the trainer cannot do without.
 
     Raises:
         ConfigError: `what`, a verb, needs one that is not there.
     """
-    modules = {"train": ("megatron", "psutil", "tensorboard")}[extra]
-    if lacking := [name for name in modules if importlib.util.find_spec(name) is None]:
+    if lacking := [name for name in EXTRAS[extra] if importlib.util.find_spec(name) is None]:
         raise ConfigError(
             f"{what} needs packages that are not installed ({', '.join(lacking)}): pip install 'hcmegatron[{extra}]'"
         )

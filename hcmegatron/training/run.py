@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -14,6 +15,7 @@ from hcmegatron.platform import standard_streams
 from hcmegatron.platform.collective_failure import on_first_rank
 from hcmegatron.platform.distributed import process_groups
 from hcmegatron.platform.exit_status import STOPPED
+from hcmegatron.platform.launcher_end import tell_stopped
 from hcmegatron.platform.ranks import STARTED_HERE, RankInfo
 from hcmegatron.training import checkpoint, resume
 from hcmegatron.training.observer import End, Evaluation, Step, is_due
@@ -64,7 +66,9 @@ def train(
         return 0
     if stop.orphaned:
         return 1
-    return STOPPED if ranks.source == STARTED_HERE else 0
+    if ranks.source == STARTED_HERE:
+        return STOPPED
+    return tell_stopped(os.environ) if ranks.rank == 0 else 0
 
 
 def loop(run: TrainingRun, stop: StopFlag, more: Iterable[Factory] = ()) -> int:

@@ -4,6 +4,7 @@
 
 {{modules}}
 {{setup}}
+{{gpus}}
 cd {{work}} || exit 2
 {{program}}
 status=$?

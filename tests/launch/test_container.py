@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -67,6 +68,18 @@ def test_what_the_gpu_image_pins_is_what_the_cpu_has_and_the_newest_megatron():
     assert f"megatron-core=={megatron}; python_version >= '3.12'" in project
     assert {name: cpu[name] for name in gpu} == gpu
     assert not {"torch", "triton", "apex", "transformer-engine"} & set(gpu)
+
+
+def test_both_images_have_what_the_trainer_asks_for():
+    """Each module that `require_extra` looks for comes with an extra that is installed, or with a pin."""
+    with (ROOT / "pyproject.toml").open("rb") as file:
+        extras = tomllib.load(file)["project"]["optional-dependencies"]
+    named = re.search(r"'\.\[([\w,]+)\]'", DOCKERFILE.read_text())[1].split(",")
+    cpu = " ".join(line for name in named for line in extras[name])
+    gpu = (ROOT / "constraints/gpu.txt").read_text()
+    for module in optional.EXTRAS["train"]:
+        package = {"megatron": "megatron-core"}.get(module, module)
+        assert package in cpu and f"{package}==" in gpu
 
 
 def test_the_context_has_what_is_copied_and_little_else():

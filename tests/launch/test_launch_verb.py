@@ -7,11 +7,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 
 from hcmegatron.cli import main
 from hcmegatron.config import Config
-from launch import logs, preflight, record
+from launch import launchers, logs, preflight, record
+from launch.job import Job
 from tests.ranks import ROOT
 from tests.small_configs import put
 
@@ -51,9 +53,8 @@ def test_without_submit_the_files_are_written(here, capsys):
     assert launch("local", "tiny.yaml", "--run.dir=run", "--snapshot", "--environment=A=$HOME") == 0
     assert f"bash {here}/run/launch/job.sh" in capsys.readouterr().out
     script = Path("run/launch/job.sh").read_text()
-    assert (
-        f"env 'A=$HOME' PYTHONPATH={here}/run/launch/code {sys.executable} -P -m hcmegatron train" in script
-    )
+    assert "env 'A=$HOME' sh -c 'export PYTHONPATH=" in script
+    assert f" {here}/run/launch/code {sys.executable} -P -m hcmegatron train" in script
     assert Path("run/launch/code/hcmegatron/cli.py").read_text() == (ROOT / "hcmegatron/cli.py").read_text()
     assert not list(Path("run").rglob("__pycache__")) and record.read(Path("run")) is None
 
@@ -213,8 +214,7 @@ def test_a_run_started_by_hand_is_seen_and_cancelled_by_its_lock(here, capsys):
     Path("run").mkdir()
     (here / "run/metrics.jsonl").write_text('{"step": 25, "kind": "train", "seconds": 2.0}\n')
     (here / "run/config.yaml").write_text(TINY)
-    hold = "import fcntl, time; f = open('run/.lock', 'w'); fcntl.flock(f, 2); print(1, flush=True); time.sleep(60)"
-    holder = subprocess.Popen([sys.executable, "-c", hold], stdout=subprocess.PIPE)
+    holder = subprocess.Popen([sys.executable, "-c", HOLD], stdout=subprocess.PIPE)
     try:
         holder.stdout.readline()
         assert main(["status", "run"]) == 0
@@ -231,3 +231,89 @@ def test_a_run_started_by_hand_is_seen_and_cancelled_by_its_lock(here, capsys):
         holder.wait()
     assert main(["cancel", "run"]) == 0
     assert "nothing runs there on this machine" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("site", "seen"), [({}, "/code:/mine"), ({"PYTHONPATH": "/site"}, "/code:/site")])
+def test_a_copy_of_the_code_comes_before_the_users_own_path(site, seen, tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", "/mine")
+    job = Job(
+        ("printenv", "PYTHONPATH"), tmp_path, tmp_path, code=Path("/code"), environment=site, restarts=0
+    )
+    (tmp_path / "launch").mkdir()
+    script = launchers.find("local").render(job)["launch/job.sh"]
+    assert subprocess.run(["bash", "-c", script], capture_output=True, text=True).stdout == f"{seen}\n"
+    monkeypatch.delenv("PYTHONPATH")
+    seen = seen.removesuffix(":/mine")
+    assert subprocess.run(["bash", "-c", script], capture_output=True, text=True).stdout == f"{seen}\n"
+
+
+def test_an_environment_inside_of_another_repository_is_not_of_its_commit(tmp_path, monkeypatch):
+    def git(*words):
+        subprocess.run(
+            ["git", "-C", str(tmp_path), "-c", "user.name=x", "-c", "user.email=x", *words], check=True
+        )
+
+    package = tmp_path / ".venv/site/hcmegatron/__init__.py"
+    package.parent.mkdir(parents=True)
+    package.touch()
+    (tmp_path / ".gitignore").write_text(".venv\n")
+    git("init", "-q")
+    git("add", ".")
+    git("commit", "-qm", "theirs")
+    monkeypatch.setattr(record, "ROOT", package.parents[1])
+    assert record.code() == ({"path": str(package.parents[1]), "commit": "", "changed": ""}, "")
+    git("add", "-f", str(package))
+    assert len(record.code()[0]["commit"]) == 40
+
+
+def test_doctor_takes_no_value_and_the_cluster_files_can_be_taken_back(here, capsys):
+    words = ("slurm", "--nodes=2", "--run.dir=run", "--print")
+    assert launch(*words, "--doctor", "tiny.yaml") == 0
+    assert "--exclude-bad" in capsys.readouterr().out
+    Path("site.yaml").write_text("doctor: true\n")
+    assert launch(*words, "--cluster=site.yaml", "--no-doctor", "tiny.yaml") == 0
+    assert "--exclude-bad" not in capsys.readouterr().out
+
+
+def test_what_a_launcher_has_no_use_for_is_said(here, capsys):
+    given = ("--cpus-per-rank=3", "--exclude=n1", "--time-limit=9")
+    for launcher, more in (("local", ()), ("torchrun", ("--ranks-per-node=2",))):
+        assert launch(launcher, "tiny.yaml", "--run.dir=run", "--print", *more, *given) == 0
+        said = f"warning: time_limit, cpus_per_rank, exclude: launch {launcher} does not heed that"
+        assert said in capsys.readouterr().err
+    assert launch("mpi", "tiny.yaml", "--run.dir=run", "--print", "--ranks-per-node=2", *given) == 0
+    assert "warning: time_limit: launch mpi does not heed that" in capsys.readouterr().err
+    assert launch("slurm", "tiny.yaml", "--run.dir=run", "--print", "--nodes=2", *given) == 0
+    assert "does not heed" not in capsys.readouterr().err
+
+
+HOLD = (
+    "import fcntl, time; f = open('run/.lock', 'w'); fcntl.flock(f, 2); print(1, flush=True); time.sleep(60)"
+)
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "said"),
+    [
+        (PermissionError, 2, "run: process {pid} is {owner}'s; have {owner} or root cancel it"),
+        (ProcessLookupError, 0, "run: process {pid} has ended meanwhile"),
+    ],
+)
+def test_a_run_that_cannot_be_told(error, status, said, here, capsys, monkeypatch):
+    Path("run").mkdir()
+    holder = subprocess.Popen([sys.executable, "-c", HOLD], stdout=subprocess.PIPE)
+    try:
+        holder.stdout.readline()
+        owner = psutil.Process(holder.pid).username()
+
+        def refuse(*_):
+            raise error
+
+        with monkeypatch.context() as patched:
+            patched.setattr(os, "kill", refuse)
+            assert main(["cancel", "run"]) == status
+        assert said.format(pid=holder.pid, owner=owner) in "".join(capsys.readouterr())
+    finally:
+        holder.kill()
+        holder.stdout.close()
+        holder.wait()

@@ -155,6 +155,20 @@ def test_local_is_this_machine_alone():
     for change, said in (
         ({"nodes": 2}, "nodes = 2: local is this machine alone"),
         ({"container": "x"}, "container = x"),
+        ({"doctor": True}, "doctor = true: only slurm looks at its machines first"),
+        (
+            {"gpu_visibility": "one"},
+            "gpu_visibility = one: ranks that the command starts itself see all GPUs",
+        ),
     ):
         with pytest.raises(LaunchError, match=said):
             launchers.find("local").render(replace(job, **change))
+
+
+def test_local_ranks_that_are_to_have_no_gpu_see_none(tmp_path, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3")
+    job = Job(("printenv", "CUDA_VISIBLE_DEVICES"), tmp_path, tmp_path, restarts=0)
+    (tmp_path / "launch").mkdir()
+    for count, seen in ((0, "\n"), (1, "3\n")):
+        script = launchers.find("local").render(replace(job, gpus_per_rank=count))["launch/job.sh"]
+        assert subprocess.run(["bash", "-c", script], capture_output=True, text=True).stdout == seen

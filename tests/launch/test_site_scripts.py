@@ -9,9 +9,11 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import psutil
 import pytest
 
-from launch import launchers
+from hcmegatron.cli import main
+from launch import launchers, record
 from launch.job import Job, LaunchError
 from tests.launch.site_jobs import EXPECTED, JOBS, scripts
 
@@ -359,3 +361,41 @@ def test_a_job_is_started_in_the_background(launcher, tmp_path):
     assert started.launcher == launcher
     os.waitpid(int(started.ids[0]), 0)
     assert stub.ended.startswith("0 finished") and Path(tmp_path / "launch/job.log").exists()
+
+
+def test_an_mpi_job_over_machines_that_nobody_names_is_refused(tmp_path, monkeypatch):
+    for name in ("PBS_NODEFILE", "LSB_DJOB_HOSTFILE", "SLURM_JOB_ID"):
+        monkeypatch.delenv(name, raising=False)
+    stub = Stub(tmp_path, "mpi", nodes=2)
+    with pytest.raises(
+        LaunchError, match="nodes = 2: no queue says here which machines they are; list them"
+    ) as said:
+        launchers.find("mpi").start(stub.job, {})
+    assert f"bash {tmp_path}/launch/job.sh HOSTFILE" in str(said.value)
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    os.waitpid(int(launchers.find("mpi").start(stub.job, {}).ids[0]), 0)
+    assert stub.ended.startswith("0 finished")
+
+
+@pytest.mark.parametrize(
+    ("nodes", "elsewhere"), [(1, ""), (2, "; whether ranks on other machines are is not known")]
+)
+def test_cancelled_at_once_ends_ranks_in_sessions_of_their_own(
+    nodes, elsewhere, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    command = ("setsid", "bash", "-c", f"echo $$ >{tmp_path}/rank; exec sleep 60")
+    stub = Stub(tmp_path, "mpi", nodes=nodes, restarts=3, command=command)
+    started = launchers.find("mpi").start(stub.job, {})
+    record.write(stub.job, started, ())
+    end = time.monotonic() + 20
+    while not (tmp_path / "rank").exists() or not (tmp_path / "rank").read_text():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+    rank = psutil.Process(int((tmp_path / "rank").read_text()))
+    assert os.getsid(rank.pid) == rank.pid
+    assert main(["cancel", "--now", str(tmp_path)]) == 0
+    said = capsys.readouterr().out
+    assert f"process {started.ids[0]} and all that it has started here are ended{elsewhere}" in said
+    assert psutil.wait_procs([rank], 5)[1] == []
+    os.waitpid(int(started.ids[0]), 0)

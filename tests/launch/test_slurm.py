@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 from hcmegatron.cli import main
-from launch import record, slurm
+from launch import array, record, slurm
 from launch.job import Job
 from launch.queue import attempts, local_process
 from launch.status import facts
@@ -34,6 +34,8 @@ checkpoint: {{save_every: 20}}
 run: {{tensorboard: false, peak_tflops: 0.01}}
 """
 WAITS = "trap 'echo saved; exit 0' USR1; for i in {1..1500}; do sleep 0.2; done; exit 1"
+# The same, and rank 0 leaves its status as a run does that saves.
+STOPPED = WAITS.replace("saved;", 'saved; [ $SLURM_PROCID != 0 ] || echo 75 >"$HCMEGATRON_STATUS_FILE";')
 # Its first start is another's; its second finishes.
 TWICE = (
     "mkdir -p $SLURM_JOB_NAME.first; if mkdir $SLURM_JOB_NAME.first/$SLURM_PROCID 2>/dev/null; then {}; fi; "
@@ -95,6 +97,16 @@ def stub(run, text, **settings):
     started = slurm.start(job, files)
     record.write(job, started, slurm.start_command(job, files))
     return started.ids[0]
+
+
+def stub_array(*rows):
+    """An array of stubs, each a row's directory and its text; its number."""
+    jobs = [
+        Job(("bash", "-c", text), Path.cwd() / run, Path.cwd(), gpus_per_rank=0, partition="p")
+        for run, text in rows
+    ]
+    assert array.launch([(job, slurm.render(job)) for job in jobs], snapshot=False, submit=True) == 0
+    return record.read(jobs[0].run_dir)["ids"][0].partition("_")[0]
 
 
 def until(true, limit=240, about=""):
@@ -247,6 +259,22 @@ def test_an_array_of_three_runs(site, capsys):
     assert said.count("4 of 4") == 3 and said.count("finished, status 0") == 3
 
 
+def test_the_last_row_of_an_array_is_a_job_of_its_own(site, capsys):
+    """Its $SLURM_JOB_ID is the array's number, which to SLURM's commands means all rows."""
+    number = stub_array(("short/a", WAITS), ("short/b", "true"))
+    stub_array(("told/a", WAITS), ("told/b", WAITS))
+    assert ended("short/b") == "0 finished"
+    until(lambda: all(list(Path(f"told/{row}/launch/logs").glob("*")) for row in "ab"))
+    assert main(["cancel", "told/b"]) == 0
+    assert ended("told/b") == "0 cancelled"
+    assert "saved" in Path("told/b/launch/logs/rank-0.log").read_text()
+    assert "RUNNING" in words("told/a")["state"] and "RUNNING" in words("short/a")["state"]
+    assert "saved" not in Path("told/a/launch/logs/rank-0.log").read_text()
+    assert words("short/b")["state"].startswith(f"job {number}_1 ")
+    for run in ("short/a", "told/a"):
+        assert main(["cancel", "--now", run]) == 0
+
+
 def test_a_job_is_cancelled_with_a_checkpoint_and_stays_so(site, capsys):
     endless = TINY.replace(f"steps: {STEPS}", "steps: 5000")
     Path("endless.yaml").write_text(endless)
@@ -265,16 +293,72 @@ def test_a_job_is_cancelled_with_a_checkpoint_and_stays_so(site, capsys):
     assert "its jobs have ended already" in capsys.readouterr().out
 
 
+def left_out_by_slurm(site, job):
+    return re.search(r"ExcNodeList=(\S*)", site.run("scontrol", "show", "job", job))[1]
+
+
+def doctored(run, text, **settings):
+    """A stub with a stand-in for doctor, which is a few lines of shell; $4 is its file."""
+    program = f'if [ "$1" != doctor ]; then echo "$MASTER_ADDR"; exit; fi; {text}'
+    return stub(run, "", command=("bash", "-c", program, "x", "train", "y"), nodes=2, doctor=True, **settings)
+
+
 def test_what_doctor_finds_bad_is_left_out_of_the_job(site):
-    """A stand-in for doctor, by its options: the first machine is bad."""
-    Path("rank.sh").write_text(
-        'if [ "$1" != doctor ]; then echo "$MASTER_ADDR"; exit; fi\n'
-        'if [ "$SLURM_PROCID" = 0 ]; then printf n1 >"$4"; fi; exit 1\n'
-    )
-    stub("run", "", command=("bash", "rank.sh", "train", "x"), nodes=2, spare_nodes=1, doctor=True)
+    """It looks at spare machines, too. Rank 0 ends with 6, for which srun ends the others."""
+    bad = "[ $SLURM_PROCID != 0 ] || { printf %s $SLURM_STEP_NUM_NODES,n1 >$4; exit 6; }; exec sleep 60"
+    doctored("run", bad, spare_nodes=1)
     assert ended("run") == "0 finished"
-    assert started("run") == ["n2,n3"] and words("run")["left out"] == "n1 (launch/exclude)"
+    assert started("run") == ["n2,n3"] and words("run")["left out"] == "3, n1 (launch/exclude)"
     assert Path("run/launch/logs/rank-1.log").read_text() == "127.0.0.1\n"
+
+
+def test_what_doctor_finds_and_leaving_out_does_not_mend_ends_the_job(site):
+    """None of them goes on without doctor's word, or comes back for ever."""
+    begin = "[ $SLURM_PROCID = 0 ] || exit 0; "
+    told = {
+        "faults": ("touch $4; exit 5", "5 doctor found faults that leaving machines out does not mend"),
+        "mistake": ("exit 2", "2 doctor found a mistake of the user's"),
+        "killed": ("kill -9 $$", "137 doctor did not come to its end, and 1 restarts were used"),
+        "few": (
+            "printf $SLURMD_NODENAME >$4; exit 6",
+            "6 doctor leaves fewer than 2 machines, and 0 restarts",
+        ),
+    }
+    for run, (text, _) in told.items():
+        doctored(run, begin + text, restarts=int(run == "killed"))
+    for run, (_, words_of_end) in told.items():
+        assert ended(run).startswith(words_of_end)
+        assert events(run) == ["died"] * (run == "killed") + ["ended"]
+    # What an earlier job's doctor has left is not this one's.
+    Path("faults/launch/doctor.exclude").write_text("n1")
+    doctored("faults", begin + "exit 2")
+    assert ended("faults").startswith("2 ") and "left out" not in words("faults")
+
+
+def test_a_job_is_cancelled_while_doctor_looks_at_it(site, capsys):
+    doctored("run", "touch looks; exec sleep 60")
+    until(lambda: Path("looks").exists())
+    assert main(["cancel", "run"]) == 0
+    assert ended("run") == "0 cancelled" and events("run") == ["ended"]
+
+
+def test_a_chain_leaves_out_what_its_jobs_have_found_bad(site):
+    """And the machines of the site's own list. The last job says that none comes after it, and is no end for ever."""
+    text = "[ $SLURM_PROCID = 0 ] || exit 0; printf $SLURMD_NODENAME >$4; exit 6"
+    job = doctored("run", text, exclude=("n4",), chain=2)
+    assert ended("run").startswith(
+        "75 fewer than 2 machines are left of n[2-3], in the last job of the chain: "
+    )
+    assert events("run") == ["died", "chain", "died", "ended"]
+    assert words("run")["left out"] == "n1, n2 (launch/exclude)"
+    assert left_out_by_slurm(site, str(int(job) + 1)) == "n4,n1"
+    Path("run/launch/exclude").unlink()
+    script = Path("run/launch/job.sh")
+    script.write_text(
+        script.read_text().replace("then echo", "then exit 3; echo").replace("; exit 6", "; : >$4")
+    )
+    site.run("sbatch", f"--chdir={Path.cwd()}/run", str(script))
+    until(lambda: Path("run/launch/ended").exists() and ended("run").startswith("3 "))
 
 
 @pytest.mark.parametrize(
@@ -286,7 +370,8 @@ def test_what_doctor_finds_bad_is_left_out_of_the_job(site):
         ("[ $SLURM_PROCID = 1 ] && exit 4; exec sleep 60", "4 ended by the run itself, see hcmegatron logs --errors",
          ["started", "ended"]),
         ("exit 1", "1 a rank or a machine died, and 1 restarts were used", ["started", "died", "started", "ended"]),
-        (TWICE.format("kill -9 $$"), "0 finished", ["started", "died", "started", "ended"]),
+        ("[ $SLURM_PROCID = 0 ] && mkdir once && kill -9 $$; true", "0 finished",
+         ["started", "died", "started", "ended"]),
     ],
 )  # fmt: skip
 def test_what_is_started_again_and_what_is_not(text, told, happened, site):
@@ -300,18 +385,16 @@ def test_what_is_started_again_and_what_is_not(text, told, happened, site):
 
 
 def test_a_chain_goes_on_in_its_next_job_and_ends_with_the_run(site):
-    stub("run", TWICE.format(WAITS), nodes=1, ranks_per_node=2, chain=3)
+    stub("run", TWICE.format(STOPPED), nodes=1, ranks_per_node=2, chain=3)
     first, second, third = json.loads(Path("run/launch/submitted.json").read_text())["ids"]
     until(lambda: len(list(Path().glob("*.first/*"))) == 2)
     assert "PENDING (Dependency)" in words("run")["state"]
+    Path("run/launch/restarts").write_text("of a death\n")
     site.run("scancel", "--signal=USR1", "--batch", first)
-    # As a run says it that saves; the stub only ends.
-    Path("run/train.log").write_text("stopped by SIGUSR1 after step 3; continue\n")
-    until(lambda: "chain" in events("run"))
-    Path("run/train.log").unlink()
     assert ended("run") == "0 finished"
     assert site.wait(third, "COMPLETED") and site.wait(second, "COMPLETED")
     assert events("run") == ["started", "chain", "started", "ended"]
+    assert Path("run/launch/restarts").read_text() == ""  # it has come to its time limit since
     assert "nothing to do: 0 finished" in Path("run/launch/job.log").read_text()
 
 

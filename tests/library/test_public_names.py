@@ -1,7 +1,9 @@
 """What `import hcmegatron` gives: names that load what they need when they are used, and no more."""
 
+import re
 import subprocess
 import sys
+import tomllib
 
 import pytest
 
@@ -24,7 +26,7 @@ NAMES = {
     "train",
 }
 # What the trainer needs is not found, and importing it raises.
-WITHOUT_MEGATRON = "import sys; sys.modules.update(dict.fromkeys(('megatron', 'psutil', 'tensorboard')))\n"
+WITHOUT_MEGATRON = "import sys; sys.modules.update(dict.fromkeys(('megatron', 'tensorboard')))\n"
 
 
 def python(program, **environment):
@@ -62,6 +64,24 @@ def test_importing_it_is_quick_and_loads_nothing():
     assert python(program) == (0, "", "")
 
 
+def test_what_launches_loads_nothing_that_is_not_installed_with_the_package():
+    program = (
+        "import sys; before = set(sys.modules)\n"
+        "import launch.cli, launch.status, launch.logs, launch.cancel, launch.doctor.cli\n"
+        "new = {name: sys.modules[name] for name in set(sys.modules) - before}\n"
+        "print(*{name.partition('.')[0] for name, module in new.items() if getattr(module, '__file__', None)}\n"
+        "      - sys.stdlib_module_names)"
+    )
+    status, out, said = python(program)
+    assert status == 0, said
+    with (ROOT / "pyproject.toml").open("rb") as file:
+        asked = tomllib.load(file)["project"]["dependencies"]
+    installed = {re.match(r"[\w-]+", line)[0] for line in asked}
+    others = set(out.split()) - {"hcmegatron", "launch", "schedules"}
+    assert {"pyyaml" if name == "yaml" else name for name in others} <= installed
+    assert "psutil" in others
+
+
 def test_connections_kernels_and_schedules_need_no_megatron():
     program = (
         WITHOUT_MEGATRON + "import torch, hcmegatron as hc\n"
@@ -82,7 +102,7 @@ def test_connections_kernels_and_schedules_need_no_megatron():
     status, out, said = python(program)
     assert status == 0, said
     assert "torch.Size([3, 1, 8]) torch" in out and "zb_v" in out
-    lacking = "needs packages that are not installed (megatron, psutil, tensorboard): pip install 'hcmegatron[train]'"
+    lacking = "needs packages that are not installed (megatron, tensorboard): pip install 'hcmegatron[train]'"
     assert said.splitlines() == [
         "schedule 0",
         "plan 0",

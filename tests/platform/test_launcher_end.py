@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from hcmegatron.platform.launcher_end import tell_end
+from hcmegatron.platform.launcher_end import tell_end, tell_stopped
 
 HYDRA = {"PMI_RANK": "1", "PMI_SIZE": "2", "MPI_LOCALRANKID": "1"}
 
@@ -61,4 +61,13 @@ def test_torchrun_is_kept_from_starting_again_what_would_only_come_again(status,
 def test_a_status_that_cannot_be_left_is_not_lost(tmp_path, capsys):
     environ = {"TORCHELASTIC_RUN_ID": "x", "HCMEGATRON_STATUS_FILE": os.fspath(tmp_path)}
     assert tell_end(2, environ) == 2
+    assert tell_stopped({"HCMEGATRON_STATUS_FILE": os.fspath(tmp_path)}) == 75
     assert "HCMEGATRON_STATUS_FILE cannot be written: Is a directory" in capsys.readouterr().err
+
+
+def test_a_jobs_script_is_told_of_a_stop_by_its_status(tmp_path):
+    file = tmp_path / "status"
+    assert tell_stopped({}) == 0
+    environ = {"HCMEGATRON_STATUS_FILE": str(file)}
+    assert tell_stopped(environ | {"TORCHELASTIC_RUN_ID": "x"}) == 0 and not file.exists()
+    assert tell_stopped(environ) == 0 and file.read_text() == "75\n"

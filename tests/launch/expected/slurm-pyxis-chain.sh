@@ -23,6 +23,7 @@ spare=0           # that the job has beside them
 ranks_per_node=8
 restarts=0        # after a rank or a machine has died
 chain=5           # jobs one after another, where they may not be requeued; 0: requeue
+exclude=''          # machines that the header leaves out
 master=yes           # whether MASTER_ADDR was given
 program=(env MASTER_ADDR=gpu1-ib python -m hcmegatron train /shared/runs/mine/launch/config.yaml)
 doctor=()
@@ -36,12 +37,16 @@ step_options=(
 
 set -u
 
+# A row's own number: $SLURM_JOB_ID of an array's last row is that of the array, which means all of them.
+job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}
+job=${job:-$SLURM_JOB_ID}
+
 say() { printf 'launch: %s\n' "$*"; }
 
 # A line of attempts.jsonl: event, status, words. Nothing but numbers, names of machines and our own words is in it.
 note() {
     printf '{"time": "%s", "event": "%s", "job": "%s", "nodes": "%s", "status": %d, "why": "%s"}\n' \
-        "$(date -Iseconds)" "$1" "$SLURM_JOB_ID" "${chosen-}" "$2" "$3" >>"$folder/attempts.jsonl"
+        "$(date -Iseconds)" "$1" "$job" "${chosen-}" "$2" "$3" >>"$folder/attempts.jsonl"
 }
 
 # The job is over, and nothing of it starts again: status, words.
@@ -55,7 +60,13 @@ end() {
 # Through the queue once more, without the machines that did not answer: words.
 again_later() {
     trap '' TERM USR1  # requeueing ends this script
+    if [ -n "$asked" ]; then : >"$folder/restarts"; fi  # it has come to its time limit: they are counted anew
     if [ "$chain" -gt 0 ]; then
+        local waiting
+        waiting=$(sed -n '/"ids": \[/,/\]/s/[^0-9]*\([0-9]\{1,\}\).*/\1/p' "$folder/submitted.json" 2>/dev/null)
+        if [ -n "$waiting" ]; then waiting=$(squeue -h -t PENDING -j "$(paste -sd, <<<"$waiting")" -o %i); fi
+        if [ -z "$waiting" ]; then end 75 "$1, in the last job of the chain: hcmegatron launch slurm ... --submit goes on"; fi
+        leave_out "$waiting"
         say "$1: the next job of the chain goes on"
         note "chain" 0 "$1"
         exit 0
@@ -64,37 +75,42 @@ again_later() {
         note stopped 0 "$1"
         exit 0
     fi
-    if [ -n "$asked" ]; then : >"$folder/restarts"; fi  # it has come to its time limit: they are counted anew
     note requeued 0 "$1"
-    if ! scontrol requeue "$SLURM_JOB_ID"; then
-        end 75 "$1, and the job cannot be requeued: submit it again, or set chain"
+    if ! scontrol requeue "$job"; then
+        end 75 "$1, and the job cannot be requeued: hcmegatron launch slurm ... --submit goes on, or set chain"
     fi
     say "$1: requeued"
-    if [ -s "$folder/exclude" ]; then
-        scontrol update "JobId=$SLURM_JOB_ID" "ExcNodeList=$(excluded)" || say "exclude $(excluded): refused"
-    fi
+    leave_out "$job"
     exit 0
 }
+
+# Jobs that wait do without the machines that are left out by now, and those of the header, which this would replace.
+leave_out() {
+    local each
+    if [ ! -s "$folder/exclude" ]; then return; fi
+    for each in $1; do
+        scontrol update "JobId=$each" "ExcNodeList=$(excluded)" || say "exclude $(excluded): refused for job $each"
+    done
+}
+excluded() { { echo "$exclude"; sort -u "$folder/exclude"; } | grep . | paste -sd,; }
 
 # Whether the job is no longer ours: cancelled by somebody, or requeued already. At its time limit it still is.
 taken() {
     local state
-    state=$(squeue -h -j "$SLURM_JOB_ID" -o %T)
+    state=$(squeue -h -j "$job" -o %T)
     [ -n "$state" ] && [ "$state" != RUNNING ] && ! timed_out
 }
-timed_out() { [ "$(squeue -h -j "$SLURM_JOB_ID" -o %r)" = TimeLimit ]; }
+timed_out() { [ "$(squeue -h -j "$job" -o %r)" = TimeLimit ]; }
 
 # One more of the restarts, or the end: words, status.
 restart() {
     local used
     used=$(wc -l <"$folder/restarts")
     if [ "$used" -ge "$restarts" ]; then end "$2" "$1, and $restarts restarts were used"; fi
-    echo "$SLURM_JOB_ID" >>"$folder/restarts"
+    echo "$job" >>"$folder/restarts"
     note died "$2" "$1"
     say "$1 (status $2): restart $((used + 1)) of $restarts"
 }
-
-excluded() { sort -u "$folder/exclude" | paste -sd,; }
 
 # Write down machines of this job that do not answer. Where none does, it is no machine's fault.
 probe() {
@@ -112,10 +128,14 @@ probe() {
     fi
 }
 
-# The first of this job's machines that are not excluded, as many as compute; fails where there are fewer.
+# The first of this job's machines that are not excluded, so many at most.
+usable() { scontrol show hostnames "$SLURM_JOB_NODELIST" | grep -vxFf "$folder/exclude" | head -n "$1" | paste -sd,; }
+count() { tr ',' '\n' <<<"$chosen" | grep -c .; }
+
+# As many as compute; fails where there are fewer.
 choose() {
-    chosen=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | grep -vxFf "$folder/exclude" | head -n "$nodes" | paste -sd,)
-    [ "$(tr ',' '\n' <<<"$chosen" | grep -c .)" -eq "$nodes" ]
+    chosen=$(usable "$nodes")
+    [ "$(count)" -eq "$nodes" ]
 }
 
 # One step over the chosen machines; its status. A file says that it runs, for whoever finds this script gone.
@@ -126,7 +146,7 @@ step() {
         MASTER_ADDR=$(scontrol show node "${chosen%%,*}" | sed -n 's/.*NodeAddr=\([^ ]*\).*/\1/p')
         export MASTER_ADDR
     fi
-    srun --nodes="$nodes" --ntasks=$((nodes * ranks_per_node)) --ntasks-per-node="$ranks_per_node" \
+    srun --nodes="$(count)" --ntasks=$(($(count) * ranks_per_node)) --ntasks-per-node="$ranks_per_node" \
         --nodelist="$chosen" --distribution=block:block --overlap --input=none \
         "${step_options[@]}" "$@" 2>"$folder/srun.log" &
     srun=$!
@@ -141,6 +161,40 @@ step() {
     rm -f "$folder/running"
 }
 
+# A rank's own status, of those that may be asked for: 2|3. srun's may be that of one which it has ended because of it.
+own() { sed -n 's/.*[Ee]xited with exit code \([0-9]*\)$/\1/p' "$folder/srun.log" | grep -xE "$1" | head -n 1; }
+
+# doctor over all machines of the job. Bad ones are left out; what that does not mend ends the job; fails where it has
+# not come to its end. Whether there are bad ones its file says: srun ends other ranks where rank 0 ends with 6.
+examine() {
+    chosen=$(usable $((nodes + spare)))
+    rm -f "$folder/doctor.exclude"
+    step --output="$folder/doctor.log" "${doctor[@]}"
+    if [ -n "$asked" ]; then
+        status=0  # whatever it said when it was told
+        return
+    fi
+    if taken; then
+        note stopped "$status" "taken from us"
+        exit 0
+    fi
+    say "doctor: status $status, see doctor.log"
+    if [ -s "$folder/doctor.exclude" ]; then
+        scontrol show hostnames "$(cat "$folder/doctor.exclude")" >>"$folder/exclude"
+        choose || restart "doctor leaves fewer than $nodes machines" 6
+        return
+    fi
+    case $(own '2|5') in
+    2) end 2 "doctor found a mistake of the user's, see launch/doctor.log" ;;
+    5) end 5 "doctor found faults that leaving machines out does not mend, see launch/doctor.log" ;;
+    esac
+    if [ "$status" -ne 0 ]; then
+        restart "doctor did not come to its end" "$status"
+        probe
+        return 1
+    fi
+}
+
 # Before the time limit (--signal), at a preemption, or for `hcmegatron cancel`.
 asked=
 srun=
@@ -152,7 +206,7 @@ ask() {
         again_later "ended at the time limit"
     fi
     say "$1: ranks are told to save"
-    if [ -n "$srun" ]; then scancel --signal=USR1 "$SLURM_JOB_ID" || kill -USR1 "$srun"; fi
+    if [ -n "$srun" ]; then scancel --signal=USR1 "$job" || kill -USR1 "$srun"; fi
 }
 trap 'ask USR1' USR1
 trap 'ask TERM' TERM
@@ -160,29 +214,28 @@ trap 'ask TERM' TERM
 cd "$work" || end 2 "the working directory cannot be entered on $(hostname)"
 mkdir -p "$folder/logs"
 touch "$folder/attempts.jsonl" "$folder/exclude" "$folder/restarts"
-if [ -e "$folder/ended" ]; then
-    say "nothing to do: $(cat "$folder/ended")"
+export HCMEGATRON_STATUS_FILE=$folder/status  # rank 0's, of a run that was stopped: ranks end with 0 then too
+if [ -e "$folder/ended" ] && ! grep -q '^75 ' "$folder/ended"; then
+    say "nothing to do: $(cat "$folder/ended"); it runs again without the file launch/ended"
     exit 0
 fi
-say "job $SLURM_JOB_ID, start $((${SLURM_RESTART_COUNT:-0} + 1)), on $SLURM_JOB_NODELIST"
+rm -f "$folder/ended"
+say "job $job, start $((${SLURM_RESTART_COUNT:-0} + 1)), on $SLURM_JOB_NODELIST"
 if [ -e "$folder/running" ]; then  # this script was ended before its step was over, and SLURM has requeued the job
     cut=$(cat "$folder/running")
     say "cut off on $cut"
     if sinfo -h -N -n "$cut" -o %T | grep -qE 'down|fail|\*$'; then restart "a machine died, one of $cut" 1; fi
 fi
 if [ "$spare" -gt 0 ]; then probe; fi
-if [ "${#doctor[@]}" -gt 0 ] && choose; then
-    step --output="$folder/doctor.log" "${doctor[@]}"
-    say "doctor: status $status, see doctor.log"
-    if [ -s "$folder/doctor.exclude" ]; then
-        scontrol show hostnames "$(cat "$folder/doctor.exclude")" >>"$folder/exclude"
-    fi
+if [ "${#doctor[@]}" -gt 0 ]; then
+    until [ -n "$asked" ] || ! choose || examine; do :; done
 fi
 
 while [ -z "$asked" ]; do
     choose || again_later "fewer than $nodes machines are left of $SLURM_JOB_NODELIST"
     HCMEGATRON_RESTART=$(grep -c '"event": "started"' "$folder/attempts.jsonl")  # for restarts.jsonl
     export HCMEGATRON_RESTART
+    : >"$HCMEGATRON_STATUS_FILE"
     note started 0 ""
     logs=$folder/logs/rank-%t.log
     step --output="$logs" --error="$logs" --open-mode=append "${program[@]}"
@@ -193,13 +246,11 @@ while [ -z "$asked" ]; do
     fi
     if [ -n "$asked" ] && [ "$status" -ne 0 ]; then break; fi  # it came before ranks could save
     if [ "$status" -eq 0 ] || [ "$status" -eq 75 ]; then
-        stopped=$(tail -n 3 "$run/train.log" 2>/dev/null | grep -o 'stopped by SIG[A-Z0-9]* after step [0-9]*')
-        if [ -n "$stopped" ] || [ "$status" -eq 75 ]; then again_later "${stopped:-stopped}"; fi
+        if [ "$status" -eq 75 ] || [ "$(cat "$HCMEGATRON_STATUS_FILE")" = 75 ]; then again_later "stopped"; fi
         end 0 "finished"
     fi
-    # srun's own status may be that of a rank which it has ended because of another.
-    own=$(sed -n 's/.*[Ee]xited with exit code \([0-9]*\)$/\1/p' "$folder/srun.log" | grep -xE '2|3|4' | head -n 1)
-    if [ -n "$own" ]; then end "$own" "ended by the run itself, see hcmegatron logs --errors"; fi
+    why=$(own '2|3|4')
+    if [ -n "$why" ]; then end "$why" "ended by the run itself, see hcmegatron logs --errors"; fi
     restart "a rank or a machine died" "$status"
     probe
 done
