@@ -72,7 +72,18 @@ def _simulation(schedule: Schedule, ran: Mapping[int, list[_Ran]]) -> Simulation
             first, last = at[position][0], at[position][-1]
             pair = action.kind is Kind.FB and len(at[position]) == 2
             start, end = first.start, max(each.end for each in at[position])
-            ends = (first.end, last.start) if pair else (end, start)
-            timed.append(Timed(action, start, *ends, end, end - start, 0.0, None, None))
+            forward_end, backward_start = (first.end, last.start) if pair else (end, start)
+            timed.append(
+                Timed(
+                    action=action,
+                    start=start,
+                    forward_end=forward_end,
+                    backward_start=backward_start,
+                    end=end,
+                    busy=end - start,
+                    forward_cause=None,
+                    backward_cause=None,
+                )
+            )
         timeline.append(tuple(timed))
     return Simulation(schedule, Costs(), tuple(timeline), ())

@@ -22,7 +22,7 @@ from schedules.simulate import simulate
 from schedules.timeline import Simulation
 
 MOST = 1_500_000  # bytes of a picture
-TIMES = ("start", "forward_end", "backward_start", "end", "busy", "exposed", "tail")
+TIMES = ("start", "forward_end", "backward_start", "end", "busy", "tail")
 EXECUTED = "schedule*.svg"  # what a run or a profile may have drawn itself
 
 
