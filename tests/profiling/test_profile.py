@@ -14,7 +14,11 @@ from hcmegatron.profiling.clock import ClockOffset, between
 from hcmegatron.profiling.kineto import Kineto
 from hcmegatron.profiling.observer import Profiler
 from hcmegatron.profiling.table import lines
+from schedules import generate
+from schedules.costs import Costs
+from schedules.simulate import simulate
 from tests.profiling import traces, workers
+from tests.profiling.simulated import records
 from tests.ranks import run_ranks
 from tests.small_configs import tiny
 from tests.training import workers as training
@@ -237,6 +241,23 @@ def test_the_cost_of_profiling_has_profilings_own_work_in_it():
         "profiled_step_ms": 375.0,
         "kineto_step_ms": 2000.0,
     }
+
+
+def test_files_of_an_earlier_larger_layout_are_removed_and_not_read(tmp_path):
+    (tmp_path / "profile/kineto").mkdir(parents=True)
+    for rank in range(12):
+        for name in (files.rank_file(rank), files.kineto_file(rank)):
+            (tmp_path / "profile" / name).write_text("{")
+    (tmp_path / "profile/rank-mine.json.gz").touch()
+    made = records(simulate(generate("1f1b", 2, 4), Costs()))
+    for record in made:
+        files.write(tmp_path, files.rank_file(record.rank), record.as_json())
+    assert files.read_records(tmp_path, 2) == made
+    files.write_all(tmp_path, made, {"format": 1}, {})
+    assert files.read_records(tmp_path) == made
+    left = {str(path.relative_to(tmp_path / "profile")) for path in (tmp_path / "profile").rglob("rank-*")}
+    own = {name(rank) for name in (files.rank_file, files.kineto_file) for rank in (0, 1)}
+    assert left == {*own, "rank-mine.json.gz"}
 
 
 @pytest.mark.ranks
