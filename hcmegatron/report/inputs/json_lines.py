@@ -68,12 +68,22 @@ class JsonLines:
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
-    """The object that a file holds; None where there is no such file, or nothing of the kind in it."""
+    """The object that a file holds; None where there is no such file.
+
+    Raises:
+        ValueError: there is, and nothing of the kind can be read in it.
+    """
     try:
         found = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError):
+    except FileNotFoundError:
         return None
-    return found if isinstance(found, dict) else None
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error.strerror}") from None
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is damaged: {error}") from None
+    if not isinstance(found, dict):
+        raise ValueError(f"{path} is damaged: it holds no object")
+    return found
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:

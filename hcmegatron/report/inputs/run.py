@@ -5,17 +5,19 @@ from __future__ import annotations
 import fcntl
 import math
 import statistics
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import yaml
 
 from hcmegatron.config import Config, ConfigError, load_config
 from hcmegatron.config.types import Loader
+from hcmegatron.profiling.files import read_records, read_summary
+from hcmegatron.profiling.rank_step import RankRecord
 from hcmegatron.report.inputs.events import Event, events
 from hcmegatron.report.inputs.json_lines import JsonLines, read_json, read_lines
 from hcmegatron.report.inputs.metrics import Columns, columns
@@ -36,7 +38,8 @@ class Run:
         configuration: by dotted key, as written; empty where it cannot be read.
         environment: versions and machine.
         training, validation: metrics.jsonl.
-        plan: plan.json; profile: profile/summary.json; None where there is none.
+        plan: plan.json; profile: profile/summary.json; None where there is none that can be read.
+        records: of the profile, every rank's; none where one cannot be read.
         memory: GiB that each pipeline rank has held at most, as far as that is on record.
         running: whether a job holds the directory; None where its file system has no locks.
         remarks: what could not be read, one line each.
@@ -52,6 +55,7 @@ class Run:
     observations: tuple[Observation, ...]
     plan: Mapping[str, Any] | None
     profile: Mapping[str, Any] | None
+    records: tuple[RankRecord, ...]
     memory: Mapping[int, float]
     running: bool | None
     remarks: tuple[str, ...]
@@ -83,6 +87,14 @@ class Run:
         return statistics.median(finite) if finite else float("nan")
 
 
+class Profile(NamedTuple):
+    """What a run directory has in profile/, and what could not be read of it."""
+
+    summary: Mapping[str, Any] | None
+    records: tuple[RankRecord, ...]
+    remarks: tuple[str, ...]
+
+
 class Directory:
     """A run directory that is looked at once, or again and again while the run goes on.
 
@@ -101,6 +113,7 @@ class Directory:
             )
         self.path, self.name = path, name
         self._metrics = JsonLines(path / METRICS)
+        self._profile: tuple[Any, Profile] = None, Profile(None, (), ())
 
     def stamp(self) -> tuple[Any, ...]:
         """What changes when there is more to see."""
@@ -110,6 +123,7 @@ class Directory:
             "plan.json",
             "restarts.jsonl",
             "diagnostics.jsonl",
+            "diagnostics",
             "profile/summary.json",
             "checkpoints",
             "anomalies",
@@ -133,22 +147,58 @@ class Directory:
             entries, batch * length if type(batch) is int and type(length) is int else float("nan")
         )
         observations, more = read_observations(self.path)
-        remarks += more
+        profile = self._look_at_profile()
+        remarks += [*more, *profile.remarks]
         return Run(
             path=self.path,
             name=self.name,
             configuration=configuration,
-            environment=read_json(self.path / ENVIRONMENT) or {},
+            environment=self._or_remark(partial(read_json, self.path / ENVIRONMENT), remarks) or {},
             training=training,
             validation=validation,
             events=tuple(events(self.path, entries, read_lines(self.path / "restarts.jsonl"), observations)),
             observations=tuple(observations),
-            plan=read_json(self.path / "plan.json"),
-            profile=read_json(self.path / "profile" / "summary.json"),
-            memory=_memory(self.path, training),
+            plan=self._or_remark(partial(read_json, self.path / "plan.json"), remarks),
+            profile=profile.summary,
+            records=profile.records,
+            memory=self._memory(training, configuration.get("parallel.pipeline"), remarks),
             running=running,
             remarks=tuple(remarks),
         )
+
+    def _or_remark(self, read: Callable[[], Any], remarks: list[str]) -> Any:
+        """What is read; None, and a remark, where that is damaged or of another format."""
+        try:
+            return read()
+        except ValueError as error:
+            remarks.append(str(error).replace(f"{self.path}/", ""))
+            return None
+
+    def _look_at_profile(self) -> Profile:
+        """The profile, read once as long as it is the same: its records may be large."""
+        seen = _stamp(self.path / "profile"), _stamp(self.path / "profile" / "summary.json")
+        if seen != self._profile[0]:
+            remarks: list[str] = []
+            summary = self._or_remark(partial(read_summary, self.path), remarks)
+            ranks = summary.get("ranks") if summary else None
+            records = None
+            if type(ranks) is int:
+                records = self._or_remark(partial(read_records, self.path, ranks), remarks)
+            self._profile = seen, Profile(summary, tuple(records or ()), tuple(remarks))
+        return self._profile[1]
+
+    def _memory(self, training: Columns, pipeline: Any, remarks: list[str]) -> dict[int, float]:
+        """Of memory/rank-*.json; of rank 0 also metrics.jsonl, which a run that was killed has too."""
+        held = training["memory_gib"]
+        found = {0: float(np.nanmax(held))} if np.isfinite(held).any() else {}
+        for file in sorted((self.path / "memory").glob("rank-*.json")):
+            entry = self._or_remark(partial(read_json, file), remarks) or {}
+            rank, gib = entry.get("pipeline_rank"), entry.get("gib")
+            if type(rank) is not int or (type(pipeline) is int and rank >= pipeline):
+                continue  # of another layout
+            if isinstance(gib, int | float) and math.isfinite(gib):
+                found[rank] = max(found.get(rank, 0.0), float(gib))
+        return found
 
     def _running(self) -> bool | None:
         """Whether a job holds the lock, which a job that begins would wait for much longer than this takes."""
@@ -202,18 +252,6 @@ def _configuration(path: Path) -> tuple[dict[str, Any], list[str]]:
         else:
             flat[str(section)] = values
     return flat, []
-
-
-def _memory(path: Path, training: Columns) -> dict[int, float]:
-    """Of memory/rank-*.json; of rank 0 also metrics.jsonl, which a run that was killed has too."""
-    held = training["memory_gib"]
-    found = {0: float(np.nanmax(held))} if np.isfinite(held).any() else {}
-    for file in sorted((path / "memory").glob("rank-*.json")):
-        entry = read_json(file) or {}
-        rank, gib = entry.get("pipeline_rank"), entry.get("gib")
-        if type(rank) is int and isinstance(gib, int | float) and math.isfinite(gib):
-            found[rank] = max(found.get(rank, 0.0), float(gib))
-    return found
 
 
 def _resolved(path: Path) -> Path:

@@ -67,9 +67,16 @@ def _read_write(arrays: Arrays) -> list[Chart]:
         ("pre", "What each sub-layer reads (pre)"),
         ("post", "Where each sub-layer writes (post)"),
     ):
-        if key in arrays and arrays[key].ndim in (2, 3):
-            found = arrays[key].reshape(len(names), -1)
-            columns = tuple(f"stream {i + 1}" for i in range(found.shape[1]))
+        if key not in arrays:
+            continue
+        found = arrays[key]
+        columns = tuple(f"stream {i + 1}" for i in range(found.shape[-1]))
+        if found.ndim == 3:  # FC: each fraction of x is a sum of the streams of its own
+            fractions = tuple(f"fraction {i + 1}" for i in range(found.shape[1]))
+            tiles = {name: found[i] for i, name in enumerate(names)}
+            where = (fractions, columns, "from", "to", bool((found < 0).any()), _numbered(names))
+            charts.append(Tiles(key, title, "weight", tiles, *where))
+        else:
             charts.append(_heat(key, title, "weight", found, names, columns, "sub-layer"))
     return charts
 
