@@ -8,10 +8,12 @@ import pytest
 
 from hcmegatron.config import ConfigError
 from hcmegatron.report import thin
+from hcmegatron.report.charts import Words
 from hcmegatron.report.inputs.json_lines import JsonLines
 from hcmegatron.report.inputs.metrics import columns, moving_mean, window_of
 from hcmegatron.report.inputs.run import directories
 from hcmegatron.report.sections.comparison import gap
+from hcmegatron.report.sections.diagnostics import diagnostics
 from hcmegatron.report.sections.overlap import overlap
 from hcmegatron.report.sections.summary import outcome
 from tests.report.run_directories import (
@@ -218,6 +220,8 @@ def test_observations_whose_arrays_are_damaged_or_missing_are_still_there(tmp_pa
         (40, False, False),
     ]
     assert found.remarks == ("diagnostics.jsonl: lines left out that are none: 1",)
+    (words,) = (part for part in diagnostics([found]).parts if isinstance(part, Words))
+    assert words.lines == ("The arrays of these steps' observations are damaged: 20.",)
 
 
 def test_the_gap_is_taken_at_the_same_tokens():

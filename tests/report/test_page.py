@@ -318,3 +318,14 @@ def test_many_warnings_push_nothing_else_out(tmp_path):
     words, table = found.parts
     assert ("run", "1", "checkpoint", "checkpoints/step-00000001") in table.rows
     assert len(table.rows) == 201 and "run: 100 earlier warnings are not shown." in words.lines
+
+
+def test_what_warnings_are_of_is_drawn_by_depth():
+    found = arrays(1, layers=2)
+    charts = {chart.name: chart for chart in observed_charts(found)}
+    for name, keys in (
+        ("gate-saturation", ["gate_saturation"]),
+        ("doubly-stochastic-error", ["doubly_stochastic_error"]),
+        ("gradients", ["sublayer_gradient_norm", "gradient_norm"]),
+    ):
+        assert [line.values.tolist() for line in charts[name].lines] == [found[key].tolist() for key in keys]

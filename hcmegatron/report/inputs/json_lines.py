@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +85,24 @@ def read_json(path: Path) -> dict[str, Any] | None:
     if not isinstance(found, dict):
         raise ValueError(f"{path} is damaged: it holds no object")
     return found
+
+
+def or_remark(run: Path, read: Callable[[], Any], remarks: list[str]) -> Any:
+    """What is read of a run directory; None, and a remark more, where that is damaged or of another format."""
+    try:
+        return read()
+    except ValueError as error:
+        remarks.append(str(error).replace(f"{run}/", ""))
+        return None
+
+
+def stamp(file: Path) -> tuple[int, int, int] | None:
+    """What changes when a file or folder does; None where it is not there."""
+    try:
+        found = file.stat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_size, found.st_mtime_ns
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:

@@ -5,23 +5,23 @@ from __future__ import annotations
 import fcntl
 import math
 import statistics
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import yaml
 
 from hcmegatron.config import Config, ConfigError, load_config
 from hcmegatron.config.types import Loader
-from hcmegatron.profiling.files import read_records, read_summary
 from hcmegatron.profiling.rank_step import RankRecord
 from hcmegatron.report.inputs.events import Event, events
-from hcmegatron.report.inputs.json_lines import JsonLines, read_json, read_lines
+from hcmegatron.report.inputs.json_lines import JsonLines, or_remark, read_json, read_lines, stamp
 from hcmegatron.report.inputs.metrics import Columns, columns
 from hcmegatron.report.inputs.observations import Observation, read_observations
+from hcmegatron.report.inputs.profile import ProfileFiles
 
 # As hcmegatron/training/run_directory.py and recorder.py, which know torch, write them.
 METRICS, ENVIRONMENT, LOCK = "metrics.jsonl", "environment.json", ".lock"
@@ -87,14 +87,6 @@ class Run:
         return statistics.median(finite) if finite else float("nan")
 
 
-class Profile(NamedTuple):
-    """What a run directory has in profile/, and what could not be read of it."""
-
-    summary: Mapping[str, Any] | None
-    records: tuple[RankRecord, ...]
-    remarks: tuple[str, ...]
-
-
 class Directory:
     """A run directory that is looked at once, or again and again while the run goes on.
 
@@ -113,7 +105,7 @@ class Directory:
             )
         self.path, self.name = path, name
         self._metrics = JsonLines(path / METRICS)
-        self._profile: tuple[Any, Profile] = None, Profile(None, (), ())
+        self._profile = ProfileFiles(path)
 
     def stamp(self) -> tuple[Any, ...]:
         """What changes when there is more to see."""
@@ -130,7 +122,7 @@ class Directory:
             "hang",
             "memory",
         )
-        return tuple(_stamp(self.path / file) for file in files), self._running()
+        return tuple(stamp(self.path / file) for file in files), self._running()
 
     def read(self) -> Run:
         """The run as it is now. Of metrics.jsonl only what is new is read."""
@@ -147,18 +139,18 @@ class Directory:
             entries, batch * length if type(batch) is int and type(length) is int else float("nan")
         )
         observations, more = read_observations(self.path)
-        profile = self._look_at_profile()
+        profile = self._profile.look()
         remarks += [*more, *profile.remarks]
         return Run(
             path=self.path,
             name=self.name,
             configuration=configuration,
-            environment=self._or_remark(partial(read_json, self.path / ENVIRONMENT), remarks) or {},
+            environment=or_remark(self.path, partial(read_json, self.path / ENVIRONMENT), remarks) or {},
             training=training,
             validation=validation,
             events=tuple(events(self.path, entries, read_lines(self.path / "restarts.jsonl"), observations)),
             observations=tuple(observations),
-            plan=self._or_remark(partial(read_json, self.path / "plan.json"), remarks),
+            plan=or_remark(self.path, partial(read_json, self.path / "plan.json"), remarks),
             profile=profile.summary,
             records=profile.records,
             memory=self._memory(training, configuration.get("parallel.pipeline"), remarks),
@@ -166,33 +158,12 @@ class Directory:
             remarks=tuple(remarks),
         )
 
-    def _or_remark(self, read: Callable[[], Any], remarks: list[str]) -> Any:
-        """What is read; None, and a remark, where that is damaged or of another format."""
-        try:
-            return read()
-        except ValueError as error:
-            remarks.append(str(error).replace(f"{self.path}/", ""))
-            return None
-
-    def _look_at_profile(self) -> Profile:
-        """The profile, read once as long as it is the same: its records may be large."""
-        seen = _stamp(self.path / "profile"), _stamp(self.path / "profile" / "summary.json")
-        if seen != self._profile[0]:
-            remarks: list[str] = []
-            summary = self._or_remark(partial(read_summary, self.path), remarks)
-            ranks = summary.get("ranks") if summary else None
-            records = None
-            if type(ranks) is int:
-                records = self._or_remark(partial(read_records, self.path, ranks), remarks)
-            self._profile = seen, Profile(summary, tuple(records or ()), tuple(remarks))
-        return self._profile[1]
-
     def _memory(self, training: Columns, pipeline: Any, remarks: list[str]) -> dict[int, float]:
         """Of memory/rank-*.json; of rank 0 also metrics.jsonl, which a run that was killed has too."""
         held = training["memory_gib"]
         found = {0: float(np.nanmax(held))} if np.isfinite(held).any() else {}
         for file in sorted((self.path / "memory").glob("rank-*.json")):
-            entry = self._or_remark(partial(read_json, file), remarks) or {}
+            entry = or_remark(self.path, partial(read_json, file), remarks) or {}
             rank, gib = entry.get("pipeline_rank"), entry.get("gib")
             if type(rank) is not int or (type(pipeline) is int and rank >= pipeline):
                 continue  # of another layout
@@ -258,11 +229,3 @@ def _resolved(path: Path) -> Path:
     """The configuration that the run wrote: config.yaml, unless that is somebody's own."""
     own = path / RESOLVED[1]
     return own if own.exists() else path / RESOLVED[0]
-
-
-def _stamp(file: Path) -> tuple[int, int, int] | None:
-    try:
-        found = file.stat()
-    except OSError:
-        return None
-    return found.st_ino, found.st_size, found.st_mtime_ns

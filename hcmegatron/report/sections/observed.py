@@ -126,9 +126,28 @@ def _connection_matrix(arrays: Arrays) -> list[Chart]:
 
 
 def _gradients(arrays: Arrays) -> list[Chart]:
-    lines = _by_depth(arrays, {"gradient_norm": "gradient norm"}, _names(arrays))
-    title = "Gradient norm of the connections' parameters by depth"
-    return [Lines("connection-gradients", title, "norm", DEPTH, lines, log=True)] if lines else []
+    curves = {"sublayer_gradient_norm": "of the whole sub-layer", "gradient_norm": "of its connection"}
+    lines = _by_depth(arrays, curves, _names(arrays))
+    title = "Gradient norms of the sub-layers' parameters by depth, not clipped"
+    return [Lines("gradients", title, "norm", DEPTH, lines, log=True)] if lines else []
+
+
+def _warned_of(arrays: Arrays) -> list[Chart]:
+    """What warnings are of, beside gains and gradients."""
+    charts: list[Chart] = []
+    for key, title, value, words in (
+        ("gate_saturation", "Saturated gates by depth", "share", "beyond 0.98 of |tanh|"),
+        (
+            "doubly_stochastic_error",
+            "Distance of the residual maps from doubly stochastic ones by depth",
+            "error",
+            "largest deviation of a row or column sum from 1",
+        ),
+    ):
+        lines = _by_depth(arrays, {key: words}, _names(arrays))
+        if lines:
+            charts.append(Lines(key.replace("_", "-"), title, value, DEPTH, lines))
+    return charts
 
 
 def _ablation(arrays: Arrays) -> list[Chart]:
@@ -170,6 +189,7 @@ CHARTS = (
     _layer_similarity,
     _connection_matrix,
     _gradients,
+    _warned_of,
     _ablation,
     _experts,
 )
