@@ -210,6 +210,7 @@ def without(_path):
         (b"no gzip", "Not a gzipped file"),
         (None, "no trace to export"),
     ],
+    ids=["empty", "no events", "no anchor", "cut off", "not compressed", "not exported"],
 )
 def test_a_damaged_trace_of_torch_profiler_does_not_end_the_run(left, words, tmp_path):
     """As on a rank whose $TMPDIR is full, where torch.profiler writes first; the others wait for what it says."""
