@@ -272,6 +272,15 @@ def test_a_profile_that_is_told_to_stop_says_how_far_it_came(text, tmp_path):
     assert "stopped by SIGTERM: 2 of 4 steps were profiled" in log
 
 
+@pytest.mark.ranks
+def test_the_verb_fails_without_a_profile(text, tmp_path):
+    config = tiny(text, tmp_path / "run", parallel={"pipeline": 1, "schedule": "1f1b"})
+    config.run.profile_at = [1]
+    assert run_ranks(1, workers.unwritten, config, **RUN) == [1]
+    log = (tmp_path / "run/train.log").read_text()
+    assert "the profile cannot be written: [Errno 28] No space left on device" in log
+
+
 def test_figures_that_are_not_there_are_a_failure_in_one_line(tmp_path, capsys):
     parser = cli.argparse.ArgumentParser()
     cli.add_arguments(parser)

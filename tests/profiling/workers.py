@@ -6,11 +6,13 @@ import os
 import signal
 import time
 from dataclasses import replace
+from unittest import mock
 
 import torch.distributed as dist
 
 from hcmegatron.config.schema import Config
 from hcmegatron.platform.ranks import STARTED_HERE, discover_ranks
+from hcmegatron.profiling import files
 from hcmegatron.profiling.clock import measure_offset
 from hcmegatron.profiling.run import profile
 from hcmegatron.training.observer import Observer, Step
@@ -43,3 +45,13 @@ def stopped(config: Config, after: int) -> int:
     Told.after = after
     started_here = replace(discover_ranks(os.environ), source=STARTED_HERE)
     return profile(config, started_here, observers=[Told])
+
+
+def unwritten(config: Config) -> int:
+    """The exit status of a profile that finds the disk full."""
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with mock.patch.object(files, "write_all", full):
+        return profile(config, discover_ranks(os.environ))

@@ -180,6 +180,7 @@ def test_events_in_the_order_of_steps(tmp_path):
     (run / "hang").mkdir()
     (run / "hang" / "rank-0.txt").write_text("")
     (run / "checkpoints" / "step-00000040.partial").mkdir()
+    (run / "anomalies" / "step-00000034.json").write_text("{")
     found = read(run).events
     assert [(event.step, event.kind) for event in found] == [
         (20, "rewind"),
@@ -187,6 +188,7 @@ def test_events_in_the_order_of_steps(tmp_path):
         (20, "checkpoint"),
         (30, "death"),
         (33, "skip"),
+        (34, "skip"),
         (40, "checkpoint"),
         (45, "skip"),
         (60, "warning"),
@@ -196,9 +198,10 @@ def test_events_in_the_order_of_steps(tmp_path):
     words = [event.words for event in found]
     assert words[0] == "back to the checkpoint after step 20 from step 33; sequences 100 to 103 are left out"
     assert words[3] == "rank 1 ended with SIGKILL" and words[4].startswith("bad step: loss 14.2 deviations")
+    assert words[5] == "bad step: step-00000034.json cannot be read"
     assert (
-        words[6] == "not finite: loss nan"
-        and words[8] == "set aside as damaged: checkpoints/step-00000060.damaged"
+        words[7] == "not finite: loss nan"
+        and words[9] == "set aside as damaged: checkpoints/step-00000060.damaged"
     )
 
 

@@ -277,6 +277,15 @@ def test_planned_times_are_those_that_were_measured_where_the_plan_has_them(tmp_
 MEASURED = object()
 
 
+def test_costs_that_are_gone_leave_the_profiles_schedules(tmp_path):
+    run = make_whole_run(tmp_path / "run", parallel={"costs": str(tmp_path / "gone.yaml")})
+    plan = json.loads((run / "plan.json").read_text())
+    (run / "plan.json").write_text(json.dumps({**plan, "measured": {"ranks": 2, "date": "2026-11-26"}}))
+    words, *found = schedule_parts(run)
+    assert "run: no schedule is simulated: " in words.lines[0] and "gone.yaml" in words.lines[0]
+    assert [part.title for part in found] == ["As it ran", "Simulated with measured times"]
+
+
 def schedule_parts(run):
     (found,) = [section for section in of(run)[0] if section.name == "schedule"]
     return found.parts

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -52,10 +51,16 @@ def _of_metrics(run: Path, metrics: Iterable[Mapping[str, Any]]) -> Iterator[Eve
     """Steps that were not finite or spikes, and rewinds."""
     kept = {}
     for file in sorted((run / "anomalies").glob("step-*.json")):
-        with suppress(ValueError):  # the step is in metrics.jsonl too
+        number = file.stem.removeprefix("step-")
+        try:
             found = read_json(file) or {}
-            if type(found.get("step")) is int:
-                kept[found["step"]] = found
+        except ValueError:
+            found = {
+                "step": int(number) if number.isdecimal() else None,
+                "bad": f"{file.name} cannot be read",
+            }
+        if type(found.get("step")) is int:
+            kept[found["step"]] = found
     for entry in metrics:
         step = entry.get("step")
         if type(step) is not int:

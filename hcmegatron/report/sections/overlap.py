@@ -45,7 +45,7 @@ def _parts(profile: dict[str, Any], of: str, suffix: str) -> list[Part]:
         _bars(profile["per_rank"], of, suffix),
         *(
             Table(f"{rows.title[:1].upper()}{rows.title[1:]}{of}", rows.head, rows.rows)
-            for rows in tables(profile)
+            for rows in tables(profile)[1:]  # the first one is the bars'
         ),
         _path(profile["critical_path"], of),
     ]

@@ -53,19 +53,19 @@ def pictures(run: Run, suffix: str) -> list[Picture | Words]:
     if config.parallel.pipeline == 1:
         return []
     found: list[Picture | Words] = []
-    try:
-        found.append(_planned(run, config, suffix))
-        found += _measured(run, config, suffix)
-    except (ConfigError, ValueError) as error:
-        found.append(Words((f"{run.name}: no schedule is drawn: {error}",)))
+    for what, draw in (("simulated", _planned), ("drawn of the profile", _measured)):
+        try:
+            found += draw(run, config, suffix)
+        except (ConfigError, ValueError) as error:
+            found.append(Words((f"{run.name}: no schedule is {what}: {error}",)))
     return found
 
 
-def _planned(run: Run, config: Config, suffix: str) -> Picture | Words:
+def _planned(run: Run, config: Config, suffix: str) -> list[Picture | Words]:
     plan = run.plan or {}
     machine, ranks = _machine(plan.get("machine")), plan.get("gpus")
     if machine is None or type(ranks) is not int:
-        return Words((f"{run.name}: no schedule is simulated, since there is no plan.json.",))
+        return [Words((f"{run.name}: no schedule is simulated, since no plan.json can be read.",))]
     costs = fitting(config, ranks) if plan.get("measured") else None
     simulation = make_plan(config, machine, ranks, measured=costs).time.simulation
     unknown = " Its times are those of an H100, for nothing is known of this machine."
@@ -76,14 +76,8 @@ def _planned(run: Run, config: Config, suffix: str) -> Picture | Words:
         if type(asked) is int and asked > simulation.schedule.microbatches
         else ""
     )
-    return _bounded(
-        Picture(
-            f"schedule{suffix}",
-            "Simulated with planned times",
-            to_svg(_in_ms(simulation)),
-            f"Times in milliseconds.{times}{fewer}",
-        )
-    )
+    svg, note = to_svg(_in_ms(simulation)), f"Times in milliseconds.{times}{fewer}"
+    return [_bounded(Picture(f"schedule{suffix}", "Simulated with planned times", svg, note))]
 
 
 def _measured(run: Run, config: Config, suffix: str) -> list[Picture | Words]:
