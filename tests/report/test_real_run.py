@@ -21,7 +21,7 @@ def run(tmp_path_factory):
     text = folder / "text.txt"
     text.write_text("".join(f"line {n * 7919 % 1000}: {'ab' * (n % 9)} {n * n}\n" for n in range(400)))
     config = tiny(text, folder / "run", parallel={"schedule": "dualpipev", "overlap": True})
-    put(config, model={"layers": 4}, training={"steps": 6, "global_batch": 8})
+    put(config, model={"layers": 4}, training={"steps": 6, "global_batch": 4}, checkpoint={"save_every": 0})
     put(config, diagnostics={"every": 3, "tokens": 40}, run={"profile_at": [4, 5]})
     (folder / "run" / "memory").mkdir(parents=True)  # of an earlier layout, as four pipeline ranks leave it
     (folder / "run" / "memory" / "rank-003.json").write_text('{"rank": 3, "pipeline_rank": 3, "gib": 9.0}')
