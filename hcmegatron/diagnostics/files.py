@@ -9,8 +9,11 @@ from __future__ import annotations
 import json
 import math
 import os
-from dataclasses import asdict, dataclass, field
+import zipfile
+import zlib
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -61,26 +64,49 @@ class Observation:
         return json.dumps(fields, allow_nan=False) + "\n"
 
 
-def read_observations(run: Path) -> list[Observation]:
-    """All of a run directory, in order of their steps, without their arrays; none where there is no file.
+class Lines(NamedTuple):
+    """Observations in order of their steps, without their arrays; how many whole lines are none."""
 
-    Lines that are no observation, such as the torn last one of a run that was killed, are passed over.
+    observations: list[Observation]
+    unreadable: int
+
+
+def read_observations(run: Path) -> list[Observation]:
+    """All of a run directory, in order of their steps, without their arrays; none where there is no file."""
+    return read_lines(run).observations
+
+
+def read_lines(run: Path) -> Lines:
+    """As `read_observations`, and what could not be read.
+
+    A step whose loss spikes and that is observed too has two lines, which are one observation here. A last line that is
+    torn, as of a run that was killed, is passed over; scalars and warnings that are none are left out.
     """
     try:
-        lines = (run / LINES).read_bytes().splitlines()
+        whole, _, torn = (run / LINES).read_bytes().rpartition(b"\n")
     except FileNotFoundError:
-        return []
-    found = [observation for line in lines if (observation := _read(line)) is not None]
-    return sorted(found, key=lambda observation: observation.step)
+        return Lines([], 0)
+    read = [_read(line) for line in whole.splitlines() if line.strip()]
+    found: dict[int, Observation] = {}
+    for each in filter(None, [*read, _read(torn)]):
+        found[each.step] = _merged(found[each.step], each) if each.step in found else each
+    return Lines([found[step] for step in sorted(found)], read.count(None))
 
 
 def read_arrays(run: Path, step: int) -> dict[str, np.ndarray]:
-    """The arrays of the observation after `step`, by name; none where it has none."""
+    """The arrays of the observation after `step`, by name; none where it has none.
+
+    Raises:
+        ValueError: their file is damaged.
+    """
+    path = arrays_file(run, step)
     try:
-        with np.load(arrays_file(run, step), allow_pickle=False) as arrays:
+        with np.load(path, allow_pickle=False) as arrays:
             return dict(arrays)
     except FileNotFoundError:
         return {}
+    except (OSError, ValueError, KeyError, EOFError, TypeError, zipfile.BadZipFile, zlib.error) as error:
+        raise ValueError(f"{path} is damaged: {error}") from None
 
 
 def write_arrays(run: Path, observation: Observation) -> None:
@@ -113,20 +139,50 @@ def drop_later_arrays(run: Path, step: int) -> None:
 def _read(line: bytes) -> Observation | None:
     try:
         entry = json.loads(line)
-        scalars = {name: _number(value) for name, value in entry["scalars"].items()}
-        warnings = [
-            Warned(w["code"], w["layer"], _number(w["value"]), _number(w["bound"]), w["message"])
-            for w in entry["warnings"]
-        ]
-        return Observation(
-            int(entry["step"]), int(entry["tokens"]), float(entry["seconds"]), scalars, warnings
-        )
+        step, scalars, warnings = entry["step"], entry["scalars"].items(), list(entry["warnings"])
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        return None
+    if type(step) is not int or step < 0:
+        return None
+    tokens = entry.get("tokens")
+    return Observation(
+        step,
+        tokens if type(tokens) is int else 0,
+        _number(entry.get("seconds")),
+        {name: _number(value) for name, value in scalars if _is_number(value)},
+        [warned for each in warnings if (warned := _warned(each)) is not None],
+    )
+
+
+def _warned(entry: Any) -> Warned | None:
+    try:
+        code, layer, message = (str(entry[name]) for name in ("code", "layer", "message"))
+        return Warned(code, layer, _number(entry["value"]), _number(entry["bound"]), message)
+    except (KeyError, TypeError):
         return None
 
 
-def _number(value: float | None) -> float:
-    return math.nan if value is None else float(value)
+def _merged(first: Observation, second: Observation) -> Observation:
+    """Two lines of one step as one; of a figure that both have, the later one's."""
+    return replace(
+        second,
+        tokens=max(first.tokens, second.tokens),
+        seconds=first.seconds + second.seconds,
+        scalars=first.scalars | second.scalars,
+        warnings=[*first.warnings, *(each for each in second.warnings if each not in first.warnings)],
+    )
+
+
+def _is_number(value: Any) -> bool:
+    """JSON's null is one, which is not finite."""
+    return value is None or (isinstance(value, int | float) and not isinstance(value, bool))
+
+
+def _number(value: Any) -> float:
+    try:
+        return float(value) if _is_number(value) and value is not None else math.nan
+    except OverflowError:  # an integer of hundreds of digits
+        return math.nan
 
 
 def _finite(values: dict) -> dict:

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from hcmegatron.config import ConfigError
+from hcmegatron.platform import standard_streams
 from hcmegatron.platform.ranks import discover_ranks
 from hcmegatron.profiling import files
 from schedules import output_files
@@ -76,8 +77,19 @@ def main(options: argparse.Namespace, overrides: list[str], start: Start) -> int
     status = start(options, settings, WORK)
     ranks = discover_ranks(os.environ)
     if options.json and status == 0 and (ranks is None or ranks.rank == 0):
-        shutil.copyfile(options.out / files.FOLDER / files.SUMMARY, options.json)
+        return _copy(options.out / files.FOLDER / files.SUMMARY, options.json)
     return status
+
+
+def _copy(summary: Path, to: Path) -> int:
+    """The exit status. A launcher's run that was stopped before its first profiled step has no summary."""
+    try:
+        shutil.copyfile(summary, to)
+    except OSError as error:
+        what = "there is no such profile" if not summary.exists() else error.strerror
+        standard_streams.tell(f"hcmegatron: error: --json {to}: not written from {summary}: {what}")
+        return 1
+    return 0
 
 
 def _steps(text: str) -> int:

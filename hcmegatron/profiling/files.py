@@ -39,24 +39,31 @@ def read_summary(run: Path) -> dict[str, Any] | None:
         found = json.loads(path.read_bytes())
     except FileNotFoundError:
         return None
-    except ValueError as error:
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error.strerror}") from None
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is damaged: {error}") from None
     if not isinstance(found, dict) or found.get("format") != FORMAT:
         raise ValueError(f"{path} is of another format; this version reads {FORMAT}")
     return found
 
 
-def read_records(run: Path) -> list[RankRecord]:
+def read_records(run: Path, ranks: int | None = None) -> list[RankRecord]:
     """What every rank recorded, in order; none where nothing was profiled.
+
+    Args:
+        ranks: of the profile (its summary says), whose directory may have those of an earlier, larger one; None: all.
 
     Raises:
         ValueError: a file is of another format, or damaged.
     """
     found = []
     for path in sorted((run / FOLDER).glob("rank-*.json")):
+        if ranks is not None and not _within(path, ranks):
+            continue
         try:
             found.append(from_json(json.loads(path.read_bytes())))
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise ValueError(f"{path} is no record of a rank: {error}") from None
     return sorted(found, key=lambda record: record.rank)
 
@@ -75,8 +82,19 @@ def write(run: Path, name: str, content: dict[str, Any]) -> Path:
 def write_all(
     run: Path, records: Sequence[RankRecord], summary: dict[str, Any], trace: dict[str, Any]
 ) -> None:
-    """All files of a profile; the summary, by which others know it, last."""
+    """All files of a profile; the summary, by which others know it, last. Those of ranks that an earlier profile had
+    beyond these are removed."""
+    for pattern in ("rank-*.json", "kineto/rank-*.json.gz"):
+        for path in (run / FOLDER).glob(pattern):
+            if not _within(path, len(records)):
+                path.unlink()
     for record in records:
         write(run, rank_file(record.rank), record.as_json())
     write(run, TRACE, trace)
     write(run, SUMMARY, summary)
+
+
+def _within(path: Path, ranks: int) -> bool:
+    """Whether a file, rank-RRR.json or such, is of one of so many ranks, or of none."""
+    number = path.name.partition(".")[0].removeprefix("rank-")
+    return not (number.isascii() and number.isdigit()) or int(number) < ranks

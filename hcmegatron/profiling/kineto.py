@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import time
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +18,8 @@ from schedules.runtime.gpu import GPU
 
 ANCHOR = "hcmegatron clock"  # an annotation, at a time that is known on the host's clock
 COLLECTIVES = ("gloo:", "nccl:")  # spans from their beginning to their end, whatever the host does meanwhile
+# What reading a trace raises that was cut off, as by a full $TMPDIR, where torch.profiler writes it first.
+DAMAGED = (gzip.BadGzipFile, ValueError, KeyError, TypeError, EOFError, zlib.error, RuntimeError)
 KEPT = (
     "cpu_op",
     "user_annotation",
@@ -51,7 +54,11 @@ class Kineto:
                 yield
 
     def write(self, path: Path) -> list[HostEvent]:
-        """The trace as torch.profiler writes it, compressed; and its events on the host's clock."""
+        """The trace as torch.profiler writes it, compressed; and its events on the host's clock.
+
+        Raises:
+            OSError: it cannot be written; one of DAMAGED: what was written is no trace.
+        """
         path.parent.mkdir(parents=True, exist_ok=True)
         self.profiler.export_chrome_trace(str(path))
         with gzip.open(path) as file:

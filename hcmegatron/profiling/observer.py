@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -18,7 +19,7 @@ from hcmegatron.pipeline.runner import ScheduleRunner
 from hcmegatron.platform.distributed import timeout
 from hcmegatron.profiling import files
 from hcmegatron.profiling.clock import ClockOffset, between, measure_offset
-from hcmegatron.profiling.kineto import Kineto
+from hcmegatron.profiling.kineto import DAMAGED, Kineto
 from hcmegatron.profiling.rank_step import RankRecord, RankStep
 from hcmegatron.profiling.recording import rank_step
 from hcmegatron.profiling.summary import summarise
@@ -53,6 +54,7 @@ class Profiler(Observer):
         self.kineto: Kineto | None = None
         self.clock_before: ClockOffset | None = None
         self.usual: list[float] = []  # seconds of steps that are not profiled
+        self.took: list[float] = []  # of those that are, with what profiling costs them
         self.group: dist.ProcessGroup | None = None
 
     @contextmanager
@@ -85,7 +87,9 @@ class Profiler(Observer):
         """Write the profile after the last of its steps. Collective."""
         if step.number not in self.due:
             self.usual.append(step.seconds)
-        elif step.number == self.due[-1]:
+            return
+        self.took.append(step.seconds)
+        if step.number == self.due[-1]:
             self._write()
 
     def on_end(self, end: End) -> None:
@@ -130,6 +134,9 @@ class Profiler(Observer):
             return [], ""
         try:
             return self.kineto.write(path), ""
+        except DAMAGED as error:
+            where = tempfile.gettempdir()
+            return [], f"torch.profiler's trace is damaged, as where {where} is full: {error!r}"
         except OSError as error:
             return [], f"torch.profiler's trace cannot be written: {error}"
 
@@ -137,12 +144,12 @@ class Profiler(Observer):
         """What profiling took, beside the steps of the run that were not profiled; nothing where there were none."""
         if not self.usual:
             return {}
-        took = [1e3 * (step.end - step.begin) for step in self.steps]
-        cost = {"unprofiled_step_ms": 1e3 * median(self.usual[-5:]), "profiled_step_ms": median(took[:timed])}
-        return cost | ({"kineto_step_ms": took[-1]} if self.kineto else {})
+        usual, profiled = median(self.usual[-5:]), median(self.took[:timed])
+        cost = {"unprofiled_step_ms": 1e3 * usual, "profiled_step_ms": 1e3 * profiled}
+        return cost | ({"kineto_step_ms": 1e3 * self.took[-1]} if self.kineto else {})
 
     def _forget(self) -> None:
-        self.steps, self.due, self.kineto, self.clock_before = [], [], None, None
+        self.steps, self.took, self.due, self.kineto, self.clock_before = [], [], [], None, None
         if self.group is not dist.group.WORLD:
             dist.destroy_process_group(self.group)
 

@@ -10,11 +10,12 @@ from hcmegatron.data.corpus import Corpus, find_corpus
 from hcmegatron.platform.collective_failure import on_first_rank
 from hcmegatron.platform.distributed import process_groups
 from hcmegatron.platform.ranks import RankInfo
+from hcmegatron.profiling import files
 from hcmegatron.profiling.observer import Profiler
 from hcmegatron.training import checkpoint
 from hcmegatron.training.observer import End
 from hcmegatron.training.observer_registry import Factory
-from hcmegatron.training.run import one_step
+from hcmegatron.training.run import one_step, stopped
 from hcmegatron.training.run_directory import choose_directory
 from hcmegatron.training.setup import assemble_run, warn_of_environment
 from hcmegatron.training.stopping import StopFlag
@@ -28,7 +29,8 @@ def profile(
     observers: Iterable[Factory] = (),
 ) -> int:
     """As training.run.train, whose arguments these are, up to the last step of run.profile_at, counted from here: no
-    metrics, evaluations or checkpoints, and no other observers than those given."""
+    metrics, evaluations or checkpoints, and no other observers than those given. Without a profile in the end the exit
+    status is a failure's, on rank 0, which writes it."""
     corpus = corpus or find_corpus(config.data)
     warn_of_environment(config, ranks)
     with process_groups(config, ranks, corpus.fingerprint) as groups:
@@ -48,4 +50,9 @@ def profile(
                     watching.on_step(step)
                     done = run.position.step
                 watching.on_end(End(done, stop.name))
-    return 0
+            if done < max(steps):
+                profiled = sum(step <= done for step in steps)
+                run.log.say(f"stopped by {stop.name}: {profiled} of {len(steps)} steps were profiled")
+    if done < max(steps):
+        return stopped(stop, ranks)
+    return int(ranks.rank == 0 and not (path / files.FOLDER / files.SUMMARY).exists())

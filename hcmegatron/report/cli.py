@@ -20,8 +20,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.description = (
         "Write one HTML file that explains runs: how they ended, where they differ, curves, memory, schedule, "
-        "diagnostics, overlap, events. It opens without a network. Beside it, in a folder of the same name, every "
-        "figure is an SVG and a PNG file, with its numbers as CSV."
+        "diagnostics, overlap, events. It opens without a network. Beside it, in NAME-files, every figure is an SVG "
+        "and a PNG file, with its numbers as CSV."
     )
     parser.add_argument(
         "runs", metavar="RUN", type=Path, nargs="+", help="a run directory, such as runs/NAME"
@@ -71,7 +71,7 @@ def main(options: argparse.Namespace) -> int:
     if not options.no_files:
         from hcmegatron.report.files import write
 
-        folder = out.with_suffix("")
+        folder = out.with_name(f"{out.stem}-files")  # runs/NAME.html is beside the run directory runs/NAME
         print(f"{folder}: {len(write(parts, folder))} files")
     return 0
 

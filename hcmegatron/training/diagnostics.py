@@ -86,7 +86,7 @@ class Diagnostics(Observer):
         found = [spiked(self.names, result.loss, why, norms, self.norms)]
         self.run.log.say(*(f"warning: step {step.number}: {warned.message}" for warned in found))
         seconds = time.perf_counter() - began
-        self._tell(Observation(step.number, 0, seconds, {"loss": result.loss}, found))
+        self._tell(Observation(step.number, 0, seconds, {"training_loss": result.loss}, found))
 
     def _observe(self, step: Step) -> None:
         began = time.perf_counter()

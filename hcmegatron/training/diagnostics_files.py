@@ -27,10 +27,12 @@ class DiagnosticsFiles(Observer):
         self._open_after(run.position.step)
 
     def on_observation(self, observation: Observation) -> None:
-        """One line, and a file of arrays where there are any."""
+        """A file of arrays where there are any, then the line: who has read that finds them."""
+        if observation.arrays:
+            self._write_arrays(observation)
         self._lines.write(observation.line)
-        if not observation.arrays:
-            return
+
+    def _write_arrays(self, observation: Observation) -> None:
         try:
             write_arrays(self.directory, observation)
         except OSError as error:

@@ -6,6 +6,7 @@ import json
 from typing import TYPE_CHECKING
 
 import torch
+import torch.distributed as dist
 
 from hcmegatron.training.metrics import peak_memory_gib
 from hcmegatron.training.observer import End, Observer
@@ -25,6 +26,9 @@ class RankMemory(Observer):
         groups = run.stepper.groups
         self.log, self.rank, self.pipeline_rank = run.log, run.ranks.rank, groups.pp.rank()
         self.folder = run.directory / FOLDER if groups.dp.rank() == groups.tp.rank() == 0 else None
+        self.tell = set(
+            dist.get_process_group_ranks(groups.pp)
+        )  # all that do, where this rank is one of them
 
     def on_end(self, end: End) -> None:
         """After an error nothing is written: what the run held then is not what it needs."""
@@ -38,6 +42,15 @@ class RankMemory(Observer):
         }
         try:
             self.folder.mkdir(exist_ok=True)
+            if self.rank == 0:
+                self._remove_others()
             (self.folder / f"rank-{self.rank:03d}.json").write_text(json.dumps(found) + "\n")
         except OSError as error:
             self.log.say(f"warning: {self.folder} cannot be written: {error.strerror}")
+
+    def _remove_others(self) -> None:
+        """What ranks left that told in an earlier layout of this run."""
+        own = {f"rank-{rank:03d}.json" for rank in self.tell}
+        for path in self.folder.glob("rank-*.json"):
+            if path.name not in own:
+                path.unlink(missing_ok=True)

@@ -62,8 +62,11 @@ def train(
             run.log.say(*run.introduction)
             done = loop(run, stop, observers)
             run.log.say(f"run directory: {path}")
-    if done == config.training.steps:
-        return 0
+    return 0 if done == config.training.steps else stopped(stop, ranks)
+
+
+def stopped(stop: StopFlag, ranks: RankInfo) -> int:
+    """The exit status of a run that was told to end before its last step."""
     if stop.orphaned:
         return 1
     if ranks.source == STARTED_HERE:

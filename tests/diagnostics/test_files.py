@@ -1,5 +1,6 @@
 """Observations as they are written and read."""
 
+import json
 import math
 from types import SimpleNamespace
 
@@ -8,6 +9,7 @@ import pytest
 
 from hcmegatron.diagnostics import files
 from hcmegatron.diagnostics.files import Observation, Warned
+from hcmegatron.training.diagnostics_files import DiagnosticsFiles
 from hcmegatron.training.tensorboard import PIXELS, TensorBoard, heat_map
 
 WARNED = Warned("composite_gain", "layer 1 mlp", 300.0, 100.0, "layer 1 mlp: too much")
@@ -81,6 +83,56 @@ def test_arrays_of_later_steps_are_dropped(tmp_path):
         "step-mine.npz",
     ]
     files.drop_later_arrays(tmp_path / "elsewhere", 0)
+
+
+@pytest.mark.parametrize("content", [b"", b"PK no zip", None])
+def test_arrays_that_are_damaged_are_named(content, tmp_path):
+    files.write_arrays(tmp_path, observation(100, pre=np.ones((64, 64))))
+    path = tmp_path / "diagnostics/step-00000100.npz"
+    path.write_bytes(path.read_bytes()[:-40] if content is None else content)
+    with pytest.raises(ValueError, match=r"step-00000100\.npz is damaged: "):
+        files.read_arrays(tmp_path, 100)
+
+
+def test_what_is_odd_in_a_line_costs_no_more_than_itself(tmp_path):
+    line = (
+        '{"step": 3, "tokens": 1e400, "seconds": "x", "scalars": {"a": 1, "b": "y", "c": true, "d": null}, '
+    )
+    huge = "1" + 400 * "0"
+    warned = f'{{"code": "x", "layer": "y", "value": {huge}, "bound": 1, "message": "z"}}'
+    (tmp_path / files.LINES).write_text(f'{line}"warnings": [3, {{}}, {warned}]}}\n')
+    (found,), unreadable = files.read_lines(tmp_path)
+    assert (found.step, found.tokens, unreadable) == (3, 0, 0) and math.isnan(found.seconds)
+    assert found.scalars.keys() == {"a", "d"} and found.scalars["a"] == 1.0
+    assert [(each.code, math.isnan(each.value), each.bound) for each in found.warnings] == [("x", True, 1.0)]
+
+
+@pytest.mark.parametrize("step", ["1e400", "1.5", "true", '"3"', "-1", "null"])
+def test_a_line_without_a_step_is_counted(step, tmp_path):
+    text = f'{{"step": {step}, "tokens": 1, "seconds": 0, "scalars": {{}}, "warnings": []}}\n'
+    (tmp_path / files.LINES).write_text(f"{text}\n7\n{observation(1).line}{{")
+    assert files.read_lines(tmp_path) == ([observation(1)], 2)
+
+
+def test_two_lines_of_a_step_are_one_observation(tmp_path):
+    spike = Warned("loss_spike", "layer 1 mlp", 50.0, 6.0, "layer 1 mlp: grew first")
+    first = Observation(3, 0, 0.5, {"training_loss": 50.0}, [spike])
+    (tmp_path / files.LINES).write_text(first.line + observation(3).line + observation(2).line)
+    second, third = files.read_observations(tmp_path)
+    scalars = {"training_loss": 50.0, **observation(3).scalars}
+    assert second == observation(2) and third == Observation(3, 512, 0.75, scalars, [spike, WARNED])
+
+
+def test_arrays_are_there_before_their_line(tmp_path):
+    """Who reads the line, and then the arrays, finds them."""
+    position, log = SimpleNamespace(step=0), SimpleNamespace(report=None)
+    writing = DiagnosticsFiles(SimpleNamespace(directory=tmp_path, log=log, position=position))
+    found = []
+    writing._lines = SimpleNamespace(
+        write=lambda line: found.append((json.loads(line)["step"], set(files.read_arrays(tmp_path, 5))))
+    )
+    writing.on_observation(observation(5, pre=np.ones(1)))
+    assert found == [(5, {"pre"})]
 
 
 def test_a_heat_map_has_matrices_beside_each_other():

@@ -160,7 +160,7 @@ def test_a_loss_that_spikes_names_the_sub_layer_whose_gradient_grew_first(text, 
         assert not [warned for warned in found[3].warnings if warned.code == "loss_spike"]
         (warned,) = spike.warnings
         assert (warned.code, warned.layer) == ("loss_spike", "layer 1 mlp") and 30 < warned.value < 300
-        assert spike.scalars == {"loss": 50.0} and not read_arrays(directory, 5)
+        assert spike.scalars == {"training_loss": 50.0} and not read_arrays(directory, 5)
         log = (directory / "train.log").read_text()
         assert "warning: step 5: layer 1 mlp: was the first whose gradient grew, to " in log
 

@@ -2,14 +2,23 @@
 
 import gzip
 import json
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from hcmegatron.config import ConfigError, check_config
+from hcmegatron.pipeline.runner import ScheduleRunner
 from hcmegatron.profiling import cli, files
 from hcmegatron.profiling.clock import ClockOffset, between
+from hcmegatron.profiling.kineto import Kineto
+from hcmegatron.profiling.observer import Profiler
 from hcmegatron.profiling.table import lines
+from schedules import generate
+from schedules.costs import Costs
+from schedules.simulate import simulate
 from tests.profiling import traces, workers
+from tests.profiling.simulated import records
 from tests.ranks import run_ranks
 from tests.small_configs import tiny
 from tests.training import workers as training
@@ -184,3 +193,101 @@ def test_a_profile_that_cannot_be_written_does_not_end_the_run(text, tmp_path):
     log = (directory / "train.log").read_text()
     assert "torch.profiler's trace cannot be written: " in log and "the profile cannot be written: " in log
     assert "profile of step 2: " in log and "step 4/4" in log
+
+
+def without(_path):
+    """torch.profiler's own file, were it not there."""
+    raise RuntimeError("no trace to export")
+
+
+@pytest.mark.parametrize(
+    ("left", "words"),
+    [
+        (b"", "Expecting value"),
+        (gzip.compress(b"{}"), "traceEvents"),
+        (gzip.compress(b'{"traceEvents": []}'), "not enough values"),
+        (gzip.compress(bytes(1000))[:-9], "EOFError"),
+        (b"no gzip", "Not a gzipped file"),
+        (None, "no trace to export"),
+    ],
+    ids=["empty", "no events", "no anchor", "cut off", "not compressed", "not exported"],
+)
+def test_a_damaged_trace_of_torch_profiler_does_not_end_the_run(left, words, tmp_path):
+    """As on a rank whose $TMPDIR is full, where torch.profiler writes first; the others wait for what it says."""
+    watching = observer_of(due=[2])
+    watching.kineto = Kineto()
+    export = without if left is None else lambda path: Path(path).write_bytes(left)
+    watching.kineto.profiler = SimpleNamespace(export_chrome_trace=export)
+    events, trouble = watching._host_events(tmp_path / "kineto/rank-000.json.gz")
+    assert events == [] and trouble.startswith("torch.profiler's trace is damaged, as where ")
+    assert words in trouble and "\n" not in trouble
+
+
+def observer_of(due):
+    config = SimpleNamespace(run=SimpleNamespace(profile_at=due))
+    schedule = object.__new__(ScheduleRunner)
+    stepper = SimpleNamespace(groups=None, schedule=schedule)
+    return Profiler(SimpleNamespace(config=config, stepper=stepper, position=SimpleNamespace(step=0)))
+
+
+def test_the_cost_of_profiling_has_profilings_own_work_in_it():
+    """Whole steps beside whole steps, whatever their records say."""
+    watching = observer_of(due=[3, 4, 5])
+    watching._write = lambda: None
+    for number, seconds in ((1, 0.5), (2, 0.1), (3, 0.25), (4, 0.5), (5, 2.0)):
+        watching.on_step(SimpleNamespace(number=number, seconds=seconds))
+    watching.kineto = Kineto()
+    assert watching._cost(2) == {
+        "unprofiled_step_ms": 300.0,
+        "profiled_step_ms": 375.0,
+        "kineto_step_ms": 2000.0,
+    }
+
+
+def test_files_of_an_earlier_larger_layout_are_removed_and_not_read(tmp_path):
+    (tmp_path / "profile/kineto").mkdir(parents=True)
+    for rank in range(12):
+        for name in (files.rank_file(rank), files.kineto_file(rank)):
+            (tmp_path / "profile" / name).write_text("{")
+    (tmp_path / "profile/rank-mine.json.gz").touch()
+    made = records(simulate(generate("1f1b", 2, 4), Costs()))
+    for record in made:
+        files.write(tmp_path, files.rank_file(record.rank), record.as_json())
+    assert files.read_records(tmp_path, 2) == made
+    files.write_all(tmp_path, made, {"format": 1}, {})
+    assert files.read_records(tmp_path) == made
+    left = {str(path.relative_to(tmp_path / "profile")) for path in (tmp_path / "profile").rglob("rank-*")}
+    own = {name(rank) for name in (files.rank_file, files.kineto_file) for rank in (0, 1)}
+    assert left == {*own, "rank-mine.json.gz"}
+
+
+@pytest.mark.ranks
+def test_a_profile_that_is_told_to_stop_says_how_far_it_came(text, tmp_path):
+    """It ends as training does, and keeps what there is."""
+    config = tiny(text, tmp_path / "run", parallel={"pipeline": 1, "schedule": "1f1b"})
+    config.run.profile_at = [1, 2, 3, 4]
+    assert run_ranks(1, workers.stopped, config, 2, **RUN) == [75]
+    assert files.read_summary(tmp_path / "run")["steps"] == [1, 2]
+    log = (tmp_path / "run/train.log").read_text()
+    assert "stopped by SIGTERM: 2 of 4 steps were profiled" in log
+
+
+@pytest.mark.ranks
+def test_the_verb_fails_without_a_profile(text, tmp_path):
+    config = tiny(text, tmp_path / "run", parallel={"pipeline": 1, "schedule": "1f1b"})
+    config.run.profile_at = [1]
+    assert run_ranks(1, workers.unwritten, config, **RUN) == [1]
+    log = (tmp_path / "run/train.log").read_text()
+    assert "the profile cannot be written: [Errno 28] No space left on device" in log
+
+
+def test_figures_that_are_not_there_are_a_failure_in_one_line(tmp_path, capsys):
+    parser = cli.argparse.ArgumentParser()
+    cli.add_arguments(parser)
+    arguments = ["a.yaml", "--out", str(tmp_path / "run"), "--json", str(tmp_path / "figures.json")]
+    assert cli.main(parser.parse_args(arguments), [], lambda *_: 0) == 1
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1 and "summary.json: there is no such profile" in err
+    files.write(tmp_path / "run", files.SUMMARY, {"format": 1})
+    assert cli.main(parser.parse_args(arguments), [], lambda *_: 0) == 0
+    assert json.loads((tmp_path / "figures.json").read_text()) == {"format": 1}

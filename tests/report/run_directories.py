@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,13 @@ import numpy as np
 from hcmegatron.config import Config
 from hcmegatron.config.load import dump_config
 from hcmegatron.planner.machines import MACHINES
-from schedules.schedule import Schedule
+from hcmegatron.profiling import files as profile_files
+from hcmegatron.profiling.rank_step import RankRecord
+from hcmegatron.profiling.summary import summarise
+from schedules import generate
+from schedules.costs import Costs, Link, StageCosts
+from schedules.simulate import simulate
+from tests.profiling.simulated import records
 from tests.small_configs import put
 
 ENVIRONMENT = {
@@ -127,6 +133,9 @@ def arrays(step: int, layers: int = 3, n: int = 4) -> dict[str, np.ndarray]:
         "layer_similarity": np.sort(random.uniform(0.4, 0.99, (S - 1, 3)), axis=1),
         "connection_matrix": matrix,
         "gradient_norm": random.uniform(1e-3, 1e-1, S),
+        "sublayer_gradient_norm": random.uniform(0.1, 1, S),
+        "gate_saturation": random.uniform(0, 0.6, S),
+        "doubly_stochastic_error": random.uniform(0, 0.01, S),
         "ablation_sublayer": random.uniform(0, 0.3, S),
         "ablation_stream": random.uniform(0, 0.5, n),
         "moe_layers": np.arange(2, 2 + layers),
@@ -160,50 +169,22 @@ def add_observations(path: Path, steps: tuple[int, ...] = (20, 40, 60), layers: 
     lines(path / "diagnostics.jsonl", entries)
 
 
-def add_profile(path: Path) -> None:
-    """profile/summary.json of two ranks."""
-    (path / "profile").mkdir()
-    bubble = {"fill": 3.0, "drain": 2.0, "waiting": 1.0, "imbalance": 0.5, "host": 0.25}
-    lanes = {"compute": {"busy_ms": 40.0, "hidden_ms": 0.0, "exposed_ms": 0.0}}
-    lanes["communication"] = {"busy_ms": 8.0, "hidden_ms": 6.0, "exposed_ms": 2.0}
-    kinds = (("F", 2.0, 1.9), ("B", 4.0, 3.9))
-    actions = [
-        {"action": kind, "stage": stage, "measured_ms": ms + stage, "simulated_ms": simulated}
-        for stage in range(4)
-        for kind, ms, simulated in kinds
+def add_profile(path: Path, name: str = "1f1b") -> list[RankRecord]:
+    """profile/ of two ranks in whose step 11 a forward of stage s took 20 + 20 s ms, a message 5 ms; rank 1's clock is
+    5 s behind. By the profile's own writers. Returns the records."""
+    schedule = generate(name, 2, 4)
+    stages = tuple(
+        StageCosts(F=1.0 + s, I=1.0 + s, W=1.0 + s, B=2.0 + 2 * s, FB=2.5 + 2.5 * s) for s in (0, 1)
+    )
+    if schedule.placement.model_stages > 2:
+        stages = stages[:1]
+    step = simulate(schedule, Costs(stages, Link(latency=0.25), lead=0.5))
+    found = [
+        replace(record, steps=tuple(replace(own, step=11) for own in record.steps))
+        for record in records(step, clocks=[0.0, -5.0])
     ]
-    summary = {
-        "format": 1,
-        "steps": [10, 11, 12],
-        "ranks": 2,
-        "schedule": "1f1b",
-        "step_ms": 46.75,
-        "simulated_step_ms": 45.0,
-        "per_rank": [{"rank": r, "compute_ms": 40.0, "bubble_ms": bubble, "lanes": lanes} for r in (0, 1)],
-        "communication": {"hop": {"hidden_ms": 6.0, "exposed_ms": 2.0, "bytes": 4_000_000}},
-        "actions": actions,
-        "critical_path": [{"rank": 0, "action": "0F0", "start_ms": 0.0, "ms": 2.0}],
-        "what_if": [{"change": "free link", "step_ms": 44.0}],
-    }
-    (path / "profile" / "summary.json").write_text(json.dumps(summary))
-
-
-def add_records(path: Path, schedule: Schedule) -> None:
-    """profile/rank-*.json of step 11: the i-th action of rank r takes the 8 ms after 10 i + r; of a pair, the forward
-    takes the first 6 and the backward the last 6. Rank 1's clock is 5 s behind."""
-    for rank, actions in enumerate(schedule.actions):
-        rows = []
-        for position, action in enumerate(actions):
-            start = (10 * position + rank) / 1e3 - 5 * rank
-            if action.overlapped:
-                halves = zip(action.parts, ((0, 6), (2, 8)), strict=True)
-                rows += [[position, str(half), start + a / 1e3, start + b / 1e3] for half, (a, b) in halves]
-            else:
-                rows.append([position, str(action), start, start + 8 / 1e3])
-        record = {"format": 1, "rank": rank, "pipeline": [0, 1], "offset": 5.0 * rank}
-        record |= {"rows": {"actions": ["position", "action", "start", "end"]}}
-        record |= {"steps": [{"step": 11, "actions": rows}]}
-        (path / "profile" / f"rank-00{rank}.json").write_text(json.dumps(record))
+    profile_files.write_all(path, found, summarise(found, schedule), {"traceEvents": []})
+    return found
 
 
 def add_memory(path: Path) -> None:
@@ -219,6 +200,6 @@ def make_whole_run(path: Path, steps: int = 60, **settings: Any) -> Path:
     make_run(path, steps, **settings)
     add_events(path)
     add_observations(path)
-    add_profile(path)
+    add_profile(path, settings.get("parallel", {}).get("schedule", "1f1b"))
     add_memory(path)
     return path

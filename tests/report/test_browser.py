@@ -48,9 +48,9 @@ def test_every_figure_is_drawn_and_the_console_is_empty(driver, report):
     assert len(found) > 20 and min(found.values()) > 0, found
     assert found.keys() >= {"loss", "gap", "memory-2", "residual-maps-2", "connection-matrix-2", "bubble-2"}
     assert complaints(driver) == []
-    # Planned, the same of both runs, and as it was measured.
+    # Planned, the same of both runs; as it ran, and with what that took.
     images = "return [...document.images].map(image => image.complete && image.naturalWidth > 0)"
-    assert driver.execute_script(images) == [True, True]
+    assert driver.execute_script(images) == [True, True, True]
 
 
 def test_curves_are_told_apart_without_colour(driver, report):

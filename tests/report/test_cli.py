@@ -27,16 +27,18 @@ def test_two_seconds_of_processor_and_no_torch(tmp_path):
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     assert done.returncode == 0, done.stderr
     assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 2.0
-    assert done.stdout == f"{run / 'report.html'}\n" and not (run / "report").exists()
+    assert done.stdout == f"{run / 'report.html'}\n" and not (run / "report-files").exists()
 
 
 def test_files_are_beside_the_page(tmp_path, monkeypatch, capsys):
     run = make_run(tmp_path / "run", steps=3)
     monkeypatch.setattr(files, "write", lambda parts, folder: [folder / "x"])  # what it writes: test_page.py
     assert main(["report", str(run), "--out", str(tmp_path / "mine.html")]) == 0
-    assert capsys.readouterr().out == f"{tmp_path / 'mine.html'}\n{tmp_path / 'mine'}: 1 files\n"
+    assert capsys.readouterr().out == f"{tmp_path / 'mine.html'}\n{tmp_path / 'mine-files'}: 1 files\n"
     assert main(["report", str(run)]) == 0
-    assert capsys.readouterr().out == f"{run / 'report.html'}\n{run / 'report'}: 1 files\n"
+    assert capsys.readouterr().out == f"{run / 'report.html'}\n{run / 'report-files'}: 1 files\n"
+    assert main(["report", str(run), "--out", str(tmp_path / "run.html")]) == 0  # not into the run directory
+    assert capsys.readouterr().out == f"{tmp_path / 'run.html'}\n{tmp_path / 'run-files'}: 1 files\n"
 
 
 @pytest.mark.parametrize(
@@ -90,6 +92,9 @@ def test_a_place_that_cannot_be_written_is_one_line(tmp_path, capsys):
     run = make_run(tmp_path / "run", steps=1)
     assert main(["report", str(run), "--out", "/proc/self/report.html"]) == 2
     assert "/proc/self/report.html: cannot be written: " in capsys.readouterr().err
-    (run / "report").write_text("somebody's own")
+    (run / "report-files").write_text("somebody's own")
     assert main(["report", str(run)]) == 2
-    assert f"{run / 'report'}: cannot be written: File exists; name another --out" in capsys.readouterr().err
+    assert (
+        f"{run / 'report-files'}: cannot be written: File exists; name another --out"
+        in capsys.readouterr().err
+    )

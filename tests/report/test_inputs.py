@@ -8,12 +8,22 @@ import pytest
 
 from hcmegatron.config import ConfigError
 from hcmegatron.report import thin
+from hcmegatron.report.charts import Words
 from hcmegatron.report.inputs.json_lines import JsonLines
 from hcmegatron.report.inputs.metrics import columns, moving_mean, window_of
 from hcmegatron.report.inputs.run import directories
 from hcmegatron.report.sections.comparison import gap
+from hcmegatron.report.sections.diagnostics import diagnostics
+from hcmegatron.report.sections.overlap import overlap
 from hcmegatron.report.sections.summary import outcome
-from tests.report.run_directories import add_events, add_observations, lines, make_run, train_line
+from tests.report.run_directories import (
+    add_events,
+    add_observations,
+    lines,
+    make_run,
+    make_whole_run,
+    train_line,
+)
 
 
 def read(path):
@@ -170,6 +180,7 @@ def test_events_in_the_order_of_steps(tmp_path):
     (run / "hang").mkdir()
     (run / "hang" / "rank-0.txt").write_text("")
     (run / "checkpoints" / "step-00000040.partial").mkdir()
+    (run / "anomalies" / "step-00000034.json").write_text("{")
     found = read(run).events
     assert [(event.step, event.kind) for event in found] == [
         (20, "rewind"),
@@ -177,6 +188,7 @@ def test_events_in_the_order_of_steps(tmp_path):
         (20, "checkpoint"),
         (30, "death"),
         (33, "skip"),
+        (34, "skip"),
         (40, "checkpoint"),
         (45, "skip"),
         (60, "warning"),
@@ -186,9 +198,10 @@ def test_events_in_the_order_of_steps(tmp_path):
     words = [event.words for event in found]
     assert words[0] == "back to the checkpoint after step 20 from step 33; sequences 100 to 103 are left out"
     assert words[3] == "rank 1 ended with SIGKILL" and words[4].startswith("bad step: loss 14.2 deviations")
+    assert words[5] == "bad step: step-00000034.json cannot be read"
     assert (
-        words[6] == "not finite: loss nan"
-        and words[8] == "set aside as damaged: checkpoints/step-00000060.damaged"
+        words[7] == "not finite: loss nan"
+        and words[9] == "set aside as damaged: checkpoints/step-00000060.damaged"
     )
 
 
@@ -210,6 +223,8 @@ def test_observations_whose_arrays_are_damaged_or_missing_are_still_there(tmp_pa
         (40, False, False),
     ]
     assert found.remarks == ("diagnostics.jsonl: lines left out that are none: 1",)
+    (words,) = (part for part in diagnostics([found]).parts if isinstance(part, Words))
+    assert words.lines == ("The arrays of these steps' observations are damaged: 20.",)
 
 
 def test_the_gap_is_taken_at_the_same_tokens():
@@ -221,3 +236,73 @@ def test_the_gap_is_taken_at_the_same_tokens():
     assert kept.tolist() == list(range(50))  # 6,400 tokens are what both have
     assert found[5:40] == pytest.approx(np.full(35, -0.5))
     assert len(gap(own, columns([], 1.0)[0], "loss")[1]) == 0
+
+
+def of_step(step, *warned, tokens=32, **scalars):
+    found = [
+        {"code": c, "layer": layer, "value": 2.0, "bound": 1.0, "message": f"{c} {layer}"}
+        for c, layer in warned
+    ]
+    return {"step": step, "tokens": tokens, "seconds": 0.1, "scalars": scalars, "warnings": found}
+
+
+GAIN, GATES, SPIKE = ("composite_gain", "a"), ("gates_saturated", "b"), ("loss_spike", "a")
+
+
+def test_a_step_that_spikes_and_is_observed_is_one_observation(tmp_path):
+    run = make_run(tmp_path / "run", steps=5)
+    spike = of_step(3, SPIKE, tokens=0, training_loss=50.0)
+    lines(run / "diagnostics.jsonl", [spike, of_step(3, GAIN, loss=4.0)])
+    found = read(run)
+    (seen,) = found.observations
+    assert seen.scalars == {"training_loss": 50.0, "loss": 4.0} and seen.tokens == 32
+    assert [warned.code for warned in seen.warnings] == ["loss_spike", "composite_gain"]
+    assert [event.words for event in found.events] == ["loss_spike a", "composite_gain a"]
+
+
+def test_a_standing_warning_is_one_event_until_it_has_gone(tmp_path):
+    run = make_run(tmp_path / "run", steps=5)
+    spike = of_step(4, SPIKE, tokens=0)
+    found = [of_step(1, GAIN), of_step(2, GAIN, GATES), spike, of_step(5, GAIN), of_step(6), of_step(7, GAIN)]
+    lines(run / "diagnostics.jsonl", found)
+    assert [(event.step, event.words) for event in read(run).events] == [
+        (1, "composite_gain a"),
+        (2, "gates_saturated b"),
+        (4, "loss_spike a"),
+        (7, "composite_gain a"),
+    ]
+
+
+@pytest.mark.parametrize(
+    "name", ["plan.json", "environment.json", "memory/rank-000.json", "profile/summary.json"]
+)
+@pytest.mark.parametrize("text", ["", "{", "[1]", "[" * 100_000, "\x00"])
+def test_a_file_that_is_damaged_is_a_remark_and_one_that_is_absent_is_none(name, text, tmp_path):
+    run = make_whole_run(tmp_path / "run", steps=20)
+    assert read(run).remarks == ()
+    (run / name).write_text(text)
+    (remark,) = read(run).remarks
+    assert remark.startswith(f"{name} is ") and "\n" not in remark
+    (run / name).unlink()
+    assert read(run).remarks == ()
+
+
+def test_a_profile_of_another_format_is_said(tmp_path):
+    run = make_whole_run(tmp_path / "run", steps=20)
+    (run / "profile/summary.json").write_text('{"format": 9}')
+    found = read(run)
+    assert found.profile is None
+    assert found.remarks == ("profile/summary.json is of another format; this version reads 1",)
+    assert overlap([found]).parts[0].lines == ("run: its profile cannot be read.",)
+    (run / "profile/summary.json").write_text('{"format": 1, "ranks": 2, "step": 11}')
+    (words,) = overlap([read(run)]).parts
+    assert words.lines == ("run: profile/summary.json is not whole: KeyError('step_ms').",)
+
+
+def test_ranks_of_an_earlier_larger_layout_are_not_shown(tmp_path):
+    run = make_whole_run(tmp_path / "run", steps=20)
+    (run / "profile/rank-002.json").write_text("{")
+    (run / "memory/rank-002.json").write_text('{"rank": 2, "pipeline_rank": 2, "gib": 9.0}')
+    found = read(run)
+    assert found.remarks == () and [record.rank for record in found.records] == [0, 1]
+    assert found.memory.keys() == {0, 1}

@@ -11,17 +11,19 @@ import plotly.graph_objects as go
 import pytest
 from plotly.offline import get_plotlyjs
 
+from hcmegatron.profiling import files as files_of_profile
 from hcmegatron.report import files
 from hcmegatron.report.assemble import sections, title
 from hcmegatron.report.charts import Bars, Line, Lines, Picture, Section, Slides, Tiles
-from hcmegatron.report.inputs.executed import executed
+from hcmegatron.report.inputs.executed import executed, timeline
 from hcmegatron.report.inputs.run import directories
 from hcmegatron.report.page.html import content, in_script, page
-from hcmegatron.report.sections.schedule import measured_costs
+from hcmegatron.report.sections import schedule
+from hcmegatron.report.sections.observed import observed_charts
 from schedules.generators import generate
 from tests.report.run_directories import (
     add_observations,
-    add_records,
+    arrays,
     lines,
     make_run,
     make_whole_run,
@@ -86,8 +88,14 @@ def test_every_number_is_there_without_scripts(whole):
     assert [row[4] for row in held] == ["0.75", "0.8125"]  # measured
     assert ["rank 1", "0.25", "0.125", "0.375", "–"] in found.rows
     assert ["rank 1", "0.25", "0.125", "0.375", "0.625"] in found.rows
-    assert ["hop", "6", "2", "75.0%", "4.00"] in found.rows  # communication
-    assert ["free link", "44"] in found.rows
+    assert ["hop", "15.0", "25.0", "62%", "0.00"] in found.rows  # communication
+    assert ["messages between stages take no time", "540.0", "1.8%"] in found.rows
+    assert ["parallel.schedule=gpipe", "460.0", "16.4%"] in found.rows
+    assert ["0", "1SEND_B0", "5.0"] in found.rows  # waited for
+    assert (
+        "Profile of step 11: 550.0 ms (simulated with its own costs: 550.0 ms), 1f1b, 4 micro-batches; clocks agree "
+        "to within 0.010 ms: second." in found.words
+    )
     assert ["second", "30", "death", "rank 1 ended with SIGKILL"] in found.rows
     assert {row[0] for row in found.rows if re.fullmatch(r"layer \d", row[0])} == {
         "layer 2",
@@ -172,7 +180,12 @@ def test_files_for_papers(whole, tmp_path):
         assert found == {".svg", ".png", ".csv"}, name
         assert ET.parse(tmp_path / "report" / f"{name}.svg").getroot().tag.endswith("svg")
         assert (tmp_path / "report" / f"{name}.png").read_bytes()[:4] == b"\x89PNG"
-    assert {path.stem for path in written} - set(DRAWN) == {"schedule-1", "schedule-2", "schedule-measured-2"}
+    assert {path.stem for path in written} - set(DRAWN) == {
+        "schedule-1",
+        "schedule-2",
+        "schedule-executed-2",
+        "schedule-measured-2",
+    }
     rows = list(csv.reader((tmp_path / "report" / "loss.csv").open()))
     assert rows[0] == ["curve", "step", "tokens", "hours", "loss, nats a token"]
     raw = [row for row in rows if row[0] == "second, each step"]
@@ -199,40 +212,78 @@ def test_the_same_numbers_are_the_same_svg(tmp_path):
     assert chart.table().rows == (("0", "1"), ("1", "–"), ("2", "2"))
 
 
-def test_measured_times_go_to_the_stages_that_they_are_of():
-    """DualPipe has every model stage twice, under two stage ids; what a stage lacks follows from what it has."""
-    executed = generate("dualpipe", 2, 4)
-    actions = [
-        {"action": kind, "stage": stage, "measured_ms": ms}
-        for stage, kind, ms in ((0, "F", 1.0), (2, "F", 3.0), (0, "B", 4.0), (1, "FB", 5.0), (1, "F", 2.0))
-    ]
-    first, second = measured_costs([*actions, 7, {"stage": 9, "action": "F", "measured_ms": 1}], executed)
-    assert (first.F, first.B, first.FB, second.F, second.B, second.FB) == (2.0, 4.0, 6.0, 2.0, 3.0, 5.0)
-    assert measured_costs(actions[:3], executed) is None
-
-
 def test_a_schedule_as_a_profiled_step_ran_it(tmp_path):
-    """Every action with its own times on the shared clock; of a pair both halves; and what the run has drawn itself."""
+    """Every action with its own times on the shared clock; of a pair both halves. The simulation beside it is the one
+    that the profile's own figures are of."""
     run = make_whole_run(tmp_path / "run", parallel={"schedule": "dualpipev"})
     (run / "profile" / "schedule-mine.svg").write_text('<svg xmlns="http://www.w3.org/2000/svg"/>')
-    add_records(run, generate("dualpipev", 2, 4))
-    titles = [part.title for part in schedule_parts(run)]
-    assert titles == [
+    pictures = schedule_parts(run)
+    assert [part.title for part in pictures] == [
         "Simulated with planned times",
         "As it ran",
         "Simulated with measured times",
-        "schedule-mine.svg",
     ]
-    ordered = generate("dualpipev", 2, 4)
-    found = executed(run, ordered, 11)
-    pairs = [timed for timed in found.timeline[1] if timed.action.overlapped]
-    assert pairs and all(t.backward_start < t.forward_end < t.end for t in pairs)
-    assert found.timeline[0][0].start == 0.0 and found.timeline[1][0].start == pytest.approx(1.0)
-    assert found.timeline[0][3].end == pytest.approx(10 * 3 + 8)
-    assert executed(run, ordered, 12) is None and executed(run, generate("1f1b", 2, 4), 11) is None
+    assert "in the median of step 11, in milliseconds; a message takes 5, the host" in pictures[2].note
+    ordered, records = generate("dualpipev", 2, 4), files_of_profile.read_records(run)
+    found = executed(timeline(records, 11), ordered)
+    pairs = [timed for timed in found.timeline[0] if timed.action.overlapped]
+    assert any(t.backward_start < t.forward_end < t.end for t in pairs)
+    first, second = (own[0] for own in found.timeline)
+    assert (first.start, first.end) == pytest.approx((0.0, 0.02))
+    assert second.start == pytest.approx(0.025)  # after the message, though its clock is 5 s behind
+    assert found.makespan == pytest.approx(0.505)
+    assert timeline(records, 12) is None and timeline(records[1:], 11) is None
+    assert executed(timeline(records, 11), generate("1f1b", 2, 4)) is None
     (run / "profile" / "rank-001.json").write_text("{")
-    assert executed(run, ordered, 11) is None
-    assert "As it ran" not in [part.title for part in schedule_parts(run)]
+    words, planned = schedule_parts(run)
+    assert planned.title == "Simulated with planned times"
+    assert words.lines == ("run: profile/ does not have the records of all ranks of a step.",)
+    assert of(run)[1][0].remarks == (
+        "profile/rank-001.json is no record of a rank: "
+        "Expecting property name enclosed in double quotes: line 1 column 2 (char 1)",
+    )
+
+
+def test_the_simulation_with_measured_times_takes_as_long_as_the_profile_says(tmp_path, monkeypatch):
+    """One page, one simulation: host, lead and tail are in both."""
+    drawn = []
+    monkeypatch.setattr(schedule, "to_svg", lambda simulation: drawn.append(simulation) or "<svg/>")
+    for name in ("1f1b", "dualpipev", "zb_h1"):
+        run = make_whole_run(tmp_path / name, parallel={"schedule": name})
+        schedule_parts(run)
+        profile = files_of_profile.read_summary(run)
+        measured = drawn[-1].makespan + profile["outside_pipeline_ms"]
+        assert measured == pytest.approx(profile["simulated_step_ms"], abs=1e-3), name
+
+
+def test_planned_times_are_those_that_were_measured_where_the_plan_has_them(tmp_path, monkeypatch):
+    """parallel.costs: the run's plan.json is of them, and so is the picture."""
+    run, asked = make_run(tmp_path / "run", steps=2), []
+    plan = json.loads((run / "plan.json").read_text())
+    plan["measured"] = {"ranks": 2, "date": "2026-11-26"}
+    (run / "plan.json").write_text(json.dumps(plan))
+    monkeypatch.setattr(schedule, "fitting", lambda config, ranks: asked.append(ranks) or MEASURED)
+    plain = schedule.make_plan
+
+    def made(config, machine, ranks, measured=None):
+        asked.append(measured)
+        return plain(config, machine, ranks)
+
+    monkeypatch.setattr(schedule, "make_plan", made)
+    schedule_parts(run)
+    assert asked == [2, MEASURED]
+
+
+MEASURED = object()
+
+
+def test_costs_that_are_gone_leave_the_profiles_schedules(tmp_path):
+    run = make_whole_run(tmp_path / "run", parallel={"costs": str(tmp_path / "gone.yaml")})
+    plan = json.loads((run / "plan.json").read_text())
+    (run / "plan.json").write_text(json.dumps({**plan, "measured": {"ranks": 2, "date": "2026-11-26"}}))
+    words, *found = schedule_parts(run)
+    assert "run: no schedule is simulated: " in words.lines[0] and "gone.yaml" in words.lines[0]
+    assert [part.title for part in found] == ["As it ran", "Simulated with measured times"]
 
 
 def schedule_parts(run):
@@ -249,3 +300,41 @@ def test_a_plan_whose_machine_is_damaged_is_said_and_drawn_nowhere(tmp_path, odd
         (found,) = schedule_parts(run)
         if (figure, odd) != ("context_gib", 0):  # there may be none
             assert found.lines[0].startswith("run: no schedule is "), found
+
+
+def test_a_reading_matrix_of_fractions_is_a_tile_for_each_sub_layer():
+    """FC's pre is [S, n, n]: rows are the fractions of x, columns the streams that they are of."""
+    found = arrays(1, layers=1, n=2)
+    found["pre"] = np.arange(8.0).reshape(2, 2, 2)
+    (chart,) = [chart for chart in observed_charts(found) if chart.name == "pre"]
+    assert chart.rows == ("fraction 1", "fraction 2") and chart.columns == ("stream 1", "stream 2")
+    assert {name: tile.tolist() for name, tile in chart.tiles.items()} == {
+        "layer 1 attention": [[0.0, 1.0], [2.0, 3.0]],
+        "layer 1 mlp": [[4.0, 5.0], [6.0, 7.0]],
+    }
+
+
+def test_many_warnings_push_nothing_else_out(tmp_path):
+    run = make_run(tmp_path / "run", steps=3)
+    (run / "checkpoints" / "step-00000001").mkdir(parents=True)
+    warned = {"code": "composite_gain", "value": 1.0, "bound": 0.5, "message": "grew"}
+    entry = {"tokens": 32, "seconds": 0.1, "scalars": {}}
+    lines(
+        run / "diagnostics.jsonl",
+        [{"step": s, **entry, "warnings": [{**warned, "layer": f"layer {s}"}]} for s in range(2, 302)],
+    )
+    (found,) = [section for section in of(run)[0] if section.name == "events"]
+    words, table = found.parts
+    assert ("run", "1", "checkpoint", "checkpoints/step-00000001") in table.rows
+    assert len(table.rows) == 201 and "run: 100 earlier warnings are not shown." in words.lines
+
+
+def test_what_warnings_are_of_is_drawn_by_depth():
+    found = arrays(1, layers=2)
+    charts = {chart.name: chart for chart in observed_charts(found)}
+    for name, keys in (
+        ("gate-saturation", ["gate_saturation"]),
+        ("doubly-stochastic-error", ["doubly_stochastic_error"]),
+        ("gradients", ["sublayer_gradient_norm", "gradient_norm"]),
+    ):
+        assert [line.values.tolist() for line in charts[name].lines] == [found[key].tolist() for key in keys]

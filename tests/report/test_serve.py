@@ -64,6 +64,9 @@ def test_work_is_bounded_however_many_ask(tmp_path):
     now[0] += serve.EVERY_S
     stamp, found = latest.content()
     assert stamp == "2" and "step 31" in found.body and latest.made == 2
+    (run / "diagnostics").mkdir()  # arrays come before their line
+    now[0] += serve.EVERY_S
+    assert latest.content()[0] == "3"
 
 
 def test_a_port_that_is_taken_is_one_line(tmp_path):

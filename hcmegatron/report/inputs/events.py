@@ -11,6 +11,7 @@ from hcmegatron.report.inputs.json_lines import read_json
 from hcmegatron.report.inputs.observations import Observation
 
 CHECKPOINT = re.compile(r"step-([0-9]{8})(\.damaged(?:-[0-9]+)?)?")
+SPIKE = "loss_spike"  # of the step alone: it is said once by whoever sees it (training/diagnostics.py)
 KINDS = ("skip", "rewind", "death", "restart", "warning", "hang", "checkpoint")
 
 
@@ -37,11 +38,7 @@ def events(
         *_of_metrics(run, metrics),
         *_of_restarts(restarts),
         *_of_checkpoints(run / "checkpoints"),
-        *(
-            Event(seen.step, "warning", str(warning.get("message") or warning.get("code") or "a warning"))
-            for seen in observations
-            for warning in seen.warnings
-        ),
+        *_of_observations(observations),
         *(
             Event(None, "hang", f"stacks of a hang: hang/{file.name}")
             for file in sorted((run / "hang").glob("*"))
@@ -54,9 +51,16 @@ def _of_metrics(run: Path, metrics: Iterable[Mapping[str, Any]]) -> Iterator[Eve
     """Steps that were not finite or spikes, and rewinds."""
     kept = {}
     for file in sorted((run / "anomalies").glob("step-*.json")):
-        step = (read_json(file) or {}).get("step")
-        if type(step) is int:
-            kept[step] = read_json(file)
+        number = file.stem.removeprefix("step-")
+        try:
+            found = read_json(file) or {}
+        except ValueError:
+            found = {
+                "step": int(number) if number.isdecimal() else None,
+                "bad": f"{file.name} cannot be read",
+            }
+        if type(found.get("step")) is int:
+            kept[found["step"]] = found
     for entry in metrics:
         step = entry.get("step")
         if type(step) is not int:
@@ -97,6 +101,17 @@ def _of_restarts(restarts: Iterable[Mapping[str, Any]]) -> Iterator[Event]:
                 "restart",
                 f"restart {entry.get('restart')}; the first step came {took:.1f} s after its start",
             )
+
+
+def _of_observations(observations: Iterable[Observation]) -> Iterator[Event]:
+    """Every observation repeats what still holds: it is told once, and again after it has been gone."""
+    standing: set[tuple[str, str]] = set()
+    for seen in observations:
+        for warned in seen.warnings:
+            if warned.code == SPIKE or (warned.code, warned.layer) not in standing:
+                yield Event(seen.step, "warning", warned.message)
+        if seen.tokens:  # else the loss alone was looked at
+            standing = {(warned.code, warned.layer) for warned in seen.warnings}
 
 
 def _of_checkpoints(folder: Path) -> Iterator[Event]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -68,12 +69,40 @@ class JsonLines:
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
-    """The object that a file holds; None where there is no such file, or nothing of the kind in it."""
+    """The object that a file holds; None where there is no such file.
+
+    Raises:
+        ValueError: there is, and nothing of the kind can be read in it.
+    """
     try:
         found = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError):
+    except FileNotFoundError:
         return None
-    return found if isinstance(found, dict) else None
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error.strerror}") from None
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is damaged: {error}") from None
+    if not isinstance(found, dict):
+        raise ValueError(f"{path} is damaged: it holds no object")
+    return found
+
+
+def or_remark(run: Path, read: Callable[[], Any], remarks: list[str]) -> Any:
+    """What is read of a run directory; None, and a remark more, where that is damaged or of another format."""
+    try:
+        return read()
+    except ValueError as error:
+        remarks.append(str(error).replace(f"{run}/", ""))
+        return None
+
+
+def stamp(file: Path) -> tuple[int, int, int] | None:
+    """What changes when a file or folder does; None where it is not there."""
+    try:
+        found = file.stat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_size, found.st_mtime_ns
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:

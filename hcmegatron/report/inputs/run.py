@@ -7,7 +7,7 @@ import math
 import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +16,12 @@ import yaml
 
 from hcmegatron.config import Config, ConfigError, load_config
 from hcmegatron.config.types import Loader
+from hcmegatron.profiling.rank_step import RankRecord
 from hcmegatron.report.inputs.events import Event, events
-from hcmegatron.report.inputs.json_lines import JsonLines, read_json, read_lines
+from hcmegatron.report.inputs.json_lines import JsonLines, or_remark, read_json, read_lines, stamp
 from hcmegatron.report.inputs.metrics import Columns, columns
 from hcmegatron.report.inputs.observations import Observation, read_observations
+from hcmegatron.report.inputs.profile import ProfileFiles
 
 # As hcmegatron/training/run_directory.py and recorder.py, which know torch, write them.
 METRICS, ENVIRONMENT, LOCK = "metrics.jsonl", "environment.json", ".lock"
@@ -36,7 +38,8 @@ class Run:
         configuration: by dotted key, as written; empty where it cannot be read.
         environment: versions and machine.
         training, validation: metrics.jsonl.
-        plan: plan.json; profile: profile/summary.json; None where there is none.
+        plan: plan.json; profile: profile/summary.json; None where there is none that can be read.
+        records: of the profile, every rank's; none where one cannot be read.
         memory: GiB that each pipeline rank has held at most, as far as that is on record.
         running: whether a job holds the directory; None where its file system has no locks.
         remarks: what could not be read, one line each.
@@ -52,6 +55,7 @@ class Run:
     observations: tuple[Observation, ...]
     plan: Mapping[str, Any] | None
     profile: Mapping[str, Any] | None
+    records: tuple[RankRecord, ...]
     memory: Mapping[int, float]
     running: bool | None
     remarks: tuple[str, ...]
@@ -101,6 +105,7 @@ class Directory:
             )
         self.path, self.name = path, name
         self._metrics = JsonLines(path / METRICS)
+        self._profile = ProfileFiles(path)
 
     def stamp(self) -> tuple[Any, ...]:
         """What changes when there is more to see."""
@@ -110,13 +115,14 @@ class Directory:
             "plan.json",
             "restarts.jsonl",
             "diagnostics.jsonl",
+            "diagnostics",
             "profile/summary.json",
             "checkpoints",
             "anomalies",
             "hang",
             "memory",
         )
-        return tuple(_stamp(self.path / file) for file in files), self._running()
+        return tuple(stamp(self.path / file) for file in files), self._running()
 
     def read(self) -> Run:
         """The run as it is now. Of metrics.jsonl only what is new is read."""
@@ -133,22 +139,37 @@ class Directory:
             entries, batch * length if type(batch) is int and type(length) is int else float("nan")
         )
         observations, more = read_observations(self.path)
-        remarks += more
+        profile = self._profile.look()
+        remarks += [*more, *profile.remarks]
         return Run(
             path=self.path,
             name=self.name,
             configuration=configuration,
-            environment=read_json(self.path / ENVIRONMENT) or {},
+            environment=or_remark(self.path, partial(read_json, self.path / ENVIRONMENT), remarks) or {},
             training=training,
             validation=validation,
             events=tuple(events(self.path, entries, read_lines(self.path / "restarts.jsonl"), observations)),
             observations=tuple(observations),
-            plan=read_json(self.path / "plan.json"),
-            profile=read_json(self.path / "profile" / "summary.json"),
-            memory=_memory(self.path, training),
+            plan=or_remark(self.path, partial(read_json, self.path / "plan.json"), remarks),
+            profile=profile.summary,
+            records=profile.records,
+            memory=self._memory(training, configuration.get("parallel.pipeline"), remarks),
             running=running,
             remarks=tuple(remarks),
         )
+
+    def _memory(self, training: Columns, pipeline: Any, remarks: list[str]) -> dict[int, float]:
+        """Of memory/rank-*.json; of rank 0 also metrics.jsonl, which a run that was killed has too."""
+        held = training["memory_gib"]
+        found = {0: float(np.nanmax(held))} if np.isfinite(held).any() else {}
+        for file in sorted((self.path / "memory").glob("rank-*.json")):
+            entry = or_remark(self.path, partial(read_json, file), remarks) or {}
+            rank, gib = entry.get("pipeline_rank"), entry.get("gib")
+            if type(rank) is not int or (type(pipeline) is int and rank >= pipeline):
+                continue  # of another layout
+            if isinstance(gib, int | float) and math.isfinite(gib):
+                found[rank] = max(found.get(rank, 0.0), float(gib))
+        return found
 
     def _running(self) -> bool | None:
         """Whether a job holds the lock, which a job that begins would wait for much longer than this takes."""
@@ -204,27 +225,7 @@ def _configuration(path: Path) -> tuple[dict[str, Any], list[str]]:
     return flat, []
 
 
-def _memory(path: Path, training: Columns) -> dict[int, float]:
-    """Of memory/rank-*.json; of rank 0 also metrics.jsonl, which a run that was killed has too."""
-    held = training["memory_gib"]
-    found = {0: float(np.nanmax(held))} if np.isfinite(held).any() else {}
-    for file in sorted((path / "memory").glob("rank-*.json")):
-        entry = read_json(file) or {}
-        rank, gib = entry.get("pipeline_rank"), entry.get("gib")
-        if type(rank) is int and isinstance(gib, int | float) and math.isfinite(gib):
-            found[rank] = max(found.get(rank, 0.0), float(gib))
-    return found
-
-
 def _resolved(path: Path) -> Path:
     """The configuration that the run wrote: config.yaml, unless that is somebody's own."""
     own = path / RESOLVED[1]
     return own if own.exists() else path / RESOLVED[0]
-
-
-def _stamp(file: Path) -> tuple[int, int, int] | None:
-    try:
-        found = file.stat()
-    except OSError:
-        return None
-    return found.st_ino, found.st_size, found.st_mtime_ns

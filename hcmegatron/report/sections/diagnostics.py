@@ -83,7 +83,7 @@ def _scalars(runs: Sequence[Run]) -> list[Lines]:
     return charts
 
 
-def slides(run: Run, of: str, suffix: str, runs: int) -> list[Slides]:
+def slides(run: Run, of: str, suffix: str, runs: int) -> list[Slides | Words]:
     """What the arrays of the run's observations show, each a chart for every step that has them."""
     charts: dict[str, dict[int, Chart]] = {}
     observed = shown(run.observations, runs)
@@ -92,7 +92,12 @@ def slides(run: Run, of: str, suffix: str, runs: int) -> list[Slides]:
             charts.setdefault(chart.name, {})[step] = chart
     having = sum(each.file is not None for each in run.observations)
     note = f"{len(observed)} of {having} observations are shown." if having > len(observed) else ""
+    damaged = [str(step) for step, arrays in observed if not arrays]
+    said = f"The arrays of these steps' observations are damaged{of}: {', '.join(damaged)}."
     return [
-        Slides(f"{name}{suffix}", f"{next(iter(found.values())).title}{of}", found, note)
-        for name, found in charts.items()
+        *([Words((said,))] if damaged else []),
+        *(
+            Slides(f"{name}{suffix}", f"{next(iter(found.values())).title}{of}", found, note)
+            for name, found in charts.items()
+        ),
     ]

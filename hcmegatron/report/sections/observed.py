@@ -67,9 +67,16 @@ def _read_write(arrays: Arrays) -> list[Chart]:
         ("pre", "What each sub-layer reads (pre)"),
         ("post", "Where each sub-layer writes (post)"),
     ):
-        if key in arrays and arrays[key].ndim in (2, 3):
-            found = arrays[key].reshape(len(names), -1)
-            columns = tuple(f"stream {i + 1}" for i in range(found.shape[1]))
+        if key not in arrays:
+            continue
+        found = arrays[key]
+        columns = tuple(f"stream {i + 1}" for i in range(found.shape[-1]))
+        if found.ndim == 3:  # FC: each fraction of x is a sum of the streams of its own
+            fractions = tuple(f"fraction {i + 1}" for i in range(found.shape[1]))
+            tiles = {name: found[i] for i, name in enumerate(names)}
+            where = (fractions, columns, "from", "to", bool((found < 0).any()), _numbered(names))
+            charts.append(Tiles(key, title, "weight", tiles, *where))
+        else:
             charts.append(_heat(key, title, "weight", found, names, columns, "sub-layer"))
     return charts
 
@@ -119,9 +126,28 @@ def _connection_matrix(arrays: Arrays) -> list[Chart]:
 
 
 def _gradients(arrays: Arrays) -> list[Chart]:
-    lines = _by_depth(arrays, {"gradient_norm": "gradient norm"}, _names(arrays))
-    title = "Gradient norm of the connections' parameters by depth"
-    return [Lines("connection-gradients", title, "norm", DEPTH, lines, log=True)] if lines else []
+    curves = {"sublayer_gradient_norm": "of the whole sub-layer", "gradient_norm": "of its connection"}
+    lines = _by_depth(arrays, curves, _names(arrays))
+    title = "Gradient norms of the sub-layers' parameters by depth, not clipped"
+    return [Lines("gradients", title, "norm", DEPTH, lines, log=True)] if lines else []
+
+
+def _warned_of(arrays: Arrays) -> list[Chart]:
+    """What warnings are of, beside gains and gradients."""
+    charts: list[Chart] = []
+    for key, title, value, words in (
+        ("gate_saturation", "Saturated gates by depth", "share", "beyond 0.98 of |tanh|"),
+        (
+            "doubly_stochastic_error",
+            "Distance of the residual maps from doubly stochastic ones by depth",
+            "error",
+            "largest deviation of a row or column sum from 1",
+        ),
+    ):
+        lines = _by_depth(arrays, {key: words}, _names(arrays))
+        if lines:
+            charts.append(Lines(key.replace("_", "-"), title, value, DEPTH, lines))
+    return charts
 
 
 def _ablation(arrays: Arrays) -> list[Chart]:
@@ -163,6 +189,7 @@ CHARTS = (
     _layer_similarity,
     _connection_matrix,
     _gradients,
+    _warned_of,
     _ablation,
     _experts,
 )

@@ -2,28 +2,25 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import fields, replace
-from pathlib import Path
 from typing import Any
 
 from hcmegatron.config import Config, ConfigError
 from hcmegatron.planner.machines import Machine, check_machine
+from hcmegatron.planner.measured import fitting
 from hcmegatron.planner.plan import make_plan
 from hcmegatron.planner.scheduled import training_schedule
+from hcmegatron.profiling.measured_costs import measured_costs
 from hcmegatron.report.charts import Part, Picture, Section, Words
-from hcmegatron.report.inputs.executed import executed
+from hcmegatron.report.inputs.executed import executed, timeline
 from hcmegatron.report.inputs.run import Run
-from schedules.costs import Costs, Link, StageCosts
 from schedules.draw import to_svg
-from schedules.schedule import Schedule
 from schedules.simulate import simulate
 from schedules.timeline import Simulation
 
 MOST = 1_500_000  # bytes of a picture
-TIMES = ("start", "forward_end", "backward_start", "end", "busy", "exposed", "tail")
-EXECUTED = "schedule*.svg"  # what a run or a profile may have drawn itself
+TIMES = ("start", "forward_end", "backward_start", "end", "busy", "tail")
 
 
 def schedule(runs: Sequence[Run]) -> Section:
@@ -47,7 +44,7 @@ def schedule(runs: Sequence[Run]) -> Section:
 
 
 def pictures(run: Run, suffix: str) -> list[Picture | Words]:
-    """Simulated with planned times, with measured ones, and what the run has drawn."""
+    """Simulated with planned times; as it ran, and simulated with measured times."""
     config = run.config
     if config is None:
         return [
@@ -56,108 +53,65 @@ def pictures(run: Run, suffix: str) -> list[Picture | Words]:
     if config.parallel.pipeline == 1:
         return []
     found: list[Picture | Words] = []
-    try:
-        found.append(_planned(run, config, suffix))
-        found += _measured(run, config, suffix)
-    except (ConfigError, ValueError) as error:
-        found.append(Words((f"{run.name}: no schedule is drawn: {error}",)))
-    for folder in (run.path, run.path / "profile"):
-        for file in sorted(folder.glob(EXECUTED)):
-            found.append(_kept(run, file, f"{suffix}-{len(found) + 1}"))
+    for what, draw in (("simulated", _planned), ("drawn of the profile", _measured)):
+        try:
+            found += draw(run, config, suffix)
+        except (ConfigError, ValueError) as error:
+            found.append(Words((f"{run.name}: no schedule is {what}: {error}",)))
     return found
 
 
-def _planned(run: Run, config: Config, suffix: str) -> Picture | Words:
+def _planned(run: Run, config: Config, suffix: str) -> list[Picture | Words]:
     plan = run.plan or {}
     machine, ranks = _machine(plan.get("machine")), plan.get("gpus")
     if machine is None or type(ranks) is not int:
-        return Words((f"{run.name}: no schedule is simulated, since there is no plan.json.",))
-    simulation = make_plan(config, machine, ranks).time.simulation
-    unknown = " Its times are those of an H100, for nothing is known of this machine." * (
-        machine.name == "CPU"
-    )
+        return [Words((f"{run.name}: no schedule is simulated, since no plan.json can be read.",))]
+    costs = fitting(config, ranks) if plan.get("measured") else None
+    simulation = make_plan(config, machine, ranks, measured=costs).time.simulation
+    unknown = " Its times are those of an H100, for nothing is known of this machine."
+    times = "" if costs or machine.name != "CPU" else unknown
     asked = plan.get("microbatches")
     fewer = (
         f" {simulation.schedule.microbatches} of {asked} micro-batches are shown: the steady state repeats."
         if type(asked) is int and asked > simulation.schedule.microbatches
         else ""
     )
-    return _bounded(
-        Picture(
-            f"schedule{suffix}",
-            "Simulated with planned times",
-            to_svg(_in_ms(simulation)),
-            f"Times in milliseconds.{unknown}{fewer}",
-        )
-    )
+    svg, note = to_svg(_in_ms(simulation)), f"Times in milliseconds.{times}{fewer}"
+    return [_bounded(Picture(f"schedule{suffix}", "Simulated with planned times", svg, note))]
 
 
 def _measured(run: Run, config: Config, suffix: str) -> list[Picture | Words]:
     """What a profile knows: the step as it ran, and a simulation with what its actions took."""
-    profile, plan = run.profile, run.plan or {}
+    profile = run.profile
     if profile is None:
         return []
-    microbatches = profile.get("microbatches", plan.get("microbatches"))
-    if type(microbatches) is not int:
-        return [
-            Words((f"{run.name}: neither the profile nor plan.json says how many micro-batches a step has.",))
-        ]
+    microbatches, step = profile.get("microbatches"), profile.get("step")
+    found = timeline(run.records, step if type(step) is int else None)
+    if found is None or type(microbatches) is not int:
+        return [Words((f"{run.name}: profile/ does not have the records of all ranks of a step.",))]
     ordered = training_schedule(config.parallel, microbatches)
-    found: list[Picture | Words] = []
-    step = profile.get("step")
-    if ran := executed(run.path, ordered, step if type(step) is int else None):
-        note = "Every action of every rank in a profiled step, waits included, in milliseconds on rank 0's clock."
-        found.append(_bounded(Picture(f"schedule-executed{suffix}", "As it ran", to_svg(ran), note)))
-    stages = measured_costs(profile.get("actions"), ordered)
-    if stages is None:
-        return [*found, Words((f"{run.name}: profile/summary.json does not have the times of every stage.",))]
-    hop = profile.get("hop_ms")
-    latency = float(hop) if isinstance(hop, int | float) and 0 <= hop < math.inf else 0.0
-    note = (
-        "Every action as long as its kind and stage took in the median of the profiled steps, in milliseconds; "
-        f"a message takes {latency:.3g}."
+    ran = executed(found, ordered)
+    if ran is None:
+        return [Words((f"{run.name}: profile/ is of another schedule than the configuration's.",))]
+    measured = measured_costs([found], ordered)
+    simulation = simulate(ordered, measured.costs())
+    note = "Every action of every rank in a profiled step, waits included, in milliseconds on rank 0's clock."
+    same = (
+        f"Every action as long as its kind and stage took in the median of step {found.step}, in milliseconds; a "
+        f"message takes {1e3 * measured.link.latency:.3g}, the host {1e3 * measured.host:.3g} for each action. Before "
+        f"and after its pipeline a step takes {1e3 * measured.outside:,.3g} more."
     )
-    svg = to_svg(simulate(ordered, Costs(stages, Link(latency))))
     return [
-        *found,
-        _bounded(Picture(f"schedule-measured{suffix}", "Simulated with measured times", svg, note)),
+        _bounded(Picture(f"schedule-executed{suffix}", "As it ran", to_svg(_in_ms(ran)), note)),
+        _bounded(
+            Picture(
+                f"schedule-measured{suffix}",
+                "Simulated with measured times",
+                to_svg(_in_ms(simulation)),
+                same,
+            )
+        ),
     ]
-
-
-def measured_costs(actions: Any, ordered: Schedule) -> tuple[StageCosts, ...] | None:
-    """What each model stage's actions took, in milliseconds; None where a stage's forward or backward is missing.
-
-    Args:
-        actions: of profile/summary.json: action (F, B, I, W, FB), stage, measured_ms.
-    """
-    where = ordered.placement
-    took: dict[tuple[int, str], list[float]] = {}
-    for entry in actions if isinstance(actions, list) else ():
-        if not isinstance(entry, Mapping):
-            continue
-        stage, kind, ms = entry.get("stage"), entry.get("action"), entry.get("measured_ms")
-        if (
-            type(stage) is int
-            and 0 <= stage < where.stages
-            and isinstance(ms, int | float)
-            and 0 <= ms < math.inf
-        ):
-            took.setdefault((where.model_stage(stage), str(kind)), []).append(float(ms))
-    stages = []
-    for stage in range(where.model_stages):
-        F, B, I, W, FB = (_mean(took.get((stage, kind))) for kind in ("F", "B", "I", "W", "FB"))
-        if math.isnan(B) and not math.isnan(I + W):
-            B = I + W
-        if math.isnan(F):
-            F = max(0.0, FB - B)
-        if math.isnan(B):
-            B = FB - F
-        if math.isnan(F + B):
-            return None
-        I, W = (B / 2 if math.isnan(I) else I), (B / 2 if math.isnan(W) else W)
-        FB = F + B if math.isnan(FB) else min(max(FB, F, B), F + B)
-        stages.append(StageCosts(F=F, I=I, W=W, B=max(0.0, B), FB=FB))
-    return tuple(stages)
 
 
 def _in_ms(simulation: Simulation) -> Simulation:
@@ -167,14 +121,6 @@ def _in_ms(simulation: Simulation) -> Simulation:
         for actions in simulation.timeline
     )
     return replace(simulation, timeline=timeline)
-
-
-def _kept(run: Run, file: Path, suffix: str) -> Picture | Words:
-    try:
-        text = file.read_text(encoding="utf-8")
-    except (OSError, ValueError):
-        return Words((f"{run.name}: {file.name} cannot be read.",))
-    return _bounded(Picture(f"{file.stem}{suffix}", file.name, text))
 
 
 def _bounded(picture: Picture) -> Picture | Words:
@@ -200,7 +146,3 @@ def _machine(described: Any) -> Machine | None:
         return check_machine(Machine(str(described.get("name")), **figures), "plan.json")
     except TypeError:
         return None
-
-
-def _mean(values: list[float] | None) -> float:
-    return sum(values) / len(values) if values else math.nan
