@@ -85,7 +85,7 @@ def share_directory(visit: Visit) -> None:
     """The run directory, as the first machine finds it and as the others see it."""
     probe = storage.open_probe(visit.request.directory) if visit.ranks.rank == 0 else None
     if isinstance(probe, Finding):
-        visit.findings.append(probe.on(visit.system.node))
+        visit.findings.append(probe.on(*visit.names))  # whoever looks would find the same
         probe = None
     try:
         token = visit.exchange("token", str(probe.token) if probe else "", "", [0])[0]
@@ -96,7 +96,7 @@ def share_directory(visit: Visit) -> None:
             others = {visit.cards[rank]["node"]: said for rank, said in seen.items() if rank}
             visit.findings += judge.shared_directory(visit.system.node, others)
             check = {"storage": lambda subject: storage.check(subject, probe)}
-            visit.findings += run_checks(check, visit.subject)
+            visit.findings += [one.on(*visit.names) for one in run_checks(check, visit.subject)]
     finally:
         if probe:
             probe.close()

@@ -239,7 +239,8 @@ def shared_directory(first: str, seen: Mapping[str, str]) -> list[Finding]:
     if hidden:
         said = f"what {first} writes there is not seen by {len(hidden)} of {len(seen)} other machines"
         remedy = "put run.dir on a file system that all machines mount"
-        found.append(fault(name, said, remedy).on(*hidden))
+        # seen by nobody else, it is the directory that is not shared, and no machine's fault
+        found.append(fault(name, said, remedy).on(*([first] if len(hidden) == len(seen) else []), *hidden))
     if unlocked:
         said = f"{first}'s lock does not hold on {len(unlocked)} of {len(seen)} other machines"
         found.append(

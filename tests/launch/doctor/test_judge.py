@@ -120,6 +120,11 @@ def test_a_directory_that_others_do_not_see():
     assert judge.shared_directory("n1", {}) == []
 
 
+def test_a_directory_that_nobody_else_sees_is_no_machines_fault():
+    report = Report(judge.shared_directory("n1", {"n2": "not seen"}), ["n1", "n2"])
+    assert report.bad == [] and report.status == FAULTS
+
+
 def test_machines_to_be_left_out():
     """Those with broken hardware, and those with what at most half of the machines have."""
     common = fault("torch", "not installed", "").on("n1", "n2", "n3")
@@ -129,6 +134,16 @@ def test_machines_to_be_left_out():
     assert Report([fault("GPU 0", "broken", "", machine=True).on("n1")], ["n1"]).bad == ["n1"]
     assert Report([rare], ["n2"]).bad == []  # alone: who says that another machine is better?
     assert Report([warning("a", "b", "c").on("n1"), note("a", "b")], NODES).status == FINE
+
+
+def test_machines_to_leave_out_do_not_hide_faults_that_would_stay():
+    common, rare = (fault(name, "", "").on(*nodes) for name, nodes in (("a", NODES), ("b", ["n2"])))
+    of_nobody = fault("ranks", "rank 3 did not answer", "", machine=True)
+    for stays in (common, of_nobody):
+        report = Report([rare, stays], NODES)
+        assert report.bad == ["n2"] and report.status == FAULTS
+    covered = fault("c", "", "", machine=True).on("n1", "n2", "n3")
+    assert Report([rare, covered], NODES).status == BAD_NODES
 
 
 def test_the_same_on_several_machines_is_said_once_and_the_worst_first():

@@ -53,6 +53,13 @@ def test_a_wrong_clock_and_a_blocked_port_are_named_and_the_others_measured(tmp_
     assert {pair[:2] for pair in found["figures"]["between"]} == {("n1", "n2"), ("n1", "n3"), ("n2", "n3")}
 
 
+@pytest.mark.ranks
+def test_a_run_directory_that_cannot_be_written_is_no_machines_fault(tmp_path):
+    found = visit(2, "/proc/sys/here")
+    assert [one[3] for one in found["said"] if one[1] == "run directory"] == [["n1", "n2"]]
+    assert "n1" not in found["bad"] and found["status"] == 5
+
+
 def observe(world, function, *arguments):
     """As `visit`, where ranks die: what rank 0 returned, and how long it took."""
     begin = time.monotonic()
