@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from datetime import timedelta
 from typing import Any
 
-from launch.doctor import judge, speed
+from launch.doctor import judge_links, speed
 from launch.doctor.checks import AFTER_LOAD, run_checks
 from launch.doctor.findings import Finding, fault, note
 from launch.doctor.links import PASSES, ROUND_S, Link, Links, partners
@@ -89,14 +89,12 @@ def _judge(visit: Visit, heard: Heard) -> None:
     within = _slowest(heard, "within", lambda rank: rank)
     between = _slowest(heard, "between", lambda rank: visit.cards[rank]["node"])
     visit.figures |= {"within": within, "between": between}
-    for node, ranks in visit.nodes.items():
-        names = [visit.describe(rank) for rank in ranks]
-        visit.findings += judge.slow_links(
-            f"within {node}", names, _indexed(within, ranks), [node] * len(ranks)
-        )
-    visit.findings += judge.slow_links(
-        "between machines", visit.names, _indexed(between, visit.names), visit.names, visit.noise
+    visit.findings += judge_links.within_machines(
+        {node: _indexed(within, ranks) for node, ranks in visit.nodes.items()},
+        lambda node, index: visit.describe(visit.nodes[node][index]),
+        visit.noise,
     )
+    visit.findings += judge_links.between_machines(visit.names, _indexed(between, visit.names), visit.noise)
     measured = [own["collectives"] for own in heard.values() if "collectives" in own]
     for name in measured[0] if measured else ():
         size, seconds = measured[0][name][0], max(found[name][1] for found in measured)
