@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -55,8 +55,8 @@ def examine(request: Request, ranks: RankInfo, system: System) -> Report | None:
         introduce(visit, own, listener.port)
         share_directory(visit)
         measuring = reach_others(visit)
-        measure_devices(visit)
-        measure_messages(visit, measuring)
+        failed = measure_devices(visit)
+        measure_messages(visit, [rank for rank in measuring if rank not in failed])
         return visit.conclude()
     finally:
         listener.close()
@@ -64,6 +64,11 @@ def examine(request: Request, ranks: RankInfo, system: System) -> Report | None:
 
 def introduce(visit: Visit, own: list[Finding], port: int) -> None:
     """Who is there, on which machine, with which versions; and what every machine said of itself."""
+    try:
+        of_torch = packages.of_torch()
+    except RuntimeError as error:  # the driver or the device
+        own = [*own, judge.failed_device(f"rank {visit.ranks.rank}", str(error)).on(visit.system.node)]
+        of_torch = {}
     card = {
         "node": visit.system.node,
         "machine": BOOT.read_text().strip(),
@@ -72,12 +77,13 @@ def introduce(visit: Visit, own: list[Finding], port: int) -> None:
         "local_rank": visit.ranks.local_rank,
         "address": [own_address(visit.ranks, visit.system), port],
         "findings": [finding.as_json() for finding in own],
-        "facts": {**packages.installed(), **packages.of_torch(), "code": packages.code_fingerprint()},
+        "facts": {**packages.installed(), **of_torch, "code": packages.code_fingerprint()},
     }
     visit.introduce(card)
     for other in visit.cards.values():
         visit.findings += map(Finding.from_json, other["findings"])
     facts = {node: visit.cards[ranks[0]]["facts"] for node, ranks in visit.nodes.items()}
+    facts = {node: known for node, known in facts.items() if "CUDA" in known}  # else its device has failed
     visit.findings += judge.differences(facts)
 
 
@@ -137,19 +143,28 @@ def reach_others(visit: Visit) -> list[int]:
     return [rank for rank in reached if gpus[rank] == usual]
 
 
-def measure_devices(visit: Visit) -> None:
-    """Matmuls and copies of every device: of GPUs all at once; of a machine's CPU ranks few at a time."""
+def measure_devices(visit: Visit) -> dict[int, str]:
+    """Matmuls and copies of every device: of GPUs all at once; of a machine's CPU ranks few at a time.
+
+    Returns:
+        by rank whose device could not multiply, why; the same on all ranks.
+    """
     gpu, turns = visit.subject.gpu, take_turns({rank: visit.cards[rank] for rank in visit.alive})
-    device, dtype = speed.device(visit.ranks.local_rank), visit.request.sizes.dtype
+    dtype, failed = visit.request.sizes.dtype, dict[int, str]()
     speeds: dict[int, list[speed.Speed]] = {rank: [] for rank in visit.alive}
+
+    def measure() -> speed.Speed:
+        device = speed.device(visit.ranks.local_rank)
+        return speed.matmul_tflops(device, dtype, GPU_S if gpu else CPU_S)
+
     for number in range(PASSES):
         for turn in range(1 + max(turns.values())):
-            mine = turns[visit.ranks.rank] == turn
-            own = list(speed.matmul_tflops(device, dtype, GPU_S if gpu else CPU_S)) if mine else []
-            for rank, found in visit.exchange(
-                f"matmul {number} {turn}", own, "while devices were measured"
-            ).items():
-                speeds[rank] += [speed.Speed(*found)] if found else []
+            mine = turns[visit.ranks.rank] == turn and visit.ranks.rank not in failed
+            own = _tried(measure) if mine else []
+            heard = visit.exchange(f"matmul {number} {turn}", own, "while devices were measured")
+            failed |= {rank: found for rank, found in heard.items() if isinstance(found, str)}
+            for rank, found in heard.items():
+                speeds[rank] += [speed.Speed(*found)] if found and rank not in failed else []
     speeds = {rank: found for rank, found in speeds.items() if len(found) == PASSES}
     visit.findings += judge.slow_devices(speeds, visit.node_of, visit.describe)
     visit.figures["matmul_tflops"] = {
@@ -157,13 +172,33 @@ def measure_devices(visit: Visit) -> None:
     }
     if visit.ranks.rank == 0:
         visit.noise = _noise(visit, speeds)
-        visit.figures["device"] = speed.device_name(device)
         visit.figures["ranks_per_node"] = max(map(len, visit.nodes.values()))
-        visit.figures["copy_tbs"] = speed.copy_tbs(device, COPY_S).median
-        visit.figures["memory_gib"] = speed.memory_gib(device, visit.ranks.local_world_size)
+        said = failed.get(0) or _tried(lambda: visit.figures.update(_of_the_first_device(visit)) or ())
+        last = {0: said} if isinstance(said, str) else {}  # which the others do not know of
+        for rank, why in {**failed, **last}.items():
+            visit.findings.append(judge.failed_device(visit.describe(rank), why).on(visit.node_of(rank)))
         if visit.ranks.world_size == 1:
             alone = note("other ranks", "none: nothing to compare clocks and speeds with, no links")
             visit.findings.append(alone.on(visit.system.node))
+    return failed
+
+
+def _tried(measure: Callable[[], Iterable[float]]) -> list[float] | str:
+    """What was measured, or in words why the device could not: torch raises RuntimeErrors for all that CUDA says."""
+    try:
+        return list(measure())
+    except RuntimeError as error:
+        return str(error) or type(error).__name__
+
+
+def _of_the_first_device(visit: Visit) -> dict[str, Any]:
+    """Figures that rank 0's device stands for all with."""
+    device = speed.device(visit.ranks.local_rank)
+    return {
+        "device": speed.device_name(device),
+        "copy_tbs": speed.copy_tbs(device, COPY_S).median,
+        "memory_gib": speed.memory_gib(device, visit.ranks.local_world_size),
+    }
 
 
 def take_turns(cards: Mapping[int, Mapping[str, Any]]) -> dict[int, int]:

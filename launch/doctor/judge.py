@@ -109,6 +109,12 @@ def slow_devices(
     return found or [ok("matmul of devices", said).on(*everywhere)]
 
 
+def failed_device(device: str, why: str) -> Finding:
+    """A device that cannot multiply or copy; CUDA's errors are several lines, of which the first says what it is."""
+    said = f"{device}: {' '.join(why.partition(chr(10))[0].split())}"
+    return fault("device", said, "look at dmesg (Xid) and nvidia-smi; leave the machine out", machine=True)
+
+
 def busy_share(speeds: Mapping[int, Sequence[Speed]]) -> float:
     """Of the time, that other programs had the cores of the median rank: one busy machine among many is slow itself."""
     return statistics.median(max(speed.waited for speed in own) for own in speeds.values()) if speeds else 0.0

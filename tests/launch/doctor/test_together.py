@@ -117,6 +117,20 @@ def test_a_rank_that_multiplies_slowly_is_named(tmp_path):
 
 
 @pytest.mark.ranks
+def test_devices_that_fail_are_named_and_the_others_measured(tmp_path):
+    planted = {0: ("fails_to_copy",), 1: ("fails_to_multiply",), 3: ("unknown_to_the_driver",)}
+    found = visit(4, tmp_path, planted)
+    assert [one[2:] for one in found["said"] if one[1] == "device"] == [
+        ("rank 3: CUDA error: system not yet initialized", ["n4"]),
+        ("rank 1 (CPU 0 of n2): CUDA error: unspecified launch failure", ["n2"]),
+        ("rank 0 (CPU 0 of n1): CUDA error: an illegal memory access was encountered", ["n1"]),
+    ]
+    assert {"n1", "n2", "n4"} <= set(found["bad"]) and found["status"] == 6
+    assert set(found["figures"]["matmul_tflops"]) == {0, 2, 3} and "copy_tbs" not in found["figures"]
+    assert [pair[:2] for pair in found["figures"]["between"]] == [("n1", "n3")]
+
+
+@pytest.mark.ranks
 @pytest.mark.alone
 def test_a_machine_whose_core_is_taken_is_named(tmp_path):
     found = visit(4, tmp_path, {2: ("shares_its_core",)}, seconds=0.3)
