@@ -20,6 +20,10 @@ class Lost(Exception):
     """Rank 0, or its store, is gone; in words."""
 
 
+class Terminated(BaseException):
+    """This process was told to end (SIGTERM): launchers end all ranks where one has died. No check may catch it."""
+
+
 class Board:
     """Every rank pins what it has to say; rank 0 judges who was in time, and all hear the same.
 

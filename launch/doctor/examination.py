@@ -15,6 +15,7 @@ from typing import Any
 from hcmegatron.config.errors import ConfigError
 from hcmegatron.platform.ranks import RankInfo
 from launch.doctor import judge, packages, speed, storage
+from launch.doctor.board import Terminated
 from launch.doctor.checks import OF_A_MACHINE, run_checks
 from launch.doctor.findings import Finding, Report, fault, note
 from launch.doctor.messages import measure_messages
@@ -32,7 +33,8 @@ def examine(request: Request, ranks: RankInfo, system: System) -> Report | None:
     """Look at everything. Collective.
 
     Returns:
-        on rank 0 the report; elsewhere None. On every rank that does not find rank 0: what this machine alone says.
+        on rank 0 the report, after SIGTERM that of what was found so far; elsewhere None. On every rank that does
+        not find rank 0: what this machine alone says.
 
     Raises:
         Lost: rank 0 has gone meanwhile.
@@ -40,6 +42,16 @@ def examine(request: Request, ranks: RankInfo, system: System) -> Report | None:
     import torch
 
     visit = Visit(request, ranks, system, torch.cuda.device_count())
+    try:
+        return _examined(visit)
+    except Terminated:
+        return visit.cut_short()
+
+
+def _examined(visit: Visit) -> Report | None:
+    import torch
+
+    ranks, system = visit.ranks, visit.system
     if not visit.subject.gpu:
         torch.set_num_threads(
             max(1, len(os.sched_getaffinity(0)) // ranks.local_world_size)
