@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from hcmegatron.config.errors import ConfigError
+from hcmegatron.platform.cores import own_cores
 from hcmegatron.platform.ranks import RankInfo
 from launch.doctor import judge, packages, speed, storage
 from launch.doctor.board import Terminated
@@ -53,9 +54,7 @@ def _examined(visit: Visit) -> Report | None:
 
     ranks, system = visit.ranks, visit.system
     if not visit.subject.gpu:
-        torch.set_num_threads(
-            max(1, len(os.sched_getaffinity(0)) // ranks.local_world_size)
-        )  # as training has it
+        torch.set_num_threads(own_cores(ranks))  # as training has it
     own = run_checks(OF_A_MACHINE, visit.subject) if ranks.local_rank == 0 else []
     try:
         visit.join()
@@ -84,7 +83,7 @@ def introduce(visit: Visit, own: list[Finding], port: int) -> None:
     card = {
         "node": visit.system.node,
         "machine": BOOT.read_text().strip(),
-        "cores": len(os.sched_getaffinity(0)),
+        "cores": sorted(os.sched_getaffinity(0)),
         "gpus": visit.subject.gpus,
         "local_rank": visit.ranks.local_rank,
         "address": [own_address(visit.ranks, visit.system), port],
@@ -217,13 +216,21 @@ def take_turns(cards: Mapping[int, Mapping[str, Any]]) -> dict[int, int]:
     """By rank, in which turn it multiplies: of a machine's CPU ranks as many at once as half of its cores. Pure.
 
     Args:
-        cards: by rank, its machine (whatever names that goes by), cores and gpus.
+        cards: by rank, its machine (whatever names that goes by), the cores that it may run on, and its gpus.
     """
-    found, before = {}, Counter[str]()
+    found, before, cores = {}, Counter[str](), cores_of_machines(cards.values())
     for rank, card in cards.items():
-        found[rank] = 0 if card["gpus"] else before[card["machine"]] // max(1, card["cores"] // 2)
+        found[rank] = 0 if card["gpus"] else before[card["machine"]] // max(1, cores[card["machine"]] // 2)
         before[card["machine"]] += 1
     return found
+
+
+def cores_of_machines(cards: Iterable[Mapping[str, Any]]) -> dict[str, int]:
+    """By machine, how many cores its ranks may run on, all together. Pure."""
+    found: dict[str, set[int]] = {}
+    for card in cards:
+        found.setdefault(card["machine"], set()).update(card["cores"])
+    return {machine: len(cores) for machine, cores in found.items()}
 
 
 def _noise(visit: Visit, speeds: Mapping[int, Sequence[speed.Speed]]) -> str:
@@ -231,8 +238,8 @@ def _noise(visit: Visit, speeds: Mapping[int, Sequence[speed.Speed]]) -> str:
     if (busy := judge.busy_share(speeds)) > judge.BUSY:
         return f"other programs had the cores {busy:.0%} of the time"
     cards = [visit.cards[rank] for rank in visit.alive]
+    cores = cores_of_machines(cards)
     for machine, ranks in Counter(card["machine"] for card in cards).items():
-        cores = max(card["cores"] for card in cards if card["machine"] == machine)
-        if ranks > cores and not visit.subject.gpu:
-            return f"{ranks} ranks share {cores} cores"
+        if ranks > cores[machine] and not visit.subject.gpu:
+            return f"{ranks} ranks share {cores[machine]} cores"
     return ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Sequence
 from datetime import timedelta
@@ -57,6 +58,8 @@ def _measure(visit: Visit, measuring: list[int], own: dict[str, Any]) -> None:
         own["doing"] = what
         visit.board.pin("doing", what)
 
+    # NCCL's watchdog would abort this process over a lost peer; the thread's limit finds the hang, and says in what.
+    os.environ["TORCH_NCCL_ASYNC_ERROR_HANDLING"] = "0"
     try:
         device = speed.device(visit.ranks.local_rank)  # CUDA's current one is each thread's own
         say("forming the process group")

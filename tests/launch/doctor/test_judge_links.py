@@ -1,9 +1,11 @@
 """What rates between ranks say: slow machines, and topologies that are uneven and healthy. Literal figures."""
 
+import os
 from itertools import combinations
 from types import SimpleNamespace
 
 import pytest
+import torch.distributed as dist
 
 from launch.doctor import messages
 from launch.doctor.findings import Level
@@ -107,3 +109,26 @@ def test_noise_counts_within_machines_too(noise, level):
     messages._judge(visit, {**heard, 1: {}, 3: {}})
     (found,) = [one for one in visit.findings if one.name == "links within machines"]
     assert found.level is level
+
+
+def test_nccls_watchdog_does_not_end_the_doctor(monkeypatch):
+    """It is told so before the group is formed, for it is asked then."""
+    monkeypatch.setenv("TORCH_NCCL_ASYNC_ERROR_HANDLING", "3")
+    told = []
+
+    def form(*_, **__):
+        told.append(os.environ["TORCH_NCCL_ASYNC_ERROR_HANDLING"])
+        raise RuntimeError("enough")
+
+    monkeypatch.setattr(dist, "init_process_group", form)
+    visit = SimpleNamespace(
+        nodes={"n1": [0, 1]},
+        ranks=SimpleNamespace(rank=0, local_rank=0),
+        request=SimpleNamespace(sizes=None, limit=1.0),
+        subject=SimpleNamespace(gpu=True),
+        board=SimpleNamespace(pin=lambda *_: None, store=dist.HashStore()),
+        system=SimpleNamespace(clock=lambda: 0.0),
+    )
+    own = {}
+    messages._measure(visit, [0, 1], own)
+    assert told == ["0"] and own["error"] == "enough"

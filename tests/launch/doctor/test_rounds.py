@@ -4,7 +4,7 @@ from itertools import combinations
 
 import pytest
 
-from launch.doctor.examination import take_turns
+from launch.doctor.examination import cores_of_machines, take_turns
 from launch.doctor.links import PASSES, ROUND_S, partners
 from launch.doctor.rounds import blame, cover, rounds
 
@@ -50,10 +50,16 @@ def test_partners_have_each_other_in_the_same_round(nodes):
 def test_ranks_of_a_machine_that_has_few_cores_multiply_one_after_the_other():
     """Every rank knows the turns of all, whatever its own cores."""
     small, large, gpus = (
-        {"machine": m, "cores": c, "gpus": g} for m, c, g in (("a", 2, 0), ("b", 8, 0), ("c", 2, 8))
+        {"machine": m, "cores": c, "gpus": g}
+        for m, c, g in (("a", [0, 1], 0), ("b", range(8), 0), ("c", [0, 1], 8))
     )
     cards = dict(enumerate([small, small, large, large, small, large, gpus, gpus]))
     assert take_turns(cards) == {0: 0, 1: 1, 2: 0, 3: 0, 4: 2, 5: 0, 6: 0, 7: 0}
+
+
+def test_ranks_that_are_bound_to_cores_of_their_own_have_all_of_them_together():
+    cards = {rank: {"machine": "a", "cores": [2 * rank, 2 * rank + 1], "gpus": 0} for rank in range(4)}
+    assert cores_of_machines(cards.values()) == {"a": 8} and take_turns(cards) == {0: 0, 1: 0, 2: 0, 3: 0}
 
 
 def test_a_machine_whose_row_is_bad_is_told_from_a_bad_link():
