@@ -51,7 +51,7 @@ def train(
         stop = StopFlag(launched=ranks.apart)
         path: Path = on_first_rank(lambda: choose_directory(config, name))
         start = checkpoint.find(config, path, corpus.fingerprint)
-        if start and start.position.step == config.training.steps:
+        if start and start.position.step == config.training.steps and not tests_left(config, path):
             if ranks.rank == 0:
                 for line in resume.finished(start):
                     standard_streams.tell(f"hcmegatron: {line}")
@@ -65,6 +65,11 @@ def train(
     if stop.orphaned:
         return 1
     return STOPPED if ranks.source == STARTED_HERE else 0
+
+
+def tests_left(config: Config, path: Path) -> bool:
+    """Whether a finished run has no result of its test sets: they were added, or it ended before. Collective."""
+    return on_first_rank(lambda: bool(config.data.test) and not resume.tested(path, config.training.steps))
 
 
 def loop(run: TrainingRun, stop: StopFlag, more: Iterable[Factory] = ()) -> int:
