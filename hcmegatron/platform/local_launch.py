@@ -93,8 +93,8 @@ def launch_ranks(
     in this process. With `spawn`, `worker` must be picklable.
 
     Args:
-        patience: seconds for which the others go on after one has failed, to say what they make of it; what rank 0
-            says then counts.
+        patience: seconds for which the others go on after one has failed, until rank 0 has said what it makes of it,
+            which then counts.
     """
     if world_size == 1:
         return worker(RankInfo(0, 1, 0, 1, "127.0.0.1", free_port(), STARTED_HERE))
@@ -175,7 +175,8 @@ class _Launch:
             if failures and not self.seen:
                 self.seen = time.monotonic()
                 deadline = self.seen + self.patience
-            if failures and not self.ending and time.monotonic() >= deadline:
+            judged = all(rank.number for rank in alive.values())  # rank 0 has said what it makes of it
+            if failures and not self.ending and (judged or time.monotonic() >= deadline):
                 self.ending = True
                 deadline = time.monotonic() + GRACE_S
                 for rank in alive.values():
