@@ -49,7 +49,9 @@ def train(config: str | os.PathLike[str] | Config, *, restarts: int | None = Non
         resolved, sources = read_config(file, words)
         check_config(resolved, sources)
         directory = _directory(resolved, file.stem, launched)
-        words = [word for word in words if not word.startswith("--run.dir=")] + [f"--run.dir={directory}"]
+        words = [word for word in words if not word.startswith("--run.dir=")] + [
+            f"--run.dir={scalar(str(directory))}"
+        ]
         words += [f"--restarts={restarts}"] if restarts is not None else []
         status = (_here if launched else _in_a_process)(["train", str(file), *words])
     if status == USER_ERROR:
@@ -74,19 +76,33 @@ def _words(overrides: Mapping[str, Any]) -> list[str]:
     words = []
     for section, value in overrides.items():
         settings = value if isinstance(value, Mapping) else {"": value}
-        words += [f"--{section}{'.' if key else ''}{key}={_text(each)}" for key, each in settings.items()]
+        for key, each in settings.items():
+            name = f"{section}{'.' if key else ''}{key}"
+            words.append(f"--{name}={scalar(_plain(name, each))}")
     return words
 
 
-def _text(value: Any) -> str:
-    if isinstance(value, str):
-        return value
+def _plain(name: str, value: Any) -> Any:
+    """A setting's value as YAML knows it: NumPy's and torch's numbers as Python's, paths as words.
+
+    Raises:
+        ConfigError: YAML has no such value.
+    """
     if isinstance(value, os.PathLike):
-        return str(os.fspath(value))
-    return scalar(
-        [_text(each) if isinstance(each, os.PathLike) else each for each in value]
-        if isinstance(value, list | tuple)
-        else value
+        return os.fspath(value)
+    if isinstance(value, list | tuple):
+        return [_plain(name, each) for each in value]
+    if isinstance(value, Mapping):
+        return {str(key): _plain(name, each) for key, each in value.items()}
+    if hasattr(value, "item") and getattr(value, "ndim", None) == 0:
+        value = value.item()
+    for kind in (bool, int, float, str):
+        if isinstance(value, kind):
+            return kind(value)  # of a subclass, such as an enumeration's, YAML would write its class
+    if value is None:
+        return None
+    raise ConfigError(
+        f"{name}: {type(value).__name__} is no value of a setting; use a number, a text, a list or None"
     )
 
 

@@ -180,7 +180,7 @@ class Training:
     eval_tokens: int = 32  # of it, or as many as fit a sequence
     log_every: int = 1
     max_bad_steps: int = 5  # in a row before the run stops: not finite, or spikes (health)
-    threads: int | None = None  # CPU threads a rank; None: cores / ranks on this node
+    threads: int | None = None  # CPU threads a rank; None: its share of the cores
 
 
 @dataclass

@@ -16,7 +16,13 @@ from hcmegatron.connections.mixing import aggregate
 
 
 def expand(h: Tensor, streams: int) -> Tensor:
-    """h [s,b,C] -> w = `streams` copies [s,b,w,C], contiguous (HC, mHC); a view where w is 1 (residual, FC)."""
+    """h [s,b,C] -> w = `streams` copies [s,b,w,C], contiguous (HC, mHC); a view where w is 1 (residual, FC).
+
+    Raises:
+        ValueError: fewer than one stream.
+    """
+    if streams < 1:
+        raise ValueError(f"streams={streams}: must be at least 1")
     if streams == 1:
         return h.unsqueeze(-2)
     return h.unsqueeze(-2).expand(*h.shape[:-1], streams, h.shape[-1]).contiguous()

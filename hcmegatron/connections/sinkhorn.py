@@ -54,10 +54,12 @@ def sinkhorn(L: Tensor, iterations: int = 20, eps: SinkhornEps = "none") -> Tens
     by hand, which recomputes the iterates.
 
     Raises:
-        ValueError: fewer than one iteration.
+        ValueError: fewer than one iteration, or matrices that are not square.
     """
     if iterations < 1:
         raise ValueError(f"iterations={iterations}: must be at least 1")
+    if L.ndim < 2 or L.shape[-1] != L.shape[-2]:
+        raise ValueError(f"L is {list(L.shape)}: must be [..., n, n], square matrices of logits")
     L = _first(L, eps)
     for _ in range(iterations - 1):
         L = L - _log_sum(L, ROWS, eps)

@@ -14,6 +14,7 @@ import hcmegatron.platform.megatron  # noqa: F401  (installs the CPU adapter bef
 from hcmegatron.config.errors import ConfigError
 from hcmegatron.config.schema import Config, Parallel
 from hcmegatron.platform.agreement import rank_facts
+from hcmegatron.platform.cores import own_cores
 from hcmegatron.platform.ranks import STARTED_HERE, RankInfo
 from hcmegatron.platform.rendezvous import meet_ranks
 from megatron.core import parallel_state, tensor_parallel
@@ -27,8 +28,8 @@ def device() -> torch.device:
 
 
 def threads(config: Config, ranks: RankInfo) -> int:
-    """CPU threads of this rank: training.threads, or an equal share of the node's cores."""
-    return config.training.threads or max(1, len(os.sched_getaffinity(0)) // ranks.local_world_size)
+    """CPU threads of this rank: training.threads, or as many as it has cores of its own."""
+    return config.training.threads or own_cores(ranks)
 
 
 def timeout(parallel: Parallel) -> timedelta:

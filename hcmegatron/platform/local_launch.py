@@ -83,33 +83,41 @@ class _Rank(NamedTuple):
     messages: Connection  # one Failure, if it raised
 
 
-def launch_ranks(worker: Worker, world_size: int, method: Literal["fork", "spawn"] = "fork") -> int:
+def launch_ranks(
+    worker: Worker, world_size: int, method: Literal["fork", "spawn"] = "fork", patience: float = 0.0
+) -> int:
     """Run `worker` as world_size ranks on this machine, and return the exit status of them all.
 
     `worker` returns an exit status. It may raise ConfigError or Ended, which is then raised here, once. Any other
     exception is written to stderr once, with its traceback and rank, and gives status 1. One rank alone runs
     in this process. With `spawn`, `worker` must be picklable.
+
+    Args:
+        patience: seconds for which the others go on after one has failed, until rank 0 has said what it makes of it,
+            which then counts.
     """
     if world_size == 1:
         return worker(RankInfo(0, 1, 0, 1, "127.0.0.1", free_port(), STARTED_HERE))
-    return launch_apart(worker, world_size, method).say()
+    return launch_apart(worker, world_size, method, patience).say()
 
 
-def launch_apart(worker: Worker, world_size: int, method: Literal["fork", "spawn"] = "fork") -> Outcome:
+def launch_apart(
+    worker: Worker, world_size: int, method: Literal["fork", "spawn"] = "fork", patience: float = 0.0
+) -> Outcome:
     """As `launch_ranks`, each rank in a process of its own, and how they ended. Nothing is said."""
     port = free_port()
     places = [
         RankInfo(rank, world_size, rank, world_size, "127.0.0.1", port, STARTED_HERE, apart=True)
         for rank in range(world_size)
     ]
-    return _Launch(multiprocessing.get_context(method)).run(worker, places)
+    return _Launch(multiprocessing.get_context(method), patience).run(worker, places)
 
 
 class _Launch:
     """The ranks of one launch, from their start to their end."""
 
-    def __init__(self, context: BaseContext) -> None:
-        self.context = context
+    def __init__(self, context: BaseContext, patience: float) -> None:
+        self.context, self.patience = context, patience
         self.ranks: list[_Rank] = []
         self.interrupted = 0  # the signal that this process was sent
         self.asked_by_hand = False  # one SIGINT has come
@@ -139,7 +147,8 @@ class _Launch:
                 signal.signal(number, self._forward)
             signal.pthread_sigmask(signal.SIG_UNBLOCK, FORWARDED)
             failures = self._wait()
-            cause = min(failures, default=None)
+            # Who was given time to judge has the last word.
+            cause = min(failures, key=lambda one: (bool(self.patience and one.rank), one), default=None)
             asked = self.asked or self.stopped
             return Outcome(cause, self.stopped, asked, self.interrupted, self.seen or time.monotonic())
         finally:
@@ -155,7 +164,7 @@ class _Launch:
         deadline = None
         while alive:
             ready = wait(list(alive), None if deadline is None else max(0.0, deadline - time.monotonic()))
-            if not ready:
+            if not ready and self.ending:
                 self._kill()
                 deadline = None
             for descriptor in ready:
@@ -163,9 +172,13 @@ class _Launch:
                 failure = self._ended(alive.pop(descriptor))
                 if failure is not None:
                     failures.append(failure)
-            if failures and not self.ending:
-                self.ending, self.seen = True, time.monotonic()
-                deadline = self.seen + GRACE_S
+            if failures and not self.seen:
+                self.seen = time.monotonic()
+                deadline = self.seen + self.patience
+            judged = all(rank.number for rank in alive.values())  # rank 0 has said what it makes of it
+            if failures and not self.ending and (judged or time.monotonic() >= deadline):
+                self.ending = True
+                deadline = time.monotonic() + GRACE_S
                 for rank in alive.values():
                     rank.process.terminate()
         return failures

@@ -13,6 +13,7 @@ from hcmegatron.studies.isoflop import growth, profiles
 from hcmegatron.studies.laws import Array, compute_law, loss_law
 from hcmegatron.studies.table import Table
 
+FEWEST = 5  # runs of a kind that a law of its own takes more than: it has as many numbers
 EXAMPLE = """\
 examples:
   hcmegatron study fit --csv runs.csv                                  columns parameters, tokens, loss
@@ -34,11 +35,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     fit.add_argument("--csv", required=True, metavar="FILE", help="a table of runs, CSV or .parquet")
     fit.add_argument("--parameters", default="parameters", metavar="COLUMN", help="N")
-    fit.add_argument("--tokens", default="tokens", metavar="COLUMN", help="D")
+    fit.add_argument("--tokens", metavar="COLUMN", help="D (default: tokens)")
     fit.add_argument("--flops", metavar="COLUMN", help="C, from which D = C / 6N, in place of tokens")
     fit.add_argument("--loss", default="loss", metavar="COLUMN", help="nats")
     fit.add_argument("--kind", metavar="COLUMN", help="of the connection: a law and a multiplier for each")
-    fit.add_argument("--baseline", default="residual", help="the kind whose multiplier is 1")
+    fit.add_argument("--baseline", help="the kind whose multiplier is 1 (default: residual)")
     fit.add_argument("--group", metavar="COLUMN", help="rows that are drawn together: points of one run")
     fit.add_argument("--drop-highest", type=int, default=0, metavar="K", help="losses left out")
     fit.add_argument("--bootstraps", type=int, default=1000, help="default: 1000")
@@ -60,7 +61,7 @@ def main(options: argparse.Namespace) -> int:
         compute = table.numbers(options.flops)
         tokens = compute / (6 * parameters)
     else:
-        tokens = table.numbers(options.tokens)
+        tokens = table.numbers(options.tokens or "tokens")
         compute = 6 * parameters * tokens
     known = np.isfinite(losses) & np.isfinite(parameters) & np.isfinite(compute)
     kept = np.flatnonzero(known)
@@ -87,6 +88,14 @@ def main(options: argparse.Namespace) -> int:
 
 
 def _refuse(options: argparse.Namespace) -> None:
+    if options.flops and options.tokens:
+        raise ConfigError(
+            f"--tokens {options.tokens}: D follows from --flops and --parameters; give one of the two"
+        )
+    if options.baseline and not options.kind:
+        raise ConfigError(
+            f"--baseline {options.baseline}: is of a connection's kinds; name their column by --kind"
+        )
     for name, wrong, allowed in (
         ("drop-highest", options.drop_highest < 0, "at least 0"),
         ("bootstraps", options.bootstraps < 20, "at least 20"),
@@ -131,18 +140,22 @@ def _fits(
 
     everything = np.arange(len(losses))
     laws: dict[str, Any] = {}
+    few: dict[str, int] = {}
     if kinds is None:
         laws["all runs"] = fitted(loss_law, parameters, tokens, of=everything)
     else:
-        laws = {
-            str(kind): fitted(loss_law, parameters[of], tokens[of], of=of)
-            for kind in np.unique(kinds)
-            if len(of := np.flatnonzero(kinds == kind)) > 5
-        }
+        for kind in np.unique(kinds):
+            of = np.flatnonzero(kinds == kind)
+            if len(of) > FEWEST:
+                laws[str(kind)] = fitted(loss_law, parameters[of], tokens[of], of=of)
+            else:
+                few[str(kind)] = len(of)
     report: dict[str, Any] = {"L = E + A/N^alpha + B/D^beta; N* grows as C^a": laws}
+    if few:
+        report["kinds without a law of their own, with their runs"] = few
     if kinds is not None:
         report["L = E + K/(m C)^gamma"] = fitted(
-            lambda c: compute_law(c, kinds.tolist(), options.baseline), compute, of=everything
+            lambda c: compute_law(c, kinds.tolist(), options.baseline or "residual"), compute, of=everything
         )
     elif budgets := profiles(compute, parameters, losses):
         grown = growth(budgets)
@@ -165,6 +178,11 @@ def _told(report: dict[str, Any]) -> list[str]:
             lines += ["", f"{title}   ({report['level']:.0%} intervals)"]
             for name, fit in several.items():
                 lines += _law_lines(name, fit)
+        elif title.startswith("kinds without"):
+            lines += [
+                f"  {kind}: no law of its own, which takes more than {FEWEST} runs; it has {runs}"
+                for kind, runs in part.items()
+            ]
         elif title == "iso-FLOP":
             lines += ["", "iso-FLOP profiles: compute, runs, N of least loss, loss"]
             for profile in part["profiles"]:
@@ -172,7 +190,9 @@ def _told(report: dict[str, Any]) -> list[str]:
                 if profile["parameters"] is not None:
                     least = f"{profile['parameters']:.4g}  {profile['loss']:.4f}"
                 lines.append(f"  {profile['compute']:.3g}  {profile['runs']}  {least}")
-            lines.append(f"  N* grows as C^{part['N* grows as C^']}")
+            exponent = part["N* grows as C^"]
+            grows = "two budgets with a least loss or more say how N* grows; there are fewer"
+            lines.append(f"  {grows}" if exponent is None else f"  N* grows as C^{exponent}")
     return lines
 
 

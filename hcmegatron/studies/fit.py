@@ -83,11 +83,21 @@ def fit_law(
         groups: of every run; those of one group are drawn together (points of one training are not independent).
 
     Raises:
-        ValueError: there are fewer runs than numbers to fit.
+        ValueError: there are fewer runs than numbers to fit, or fewer that differ in what the law knows of them, or
+            fewer groups to draw.
     """
     runs, numbers = law.rows.shape[1:]
     if runs <= numbers:
         raise ValueError(f"{runs} runs cannot fix the {numbers} numbers of this law; add runs")
+    distinct = len(np.unique(law.rows.swapaxes(0, 1).reshape(runs, -1), axis=0))
+    if distinct < numbers:
+        raise ValueError(
+            f"{runs} runs at {distinct} different places cannot fix the {numbers} numbers of this law; vary N and D"
+        )
+    if groups is not None and (drawn := len(set(map(str, groups)))) < numbers:
+        raise ValueError(
+            f"{drawn} groups are too few to draw from for intervals of the {numbers} numbers of this law; add groups"
+        )
     log_loss = np.log(losses)
     once = np.ones(runs)
     found = [_minimise(start, law, log_loss, once, delta) for start in law.starts]

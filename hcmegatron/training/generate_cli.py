@@ -36,6 +36,7 @@ OPTIONS = (
     "--step",
     "--json",
 )
+COLDEST = 1e-6  # temperature: from there down only the likeliest token would be drawn, or fp64 overflow
 TOKENS = 64  # of a text, where they are not asked for and fit
 PATIENCE_S = 5.0  # as for training: the first rank says what all have found, and its launcher ends the others
 
@@ -176,6 +177,10 @@ def _sampling(options: argparse.Namespace) -> dict[str, Any]:
     temperature = 1.0 if options.temperature is None else _number("--temperature", options.temperature)
     if temperature == 0:
         raise ConfigError("--temperature 0: nothing is drawn; use --greedy for the likeliest token")
+    if temperature < COLDEST:
+        raise ConfigError(
+            f"--temperature {options.temperature}: {COLDEST} or more; use --greedy for the likeliest token"
+        )
     top_p = 1.0 if options.top_p is None else _number("--top-p", options.top_p)
     if not 0 < top_p <= 1:
         raise ConfigError(f"--top-p {options.top_p}: above 0 and up to 1, which is all tokens")
@@ -245,6 +250,6 @@ def _shown(asked: Asked, number: int, found: Continuation, text: str) -> str:
     """A prompt and what follows it, as JSON or for a reader; what would steer a terminal is no letter."""
     if asked.as_json:
         said: dict[str, Any] = {"prompt": asked.texts[number], "text": text, "tokens": found.tokens}
-        return json.dumps(said | {"ended": found.ended, "step": asked.step}, ensure_ascii=False)
+        return json.dumps(said | {"ended": found.ended, "step": asked.step})  # ASCII, whatever the locale
     whole = "".join(c if c.isprintable() or c in "\n\t" else "\ufffd" for c in asked.texts[number] + text)
     return whole if len(asked.prompts) == 1 else f"--- prompt {number + 1} of {len(asked.prompts)}\n{whole}"

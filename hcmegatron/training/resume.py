@@ -177,6 +177,22 @@ def set_aside(start: Start) -> Start:
     return replace(start, aside=tuple(said), damaged={})
 
 
+def tested(directory: Path, step: int) -> bool:
+    """Whether a run's metrics.jsonl has the losses on its test sets, after that step."""
+    try:
+        lines = (directory / "metrics.jsonl").read_text(errors="replace").splitlines()
+    except FileNotFoundError:
+        return False
+    for line in lines:
+        try:
+            entry = json.loads(line)
+        except ValueError:  # a torn line is no result
+            continue
+        if isinstance(entry, dict) and (entry.get("kind"), entry.get("step")) == ("test", step):
+            return True
+    return False
+
+
 def finished(start: Start) -> tuple[str, ...]:
     """What a run has to say that was at its end already, one line each."""
     return (

@@ -53,7 +53,7 @@ def train(
         stop = StopFlag(launched=ranks.apart)
         path: Path = on_first_rank(lambda: choose_directory(config, name))
         start = checkpoint.find(config, path, corpus.fingerprint)
-        if start and start.position.step == config.training.steps:
+        if start and start.position.step == config.training.steps and not tests_left(config, path):
             if ranks.rank == 0:
                 for line in resume.finished(start):
                     standard_streams.tell(f"hcmegatron: {line}")
@@ -72,6 +72,11 @@ def stopped(stop: StopFlag, ranks: RankInfo) -> int:
     if ranks.source == STARTED_HERE:
         return STOPPED
     return tell_stopped(os.environ) if ranks.rank == 0 else 0
+
+
+def tests_left(config: Config, path: Path) -> bool:
+    """Whether a finished run has no result of its test sets: they were added, or it ended before. Collective."""
+    return on_first_rank(lambda: bool(config.data.test) and not resume.tested(path, config.training.steps))
 
 
 def loop(run: TrainingRun, stop: StopFlag, more: Iterable[Factory] = ()) -> int:

@@ -20,6 +20,10 @@ class Lost(Exception):
     """Rank 0, or its store, is gone; in words."""
 
 
+class Terminated(BaseException):
+    """This process was told to end (SIGTERM): launchers end all ranks where one has died. No check may catch it."""
+
+
 class Board:
     """Every rank pins what it has to say; rank 0 judges who was in time, and all hear the same.
 
@@ -73,16 +77,17 @@ class Board:
         among, verdict, me = list(among), f"{topic}: who came", self.ranks.rank
         if me == 0:
             came = self._gather(topic, among, limit, grace)
-            self.pin(verdict, list(came))
+            self.pin(verdict, came)  # in one answer: every rank's read of every other's would be ranks^2
             return came
         end = time.monotonic() + limit + LATE_S
-        while (numbers := self.read(verdict, 0)) is None:
+        while (answer := self.read(verdict, 0)) is None:
             if time.monotonic() > end:
                 raise Lost("rank 0 does not answer any more")
             time.sleep(self._poll)
-        if me in among and me not in numbers:
+        heard = {int(rank): said for rank, said in answer.items()}
+        if me in among and me not in heard:
             raise Lost(f"rank 0 has waited {limit:.0f} s for this rank, and goes on without it")
-        return {rank: self.read(topic, rank) for rank in numbers}
+        return heard
 
     def _gather(self, topic: str, among: list[int], limit: float, grace: float) -> dict[int, Any]:
         end, last, came = time.monotonic() + limit, math.inf, dict[int, Any]()

@@ -10,13 +10,14 @@ import signal
 import sys
 from functools import partial
 from pathlib import Path
+from types import FrameType
 
 from hcmegatron.config import ConfigError, check_config, read_config
 from hcmegatron.planner.machines import load_machine
 from hcmegatron.platform import cuda_environment, standard_streams
 from hcmegatron.platform.collective_failure import Ended
 from hcmegatron.platform.ranks import RankInfo, discover_ranks
-from launch.doctor.board import Lost
+from launch.doctor.board import Lost, Terminated
 from launch.doctor.examination import examine
 from launch.doctor.findings import BAD_NODES, FAULTS, Report
 from launch.doctor.machine_file import machine_text
@@ -105,17 +106,40 @@ def _start(worker: partial[int], count: int | None) -> int:
         raise ConfigError(
             f"--ranks {count}: there are {gpus} GPUs, and every rank takes one; use {gpus} or fewer"
         )
-    status = launch_ranks(worker, count, "spawn" if gpus else "fork")
+    # Where one dies, the others find it missing in some phase, within its limit, and go through the rest.
+    patience = 10 * worker.args[1].limit
+    status = launch_ranks(worker, count, "spawn" if gpus else "fork", patience)
     if status == 128 + signal.SIGINT:
         raise KeyboardInterrupt
     return status
 
 
 def _rank(options: argparse.Namespace, request: Request, system: System, ranks: RankInfo) -> int:
+    if ranks.rank:
+        return _examine(options, request, system, ranks)
+    before = signal.signal(signal.SIGTERM, _terminated)
+    try:
+        return _examine(options, request, system, ranks)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _terminated(number: int, frame: FrameType | None) -> None:
+    signal.signal(number, signal.SIG_IGN)  # what was found is now written down
+    raise Terminated
+
+
+def _examine(options: argparse.Namespace, request: Request, system: System, ranks: RankInfo) -> int:
     try:
         report = examine(request, ranks, system)
-    except Lost as error:
-        raise Ended(f"rank {ranks.rank} of {ranks.world_size} on {system.node}: {error}", FAULTS) from None
+    except Lost as error:  # the verdict is rank 0's: another status would have a launcher end it
+        said = f"rank {ranks.rank} of {ranks.world_size} on {system.node}: {error}"
+        if ranks.rank == 0:
+            raise Ended(said, FAULTS) from None
+        standard_streams.tell(f"hcmegatron: {said}")
+        return 0
+    if ranks.rank == 0:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
     if report is None or ranks.local_rank:
         return 0
     if options.json:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import psutil
 
+from hcmegatron.platform.cores import own_cores
 from hcmegatron.platform.cuda_environment import NEEDED_QUEUES, QUEUES, VARIABLES
 from launch.doctor.findings import Finding, fault, note, ok, warning
 from launch.doctor.subject import Subject
@@ -79,13 +79,10 @@ def _queues(subject: Subject) -> Iterator[Finding]:
 
 def _threads(subject: Subject) -> Iterator[Finding]:
     value = subject.system.environment.get("OMP_NUM_THREADS", "")
-    cores, ranks = len(os.sched_getaffinity(0)), subject.ranks.local_world_size
-    if value.isdigit() and int(value) * ranks > max(cores, ranks):
-        yield warning(
-            "OMP_NUM_THREADS",
-            f"OMP_NUM_THREADS={value} for {ranks} ranks on {cores} cores",
-            f"use {max(1, cores // ranks)}, or unset it",
-        )
+    cores, ranks = own_cores(subject.ranks), subject.ranks.local_world_size
+    if value.isdigit() and int(value) > cores:
+        said = f"OMP_NUM_THREADS={value}; each of {ranks} ranks has {cores} cores"
+        yield warning("OMP_NUM_THREADS", said, f"use {cores}, or unset it")
 
 
 def _interfaces(subject: Subject) -> Iterator[Finding]:

@@ -123,7 +123,8 @@ class Report:
 
     @property
     def status(self) -> int:
-        """The exit status: 0 without faults; 6 with machines to leave out; 5 where leaving none out would help."""
-        if all(finding.level < Level.FAULT for finding in self.findings):
+        """The exit status: 0 without faults; 6 where leaving machines out mends all of them; 5 where some stay."""
+        faults, bad = [one for one in self.findings if one.level is Level.FAULT], set(self.bad)
+        if not faults:
             return FINE
-        return BAD_NODES if self.bad else FAULTS
+        return BAD_NODES if all(one.nodes and bad.issuperset(one.nodes) for one in faults) else FAULTS

@@ -7,15 +7,12 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from hcmegatron.platform.agreement import in_words
-from launch.doctor.findings import Finding, fault, note, ok, warning
-from launch.doctor.links import Link
+from launch.doctor.findings import Finding, fault, ok, warning
 from launch.doctor.peers import Offset
 from launch.doctor.rounds import Pair, blame, cover
 from launch.doctor.speed import Speed
 
 SLOW_DEVICE = 0.9  # of the median of all devices
-# of the median, over the members, of each one's best link: one slow member does not lower that
-SLOW_LINK = 0.7
 SLOW_IN_NOISE = 0.15  # the same where ranks and other programs have to share their cores
 BUSY = 0.1  # of the time: from there on a CPU's speeds are those of whatever else runs on it
 CLOCK_WARNING_S, CLOCK_FAULT_S = 0.5, 60.0  # beyond the uncertainty
@@ -112,6 +109,12 @@ def slow_devices(
     return found or [ok("matmul of devices", said).on(*everywhere)]
 
 
+def failed_device(device: str, why: str) -> Finding:
+    """A device that cannot multiply or copy; CUDA's errors are several lines, of which the first says what it is."""
+    said = f"{device}: {' '.join(why.partition(chr(10))[0].split())}"
+    return fault("device", said, "look at dmesg (Xid) and nvidia-smi; leave the machine out", machine=True)
+
+
 def busy_share(speeds: Mapping[int, Sequence[Speed]]) -> float:
     """Of the time, that other programs had the cores of the median rank: one busy machine among many is slow itself."""
     return statistics.median(max(speed.waited for speed in own) for own in speeds.values()) if speeds else 0.0
@@ -143,70 +146,16 @@ def unreachable(nodes: Sequence[str], broken: Mapping[Pair, str]) -> list[Findin
     return found + _of_links(name, nodes, links, lambda pair: f"unreachable: {broken[pair]}", remedy)
 
 
-def slow_links(
-    what: str, names: Sequence[str], links: Mapping[Pair, Link], on: Sequence[str], noise: str = ""
-) -> list[Finding]:
-    """Members and links slower than SLOW_LINK of what the others have.
-
-    Args:
-        what: "between machines", or "within n3".
-        names: of the members: machines, or ranks of one machine.
-        links: by pair of indices of `names`.
-        on: the machine of every member.
-        noise: why rates say little about links; "" where there is no reason.
-    """
-    name = f"links {what}"
-    if not links:
-        return []
-    rates = {pair: link.gbs for pair, link in links.items()}
-    us, size = (
-        statistics.median(link.us for link in links.values()),
-        max(link.bytes for link in links.values()),
-    )
-    said = (
-        f"{len(rates)} of {size / 2**20:.3g} MiB: {statistics.median(rates.values()):.3g} GB/s, the slowest "
-    )
-    said += f"{min(rates.values()):.3g}; {us:.0f} us"
-    best = [
-        max((rate for pair, rate in rates.items() if member in pair), default=0.0)
-        for member in range(len(names))
-    ]
-    usual = statistics.median_high(rate for rate in best if rate)
-    slow = {pair for pair, rate in rates.items() if rate < (SLOW_IN_NOISE if noise else SLOW_LINK) * usual}
-    members, left = blame(range(len(names)), slow)
-    found = []
-    for index in members:
-        own = statistics.median(rate for pair, rate in rates.items() if index in pair)
-        said = f"{names[index]}: {own:.3g} GB/s to whomever, {own / usual:.0%} of what others have"
-        remedy = "look at its network adapter and cable; leave the machine out"
-        found.append(fault(name, said, remedy, machine=True).on(on[index]))
-
-    def rate(pair: Pair) -> str:
-        return f"{rates[pair]:.3g} GB/s, {rates[pair] / usual:.0%} of what others have"
-
-    remedy = "look at the switches between them; leave one of them out"
-    found += _of_links(name, names, left, rate, remedy, on)
-    if noise and not found:
-        found = [note(name, f"{said}; hardly compared: {noise}").on(*dict.fromkeys(on))]
-    return found or [ok(name, said).on(*dict.fromkeys(on))]
-
-
 def _of_links(
-    name: str,
-    names: Sequence[str],
-    links: Iterable[Pair],
-    words: Callable[[Pair], str],
-    remedy: str,
-    on: Sequence[str] | None = None,
+    name: str, names: Sequence[str], links: Sequence[Pair], words: Callable[[Pair], str], remedy: str
 ) -> list[Finding]:
     """A fault for every bad link, laid to the fewest machines without which all of them are gone."""
-    on, links = on or names, list(links)
     without = cover(links)
     found = []
     for pair in links:
         said = f"{names[pair[0]]} and {names[pair[1]]}: {words(pair)}"
-        blamed = (on[index] for index in pair if index in without)
-        found.append(fault(name, said, remedy, machine=True).on(*dict.fromkeys(blamed)))
+        blamed = (names[index] for index in pair if index in without)
+        found.append(fault(name, said, remedy, machine=True).on(*blamed))
     return found
 
 
@@ -239,7 +188,8 @@ def shared_directory(first: str, seen: Mapping[str, str]) -> list[Finding]:
     if hidden:
         said = f"what {first} writes there is not seen by {len(hidden)} of {len(seen)} other machines"
         remedy = "put run.dir on a file system that all machines mount"
-        found.append(fault(name, said, remedy).on(*hidden))
+        # seen by nobody else, it is the directory that is not shared, and no machine's fault
+        found.append(fault(name, said, remedy).on(*([first] if len(hidden) == len(seen) else []), *hidden))
     if unlocked:
         said = f"{first}'s lock does not hold on {len(unlocked)} of {len(seen)} other machines"
         found.append(

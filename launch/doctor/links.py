@@ -3,7 +3,7 @@
 Machines meet in the rounds of a tournament, all ranks of one with those of the other at once, as pipeline neighbours
 do; and meet again in a second one, of which the better figures count, since other programs disturb. A round takes at
 most about ROUND_S: how often, and how much of, the run's message is sent is cut to that. So 64 machines, whose 2016
-pairs are 63 rounds, take at most 2 x 63 x 0.3 s = 38 s where links carry 100 Mbit/s or more.
+pairs are 63 rounds, take at most 2 x 63 x 0.32 s = 41 s where links carry 100 Mbit/s or more.
 """
 
 from __future__ import annotations

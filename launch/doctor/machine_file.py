@@ -28,7 +28,7 @@ def machine_text(figures: Mapping[str, Any]) -> str:
     Raises:
         ConfigError: devices were not measured.
     """
-    if not figures.get("matmul_tflops"):
+    if not figures.get("matmul_tflops") or "copy_tbs" not in figures:
         raise ConfigError("--write: no device was measured; mend the faults first")
     device = figures["device"]
     values = _values(figures, of_device(device))

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Sequence
 from datetime import timedelta
 from typing import Any
 
-from launch.doctor import judge, speed
+from launch.doctor import judge_links, speed
 from launch.doctor.checks import AFTER_LOAD, run_checks
 from launch.doctor.findings import Finding, fault, note
 from launch.doctor.links import PASSES, ROUND_S, Link, Links, partners
@@ -57,6 +58,8 @@ def _measure(visit: Visit, measuring: list[int], own: dict[str, Any]) -> None:
         own["doing"] = what
         visit.board.pin("doing", what)
 
+    # NCCL's watchdog would abort this process over a lost peer; the thread's limit finds the hang, and says in what.
+    os.environ["TORCH_NCCL_ASYNC_ERROR_HANDLING"] = "0"
     try:
         device = speed.device(visit.ranks.local_rank)  # CUDA's current one is each thread's own
         say("forming the process group")
@@ -89,14 +92,12 @@ def _judge(visit: Visit, heard: Heard) -> None:
     within = _slowest(heard, "within", lambda rank: rank)
     between = _slowest(heard, "between", lambda rank: visit.cards[rank]["node"])
     visit.figures |= {"within": within, "between": between}
-    for node, ranks in visit.nodes.items():
-        names = [visit.describe(rank) for rank in ranks]
-        visit.findings += judge.slow_links(
-            f"within {node}", names, _indexed(within, ranks), [node] * len(ranks)
-        )
-    visit.findings += judge.slow_links(
-        "between machines", visit.names, _indexed(between, visit.names), visit.names, visit.noise
+    visit.findings += judge_links.within_machines(
+        {node: _indexed(within, ranks) for node, ranks in visit.nodes.items()},
+        lambda node, index: visit.describe(visit.nodes[node][index]),
+        visit.noise,
     )
+    visit.findings += judge_links.between_machines(visit.names, _indexed(between, visit.names), visit.noise)
     measured = [own["collectives"] for own in heard.values() if "collectives" in own]
     for name in measured[0] if measured else ():
         size, seconds = measured[0][name][0], max(found[name][1] for found in measured)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import shutil
@@ -22,6 +23,7 @@ from launch.doctor.subject import Subject
 BLOCK, MOST, SECONDS = 4 << 20, 64 << 20, 1.0  # bytes of a write, and how much is written at most
 SLOW_MB, SLOW_FSYNC_S = 50.0, 0.1
 REPLACED = 40  # times, while another thread reads
+READ_S = 10.0  # for a read of them
 SEEN_S = 5.0  # after which a file has to be visible on other machines: network file systems remember for a few seconds
 TOKEN = "token"
 NAME = "run directory"
@@ -64,6 +66,8 @@ def open_probe(directory: Path) -> Probe | Finding:
     except OSError as error:
         where = error.filename or directory
         why = f"{Path(where).parent}: {error.strerror}"
+        if full := _full(error):
+            return full
         return fault(NAME, f"cannot be written: {why}", "choose another run.dir, or mount it for writing")
 
 
@@ -71,36 +75,52 @@ def check(subject: Subject, probe: Probe) -> Iterator[Finding]:
     """What one machine can tell of the file system. Writes up to 64 MiB, which are gone afterwards."""
     yield replaces(probe.folder)
     yield locks(probe)
-    yield speed(probe.folder)
     yield space(subject, probe.folder)
+    yield speed(probe.folder)
 
 
 def replaces(folder: Path) -> Finding:
     """A file is replaced while another thread reads it: every read finds one of them whole."""
-    path, found, done = folder / "replaced", set(), threading.Event()
+    name, remedy = "rename over a file", "another file system for run.dir"
+    path, found, read_once, done = folder / "replaced", set(), threading.Event(), threading.Event()
     texts = {b"a" * 65536, b"b" * 65536}
-    path.write_bytes(min(texts))
 
     def read() -> None:
         while not done.is_set():
             try:
                 found.add(path.read_bytes())
-            except FileNotFoundError:
-                found.add(b"")
+            except OSError as error:
+                found.add(error.strerror.encode())
+            read_once.set()
 
     reader = threading.Thread(target=read, daemon=True)
-    reader.start()
-    for turn in range(REPLACED):
-        new = folder / "new"
-        new.write_bytes(sorted(texts)[turn % 2])
-        os.replace(new, path)
-    done.set()
+    try:
+        path.write_bytes(min(texts))
+        reader.start()
+        for turn in range(REPLACED):
+            new = folder / "new"
+            new.write_bytes(sorted(texts)[turn % 2])
+            os.replace(new, path)
+        reading = read_once.wait(READ_S)
+    except OSError as error:
+        return _full(error) or fault(name, error.strerror, remedy)
+    finally:
+        done.set()
+    if not reading:
+        return fault(name, f"no read of 64 KiB came to an end within {READ_S:.0f} s", remedy)
     reader.join()
     if found <= texts:
-        return ok("rename over a file", f"{REPLACED} times, every reader found a whole file")
-    return fault(
-        "rename over a file", "a reader found it missing or in part", "another file system for run.dir"
-    )
+        return ok(name, f"{REPLACED} times, every reader found a whole file")
+    bad = sorted(found - texts, key=len)
+    why = bad[0].decode() if 0 < len(bad[0]) < 256 else f"{len(bad[0])} of 65536 bytes"
+    return fault(name, f"a reader found it missing or in part ({why})", remedy)
+
+
+def _full(error: OSError) -> Finding | None:
+    """The fault that a write on a full disk, or beyond a quota, is."""
+    if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        return None
+    return fault("free space", error.strerror, "free some, raise the quota, or choose another run.dir")
 
 
 def locks(probe: Probe) -> Finding:
@@ -119,6 +139,13 @@ def locks(probe: Probe) -> Finding:
 
 def speed(folder: Path) -> Finding:
     """fsync of a small file, and bytes a second that reach the disk."""
+    try:
+        return _speed(folder)
+    except OSError as error:
+        return _full(error) or fault("write speed", error.strerror, "another file system for run.dir")
+
+
+def _speed(folder: Path) -> Finding:
     small = []
     for number in range(5):
         begin = time.perf_counter()

@@ -10,7 +10,7 @@ from typing import Any
 from hcmegatron.platform.ranks import RankInfo
 from launch.doctor import judge
 from launch.doctor.board import Board
-from launch.doctor.findings import Finding, Report
+from launch.doctor.findings import Finding, Report, fault
 from launch.doctor.run_sizes import RunSizes
 from launch.doctor.slurm_nodes import node_of_ranks
 from launch.doctor.subject import Subject
@@ -105,11 +105,23 @@ class Visit:
         card = self.cards[rank]
         return f"rank {rank} ({'GPU' if self.subject.gpu else 'CPU'} {card['local_rank']} of {card['node']})"
 
+    def cut_short(self) -> Report | None:
+        """Rank 0's report of what was found until it was told to end."""
+        if self.ranks.rank:
+            return None
+        remedy = "see who has died; srun and --ranks let the others say it (docs/doctor.md)"
+        self.findings.append(fault("ranks", "told to end (SIGTERM) before everything was looked at", remedy))
+        self.hung = True  # what was being measured is not waited for
+        return self._report()
+
     def conclude(self) -> Report | None:
         """Rank 0's report. It waits until all have heard the last word, for its store goes with it."""
         if self.ranks.rank:
             self.board.pin("heard", True)
             return None
         self.board.exchange("heard", True, LAST_S, self.alive)
+        return self._report()
+
+    def _report(self) -> Report:
         named = dict.fromkeys([*self.nodes, *(node for one in self.findings for node in one.nodes)])
-        return Report(self.findings, list(named), self.figures, self.hung)
+        return Report(self.findings, list(named) or [self.system.node], self.figures, self.hung)

@@ -45,6 +45,23 @@ def test_test_sets_are_judged_once_and_as_validation_is(sets, tmp_path):
 
 
 @pytest.mark.ranks
+def test_a_finished_run_is_tested_when_it_is_resumed_and_once(sets, tmp_path):
+    """Test sets may be added to it; one that was killed during its tests has its checkpoint and no result, too."""
+    data = {"paths": [sets["train"]], "holdout": 0.0}
+    for number, own in enumerate([{}, {"test": [sets["test"]]}, {"test": [sets["test"]]}]):
+        config = tiny(
+            tmp_path,
+            tmp_path / "run",
+            data={**data, **own},
+            training={"steps": 1},
+            checkpoint={"save_every": 1, "resume": "auto"},
+        )
+        lines = run_ranks(2, data_workers.metrics, config, **RUN)[0]
+        assert [line["kind"] for line in lines] == ["train", "test"][: number + 1]
+        assert lines[-1]["step"] == 1
+
+
+@pytest.mark.ranks
 def test_a_test_set_needs_no_validation(sets, tmp_path):
     config = tiny(
         tmp_path,

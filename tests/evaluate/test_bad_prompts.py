@@ -197,6 +197,10 @@ MISTAKES = {
         lambda d: asked(d, "--temperature=0", "--top-p=0.9"),
         "--temperature 0: nothing is drawn; use --greedy for the likeliest token",
     ),
+    "a temperature of which fp64 overflows": (
+        lambda d: asked(d, "--temperature=1e-320"),
+        "--temperature 1e-320: 1e-06 or more; use --greedy for the likeliest token",
+    ),
     "a temperature below 0": (
         lambda d: asked(d, "--temperature=-1"),
         "--temperature -1: a number, 0 or more and below",

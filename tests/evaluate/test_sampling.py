@@ -1,9 +1,22 @@
 """Which token comes next, by hand."""
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 
+from hcmegatron.config import Config
+from hcmegatron.evaluate.generation import Continuation
 from hcmegatron.evaluate.sampling import GREEDY, Sampling, choose, draw, nucleus, softmax, uniform
+from hcmegatron.training.generate_cli import Asked, _shown
+
+
+def test_a_text_as_json_is_ascii():
+    """Whatever the locale of the terminal is, it is JSON."""
+    asked = Asked(Config(), Path(), 4, [[110]], ["naïve"], 1, {}, as_json=True)
+    shown = _shown(asked, 0, Continuation([110], [8364]), " €\ud800")
+    assert shown.isascii() and json.loads(shown)["prompt"] == "naïve" and "\\u20ac" in shown
 
 
 def test_the_likeliest_is_the_first_of_equals():

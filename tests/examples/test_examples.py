@@ -46,6 +46,22 @@ def test_two_ranks_have_the_losses_and_gradients_of_one_process():
     assert out.splitlines()[-1] == "losses equal: True; gradients equal: True" and said == ""
 
 
+@pytest.mark.ranks
+def test_a_rank_that_fails_ends_the_two(tmp_path):
+    """Its peer waits for a message that never comes."""
+    (tmp_path / "sitecustomize.py").write_text(
+        "import sys\n"
+        "if '--multiprocessing-fork' in sys.argv:\n"
+        "    import torch.distributed as dist\n"
+        "    form = dist.init_process_group\n"
+        "    dist.init_process_group = lambda *a, rank, **k: (form(*a, rank=rank, **k), 1 / (rank - 1))\n"
+    )
+    environment = os.environ | {"PYTHONPATH": f"{tmp_path}:{ROOT}", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, str(ROOT / "examples/dualpipev_two_ranks.py")]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1 and "ZeroDivisionError" in done.stderr
+
+
 def test_schedules_with_own_costs():
     out, _ = run("simulate_own_costs.py")
     assert [line.split()[0] for line in out.splitlines()][:2] == ["zb_v", "dualpipev"]

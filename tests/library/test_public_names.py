@@ -6,6 +6,7 @@ import sys
 import tomllib
 
 import pytest
+import torch
 
 import hcmegatron
 from tests.ranks import ROOT
@@ -112,3 +113,15 @@ def test_connections_kernels_and_schedules_need_no_megatron():
         *(f"hcmegatron: error: hcmegatron replay {lacking}", "replay 2"),
         f"hcmegatron.train {lacking}",
     ]
+
+
+def test_shapes_that_cannot_be_are_refused_in_a_line():
+    h = torch.zeros(2, 3, 4)
+    for streams in (0, -1):
+        with pytest.raises(ValueError, match=f"^streams={streams}: must be at least 1$"):
+            hcmegatron.expand(h, streams)
+    with pytest.raises(
+        ValueError, match=r"^L is \[4, 3\]: must be \[..., n, n\], square matrices of logits$"
+    ):
+        hcmegatron.sinkhorn(torch.zeros(4, 3))
+    assert hcmegatron.sinkhorn(torch.zeros(0, 4, 4)).shape == (0, 4, 4)

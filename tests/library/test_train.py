@@ -9,7 +9,9 @@ import sys
 import threading
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
 import hcmegatron
 from hcmegatron import train_from_python
@@ -51,6 +53,27 @@ def test_what_is_started_is_what_was_asked_for(started, tmp_path):
     assert (
         config.data.paths == [f"{Path.home()}/x y", "b"] and config.model == load_config("quickstart").model
     )
+
+
+def test_values_are_taken_as_they_are_in_python(started, monkeypatch, tmp_path):
+    """NumPy's and torch's numbers are numbers, and a text that YAML would read as something else is that text."""
+    monkeypatch.chdir(tmp_path)
+    seen, _ = started
+    hcmegatron.train(
+        "quickstart",
+        optimizer={"lr": np.float32(0.5)},
+        training={"steps": np.int64(7), "eval_prompt": "1e3", "global_batch": torch.tensor(8)},
+        run={"dir": "null", "overcommit": np.bool_(True)},
+        data={"paths": ["a: b", "true"]},
+    )
+    ((_, config),) = seen
+    assert (config.optimizer.lr, config.training.steps, config.training.global_batch) == (0.5, 7, 8)
+    assert (config.run.dir, config.run.overcommit, config.training.eval_prompt) == ("null", True, "1e3")
+    assert config.data.paths == ["a: b", "true"]
+    with pytest.raises(
+        hcmegatron.ConfigError, match=r"^training.steps: set is no value of a setting; use a number"
+    ):
+        hcmegatron.train("quickstart", training={"steps": {7}})
 
 
 def test_a_configuration_of_ones_own(started, tmp_path):

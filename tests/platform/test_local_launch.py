@@ -392,3 +392,20 @@ def test_an_interrupt_that_came_before_a_rank_listens_is_heard_when_it_does(tmp_
     done = subprocess.run(path, capture_output=True, text=True, timeout=60)
     assert done.returncode == 128 + signal.SIGINT
     assert re.fullmatch(r"hcmegatron: rank \d was ended by SIGINT\n", done.stderr)
+
+
+def test_ranks_that_are_given_time_say_what_they_make_of_another_ones_death(tmp_path):
+    """Rank 0's word counts then; without it, and after that time, the others are ended as ever."""
+    body = """
+    if place.rank == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    if place.rank == 2:
+        time.sleep(60)
+    time.sleep(1)
+    return 6 if WORD else time.sleep(60)
+    """
+    for word, status in (("True", 6), ("False", 128 + 9)):
+        folder = tmp_path / word
+        folder.mkdir()
+        done, seconds = run(folder, body.replace("WORD", word), "launch_ranks(worker, 3, patience=3)")
+        assert done.returncode == status and 1 < seconds < 20, (done, seconds)

@@ -69,6 +69,8 @@ def test_steps_tokens_and_hours():
     assert training.over["hours"] == pytest.approx([0.1 / 3600, 0.2 / 3600, 0.3 / 3600])
     assert validation.over["tokens"].tolist() == [256] and validation["loss"].tolist() == [2.5]
     assert math.isnan(validation["bits_per_byte"][0])
+    _, tested = columns([*entries, {"step": 4, "kind": "test", "loss": 2.7}], 64.0)
+    assert (tested["loss"].tolist(), tested["test loss"].tolist()) == ([2.5], [2.7])
 
 
 def test_of_a_step_that_is_there_twice_the_later_line_counts_and_what_is_no_number_is_none():

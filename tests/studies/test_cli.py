@@ -44,13 +44,32 @@ def test_a_table_of_runs(table, capsys):
 
 def test_other_names_and_the_compute_multiplier(tmp_path, capsys):
     rows = [
-        {"size": 1e8 * (c / 1e16) ** 0.5, "C": c, "L": loss, "connection": kind, "run": index // 2}
+        {"size": 1e8 * (c / 1e16) ** 0.5, "C": c, "L": loss, "connection": kind, "run": index}
         for index, (c, loss, kind) in enumerate(zip(C, OF_COMPUTE, KINDS, strict=True))
     ]
     path = written(tmp_path / "runs.csv", rows)
     words = ["--parameters", "size", "--flops", "C", "--loss", "L", "--kind", "connection", "--group", "run"]
     told = fit(capsys, "--csv", path, "--bootstraps", "20", *words)
     assert "L = E + K/(m C)^gamma" in told and "m[mhc]                1.4 " in told
+
+
+def test_what_is_left_out_is_said(tmp_path, capsys):
+    """A kind of two runs has no law of its own, and one budget says nothing of growth."""
+    rows = [
+        {"parameters": n, "tokens": d, "loss": loss, "kind": "residual"}
+        for n, d, loss in zip(N, D, EXACT, strict=True)
+    ]
+    path = written(tmp_path / "runs.csv", [*rows, *({**row, "kind": "mhc"} for row in rows[:2])])
+    told = fit(capsys, "--csv", path, "--bootstraps", "20", "--kind", "kind")
+    assert "  mhc: no law of its own, which takes more than 5 runs; it has 2\n" in told
+    found = json.loads(fit(capsys, "--csv", path, "--bootstraps", "20", "--kind", "kind", "--json"))
+    assert found["kinds without a law of their own, with their runs"] == {"mhc": 2}
+    budget = [
+        {"parameters": n, "tokens": 1e19 / (6 * n), "loss": 2 + abs(n / 1e9 - 1)}
+        for n in (2e8, 5e8, 1e9, 2e9, 3e9, 5e9)
+    ]
+    told = fit(capsys, "--csv", written(tmp_path / "one.csv", budget), "--bootstraps", "20")
+    assert "None" not in told and "say how N* grows; there are fewer" in told
 
 
 @pytest.mark.parametrize(
@@ -76,6 +95,14 @@ def test_other_names_and_the_compute_multiplier(tmp_path, capsys):
             "{}/few.csv: no run is left that has every number; add runs",
         ),
         (["--csv", "{}/few.csv", "--kind", "tokens"], "{}/few.csv: baseline = residual: no run has it"),
+        (
+            ["--csv", "{}/few.csv", "--flops", "C", "--tokens", "D"],
+            "--tokens D: D follows from --flops and --parameters; give one of the two",
+        ),
+        (
+            ["--csv", "{}/few.csv", "--baseline", "mhc"],
+            "--baseline mhc: is of a connection's kinds; name their column by --kind",
+        ),
         ([], "the following arguments are required: --csv"),
     ],
 )

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.optimize import approx_fprime
 
-from hcmegatron.studies.fit import DELTA, fit_law, objective
+from hcmegatron.studies.fit import DELTA, _resampled, fit_law, objective
 from hcmegatron.studies.isoflop import growth, profiles
 from hcmegatron.studies.laws import compute_law, loss_law
 from tests.studies.known import EXACT, KINDS, OF_COMPUTE, C, D, N
@@ -53,13 +53,23 @@ def test_intervals_hold_the_truth_and_are_a_function_of_the_seed():
 
 
 def test_points_of_one_run_are_drawn_together():
-    """Of three groups one cannot be drawn in part: a bootstrap of one group alone fits what that group says."""
+    """Of three groups, three are drawn, and none in part."""
+    draws = _resampled(np.random.default_rng(3), 6, 20, ["a", "a", "b", "b", "b", "c"])
+    assert all(len({*one[:2]}) == len({*one[2:5]}) == 1 and one[0] + one[2] + one[5] == 3 for one in draws)
+    assert len({tuple(one) for one in draws}) > 5
     noisy = EXACT * np.exp(0.01 * np.random.default_rng(3).standard_normal(len(N)))
-    groups = np.arange(len(N)) // 10
-    apart, together = (fit_law(loss_law(N, D), noisy, 40, groups=own) for own in (None, groups))
-    assert (
-        len(np.unique(together.draws.round(6), axis=0)) <= 10 < len(np.unique(apart.draws.round(6), axis=0))
+    apart, together = (
+        fit_law(loss_law(N, D), noisy, 20, groups=own) for own in (None, np.arange(len(N)) // 5)
     )
+    assert (apart.draws != together.draws).any() and (apart.values == together.values).all()
+
+
+def test_what_would_give_intervals_of_no_width_is_refused():
+    with pytest.raises(ValueError, match="4 groups are too few to draw from for intervals of the 5 numbers"):
+        fit_law(loss_law(N, D), EXACT, 20, groups=np.arange(len(N)) // 8)
+    few = np.tile([0, 7, 13, 22], 5)
+    with pytest.raises(ValueError, match="20 runs at 4 different places cannot fix the 5 numbers"):
+        fit_law(loss_law(N[few], D[few]), EXACT[few])
 
 
 def test_what_the_runs_do_not_fix_is_named():

@@ -46,15 +46,17 @@ def columns(entries: Iterable[Mapping[str, Any]], tokens_per_step: float) -> tup
         entries: of metrics.jsonl.
     """
     trained: dict[int, Mapping[str, Any]] = {}
-    evaluated: dict[int, Mapping[str, Any]] = {}
+    evaluated: dict[int, dict[str, Any]] = {}
     for entry in entries:
         step, kind = entry.get("step"), entry.get("kind")
         if type(step) is not int or step < 0:
             continue
         if kind == "train":
             trained[step] = entry
-        elif kind == "validation":
-            evaluated[step] = entry
+        elif kind in ("validation", "test"):
+            prefix = "" if kind == "validation" else "test "  # of losses on test sets: "test loss" and so on
+            figures = {f"{prefix}{name}": value for name, value in entry.items()}
+            evaluated[step] = evaluated.get(step, {}) | figures
     training = _columns(trained)
     steps, seconds = training.over["step"], training["seconds"]
     tokens = training["tokens_per_s"] * seconds

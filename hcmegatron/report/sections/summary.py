@@ -25,6 +25,7 @@ def summary(runs: Sequence[Run]) -> Section:
         "last training loss, nats a token": [_last(run.training["loss"], ".4f") for run in runs],
         "last held-out loss, nats a byte": [_last(run.validation["loss"], ".4f") for run in runs],
         "last held-out loss, bits a byte": [_last(run.validation["bits_per_byte"], ".4f") for run in runs],
+        "loss on test sets, nats a byte": [_last(run.validation["test loss"], ".4f") for run in runs],
         "tokens a second, median": [
             f"{run.tokens_per_s:,.0f}" if run.tokens_per_s > 0 else "–" for run in runs
         ],

@@ -2,7 +2,6 @@
 
 from launch.doctor import judge
 from launch.doctor.findings import BAD_NODES, FAULTS, FINE, Finding, Report, fault, merged, note, ok, warning
-from launch.doctor.links import Link
 from launch.doctor.peers import Offset
 from launch.doctor.speed import Speed
 
@@ -11,36 +10,6 @@ NODES = ["n1", "n2", "n3", "n4"]
 
 def faults(findings):
     return [(one.value, one.nodes) for one in findings if one.level.name == "FAULT"]
-
-
-def links(slow, usual=10.0):
-    """Of four machines: every pair at the usual rate but for those in `slow`."""
-    return {(a, b): Link(20.0, slow.get((a, b), usual), 1 << 20) for a in range(4) for b in range(a + 1, 4)}
-
-
-def test_a_slow_machine_is_told_from_a_slow_link():
-    found = judge.slow_links("between machines", NODES, links({(0, 2): 4, (1, 2): 5, (2, 3): 3}), NODES)
-    assert faults(found) == [("n3: 4 GB/s to whomever, 40% of what others have", ("n3",))]
-    found = judge.slow_links("between machines", NODES, links({(1, 3): 5.0}), NODES)
-    assert faults(found) == [("n2 and n4: 5 GB/s, 50% of what others have", ("n4",))]
-    found = judge.slow_links("between machines", NODES, links({(1, 3): 7.1}), NODES)
-    assert faults(found) == [] and found[0].value == "6 of 1 MiB: 10 GB/s, the slowest 7.1; 20 us"
-
-
-def test_of_three_machines_the_slow_one_does_not_set_the_standard():
-    three = {(0, 1): Link(20, 10, 8), (0, 2): Link(20, 2, 8), (1, 2): Link(20, 2, 8)}
-    assert [nodes for _, nodes in faults(judge.slow_links("", NODES[:3], three, NODES[:3]))] == [("n3",)]
-
-
-def test_rates_that_say_little_are_hardly_compared():
-    """Ten times slower is slow in any noise."""
-    noise = "4 ranks share 2 cores"
-    (found,) = judge.slow_links("within n1", NODES, links({(1, 3): 2.0}), ["n1"] * 4, noise)
-    assert found.level.name == "NOTE" and found.value.endswith(
-        f"the slowest 2; 20 us; hardly compared: {noise}"
-    )
-    found = judge.slow_links("within n1", NODES, links({(1, 3): 1.0}), ["n1"] * 4, noise)
-    assert faults(found) == [("n2 and n4: 1 GB/s, 10% of what others have", ("n1",))]
 
 
 def devices(*rates, waited=0.0):
@@ -120,6 +89,11 @@ def test_a_directory_that_others_do_not_see():
     assert judge.shared_directory("n1", {}) == []
 
 
+def test_a_directory_that_nobody_else_sees_is_no_machines_fault():
+    report = Report(judge.shared_directory("n1", {"n2": "not seen"}), ["n1", "n2"])
+    assert report.bad == [] and report.status == FAULTS
+
+
 def test_machines_to_be_left_out():
     """Those with broken hardware, and those with what at most half of the machines have."""
     common = fault("torch", "not installed", "").on("n1", "n2", "n3")
@@ -129,6 +103,16 @@ def test_machines_to_be_left_out():
     assert Report([fault("GPU 0", "broken", "", machine=True).on("n1")], ["n1"]).bad == ["n1"]
     assert Report([rare], ["n2"]).bad == []  # alone: who says that another machine is better?
     assert Report([warning("a", "b", "c").on("n1"), note("a", "b")], NODES).status == FINE
+
+
+def test_machines_to_leave_out_do_not_hide_faults_that_would_stay():
+    common, rare = (fault(name, "", "").on(*nodes) for name, nodes in (("a", NODES), ("b", ["n2"])))
+    of_nobody = fault("ranks", "rank 3 did not answer", "", machine=True)
+    for stays in (common, of_nobody):
+        report = Report([rare, stays], NODES)
+        assert report.bad == ["n2"] and report.status == FAULTS
+    covered = fault("c", "", "", machine=True).on("n1", "n2", "n3")
+    assert Report([rare, covered], NODES).status == BAD_NODES
 
 
 def test_the_same_on_several_machines_is_said_once_and_the_worst_first():

@@ -1,7 +1,9 @@
 """One machine by itself: what its limits, variables, packages, disk and GPUs say."""
 
+import errno
 import os
 import socket
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -167,6 +169,39 @@ def test_a_disk_that_is_not(tmp_path, monkeypatch):
     monkeypatch.setattr(storage.os, "replace", in_two_steps)
     monkeypatch.setattr(storage, "REPLACED", 400)
     assert storage.replaces(tmp_path).level.name == "FAULT"
+
+
+def fails(number):
+    def fail(*_, **__):
+        raise OSError(number, os.strerror(number))
+
+    return fail
+
+
+def test_errors_of_the_file_system_are_no_health(tmp_path, monkeypatch):
+    """A stale handle is a bad read, a read that never ends is none, and a full disk is said as such."""
+    monkeypatch.setattr(storage, "READ_S", 0.2)
+    with monkeypatch.context() as planted:
+        planted.setattr(Path, "read_bytes", fails(errno.ESTALE))
+        assert said([storage.replaces(tmp_path)])[0][::2] == (
+            "fault",
+            "a reader found it missing or in part (Stale file handle)",
+        )
+    with monkeypatch.context() as planted:
+        planted.setattr(Path, "read_bytes", lambda path: time.sleep(2))
+        assert storage.replaces(tmp_path).value == "no read of 64 KiB came to an end within 0 s"
+    full = ("fault", "free space", "No space left on device")
+    with monkeypatch.context() as planted:
+        planted.setattr(storage.os, "fsync", fails(errno.ENOSPC))
+        assert said([storage.speed(tmp_path)]) == [full]
+        planted.setattr(storage.os, "fsync", fails(errno.EIO))
+        assert said([storage.speed(tmp_path)]) == [("fault", "write speed", "Input/output error")]
+        planted.setattr(storage.os, "replace", fails(errno.ENOSPC))
+        assert said([storage.replaces(tmp_path)]) == [full]
+        planted.setattr(storage.tempfile, "mkdtemp", fails(errno.EDQUOT))
+        assert storage.open_probe(tmp_path).name == "free space"
+    names = [one.name for one in storage.check(subject(), storage.open_probe(tmp_path))]
+    assert names == ["rename over a file", "flock", "free space", "write speed"]
 
 
 def test_a_directory_that_cannot_be_written():

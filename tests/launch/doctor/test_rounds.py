@@ -1,11 +1,16 @@
 """Everybody meets everybody in as few rounds as can be, and bad pairs are laid to machines or to links."""
 
+import json
 from itertools import combinations
+from types import MethodType, SimpleNamespace
 
 import pytest
+import torch
+import torch.distributed as dist
 
-from launch.doctor.examination import take_turns
-from launch.doctor.links import PASSES, ROUND_S, partners
+from launch.doctor.board import Board
+from launch.doctor.examination import cores_of_machines, take_turns
+from launch.doctor.links import PASSES, ROUND_S, Links, partners
 from launch.doctor.rounds import blame, cover, rounds
 
 
@@ -25,8 +30,47 @@ def test_every_pair_meets_once_and_nobody_is_in_two_pairs(players):
         assert len(busy) == len(set(busy)) == players - players % 2
 
 
-def test_64_machines_take_less_than_a_minute():
-    assert PASSES * len(rounds(64)) * ROUND_S == pytest.approx(37.8)
+class Wire(Links):
+    """Links over a wire of so many bytes a second, with the seconds that it was busy."""
+
+    def __init__(self, rate):
+        super().__init__(torch.device("cpu"), 0, print)
+        self.rate, self.busy = rate, 0.0
+
+    def _exchange(self, partner, size):
+        seconds = 30e-6 + size / self.rate
+        self.busy += seconds
+        return seconds
+
+    @staticmethod
+    def _send_and_receive(partner, mine, theirs):
+        theirs.copy_(mine)
+
+
+@pytest.mark.parametrize("rate", [12.5e6, 125e6, 1e9, 40e9])
+@pytest.mark.parametrize("size", [1 << 16, 8 << 20, 1 << 30])
+def test_64_machines_take_less_than_a_minute(rate, size):
+    """From 100 Mbit/s up, whatever the run's message is."""
+    wire = Wire(rate)
+    wire._pair(1, size)
+    assert wire.busy < 1.1 * ROUND_S
+    assert PASSES * len(rounds(64)) * wire.busy < 41
+
+
+def test_ranks_hear_of_the_others_in_one_answer():
+    """512 ranks that each read every other's card would ask the store 262,144 times."""
+    store, asked = dist.HashStore(), []
+    board = SimpleNamespace(ranks=SimpleNamespace(rank=0), store=store, _poll=0.0)
+    for name in ("pin", "_gather", "exchange"):
+        setattr(board, name, MethodType(getattr(Board, name), board))
+    board.read = lambda topic, rank: asked.append((topic, rank)) or Board.read(board, topic, rank)
+    for rank in (1, 2):
+        store.set(f"card {rank}", json.dumps({"of": rank}))
+    everybody = {0: {"of": 0}, 1: {"of": 1}, 2: {"of": 2}}
+    assert board.exchange("card", {"of": 0}, 5.0, range(3)) == everybody
+    board.ranks.rank = 2
+    asked.clear()
+    assert board.exchange("card", {"of": 2}, 5.0, range(3)) == everybody and asked == [("card: who came", 0)]
 
 
 @pytest.mark.parametrize("nodes", [[[0, 1, 2], [3, 4, 5]], [[0], [1], [2]], [[0, 2, 4], [1, 3]]])
@@ -50,10 +94,16 @@ def test_partners_have_each_other_in_the_same_round(nodes):
 def test_ranks_of_a_machine_that_has_few_cores_multiply_one_after_the_other():
     """Every rank knows the turns of all, whatever its own cores."""
     small, large, gpus = (
-        {"machine": m, "cores": c, "gpus": g} for m, c, g in (("a", 2, 0), ("b", 8, 0), ("c", 2, 8))
+        {"machine": m, "cores": c, "gpus": g}
+        for m, c, g in (("a", [0, 1], 0), ("b", range(8), 0), ("c", [0, 1], 8))
     )
     cards = dict(enumerate([small, small, large, large, small, large, gpus, gpus]))
     assert take_turns(cards) == {0: 0, 1: 1, 2: 0, 3: 0, 4: 2, 5: 0, 6: 0, 7: 0}
+
+
+def test_ranks_that_are_bound_to_cores_of_their_own_have_all_of_them_together():
+    cards = {rank: {"machine": "a", "cores": [2 * rank, 2 * rank + 1], "gpus": 0} for rank in range(4)}
+    assert cores_of_machines(cards.values()) == {"a": 8} and take_turns(cards) == {0: 0, 1: 0, 2: 0, 3: 0}
 
 
 def test_a_machine_whose_row_is_bad_is_told_from_a_bad_link():

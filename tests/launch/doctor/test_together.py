@@ -53,6 +53,13 @@ def test_a_wrong_clock_and_a_blocked_port_are_named_and_the_others_measured(tmp_
     assert {pair[:2] for pair in found["figures"]["between"]} == {("n1", "n2"), ("n1", "n3"), ("n2", "n3")}
 
 
+@pytest.mark.ranks
+def test_a_run_directory_that_cannot_be_written_is_no_machines_fault(tmp_path):
+    found = visit(2, "/proc/sys/here")
+    assert [one[3] for one in found["said"] if one[1] == "run directory"] == [["n1", "n2"]]
+    assert "n1" not in found["bad"] and found["status"] == 5
+
+
 def observe(world, function, *arguments):
     """As `visit`, where ranks die: what rank 0 returned, and how long it took."""
     begin = time.monotonic()
@@ -107,6 +114,20 @@ def test_a_rank_that_multiplies_slowly_is_named(tmp_path):
     found = visit(3, tmp_path, {1: ("multiplies_slowly",)}, machines=dict.fromkeys(range(3), "n1"))
     (slow,) = [one for one in found["said"] if one[1] == "matmul of a device"]
     assert slow[2].startswith("rank 1 (CPU 1 of n1): ") and slow[3] == ["n1"] == found["bad"]
+
+
+@pytest.mark.ranks
+def test_devices_that_fail_are_named_and_the_others_measured(tmp_path):
+    planted = {0: ("fails_to_copy",), 1: ("fails_to_multiply",), 3: ("unknown_to_the_driver",)}
+    found = visit(4, tmp_path, planted)
+    assert [one[2:] for one in found["said"] if one[1] == "device"] == [
+        ("rank 3: CUDA error: system not yet initialized", ["n4"]),
+        ("rank 1 (CPU 0 of n2): CUDA error: unspecified launch failure", ["n2"]),
+        ("rank 0 (CPU 0 of n1): CUDA error: an illegal memory access was encountered", ["n1"]),
+    ]
+    assert {"n1", "n2", "n4"} <= set(found["bad"]) and found["status"] == 6
+    assert set(found["figures"]["matmul_tflops"]) == {0, 2, 3} and "copy_tbs" not in found["figures"]
+    assert [pair[:2] for pair in found["figures"]["between"]] == [("n1", "n3")]
 
 
 @pytest.mark.ranks

@@ -4,11 +4,16 @@ import json
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 
 from hcmegatron.cli import main
 from hcmegatron.planner.machines import load_machine
+from hcmegatron.platform.collective_failure import Ended
+from hcmegatron.platform.ranks import RankInfo
+from launch.doctor import cli
+from launch.doctor.board import Lost
 from tests.ranks import ROOT
 
 DOCTOR = [sys.executable, "-m", "hcmegatron", "doctor"]
@@ -42,6 +47,29 @@ def test_what_is_really_wrong_with_a_machine_is_named(tmp_path):
     assert faults["shared memory"]["value"] == "/dev/shm has 0.00 GiB free, for 1 rank"
     assert faults["run directory"]["value"] == f"cannot be written: {tmp_path}/disk: Read-only file system"
     assert done.stderr.startswith("hcmegatron: error: 1 machine: 3 faults, ")
+
+
+def test_a_doctor_that_is_told_to_end_says_what_it_has_found(tmp_path):
+    """As launchers tell it where another rank has died."""
+    planted = "e.measure_devices = lambda visit: os.kill(os.getpid(), 15)"
+    code = f"import os, sys, launch.doctor.examination as e\n{planted}\nfrom hcmegatron.cli import main\n"
+    done = run([sys.executable, "-c", f"{code}sys.exit(main(['doctor', '--json']))"])
+    assert done.returncode == 5, done.stderr
+    found = {one["name"]: one["value"] for one in json.loads(done.stdout)["findings"]}
+    assert found["ranks"] == "told to end (SIGTERM) before everything was looked at" and "open files" in found
+
+
+def test_a_rank_that_has_lost_rank_0_leaves_the_verdict_to_it(monkeypatch, capsys):
+    def lost(*_):
+        raise Lost("gone")
+
+    monkeypatch.setattr(cli, "examine", lost)
+    asked = (None, None, SimpleNamespace(node="n2"))
+    assert cli._rank(*asked, RankInfo(1, 2, 1, 2, "localhost", 1, "a test")) == 0
+    assert capsys.readouterr().err == "hcmegatron: rank 1 of 2 on n2: gone\n"
+    with pytest.raises(Ended, match="rank 0 of 2 on n2: gone") as ended:
+        cli._rank(*asked, RankInfo(0, 2, 0, 2, "localhost", 1, "a test"))
+    assert ended.value.status == 5
 
 
 def test_two_ranks_a_table_and_a_machine_for_the_planner(tmp_path):

@@ -91,6 +91,33 @@ def killed_in_messages():
     messages.Links._pair = kill
 
 
+def fails_to_multiply():
+    """As a GPU that has fallen off the bus."""
+
+    def fail(*arguments, **options):
+        raise RuntimeError("CUDA error: unspecified launch failure\nCompile with TORCH_USE_CUDA_DSA")
+
+    torch.mm = fail
+
+
+def fails_to_copy():
+    """The same, later."""
+
+    def fail(*arguments):
+        raise RuntimeError("CUDA error: an illegal memory access was encountered\nmore")
+
+    examination.speed.copy_tbs = fail
+
+
+def unknown_to_the_driver():
+    """torch finds that a device does not answer where it asks for its name."""
+
+    def fail():
+        raise RuntimeError("CUDA error: system not yet initialized")
+
+    examination.packages.of_torch = fail
+
+
 def multiplies_slowly():
     """Its device takes 200 ms more for every product."""
     multiply = torch.mm
