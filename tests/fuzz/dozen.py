@@ -9,7 +9,7 @@ from hcmegatron.config.types import flatten
 from tests.fuzz import space
 from tests.fuzz.cases import Case, of_seed
 
-SEEDS = range(160)
+SEEDS = range(240)
 SLOW = (
     "kernels",
     "run.tensorboard",

@@ -346,9 +346,14 @@ def caught_end(worker):
 def test_a_rank_that_only_went_along_is_not_the_cause(tmp_path):
     body = """
         from hcmegatron.platform.collective_failure import PeerFailed
+        ready = f'{FOLDER}/ready'
         if place.rank == 0:
+            while not os.path.exists(ready):
+                time.sleep(0.05)
             raise PeerFailed('rank 2 failed: RuntimeError: the cause')
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        if place.rank == 2:
+            open(ready, 'w').close()
         time.sleep(0.5)
         if place.rank == 2:
             raise RuntimeError('the cause')

@@ -70,6 +70,7 @@ VALUES: dict[str, list[Any]] = {
     "run.observers": [["hcmegatron.training.observer:Observer"]],
     "training.seed": [99],
     "training.eval_prompt": ["line 1"],
+    "diagnostics.ablation_every": [100],
     "health.slow_factor": [1000.0],
     "run.profile_at": [[3]],
     "recompute.modules": [["core_attn"]],
