@@ -38,7 +38,9 @@ def measure_messages(visit: Visit, measuring: Sequence[int]) -> None:
         visit.hung = thread.is_alive()
         if visit.hung:
             own = {**own, "error": f"no end within {limit:.0f} s", "at": visit.system.clock()}
-    heard = visit.board.exchange("measured", own, limit + visit.request.limit, visit.alive, GRACE_S)
+    # Ranks that wait for one which has failed hear of it by the group's time limit.
+    grace = GRACE_S + (visit.request.limit if "error" in own else 0)
+    heard = visit.board.exchange("measured", own, limit + visit.request.limit, visit.alive, grace)
     if visit.ranks.rank == 0:
         _judge(visit, heard)
 

@@ -4,6 +4,7 @@ import csv
 import json
 
 import pytest
+import threadpoolctl  # noqa: F401 - sets a variable of the environment where it is imported first
 
 from hcmegatron.cli import main
 from tests.studies.known import EXACT, KINDS, OF_COMPUTE, C, D, N
