@@ -5,6 +5,7 @@ import math
 
 import pytest
 
+from hcmegatron.platform.exit_status import DIVERGED
 from tests.ranks import run_ranks
 from tests.tools import stability_workers
 from tools.stability import records
@@ -57,6 +58,29 @@ def test_grids_come_first_and_no_run_twice():
 
 def _runs(kind, *places):
     return [Run(kind, *place) for place in places]
+
+
+def test_what_a_run_shows_that_the_trainer_has_ended(tmp_path):
+    entries = [
+        {"kind": "train", "step": n, "loss": loss} for n, loss in enumerate([3.0, 2.0, 2.5, None, None], 1)
+    ]
+    entries.append({"kind": "diagnostics", "step": 2, "loss": 2.0})
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(each) + "\n" for each in entries))
+    line = {"tokens": 4, "seconds": 0.1, "warnings": []}
+    gains = [(2.0, 8.0), (1.5, None), (1.25, 3.0)]
+    names = "composite_gain_forward_max", "composite_gain_backward_max"
+    seen = [
+        {"step": n, **line, "scalars": dict(zip(names, each, strict=True))} for n, each in enumerate(gains, 1)
+    ]
+    seen.append(
+        {"step": 4, **line, "tokens": 0, "scalars": {"loss": 50.0}}
+    )  # a spike's, without an observation
+    (tmp_path / "diagnostics.jsonl").write_text("".join(json.dumps(each) + "\n" for each in seen))
+    found = records.measure(Run("a", 1.0, 1), tmp_path, DIVERGED, warmup=1, window=1, seconds=1.23)
+    gains = (1.25, 2.0), (3.0, math.inf)
+    assert found == Record(Run("a", 1.0, 1), DIVERGED, True, math.inf, 2, math.inf, *gains, 1.2)
+    records.write(tmp_path, {found.run: found})
+    assert records.read(tmp_path) == {found.run: found}
 
 
 def test_tables_have_medians_and_ranges_of_what_is_there(tmp_path):

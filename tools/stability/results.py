@@ -6,13 +6,14 @@ import math
 from collections.abc import Callable
 from pathlib import Path
 from statistics import median
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from hcmegatron.report.files import COLOURS, MARKERS, SETTINGS
 from tools.stability.rule import Plan, Record, Records, best_rate, beyond, grid
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
 
 
 class Measure(NamedTuple):
@@ -62,9 +63,6 @@ def tables(plan: Plan, records: Records) -> list[str]:
 def figure(plan: Plan, records: Records, folder: Path) -> list[Path]:
     """stability.svg and stability.png: every run's value at each multiple of its kind's best rate, and lines through
     the medians. A value that is not finite is a cross at the upper edge."""
-    import matplotlib
-    from matplotlib.figure import Figure
-
     drawn = [each for measures in TABLES for each in measures if each.log is not None]
     with matplotlib.rc_context(SETTINGS):
         made = Figure(figsize=(7.2, 5.4), layout="constrained")

@@ -115,7 +115,7 @@ def wanted(plan: Plan, records: Records) -> list[Run]:
     runs = [run for kind in plan.kinds for run in grid(plan, kind)]
     for multiple in plan.multiples:
         runs += [run for kind in plan.kinds for run in beyond(plan, kind, multiple, records)]
-    return [run for run in dict.fromkeys(runs) if run not in records]
+    return [run for run in runs if run not in records]
 
 
 def excesses(losses: Sequence[float], warmup: int, window: int) -> list[float]:
