@@ -43,7 +43,7 @@ def test_what_is_neither(tmp_path, monkeypatch):
         ConfigError, match=r"quickstrat: there is no such file, nor a .*; did you mean quickstart\?$"
     ):
         locate(Path("quickstrat"))
-    with pytest.raises(ConfigError, match=r"whatever: .*; packaged are mhc-27b, .*, quickstart$"):
+    with pytest.raises(ConfigError, match=r"whatever: .*; packaged are mhc-27b, .*, quickstart, stability$"):
         locate(Path("whatever"))
     for path in ("quickstart.yaml", "configs/quickstart"):
         with pytest.raises(ConfigError, match="there is no such file; give the path of a YAML file"):

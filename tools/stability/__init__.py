@@ -1,0 +1,1 @@
+"""Connections beyond their best learning rate: runs, tables and the figure of docs/stability.md."""
