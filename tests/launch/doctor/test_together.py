@@ -133,11 +133,13 @@ def test_devices_that_fail_are_named_and_the_others_measured(tmp_path):
 @pytest.mark.ranks
 @pytest.mark.alone
 def test_a_machine_whose_core_is_taken_is_named(tmp_path):
+    """The others keep to another core, else theirs are taken as well."""
+    planted = dict.fromkeys((0, 1, 3), ("keeps_to_the_first_core",)) | {2: ("shares_its_core",)}
     for attempt in range(
         3
-    ):  # where other programs take the cores of all, the doctor names nobody, and says so
+    ):  # where programs of others take the cores of all, the doctor says so, and names nobody
         (folder := tmp_path / str(attempt)).mkdir()
-        found = visit(4, folder, {2: ("shares_its_core",)}, seconds=0.3)
+        found = visit(4, folder, planted, seconds=0.3)
         if found["bad"] == ["n3"]:
             break
     assert found["bad"] == ["n3"], found["said"]

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from hcmegatron.platform.rank_process import end_with_parent
 from hcmegatron.platform.ranks import RankInfo
 from launch.doctor import examination, messages
 from launch.doctor.board import Lost
@@ -129,13 +130,23 @@ def multiplies_slowly():
     torch.mm = slow
 
 
+def keeps_to_the_first_core():
+    """Off the core that another rank shares with other programs."""
+    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+
+
 def shares_its_core():
     """Another program has this rank's core half of the time and more."""
-    core = {sorted(os.sched_getaffinity(0))[-1]}
+    core = {max(os.sched_getaffinity(0))}
+
+    def there() -> None:
+        os.sched_setaffinity(0, core)
+        end_with_parent(signal.SIGKILL)
+
     for _ in range(2):
         subprocess.Popen(
             [sys.executable, "-c", "import time\nend = time.time() + 12\nwhile time.time() < end: pass"],
-            preexec_fn=lambda: os.sched_setaffinity(0, core),
+            preexec_fn=there,
         )
     os.sched_setaffinity(0, core)
     os.nice(5)
