@@ -2,7 +2,7 @@
 
     debootstrap --variant=minbase --include=python3,python3-venv,ca-certificates bookworm ROOT
     python -m tools.build_cpu_image ROOT --bind /etc/pip.conf
-    python -m tools.build_cpu_image ROOT --run hcmegatron train configs/quickstart.yaml --training.steps=3
+    python -m tools.build_cpu_image ROOT --run hcmegatron train quickstart --training.steps=3
 
 ROOT stands for the base image: Debian's own Python 3.11 is in the place of Docker's. ARG, ENV, WORKDIR, COPY, RUN and
 USER are done as the Dockerfile says, .dockerignore included; LABEL, HEALTHCHECK, ENTRYPOINT and CMD change no file, and
@@ -111,7 +111,11 @@ class Image:
 
     def _copy(self, source: str, place: Path, into: bool) -> None:
         start = TREE / source
-        files = [start] if start.is_file() else [path for path in start.rglob("*") if path.is_file()]
+        files = (
+            [start]
+            if start.is_file()
+            else [path for path in start.rglob("*") if not path.is_dir() or path.is_symlink()]
+        )
         for path in files:
             if ignored(str(path.relative_to(TREE)), self.patterns):
                 continue
@@ -119,7 +123,8 @@ class Image:
                 place / (path.name if into else "") if start.is_file() else place / path.relative_to(start)
             )
             there.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(path, there)
+            there.unlink(missing_ok=True)
+            shutil.copy2(path, there, follow_symlinks=False)  # a link stays one, as in Docker's COPY
 
 
 def size(root: Path) -> int:

@@ -6,6 +6,7 @@ import importlib.metadata
 import importlib.util
 import sys
 
+from hcmegatron.config.packaged import packaged
 from hcmegatron.platform.optional import nvidia_apex
 from hcmegatron.platform.versions import megatron_core
 
@@ -20,6 +21,10 @@ def wrong(target: str) -> list[str]:
         found.append(f"torch {torch} is older than {'.'.join(map(str, TORCH))}; use a newer base image")
     if apex.alarming:
         found.append(f"apex: {apex.words}")
+    if not packaged():
+        found.append(
+            "the packaged configurations are missing; copy configs/, to which hcmegatron/configs leads"
+        )
     if target == "gpu":
         if not apex.usable and not apex.alarming:
             found.append(f"NVIDIA's apex is not in the base image: {apex.words}")
