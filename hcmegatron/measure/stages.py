@@ -8,11 +8,8 @@ from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 
 import torch
-from torch import Tensor, nn
-from torch.autograd.graph import GradientEdge
+from torch import Tensor
 
-from hcmegatron.model.execution import Execution
-from hcmegatron.model.gpt import ConnectionGPT
 from hcmegatron.pipeline.chunk_stage import ChunkStage
 from schedules.placement import Placement
 from schedules.runtime.gpu import GPU
@@ -26,10 +23,8 @@ EVALUATED = "E"  # a forward without gradients
 class UndividedStage(ChunkStage):
     """A chunk under Megatron's own schedules, whose linears stay Megatron's: F and B alone."""
 
-    def __init__(self, chunk: nn.Module, model: ConnectionGPT, execution: Execution) -> None:
-        self.chunk, self.model, self.execution = chunk, model, execution
-        self._graphs: dict[int, tuple[Tensor | None, GradientEdge]] = {}
-        self._usual, self._times = execution, None
+    def _separate(self, splits: bool) -> None:
+        """They stay as they are."""
 
 
 def done() -> None:

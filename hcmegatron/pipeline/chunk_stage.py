@@ -33,8 +33,12 @@ class ChunkStage:
         self.chunk, self.model, self.execution = chunk, model, execution
         self._usual = execution
         self._times: NodeTimes | None = None
-        self.wgrad_store: WeightGradStore = separate_weight_gradients(model, complete=splits)
         self._graphs: dict[int, tuple[Tensor | None, GradientEdge]] = {}
+        self._separate(splits)
+
+    def _separate(self, splits: bool) -> None:
+        """Have the linears leave their weight gradients for W."""
+        self.wgrad_store: WeightGradStore = separate_weight_gradients(self.model, complete=splits)
 
     def listen(self, times: NodeTimes | None) -> None:
         """From now on `times` gets those of the nodes; None: nobody asks any more. Between steps."""

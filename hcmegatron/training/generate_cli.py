@@ -16,6 +16,7 @@ from hcmegatron.evaluate.prompts import encoded, read_prompts
 from hcmegatron.planner.cli import Once
 from hcmegatron.platform import standard_streams
 from hcmegatron.platform.collective_failure import Ended
+from hcmegatron.platform.launcher_end import PATIENCE_S
 from hcmegatron.training import resume
 from hcmegatron.training.from_checkpoint import SETTINGS, configured, find_checkpoint
 
@@ -38,7 +39,6 @@ OPTIONS = (
 )
 COLDEST = 1e-6  # temperature: from there down only the likeliest token would be drawn, or fp64 overflow
 TOKENS = 64  # of a text, where they are not asked for and fit
-PATIENCE_S = 5.0  # as for training: the first rank says what all have found, and its launcher ends the others
 
 
 @dataclass(frozen=True)
@@ -129,7 +129,9 @@ def main(options: argparse.Namespace, overrides: list[str]) -> int:
         if ranks is not None and ranks.local_rank > 0:
             if isinstance(error, Ended):
                 return error.status
-            time.sleep(PATIENCE_S)
+            time.sleep(
+                PATIENCE_S
+            )  # the first rank says what all have found, and its launcher ends the others
         raise
 
 
