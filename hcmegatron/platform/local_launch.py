@@ -10,6 +10,7 @@ the parent says once what happened. Ranks die with the parent, even with a kille
 
 from __future__ import annotations
 
+import importlib
 import multiprocessing
 import os
 import signal
@@ -111,6 +112,25 @@ def launch_apart(
         for rank in range(world_size)
     ]
     return _Launch(multiprocessing.get_context(method), patience).run(worker, places)
+
+
+def start_method(world_size: int, gpus: int, module: str) -> Literal["fork", "spawn"]:
+    """How ranks begin whose work is in `module`, on this machine's GPUs or else, with a warning, on its CPU.
+
+    Fewer GPUs than ranks are hidden from them. For forks the module is imported here, once for all.
+
+    Args:
+        gpus: that this process sees.
+    """
+    if gpus == 0:
+        importlib.import_module(module)
+        return "fork"
+    if gpus < world_size:
+        standard_streams.warn(
+            [f"the layout asks for {world_size} ranks and there are {gpus} GPUs: on the CPU instead"]
+        )
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    return "spawn"
 
 
 class _Launch:

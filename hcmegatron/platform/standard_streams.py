@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterable
 
 
 def stand_in_for_closed() -> None:
@@ -30,6 +31,12 @@ def tell(text: str) -> None:
         sys.stderr.flush()
     except (OSError, ValueError):
         silence(2)
+
+
+def warn(warnings: Iterable[str]) -> None:
+    """A line for each on standard error."""
+    for warning in warnings:
+        tell(f"hcmegatron: warning: {warning}")
 
 
 def silence(number: int) -> None:

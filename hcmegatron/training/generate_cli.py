@@ -143,8 +143,8 @@ def _asked(options: argparse.Namespace, overrides: list[str], ranks: RankInfo | 
     given = read_prompts(options.prompt, options.prompts)
     path, saved, older = find_checkpoint(options.run_directory, step)
     config, idle = configured(saved, path, overrides, 1 if ranks is None else ranks.world_size)
-    for warning in [*older, *idle] if ranks is None or ranks.rank == 0 else []:
-        standard_streams.tell(f"hcmegatron: warning: {warning}")
+    if ranks is None or ranks.rank == 0:
+        standard_streams.warn([*older, *idle])
     tokenizer = _tokenizer(config, path, saved)
     length = config.data.sequence_length
     prompts = [encoded(prompt, tokenizer, length) for prompt in given]
@@ -210,16 +210,11 @@ def _start_ranks(asked: Asked) -> int:
     """The ranks that hold the network once, on this machine's GPUs or else on its CPU."""
     import torch
 
-    import hcmegatron.training.generation  # noqa: F401  (once, for all forks)
-    from hcmegatron.platform.local_launch import launch_ranks
+    from hcmegatron.platform.local_launch import launch_ranks, start_method
 
-    world_size, gpus = smallest_world(asked.config), torch.cuda.device_count()
-    if 0 < gpus < world_size:
-        standard_streams.tell(
-            f"hcmegatron: warning: the layout asks for {world_size} ranks and there are {gpus} GPUs: on the CPU instead"
-        )
-        os.environ["CUDA_VISIBLE_DEVICES"] = ""
-    return launch_ranks(partial(_rank, asked), world_size, "spawn" if gpus >= world_size else "fork")
+    world_size = smallest_world(asked.config)
+    method = start_method(world_size, torch.cuda.device_count(), "hcmegatron.training.generation")
+    return launch_ranks(partial(_rank, asked), world_size, method)
 
 
 def _rank(asked: Asked, ranks: RankInfo) -> int:

@@ -6,6 +6,7 @@ import resource
 import subprocess
 import sys
 import textwrap
+import time
 import types
 from pathlib import Path
 from unittest import mock
@@ -18,7 +19,9 @@ from hcmegatron import cli
 from hcmegatron.config import Config, load_config
 from hcmegatron.data.corpus import find_corpus
 from hcmegatron.platform import exit_status
+from hcmegatron.platform.launcher_end import PATIENCE_S
 from hcmegatron.platform.ranks import RankInfo
+from hcmegatron.training import device_check
 from hcmegatron.training.manifest import NotSaved
 
 ROOT = Path(hcmegatron.__file__).parents[1]
@@ -176,7 +179,7 @@ def test_kernels_that_cannot_run_here_are_refused_before_the_run_directory(
 ):
     if launcher:
         request.getfixturevalue(launcher)
-        monkeypatch.setattr(cli.time, "sleep", lambda seconds: None)
+        monkeypatch.setattr(time, "sleep", lambda seconds: None)
     import triton
 
     monkeypatch.setattr(triton.knobs.runtime, "interpret", False)
@@ -230,13 +233,13 @@ def test_a_run_whose_last_checkpoint_failed_ends_with_one_line_and_status_1(torc
 def test_a_world_that_does_not_fit_is_said_once_a_machine(torchrun, trained, monkeypatch, capsys):
     """The other ranks let the first one speak; the launcher ends them when it exits."""
     wrong, waited = ["train", str(QUICKSTART), "--parallel.pipeline=4", "--parallel.schedule=1f1b"], []
-    monkeypatch.setattr(cli.time, "sleep", waited.append)
+    monkeypatch.setattr(time, "sleep", waited.append)
     for rank in (0, 1):
         monkeypatch.setenv("RANK", str(rank))
         monkeypatch.setenv("LOCAL_RANK", str(rank))
         assert cli.main(wrong) == 2
         assert "world size 2 is not a multiple of 4" in capsys.readouterr().err
-        assert waited == [cli.PATIENCE_S] * rank and not trained
+        assert waited == [PATIENCE_S] * rank and not trained
 
 
 def test_torchrun_says_a_mistake_once(tmp_path):
@@ -382,7 +385,7 @@ def test_a_checkpoint_that_is_not_there_is_said_before_torch_is_imported(tmp_pat
 def test_cudas_variables_are_set_before_the_gpu_is_asked_what_it_is(torchrun, trained, monkeypatch):
     name, seen = "CUDA_DEVICE_MAX_CONNECTIONS", []
     monkeypatch.setattr(os, "environ", {key: value for key, value in os.environ.items() if key != name})
-    monkeypatch.setattr(cli, "_check_device", lambda config: seen.append(os.environ.get(name)))
+    monkeypatch.setattr(device_check, "check_device", lambda config: seen.append(os.environ.get(name)))
     assert cli.main(["train", str(QUICKSTART)]) == 0
     assert seen == ["32"]
 

@@ -8,12 +8,13 @@ from typing import Any
 
 import torch.distributed as dist
 
-from hcmegatron import cli
 from hcmegatron.config.schema import Config
 from hcmegatron.data.corpus import find_corpus
 from hcmegatron.platform import distributed, local_launch
 from hcmegatron.platform.ranks import RankInfo
+from hcmegatron.training.start_ranks import start_ranks
 from hcmegatron.training.step import Stepper
+from hcmegatron.training.train_cli import TRAIN
 
 
 def stopped(config: Config) -> int:
@@ -31,7 +32,7 @@ def stopped(config: Config) -> int:
         return usual(self, mean)
 
     Stepper.update, local_launch.GRACE_S = update, 0.5
-    return cli._start_ranks(config, "run", find_corpus(config.data))
+    return start_ranks(config, "run", find_corpus(config.data), TRAIN)
 
 
 def absent(config: Config) -> int:
@@ -44,4 +45,4 @@ def absent(config: Config) -> int:
         return usual(ranks, *arguments)
 
     distributed.meet_ranks, local_launch.GRACE_S = meet, 0.5
-    return cli._start_ranks(config, "run", find_corpus(config.data))
+    return start_ranks(config, "run", find_corpus(config.data), TRAIN)

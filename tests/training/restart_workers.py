@@ -6,11 +6,12 @@ import os
 import signal
 from pathlib import Path
 
-from hcmegatron import cli
 from hcmegatron.config.schema import Config
 from hcmegatron.data.corpus import find_corpus
 from hcmegatron.platform import restart_policy
 from hcmegatron.training import step
+from hcmegatron.training.start_ranks import start_ranks
+from hcmegatron.training.train_cli import TRAIN
 
 
 def restarted(config: Config, deaths: dict[int, int], marks: Path) -> int:
@@ -31,4 +32,4 @@ def restarted(config: Config, deaths: dict[int, int], marks: Path) -> int:
         return usual_step(self, seen)
 
     step.Stepper.step, restart_policy.FIRST_WAIT_S = dying, 0.05
-    return cli._start_ranks(config, "run", find_corpus(config.data), restarts=9)
+    return start_ranks(config, "run", find_corpus(config.data), TRAIN, restarts=9)

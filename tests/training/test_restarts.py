@@ -7,10 +7,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from hcmegatron import cli
 from hcmegatron.training import checkpoint, manifest, resume
 from hcmegatron.training.heartbeat import Heartbeat
 from hcmegatron.training.manifest import Damaged, Progress
+from hcmegatron.training.start_ranks import after_restart
 from tests.ranks import run_ranks
 from tests.small_configs import tiny
 from tests.training import restart_workers
@@ -94,9 +94,9 @@ def test_a_damaged_checkpoint_to_load_is_refused_when_the_run_is_started_again(t
 
 def test_a_rank_that_torchrun_starts_again_writes_down_how_long_it_took(monkeypatch):
     monkeypatch.delenv("TORCHELASTIC_RESTART_COUNT", raising=False)
-    assert cli._after_restart() == ()
+    assert after_restart() == ()
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "2")
-    (factory,) = cli._after_restart()
+    (factory,) = after_restart()
     assert factory.func is Heartbeat and factory.keywords == {"number": 2}
 
 
