@@ -43,7 +43,7 @@ class Gpu:
     def current_stream(self) -> torch.cuda.Stream:
         return torch.cuda.current_stream()
 
-    def on(self, stream: torch.cuda.Stream) -> AbstractContextManager:
+    def on(self, stream: torch.cuda.Stream) -> AbstractContextManager[None]:
         """What is enqueued inside goes to the stream."""
         return torch.cuda.stream(stream)
 

@@ -42,7 +42,7 @@ class InProcessWorld:
     def transport(self, rank: int) -> Transport:
         return _InProcessTransport(self, rank)
 
-    def stream(self, rank: int) -> AbstractContextManager:
+    def stream(self, rank: int) -> AbstractContextManager[None]:
         """What the rank's thread runs under."""
         if not GPU.present():
             return nullcontext()

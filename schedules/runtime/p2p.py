@@ -47,7 +47,8 @@ class P2PChannels:
         mark: Callable[[], Mark] = time.monotonic,
     ) -> None:
         self._transport, self._pool, self._shape = transport, pool, shape
-        self._depths, self._posts, self._position = program.depths, program.posts, position
+        self._depths, self._position = program.depths, position
+        self._all_posted_ahead = program.posts is None
         self._unposted = {channel: deque(messages) for channel, messages in program.receives.items()}
         self._posted: dict[Channel, deque[_UnderWay]] = {channel: deque() for channel in program.receives}
         self._sent: dict[Channel, deque[_UnderWay]] = defaultdict(deque)
@@ -57,14 +58,14 @@ class P2PChannels:
         self.sends: list[Sent] = []
         self.waits: list[Waited] = []
         self.buffers = self.most_buffers = 0
-        if program.posts is None:
+        if self._all_posted_ahead:
             for channel in program.receives:
                 for _ in range(program.depths[channel]):
                     self._post_next(channel)
 
-    def post(self, index: int) -> None:
-        """Posts what the program posts before op ``index``."""
-        for channel in self._posts[index]:
+    def post(self, channels: Sequence[Channel]) -> None:
+        """Posts the next receive of each, as the program's ``posts`` say before an op."""
+        for channel in channels:
             self._post_next(channel)
 
     def receive(self, message: Message) -> Tensor:
@@ -75,7 +76,7 @@ class P2PChannels:
             raise AssertionError(f"{message} is needed where {posted} was posted")
         self._wait(message, pending)
         self._held[message.target, message.microbatch].append(buffer)
-        if self._posts is None:
+        if self._all_posted_ahead:
             self._post_next(channel)
         return buffer
 

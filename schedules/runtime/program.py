@@ -92,9 +92,9 @@ def compile_rank(schedule: Schedule, rank: int, late: Costs | None = None) -> Pr
         ops.append(Op(action, tuple(parts)))
     received: dict[Channel, list[Message]] = defaultdict(list)
     for op in ops:
-        for part in op.parts:
-            if part.receive is not None:
-                received[part.receive.channel].append(part.receive)
+        for compiled in op.parts:
+            if compiled.receive is not None:
+                received[compiled.receive.channel].append(compiled.receive)
     here = set(placement.stages_of(rank))
     depths = {channel: depth for channel, depth in receive_depths(schedule).items() if here & set(channel)}
     messages = {channel: tuple(own) for channel, own in received.items()}

@@ -77,9 +77,8 @@ class Record:
 
     def events(self) -> list[RecordedAction]:
         """In order of their ends. On CUDA this waits for the device."""
-        if not self._cuda:
-            return [RecordedAction(*marks) for marks in self._marks]
-        GPU.synchronize()
+        if self._cuda:
+            GPU.synchronize()
         return [
             RecordedAction(position, part, waited, self.at(start), self.at(end))
             for position, part, waited, start, end in self._marks
@@ -87,7 +86,12 @@ class Record:
 
     def at(self, mark: Mark) -> float:
         """Seconds, as the events count them. On CUDA the device has to be done with what was marked."""
-        return self._marks[0][3].elapsed_time(mark) * 1e-3 if self._cuda else mark
+        if isinstance(mark, float):
+            return mark
+        first = self._marks[0][3]
+        assert not isinstance(first, float)  # one clock marks all of a step
+        milliseconds: float = first.elapsed_time(mark)
+        return milliseconds * 1e-3
 
     def source(self, event: RecordedAction) -> int | None:
         """The rank whose message a part needed; None where it needed none."""

@@ -73,7 +73,7 @@ class Runtime:
         self.position = Position(name, rank, self.program.ops)
         self._stages, self._transport, self._shape = dict(stages), transport, shape
         self._device, self._lockstep, self._watchdog = device, lockstep, watchdog
-        self._overlapping = {n for n, stage in stages.items() if isinstance(stage, OverlappingStage)}
+        self._overlapping = {n: stage for n, stage in stages.items() if isinstance(stage, OverlappingStage)}
         self._pool = BufferPool(dtype, device)
         self._broken = False
 
@@ -109,17 +109,17 @@ class Runtime:
         p2p = P2PChannels(self._transport, self._pool, self._shape, program, position, mark or time.monotonic)
         self._record, self._p2p = record, p2p
         self._handed: dict[Handover, Tensor] = {}
-        posts = program.posts is not None
+        posts = program.posts
         for index, op in enumerate(program.ops):
             position.index, position.since = index, time.monotonic()
-            if posts:
-                p2p.post(index)
+            if posts is not None:
+                p2p.post(posts[index])
             if len(op.parts) == 1:
                 self._run(op.parts[0])
             elif self._lockstep:
                 self._run_in_lockstep(op)
-            elif op.action.stage in self._overlapping:
-                self._run_overlapped(op)
+            elif (stage := self._overlapping.get(op.action.stage)) is not None:
+                self._run_overlapped(op, stage)
             else:
                 for part in op.parts:
                     self._run(part)
@@ -150,7 +150,7 @@ class Runtime:
             if part.is_last_use:
                 self._p2p.release(part.action)
 
-    def _run_overlapped(self, op: Op) -> None:
+    def _run_overlapped(self, op: Op, stage: OverlappingStage) -> None:
         forward, backward = op.parts
         calls: list[str] = []
         started: dict[ActionPart, _Started] = {}
@@ -172,7 +172,7 @@ class Runtime:
 
         value = self._take(forward)
         started[forward] = self._start()
-        self._stages[forward.action.stage].forward_backward(
+        stage.forward_backward(
             forward.action.microbatch,
             value,
             self._stages[backward.action.stage],
@@ -200,7 +200,8 @@ class Runtime:
             return stage.backward(microbatch, value)
         if kind is Kind.I:
             return stage.backward_input(microbatch, value)
-        return stage.backward_weight(microbatch)
+        stage.backward_weight(microbatch)
+        return None
 
     def _take(self, part: ActionPart) -> Tensor | None:
         """The part's input: a message, a value from another stage of this rank, or nothing."""
@@ -218,7 +219,7 @@ class Runtime:
             value = value.detach()
         if part.send is not None:
             self._p2p.send(part.send, value)
-        else:
+        elif part.give is not None:
             self._handed[part.give] = self._pool.own(value)
 
     def _start(self) -> _Started:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import time
 from datetime import timedelta
+from typing import Protocol, cast
 
 import torch
 import torch.distributed as dist
@@ -26,6 +27,14 @@ from schedules.schedule import Message
 
 MOST_CHANNELS = 32  # of a rank, on CUDA: torch's streams of the priority that channels have
 _MICROBATCHES, _STAGES = 1 << 17, 1 << 12  # what a tag of 31 bits has room for
+
+
+class _PointToPoint(Protocol):
+    """What gloo's backend answers, which torch annotates as a Backend of no particular kind."""
+
+    def send(self, tensors: list[Tensor], rank: int, tag: int, /) -> Pending: ...
+
+    def recv(self, tensors: list[Tensor], rank: int, tag: int, /) -> Pending: ...
 
 
 class DistributedTransport(Transport):
@@ -54,19 +63,19 @@ class DistributedTransport(Transport):
             )
         if link is not None and device.type != "cpu":
             raise ValueError(f"an emulated link works between CPU tensors only, not on {device}")
-        self._cuda = self.receives_occupy_device = device.type == "cuda"
+        on_gpu = self.receives_occupy_device = device.type == "cuda"
         # Gloo itself, and its send and recv in place of dist.isend and irecv: what comes between takes as long
         # as the call.
-        self._gloo = None if self._cuda else group._get_backend(device)
+        self._gloo = None if on_gpu else cast(_PointToPoint, group._get_backend(device))
         self._link = EmulatedLink(link) if isinstance(link, Link) else link
-        self._channels = _channel_groups(group, placement, device, timeout) if self._cuda else {}
+        self._channels = _channel_groups(group, placement, device, timeout) if on_gpu else {}
 
     def close(self) -> None:
         while self._channels:
             dist.destroy_process_group(self._channels.popitem()[1])
 
     def send(self, message: Message, tensor: Tensor) -> Pending:
-        if self._cuda:
+        if self._gloo is None:
             group = self._channels[message.channel]
             return _NcclSend(group.send([tensor], 1 - group.rank(), 0), tensor)
         tag = _tag(message)
@@ -78,7 +87,7 @@ class DistributedTransport(Transport):
         return _StampedSend(work, self._gloo.send([stamp], message.target_rank, tag + 1), stamp)
 
     def receive(self, message: Message, buffer: Tensor) -> Pending:
-        if self._cuda:
+        if self._gloo is None:
             group = self._channels[message.channel]
             return group.recv([buffer], 1 - group.rank(), 0)
         tag = _tag(message)
@@ -165,7 +174,7 @@ class _NcclSend:
 
 
 class _StampedSend:
-    def __init__(self, work: dist.Work, stamp_work: dist.Work, stamp: Tensor) -> None:
+    def __init__(self, work: Pending, stamp_work: Pending, stamp: Tensor) -> None:
         self._work, self._stamp_work, self._stamp = work, stamp_work, stamp
 
     def wait(self) -> None:
@@ -174,7 +183,7 @@ class _StampedSend:
 
 
 class _StampedReceive:
-    def __init__(self, work: dist.Work, stamp_work: dist.Work, stamp: Tensor) -> None:
+    def __init__(self, work: Pending, stamp_work: Pending, stamp: Tensor) -> None:
         self._work, self._stamp_work, self._stamp = work, stamp_work, stamp
 
     def wait(self) -> None:

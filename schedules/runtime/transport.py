@@ -13,9 +13,10 @@ from schedules.schedule import Message
 class Pending(Protocol):
     """A send or a receive under way."""
 
-    def wait(self) -> None:
+    def wait(self) -> object:
         """Of a receive: returns when the tensor may be read; on CUDA by work that the current stream gets
-        from now on. Of a send: returns when the tensor is no longer needed. Raises if the peer is lost."""
+        from now on. Of a send: returns when the tensor is no longer needed. Raises if the peer is lost.
+        What it returns, as torch's does, says nothing."""
         ...
 
 

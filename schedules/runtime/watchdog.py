@@ -17,10 +17,14 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-
-import torch.distributed as dist
+from typing import TYPE_CHECKING
 
 from schedules.runtime.position import Position
+
+if TYPE_CHECKING:  # torch.distributed has them, and its annotations do not say so
+    from torch._C._distributed_c10d import PrefixStore, Store
+else:
+    from torch.distributed import PrefixStore, Store
 
 EXIT_CODE = 124  # as of timeout(1)
 
@@ -38,7 +42,7 @@ class Watchdog:
 
     def __init__(
         self,
-        store: dist.Store,
+        store: Store,
         rank: int,
         ranks: int,
         limit: float,
@@ -49,7 +53,7 @@ class Watchdog:
             raise ValueError(f"watchdog: limit={limit}; a number of seconds above 0")
         self.rank, self.ranks, self.limit = rank, ranks, limit
         self.directory, self._record = directory / "hang", record
-        self._store = dist.PrefixStore("watchdog", store)
+        self._store = PrefixStore("watchdog", store)
         self._poll = min(1.0, limit / 10)
         self._position: Position | None = None
         self._raised = False
@@ -78,7 +82,7 @@ class Watchdog:
         while not self._closed.wait(self._poll):
             # Ends the process, with its stacks on stderr, even if this thread never runs again: because
             # somebody keeps Python's interpreter lock, or because the store has gone silent.
-            faulthandler.dump_traceback_later(self.limit, exit=True, file=sys.__stderr__)
+            faulthandler.dump_traceback_later(self.limit, exit=True, file=sys.__stderr__ or 2)
             position = self._position
             reported = False
             # Four polls before the limit: one to notice, two to settle, one to spare.
