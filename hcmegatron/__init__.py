@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from hcmegatron.connections import kinds as _kinds
     from hcmegatron.connections.build import connection as connection
     from hcmegatron.connections.build import contraction as contraction
+    from hcmegatron.connections.build import parameter_of as parameter_of
     from hcmegatron.connections.connected import Connected as Connected
     from hcmegatron.connections.connection import Connection as Connection
     from hcmegatron.connections.expand_contract import contract as contract
@@ -50,6 +51,7 @@ _PUBLIC = {
     "contraction": "hcmegatron.connections.build:contraction",
     "expand": "hcmegatron.connections.expand_contract:expand",
     "load_config": "hcmegatron.config:load_config",
+    "parameter_of": "hcmegatron.connections.build:parameter_of",
     "register_connection": "hcmegatron.connections.kinds:register",
     "select_kernels": "hcmegatron.kernels.select:select_kernels",
     "sinkhorn": "hcmegatron.connections.sinkhorn:sinkhorn",

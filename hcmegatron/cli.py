@@ -114,6 +114,7 @@ VERBS = {
     ),
     "generate": ("hcmegatron.training.generate_cli", "continue texts with a checkpoint of a run"),
     "profile": ("hcmegatron.profiling.cli", "what a few steps compute, communicate and hide, on all ranks"),
+    "diagnostics": ("hcmegatron.diagnostics.cli", "what the connections of a run did after a step"),
     "data": ("hcmegatron.data.cli", "prepare, show and check data sets, train tokenizers"),
     "doctor": ("launch.doctor.cli", "whether machines are healthy and fast, alone and together"),
     "report": ("hcmegatron.report.cli", "one HTML page that explains runs, or follows them"),

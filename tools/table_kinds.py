@@ -3,7 +3,8 @@
     python -m tools.table_kinds [--steps 150]
 
 One run after another of `hcmegatron train configs/quickstart.yaml --connection.kind=...`; the figures are
-read from each run directory. Tokens a second is the median over steps.
+read from each run directory. Tokens a second is the median over steps. What a kind costs over the plain residual is
+`python -m tools.bench_kinds`'s to say, which compares neighbouring steps.
 """
 
 from __future__ import annotations
@@ -42,16 +43,12 @@ def main() -> None:
     )
     parser.add_argument("--steps", type=int, default=150)
     steps = parser.parse_args().steps
-    print(
-        f"| connection, {steps} steps | validation loss, nats a byte | tokens/s | over residual |\n|---|---|---|---|"
-    )
-    base = None
+    print(f"| connection, {steps} steps | validation loss, nats a byte | tokens/s |\n|---|---|---|")
     with tempfile.TemporaryDirectory() as folder:
         for kind, n in KINDS.items():
             loss, speed = row(kind, n, steps, Path(folder))
-            base = base or speed
             label = kind if n == 1 else f"{kind}, n = {n}"
-            print(f"| {label} | {loss:.3f} | {speed:,.0f} | {base / speed:.2f} |", flush=True)
+            print(f"| {label} | {loss:.3f} | {speed:,.0f} |", flush=True)
 
 
 if __name__ == "__main__":

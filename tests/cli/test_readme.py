@@ -20,7 +20,7 @@ COMMANDS = list(
 
 # What they do with a run, a table or a cluster is in their own tests; here, that their words are taken.
 OF_RUNS = {"profile", "report", "generate", "study", "launch", "doctor"}
-UNNAMED = {"checkpoint", "replay", "status", "logs", "cancel"}  # on pages of their own
+UNNAMED = {"checkpoint", "diagnostics", "replay", "status", "logs", "cancel"}  # on pages of their own
 
 
 def test_there_are_commands_of_every_verb():

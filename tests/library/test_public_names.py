@@ -21,6 +21,7 @@ NAMES = {
     "contraction",
     "expand",
     "load_config",
+    "parameter_of",
     "register_connection",
     "select_kernels",
     "sinkhorn",
@@ -52,6 +53,16 @@ def test_every_name_is_what_it_says():
     assert all(callable(getattr(hcmegatron, name)) for name in NAMES)
     with pytest.raises(AttributeError, match="module 'hcmegatron' has no attribute 'conection'"):
         _ = hcmegatron.conection
+
+
+def test_the_reference_and_the_table_have_the_same_names():
+    """docs/api.md and docs/library.md, and nothing that is public is missing."""
+    referred = set(re.findall(r"^::: \S+\.(\w+)$", (ROOT / "docs/api.md").read_text(), re.MULTILINE))
+    rows = [line for line in (ROOT / "docs/library.md").read_text().splitlines() if line.startswith("| `")]
+    table = set(re.findall(r"`(\w+)", "\n".join(rows)))
+    referred = (referred - {"register"}) | {"register_connection"}
+    assert referred <= table, referred - table
+    assert referred >= NAMES, NAMES - referred
 
 
 def test_importing_it_is_quick_and_loads_nothing():
