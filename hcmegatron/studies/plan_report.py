@@ -26,7 +26,7 @@ def show_plan(plan: StudyPlan) -> None:
     groups = _groups(plan.rows)
     say(headline(plan))
     console.print(_parameters(plan, groups))
-    console.print(_runs(groups))
+    console.print(_runs(groups, unit(plan)))
     say(_layouts(groups))
     say(_reasons(plan, groups))
     say(summary(plan))
@@ -51,11 +51,16 @@ def summary(plan: StudyPlan) -> list[str]:
     unfit = [row for row in plan.rows if not row.fits]
     lines = [
         f"all: {tokens / 1e9:,.4g} B tokens, {plan.flops:.3g} FLOPs, {amount(plan.hours)} hours, "
-        f"{amount(plan.gpu_hours)} GPU-hours; no time for validation, checkpoints or failures"
+        f"{amount(plan.gpu_hours)} {unit(plan)}-hours; no time for validation, checkpoints or failures"
     ]
     if unfit:
         lines.append(f"{len(unfit)} of {len(plan.rows)} runs do not fit")
     return lines
+
+
+def unit(plan: StudyPlan) -> str:
+    """What hours are of."""
+    return "core" if plan.study.machine.cpu else "GPU"
 
 
 def amount(value: float | None) -> str:
@@ -139,10 +144,21 @@ def by_part(step: StepPlan) -> dict[str, int]:
     }
 
 
-def _runs(groups: dict[str, list[PlannedRun]]) -> Table:
+def _runs(groups: dict[str, list[PlannedRun]], unit: str) -> Table:
     """Lengths, costs and whether they fit."""
     table = Table(box=box.SIMPLE_HEAD, title="runs, with their branches", title_justify="left")
-    for name in ("", "runs", "lr", "B tokens", "steps", "FLOPs", "GiB a GPU", "fits", "hours", "GPU-hours"):
+    for name in (
+        "",
+        "runs",
+        "lr",
+        "B tokens",
+        "steps",
+        "FLOPs",
+        f"GiB a {unit}",
+        "fits",
+        "hours",
+        f"{unit}-hours",
+    ):
         table.add_column(name, justify="right" if name else "left", overflow="fold")
     for own in groups.values():
         row = own[0]
