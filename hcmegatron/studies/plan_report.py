@@ -50,17 +50,27 @@ def summary(plan: StudyPlan) -> list[str]:
     tokens = sum(row.run.tokens / row.run.steps * row.steps for row in plan.rows)
     unfit = [row for row in plan.rows if not row.fits]
     lines = [
-        f"all: {tokens / 1e9:,.4g} B tokens, {plan.flops:.3g} FLOPs, {amount(plan.hours)} hours, "
-        f"{amount(plan.gpu_hours)} {unit(plan)}-hours; no time for validation, checkpoints or failures"
+        f"all: {short(tokens)} tokens, {plan.flops:.3g} FLOPs, {amount(plan.hours)} hours"
+        + (f" ({60 * plan.hours:.1f} minutes), " if plan.hours < 1 else ", ")
+        + f"{amount(plan.gpu_hours)} {unit(plan)}-hours; no time for validation, checkpoints or failures"
     ]
     if unfit:
-        lines.append(f"{len(unfit)} of {len(plan.rows)} runs do not fit")
+        absent = " and have no hours in this" if any(row.hours is None for row in unfit) else ""
+        lines.append(f"{len(unfit)} of {len(plan.rows)} runs do not fit{absent}")
     return lines
 
 
 def unit(plan: StudyPlan) -> str:
     """What hours are of."""
     return "core" if plan.study.machine.cpu else "GPU"
+
+
+def short(tokens: float) -> str:
+    """196K, 39.3B."""
+    for size, letter in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "K")):
+        if tokens >= size:
+            return f"{tokens / size:.4g}{letter}"
+    return f"{tokens:.0f}"
 
 
 def amount(value: float | None) -> str:
@@ -151,7 +161,7 @@ def _runs(groups: dict[str, list[PlannedRun]], unit: str) -> Table:
         "",
         "runs",
         "lr",
-        "B tokens",
+        "tokens",
         "steps",
         "FLOPs",
         f"GiB a {unit}",
@@ -166,11 +176,11 @@ def _runs(groups: dict[str, list[PlannedRun]], unit: str) -> Table:
             row.run.name if len(own) == 1 else _without_seed(row),
             str(len(own)),
             f"{row.run.axes['lr']:.3g}",
-            f"{row.run.tokens / 1e9:.4g}",
+            short(row.run.tokens),
             f"{row.run.steps:,}" + (f" + {row.steps - row.run.steps:,}" if row.run.branches else ""),
             f"{row.flops:.2e}".replace("e+", "e"),
             "-" if row.step.peak is None else gib(row.step.peak),
-            "yes" if row.fits else "NO",
+            "NO" if not row.fits else "-" if row.step.peak is None else "yes",
             amount(row.hours),
             amount(row.gpu_hours),
         )
