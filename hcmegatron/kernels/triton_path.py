@@ -39,7 +39,7 @@ def read(
 
 
 def write(
-    H: Tensor, y: Tensor, post: Tensor, res: Tensor, bias: Tensor | None = None, dropout: float = 0.0
+    H: Tensor, y: Tensor, post: Tensor, res: Tensor | None, bias: Tensor | None = None, dropout: float = 0.0
 ) -> Tensor:
     """Every connection's write, as torch_path.write, bias and dropout in the same pass."""
     return _write(H, y, post, res, bias, dropout, None)[0]
@@ -49,7 +49,7 @@ def write_and_project(
     H: Tensor,
     y: Tensor,
     post: Tensor,
-    res: Tensor,
+    res: Tensor | None,
     phi: Tensor,
     bias: Tensor | None = None,
     dropout: float = 0.0,
@@ -65,12 +65,19 @@ def write_and_project(
 
 
 def _write(
-    H: Tensor, y: Tensor, post: Tensor, res: Tensor, bias: Tensor | None, dropout: float, fold: Tensor | None
+    H: Tensor,
+    y: Tensor,
+    post: Tensor,
+    res: Tensor | None,
+    bias: Tensor | None,
+    dropout: float,
+    fold: Tensor | None,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     _check(H)
     bias = None if bias is None else bias.contiguous()
-    whole = (t.contiguous() for t in (H, y, post, res))
-    return WriteFunction.apply(*whole, bias, dropout, fold)
+    whole = (t.contiguous() for t in (H, y, post))
+    res = None if res is None else res.contiguous()
+    return WriteFunction.apply(*whole, res, bias, dropout, fold)
 
 
 def _check(H: Tensor) -> None:

@@ -17,7 +17,10 @@ LARGEST = tl.constexpr(2.0**80)
 
 @triton.jit
 def _inverse_rms(square, shift, W: tl.constexpr, RMS_EPS: tl.constexpr, EPS: tl.constexpr):
-    """1 / r of Eq. 15 from the sum of W squares of a token times `shift`; 0 for zeros without epsilon."""
+    """1 / r of Eq. 15 from the sum of W squares of a token times `shift`; 0 for zeros without epsilon. Where there is
+    no division, what takes the shift back."""
+    if RMS_EPS == "off":
+        return 1.0 / shift
     mean = square / W
     if RMS_EPS == "inside":
         r = tl.sqrt_rn(mean + EPS * shift * shift)
@@ -216,6 +219,7 @@ def read_forward(
     EPS: tl.constexpr,
     FLOOR: tl.constexpr,
     PRE_EPS: tl.constexpr,
+    POST_EPS: tl.constexpr,
     TRANSPOSE_IN: tl.constexpr,
     TRANSPOSE_OUT: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -302,7 +306,7 @@ def read_forward(
             value, logits, scale = coefficients.vector(
                 TT, SCALE_POST, BIAS_POST, rows, inside, N * USE_PRE, N, K, NP, SCALE_STRIDE
             )
-            post = 2.0 * tl.sigmoid(logits)
+            post = 2.0 * tl.sigmoid(logits) + POST_EPS
         tl.store(POST + rows[:, None] * N + lane, post, mask=inside[:, None] & (lane < N))
         _mixture(
             TT,

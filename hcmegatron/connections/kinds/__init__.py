@@ -14,6 +14,7 @@ from hcmegatron.connections.kinds import plugins
 from hcmegatron.connections.kinds.descriptor import ConnectionDescriptor
 from hcmegatron.connections.kinds.frac import DFC, SFC
 from hcmegatron.connections.kinds.hyper import DHC, SHC
+from hcmegatron.connections.kinds.identity import IHC
 from hcmegatron.connections.kinds.manifold import MHC
 from hcmegatron.connections.kinds.residual import RESIDUAL
 
@@ -26,6 +27,7 @@ KINDS: dict[str, ConnectionDescriptor] = {
         SFC,
         DFC,
         MHC,
+        IHC,
     )
 }
 DEFAULT = MHC.name
