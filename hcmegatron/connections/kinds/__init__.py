@@ -13,6 +13,7 @@ import sys
 from hcmegatron.connections.kinds import plugins
 from hcmegatron.connections.kinds.descriptor import ConnectionDescriptor
 from hcmegatron.connections.kinds.frac import DFC, SFC
+from hcmegatron.connections.kinds.gated import GR
 from hcmegatron.connections.kinds.hyper import DHC, SHC
 from hcmegatron.connections.kinds.identity import IHC
 from hcmegatron.connections.kinds.manifold import MHC
@@ -28,6 +29,7 @@ KINDS: dict[str, ConnectionDescriptor] = {
         DFC,
         MHC,
         IHC,
+        GR,
     )
 }
 DEFAULT = MHC.name

@@ -29,7 +29,7 @@ class IdentitySettings(Rooted, Trained, Streams):
 def _parameters(conn: IdentitySettings, C: int) -> Parameters:
     n = conn.n
     return {
-        "phi": Parameter((n * C, 2 * n), "projection"),
+        "phi": Parameter((n * C, 2 * n), "projection", "matrix"),
         "alpha_pre": Parameter((1,), "gate"),
         "b_pre": Parameter((n,), "static"),
         "alpha_post": Parameter((1,), "gate"),
