@@ -60,7 +60,7 @@ def _torch(why: str) -> Kernels:
 
 
 def _triton(n: int, device: torch.device, dtype: torch.dtype) -> Kernels:
-    from hcmegatron.kernels import triton_path, tuning  # they import Triton, which a CPU machine may lack
+    from hcmegatron.kernels import gated_function, triton_path, tuning  # they import Triton, which a CPU machine may lack
 
     where = "interpreter"
     if device.type == "cuda":
@@ -72,7 +72,7 @@ def _triton(n: int, device: torch.device, dtype: torch.dtype) -> Kernels:
         reason,
         triton_path.read,
         triton_path.write,
-        torch_gated.read,
+        gated_function.read,
         triton_path.write_and_project,
     )
 

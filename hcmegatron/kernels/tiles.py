@@ -63,6 +63,12 @@ def products(H: Tensor) -> str:
     return "split, widened" if H.device.type == "cpu" else "split"
 
 
+def check(H: Tensor) -> None:
+    """ValueError for streams of a type that the kernels do not take."""
+    if H.dtype not in (torch.bfloat16, torch.float16, torch.float32):
+        raise ValueError(f"kernels=triton: streams of {H.dtype} are not supported; use kernels=torch")
+
+
 def evenly(C: int, widest: int) -> int:
     """The widest power of two, up to `widest`, that wastes less than a tenth of its lanes at the end of C channels."""
     BC = min(power_of_two(C), widest)
@@ -162,6 +168,14 @@ def rule(key: Key) -> Tile:
             return Tile(16, min(max(wide, 16), 32), per_sm=2)
         case "read_backward_sums":
             return Tile(64, 1024)
+        # The gated residual's: tiles as wide as a read's, not measured. Of the last, every program leaves a row of
+        # gamma's gradient, which 32 tokens make small beside the streams.
+        case "gated_norm" | "gated_backward_gates":
+            return Tile(8, min(max(wide, 16), 256))
+        case "gated_mix":
+            return Tile(8, min(max(wide, 16), 128))
+        case "gated_backward_streams":
+            return Tile(32, min(max(wide, 16), 64))
     raise AssertionError(f"no kernel {key.kernel}")
 
 

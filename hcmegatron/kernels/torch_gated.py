@@ -37,10 +37,10 @@ def units(R: Tensor, inverse: Tensor, shift: Tensor | None) -> Tensor:
     return (R if shift is None else R * shift.unsqueeze(-1)) * inverse.unsqueeze(-1)
 
 
-def gates(p: Tensor, W_u: Tensor) -> tuple[Tensor, Tensor]:
-    """SiLU of the first r of p [T, r + n], and G [T,nC]."""
+def logits(p: Tensor, W_u: Tensor) -> tuple[Tensor, Tensor]:
+    """SiLU of the first r of p [T, r + n], and the logits of G [T,nC]."""
     hidden = torch.nn.functional.silu(p[:, : len(W_u)])
-    return hidden, torch.mm(hidden, W_u).sigmoid_()
+    return hidden, torch.mm(hidden, W_u)
 
 
 def projections_pullback(
@@ -69,7 +69,7 @@ class _Read(Function):
         inverse, shift = inverse_rms(Rc, eps)
         Rh = units(Rc, inverse, shift).mul_(gamma)
         p = torch.mm(Rh.view(T, n * C), torch.cat([W_d, W_w], 1)).div_(n)
-        G = gates(p, W_u)[1].view(T, n, C)
+        G = logits(p, W_u)[1].sigmoid_().view(T, n, C)
         s = torch.sigmoid(p[:, len(W_u) :]).mul_(2)
         ctx.save_for_backward(R, gamma, W_d, W_u, W_w, inverse, shift, p)
         ctx.set_materialize_grads(False)
@@ -87,8 +87,8 @@ class _Read(Function):
         dx = R.new_zeros(T, C, dtype=gamma.dtype) if dx is None else dx.to(gamma.dtype)
         unit = units(R.to(gamma.dtype), inverse, shift)
         Rh = unit * gamma
-        hidden, G = gates(p, W_u)
-        G = G.view(T, n, C)
+        hidden, G = logits(p, W_u)
+        G = G.sigmoid_().view(T, n, C)
         d = G * (dx / n).unsqueeze(1)  # of Rh
         dlogits = d * Rh
         dlogits = dlogits.addcmul_(dlogits, G, value=-1).view(T, n * C)

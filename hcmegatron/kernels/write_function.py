@@ -84,7 +84,7 @@ class WriteFunction(Function):
         # the bias has the sum of what y has rounded
         dy = torch.empty_like(y, dtype=torch.float32 if with_bias else y.dtype)
         if T:
-            size = tiles.tile("write_backward", H)
+            size = tiles.tile("write_backward", dout)
             triton_write.write_backward[(triton.cdiv(T, size.BT),)](
                 dout,
                 dout if identity else H,  # stand-ins, unread
