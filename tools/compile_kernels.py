@@ -130,7 +130,11 @@ def row(
     """One line of the table. `vectors`: 16-byte loads a thread makes for its part of one tile of one stream."""
     given = launch.arguments
     warps = launch.options["num_warps"]
-    has = {"fc": "Y" in given and given["R"] > 1, "bias": given.get("HAS_BIAS"), "dropout": given.get("DROPOUT")}
+    has = {
+        "fc": "Y" in given and given["R"] > 1,
+        "bias": given.get("HAS_BIAS"),
+        "dropout": given.get("DROPOUT"),
+    }
     report, bytes_of = compile_offline.inspect_kernel(launch, sm), traffic(launch)
     per_sm = compile_offline.programs_per_sm(report, warps, sm)
     tile = [f"{given['BT']}x{given['BC']}", f"w{warps}", f"s{launch.options['num_stages']}"]

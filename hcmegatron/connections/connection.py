@@ -145,7 +145,13 @@ def per_token(
 
 
 def write_streams(
-    kernels: Kernels, H: Tensor, y: Tensor, post: Tensor, res: Tensor | None, bias: Tensor | None, dropout: float
+    kernels: Kernels,
+    H: Tensor,
+    y: Tensor,
+    post: Tensor,
+    res: Tensor | None,
+    bias: Tensor | None,
+    dropout: float,
 ) -> Tensor:
     """The kernels' write over tokens [s, b] as one dimension.
 

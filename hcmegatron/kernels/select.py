@@ -60,7 +60,11 @@ def _torch(why: str) -> Kernels:
 
 
 def _triton(n: int, device: torch.device, dtype: torch.dtype) -> Kernels:
-    from hcmegatron.kernels import gated_function, triton_path, tuning  # they import Triton, which a CPU machine may lack
+    from hcmegatron.kernels import (
+        gated_function,
+        triton_path,
+        tuning,
+    )  # they import Triton, which a CPU machine may lack
 
     where = "interpreter"
     if device.type == "cuda":

@@ -52,7 +52,9 @@ def projections_pullback(
     """
     z = p[:, : len(W_u)]
     half = torch.sigmoid(z)
-    dz = torch.mm(dlogits, W_u.mT).mul_(half.addcmul(hidden, 1 - half))  # SiLU' = sigmoid + SiLU (1 - sigmoid)
+    dz = torch.mm(dlogits, W_u.mT).mul_(
+        half.addcmul(hidden, 1 - half)
+    )  # SiLU' = sigmoid + SiLU (1 - sigmoid)
     dq = torch.zeros_like(s) if ds is None else ds * s * (1 - s / 2)
     return torch.cat([dz, dq], 1), torch.mm(hidden.mT, dlogits)
 

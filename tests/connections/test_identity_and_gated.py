@@ -81,7 +81,13 @@ def test_formulas_and_every_gradient(kind, fields):
     p = dict(connection.named_parameters())
     rows = [
         [
-            token(H[s, b], (y := torch.tanh(token(H[s, b], 0 * bias, p, conn, 1e-2)[0] * weight[s, b])) + bias, p, conn, 1e-2)
+            token(
+                H[s, b],
+                (y := torch.tanh(token(H[s, b], 0 * bias, p, conn, 1e-2)[0] * weight[s, b])) + bias,
+                p,
+                conn,
+                1e-2,
+            )
             for b in range(B)
         ]
         for s in range(S)

@@ -79,9 +79,7 @@ def test_streams_of_any_size(size, eps):
 @pytest.mark.parametrize("path", PATHS)
 def test_layouts_in_memory_and_outputs_that_reach_no_loss(path):
     leaves, gradients = given(4, 3, 8)
-    plain, other = (
-        PATHS[path](*(view(t) for t in leaves), 1e-6) for view in (leaf, strided)
-    )
+    plain, other = (PATHS[path](*(view(t) for t in leaves), 1e-6) for view in (leaf, strided))
     for a, b in zip(plain, other, strict=True):
         torch.testing.assert_close(a, b)
     own = [leaf(t) for t in leaves]

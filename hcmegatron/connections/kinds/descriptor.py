@@ -126,6 +126,8 @@ class ConnectionDescriptor:
         kernels: whether the module takes fused kernels (`kernels: auto | torch | triton`).
         passes: how often its read goes through the streams: once to mix them, and before that once where their
             coefficients are predicted from them. 0: there is nothing to read or to mix, and the write is a sum.
+        products: columns that the streams [tokens, nC] are multiplied to, or made of, in matrix products of their own,
+            for kinds whose products are no part of a pass; the backward has each twice.
         folds: whether a sub-layer's fused write makes the next one's prediction, which then needs no pass of its own.
         starts: at initialisation the network equals the pre-norm one to rounding (`at`, with the mean of the streams),
             or is `near` it.
@@ -151,6 +153,7 @@ class ConnectionDescriptor:
     normalises: bool = False
     kernels: bool = True
     passes: int = 2
+    products: Callable[[Any, int], int] = lambda conn, C: 0
     folds: bool = False
     starts: Literal["at", "near"] = "at"
     output_init_divisor: Callable[[Any], float] = lambda conn: 1.0

@@ -39,9 +39,9 @@ def _parameters(conn: GatedSettings, C: int) -> Parameters:
     }
 
 
-def _products(conn: GatedSettings, C: int) -> int:
-    """Entries of the three projections."""
-    return conn.n * C * (2 * rank(conn, C) + conn.n)
+def _columns(conn: GatedSettings, C: int) -> int:
+    """Of the three projections, beside the streams' nC."""
+    return 2 * rank(conn, C) + conn.n
 
 
 def _activations(conn: GatedSettings, own: Any, pre: Any, post: Any, res: Any) -> dict[str, Any]:
@@ -55,7 +55,7 @@ GR = ConnectionDescriptor(
     settings=GatedSettings,
     module="hcmegatron.connections.gated:GatedResidual",
     parameters=_parameters,
-    flops=lambda conn, C: 4 * conn.n * C + 2 * _products(conn, C),
+    flops=lambda conn, C: 4 * conn.n * C + 2 * conn.n * C * _columns(conn, C),
     # the read keeps the streams and what the gates are made of, the write its factors
     saved_bytes=lambda conn, C, itemsize: (
         conn.n * C * itemsize + max(itemsize, 4) * (3 * conn.n + rank(conn, C))
@@ -63,5 +63,7 @@ GR = ConnectionDescriptor(
     streams=lambda conn: conn.n,
     carry="identity",
     normalises=True,
+    passes=7,  # streams; normed streams and logits written and read again, once each and twice; streams for x
+    products=_columns,
     activations=_activations,
 )

@@ -20,7 +20,9 @@ from hcmegatron.connections.kinds.shared_settings import Rooted, Trained
 class IdentitySettings(Rooted, Trained, Streams):
     """ihc."""
 
-    rms_scaling: bool = setting(True)  # the streams' projection over their root mean square (Hy4); OLMo-core: false
+    rms_scaling: bool = setting(
+        True
+    )  # the streams' projection over their root mean square (Hy4); OLMo-core: false
     post_eps: float = setting(0.0, NOT_NEGATIVE, tries=(0.0, 1e-6))  # added to post (Hy4: 1e-6)
     # how b_pre begins: 5 for stream k mod n of sub-layer k and -5 for the others (OLMo-core), or as mHC's
     pre_init: Literal["one_hot", "mhc"] = setting("one_hot", change="beginning")
