@@ -26,8 +26,8 @@ class Traffic:
     l2: int = 0
 
 
-# The gated residual's kernels: how often they move R or its gradient, N C fp32 numbers (Rh, logits and their gradients),
-# and x or its gradient. Of two passes over a token both are counted.
+# The gated residual's kernels: how often they move R or its gradient, N C fp32 numbers (Rh, logits and their
+# gradients), and x or its gradient. Of two passes over a token both are counted.
 GATED = {
     "gated_norm": (2, 1, 0),
     "gated_mix": (1, 1, 1),

@@ -1,8 +1,8 @@
 """The gated residual's read (2608.30320) for torch, with backward by hand.
 
-Rh_i = gamma_i R_i / rms(R_i); G = sigmoid(SiLU(vec(Rh) W_d / n) W_u); x = mean_i G_i * Rh_i; s = 2 sigmoid(vec(Rh) W_w /
-n). Of what is as wide as the streams only the streams are kept; normed streams and gates are made again in backward.
-Everything is computed in the projections' precision and rounded once.
+Rh_i = gamma_i R_i / rms(R_i); G = sigmoid(SiLU(vec(Rh) W_d / n) W_u); x = mean_i G_i * Rh_i; and s = 2 sigmoid(vec(Rh)
+W_w / n). Of what is as wide as the streams only the streams are kept; normed streams and gates are made again in
+backward. Everything is computed in the projections' precision and rounded once.
 """
 
 from __future__ import annotations

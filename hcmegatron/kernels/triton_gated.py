@@ -107,7 +107,7 @@ def gated_mix(
     inside = rows < T
     first = rows.to(tl.int64)[:, None]
     sums = ()
-    for i in tl.static_range(N):
+    for _ in tl.static_range(N):
         sums = sums + (tl.zeros([BT, BC], tl.float32),)
     for start in range(0, C, BC):
         cols = start + tl.arange(0, BC)[None, :]

@@ -189,8 +189,8 @@ def write_backward(
     BC: tl.constexpr,
     V: tl.constexpr,
 ):
-    """Grid (ceil(T / BT),): DH = res^T DOUT, DY = post . DOUT, DPOST [T,N] and DRES [T,N,N] summed over C. Where IDENTITY,
-    DH is DOUT: H, RES, DH and DRES are left alone.
+    """Grid (ceil(T / BT),): DH = res^T DOUT, DY = post . DOUT, DPOST [T,N] and DRES [T,N,N] summed over C. Where
+    IDENTITY, DH is DOUT: H, RES, DH and DRES are left alone.
 
     The sums over C stay spread over BC / V lanes until the end: V neighbours, which one thread holds, are
     added at every step, the rest is reduced once. One program owns a token, so no atomics and one order of

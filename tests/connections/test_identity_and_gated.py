@@ -2,6 +2,7 @@
 and what their initial values promise."""
 
 import math
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -79,19 +80,12 @@ def test_formulas_and_every_gradient(kind, fields):
     x, coefficients = connection.read(H)
     out = connection.write(H, torch.tanh(x * weight), coefficients, bias)
     p = dict(connection.named_parameters())
-    rows = [
-        [
-            token(
-                H[s, b],
-                (y := torch.tanh(token(H[s, b], 0 * bias, p, conn, 1e-2)[0] * weight[s, b])) + bias,
-                p,
-                conn,
-                1e-2,
-            )
-            for b in range(B)
-        ]
-        for s in range(S)
-    ]
+
+    def one(s, b):
+        x, _ = token(H[s, b], torch.zeros_like(bias), p, conn, 1e-2)
+        return x, token(H[s, b], torch.tanh(x * weight[s, b]) + bias, p, conn, 1e-2)[1]
+
+    rows = [[one(s, b) for b in range(B)] for s in range(S)]
     truth = [torch.stack([torch.stack([pair[at] for pair in row]) for row in rows]) for at in (0, 1)]
     wanted = torch.linspace(-1, 1, out.numel(), dtype=out.dtype).view_as(out)
     for got, want in zip((x, out), truth, strict=True):
@@ -132,7 +126,7 @@ def test_gated_streams_of_any_size(size, eps):
         return [x, s, dR.double() * size, *others]
 
     def formulas(R, gamma, W_d, W_u, W_w, eps):
-        x, G, s = gated_read(R, gamma, W_d, W_u, W_w, eps)
+        x, _, s = gated_read(R, gamma, W_d, W_u, W_w, eps)
         return x, s
 
     for got, want in zip(run(torch_gated.read, torch.float32), run(formulas, torch.float64), strict=True):
@@ -178,14 +172,21 @@ def test_ihc_is_mhc_without_its_matrix():
         assert all(torch.equal(p, q) for p, q in zip(*outs, strict=True))
 
 
+@contextmanager
+def kept_sizes():
+    """Numbers in each tensor that autograd saves."""
+    sizes = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: sizes.append(t.numel()) or t, lambda t: t):
+        yield sizes
+
+
 def test_an_identity_carry_is_not_multiplied():
     """The write keeps y and its factors, none of the streams, and gives their gradient back as it came."""
     for kind in ("ihc", "gr"):
         connection, (H, y, _) = built(config(kind, n=3)), given(3)
         _, coefficients = connection.read(H)
         coefficients = tuple(c.detach().requires_grad_() for c in coefficients)
-        kept = []
-        with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.numel()) or t, lambda t: t):
+        with kept_sizes() as kept:
             out = connection.write(H, y, coefficients)
         assert sorted(kept) == [S * B * 3, S * B * C]
         d = torch.randn_like(out)
