@@ -55,22 +55,15 @@ def select_kernels(
     return _torch(obstacle)
 
 
-def _torch(why: str) -> Kernels:
-    return Kernels("torch", f"torch: {why}", torch_path.read, torch_path.write, torch_gated.read)
+def torch_kernels(reason: str) -> Kernels:
+    """Those of torch."""
+    return Kernels("torch", reason, torch_path.read, torch_path.write, torch_gated.read)
 
 
-def _triton(n: int, device: torch.device, dtype: torch.dtype) -> Kernels:
-    from hcmegatron.kernels import (
-        gated_function,
-        triton_path,
-        tuning,
-    )  # they import Triton, which a CPU machine may lack
+def triton_kernels(reason: str) -> Kernels:
+    """Those of Triton."""
+    from hcmegatron.kernels import gated_function, triton_path  # they import it, which a CPU machine may lack
 
-    where = "interpreter"
-    if device.type == "cuda":
-        tuning.restore(str(device))
-        where = "sm_{}{}".format(*torch.cuda.get_device_capability(device))
-    reason = f"triton: n={n}, {_NAMES[dtype]}, {where}"
     return Kernels(
         "triton",
         reason,
@@ -79,6 +72,20 @@ def _triton(n: int, device: torch.device, dtype: torch.dtype) -> Kernels:
         gated_function.read,
         triton_path.write_and_project,
     )
+
+
+def _torch(why: str) -> Kernels:
+    return torch_kernels(f"torch: {why}")
+
+
+def _triton(n: int, device: torch.device, dtype: torch.dtype) -> Kernels:
+    where = "interpreter"
+    if device.type == "cuda":
+        from hcmegatron.kernels import tuning
+
+        tuning.restore(str(device))
+        where = "sm_{}{}".format(*torch.cuda.get_device_capability(device))
+    return triton_kernels(f"triton: n={n}, {_NAMES[dtype]}, {where}")
 
 
 def _obstacle(n: int, device: torch.device, dtype: torch.dtype) -> str | None:
