@@ -41,7 +41,7 @@ def gated_read(
 class GatedResidual(Connection):
     """gr's connection of sub-layer k = `index`.
 
-    Read of the paper was a summary, which has no initialisation. Chosen here: W_u = W_w = 0, so that every gate is 1/2 and every factor s is 1;
+    Initial values are chosen here: W_u = W_w = 0, so that every gate is 1/2 and every factor s is 1;
     gamma_i = 2 (1 + u_i) with u = e_(k mod n) - 1/n, so that x = RMSNorm(R) of streams that are all equal: with the
     mean of the streams in the end the network is the pre-norm one. Sub-layer k reads more of stream k mod n, so that
     the streams' gradients differ, and from the first update on s and the streams. W_d is normal with deviation
