@@ -1,7 +1,7 @@
 """Compile every Triton kernel for a set of shapes without a GPU and print what it needs and what it moves.
 
 python -m tools.compile_kernels [--sm 80 90 100] [--n 4] [--hidden 2560 4096 7168] [--dtype bf16] [--tokens 8192]
-                                [--variant mhc fc dropout] [--streams] [--measured bench_out/kernels.csv]
+                                [--variant mhc ihc gr fc dropout] [--streams] [--measured bench_out/kernels.csv]
 
 Columns: `stack` bytes a thread in local memory, which are spills; `per sm` programs that a multiprocessor holds at a
 time; `waves` how often the device (A100, H100, B200: 108, 132, 148 multiprocessors) is filled for all programs, the
@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from hcmegatron.kernels import compile_offline, triton_path
+from hcmegatron.kernels import compile_offline, gated_function, triton_path
 from hcmegatron.kernels.options import ReadOptions
 from hcmegatron.kernels.tiles import SIZES, planned_for
 from tools.kernel_traffic import traffic
@@ -60,9 +60,27 @@ def sub_layer(n: int, C: int, dtype: torch.dtype, T: int, **options: Any) -> lis
 
     def run() -> None:
         x, _, post, res, streams = triton_path.read(H, phi, scale, bias, o)
-        triton_path.write(streams, x.unsqueeze(1), post, res).backward(H.detach())
-        out, projection = triton_path.write_and_project(H, x.unsqueeze(1), post, res, phi)
+        carry = res if o.use_res else None
+        triton_path.write(streams, x.unsqueeze(1), post, carry).backward(H.detach())
+        out, projection = triton_path.write_and_project(H, x.unsqueeze(1), post, carry, phi)
         triton_path.read(out.detach(), phi, scale, bias, o, projection)
+
+    return compile_offline.launches_of(run)
+
+
+def identity(n: int, C: int, dtype: torch.dtype, T: int) -> list[compile_offline.Launch]:
+    """The launches of one ihc sub-layer, as those of mHC's."""
+    return sub_layer(n, C, dtype, T, use_res=False)
+
+
+def gated(n: int, C: int, dtype: torch.dtype, T: int) -> list[compile_offline.Launch]:
+    """The launches of a gated residual's read of rank C/8, of its write and of both backwards."""
+    R, r = _leaf(T, n, C, dtype=dtype), C // 8
+    weights = [_leaf(*shape) for shape in ((n, C), (n * C, r), (r, n * C), (n * C, n))]
+
+    def run() -> None:
+        x, s, _, streams = gated_function.read(R, *weights, 1e-6)
+        triton_path.write(streams, x.unsqueeze(1), s, None).backward(R.detach())
 
     return compile_offline.launches_of(run)
 
@@ -95,7 +113,7 @@ def _leaf(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
     return torch.empty(*shape, dtype=dtype, device="meta").requires_grad_()
 
 
-LAUNCHES = {"mhc": sub_layer, "fc": frac, "dropout": dropped_out}
+LAUNCHES = {"mhc": sub_layer, "ihc": identity, "gr": gated, "fc": frac, "dropout": dropped_out}
 
 
 def launches(
@@ -112,7 +130,11 @@ def row(
     """One line of the table. `vectors`: 16-byte loads a thread makes for its part of one tile of one stream."""
     given = launch.arguments
     warps = launch.options["num_warps"]
-    has = {"fc": given.get("R", 1) > 1, "bias": given.get("HAS_BIAS"), "dropout": given.get("DROPOUT")}
+    has = {
+        "fc": "Y" in given and given["R"] > 1,
+        "bias": given.get("HAS_BIAS"),
+        "dropout": given.get("DROPOUT"),
+    }
     report, bytes_of = compile_offline.inspect_kernel(launch, sm), traffic(launch)
     per_sm = compile_offline.programs_per_sm(report, warps, sm)
     tile = [f"{given['BT']}x{given['BC']}", f"w{warps}", f"s{launch.options['num_stages']}"]

@@ -32,7 +32,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from hcmegatron.config.schema import Connection
 from hcmegatron.connections.accounting import KINDS, streams
 from hcmegatron.connections.build import build_connection
-from hcmegatron.kernels.select import Kernels
+from hcmegatron.kernels.select import Kernels, torch_kernels, triton_kernels
 
 ALLOCATIONS = ("empty", "new_empty", "empty_like", "empty_strided", "new_empty_strided")
 HEADS = ("kind", "kernels", "way", "launches", "torch", "triton", "accumulated", "allocations")
@@ -96,13 +96,7 @@ def triton_launches(count: Count) -> Iterator[None]:
 
 def kernels_named(name: str) -> Kernels:
     """As select would choose on a GPU."""
-    from hcmegatron.kernels import torch_path
-
-    if name == "torch":
-        return Kernels("torch", "counted", torch_path.read, torch_path.write)
-    from hcmegatron.kernels import triton_path
-
-    return Kernels("triton", "counted", triton_path.read, triton_path.write, triton_path.write_and_project)
+    return torch_kernels("counted") if name == "torch" else triton_kernels("counted")
 
 
 def chain(

@@ -6,6 +6,7 @@ Dimensions: T tokens, N streams of C channels, K columns of phi, R rows of y, e 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from hcmegatron.kernels.compile_offline import Launch
 
@@ -25,12 +26,31 @@ class Traffic:
     l2: int = 0
 
 
+# The gated residual's kernels: how often they move R or its gradient, N C fp32 numbers (Rh, logits and their
+# gradients), and x or its gradient. Of two passes over a token both are counted.
+GATED = {
+    "gated_norm": (2, 1, 0),
+    "gated_mix": (1, 1, 1),
+    "gated_backward_gates": (1, 2, 1),
+    "gated_backward_streams": (4, 4, 2),
+}
+
+
+def _gated(a: dict[str, Any], moves: tuple[int, int, int]) -> Traffic:
+    e, token = a["R"].element_size(), a["N"] * a["C"]
+    streams, wide, x = moves
+    moved = a["T"] * ((streams * e + 4 * wide) * token + x * e * a["C"])
+    return Traffic(moved, moved)
+
+
 def traffic(launch: Launch) -> Traffic:
     """Of a launch as it was recorded."""
     a, name = launch.arguments, launch.name
     if name == "read_backward_sums":
         parts = 0 if launch.programs == 1 else a["splits"] + 1
         return Traffic(4 * (parts * a["W"] + 2 * a["K"] * a["programs"]), 0)
+    if name in GATED:
+        return _gated(a, GATED[name])
     e = a["H"].element_size()
     if name == "project":
         ideal = a["T"] * a["W"] * e
@@ -39,7 +59,8 @@ def traffic(launch: Launch) -> Traffic:
         return Traffic(ideal + 4 * a["T"] * parts * (a["K"] + 1), ideal, phi)
     T, N, C = a["T"], a["N"], a["C"]
     streams = T * C * e
-    small = N * N + N  # post and res of a token
+    # post and res of a token, of which an identity carry reads no res
+    small = N if a.get("IDENTITY") else N * N + N
     match name:
         case "write_forward":
             ideal = (2 * N + a["R"]) * streams
@@ -48,7 +69,7 @@ def traffic(launch: Launch) -> Traffic:
             ideal = (2 * N + a["R"]) * streams
             return Traffic(ideal + 4 * T * (small + a["K"] + 1), ideal, _phi(launch))
         case "write_backward":
-            ideal = (3 * N + 2 * a["R"]) * streams
+            ideal = ((1 if a["IDENTITY"] else 3) * N + 2 * a["R"]) * streams
             wide = a["R"] * T * C * (a["DY"].element_size() - e)
             return Traffic(ideal + wide + 8 * T * small, ideal)
         case "read_forward":

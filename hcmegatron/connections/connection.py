@@ -135,21 +135,30 @@ def compute_dtype(H: Tensor) -> torch.dtype:
     return torch.float64 if H.dtype == torch.float64 else torch.float32
 
 
-def per_token(H: Tensor, post: Tensor, res: Tensor) -> tuple[Tensor, Tensor]:
-    """Coefficients with H's leading dimensions: static ones are repeated for every token."""
+def per_token(
+    H: Tensor, y: Tensor, post: Tensor, res: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """With tokens [s, b] as one dimension, in front: static coefficients are repeated for every token."""
     s, b, n, _ = H.shape
-    return post.expand(s, b, n), res.expand(s, b, n, n)
+    carry = None if res is None else res.expand(s, b, n, n).flatten(0, 1)
+    return H.flatten(0, 1), y.flatten(0, 1), post.expand(s, b, n).flatten(0, 1), carry
 
 
 def write_streams(
-    kernels: Kernels, H: Tensor, y: Tensor, post: Tensor, res: Tensor, bias: Tensor | None, dropout: float
+    kernels: Kernels,
+    H: Tensor,
+    y: Tensor,
+    post: Tensor,
+    res: Tensor | None,
+    bias: Tensor | None,
+    dropout: float,
 ) -> Tensor:
     """The kernels' write over tokens [s, b] as one dimension.
 
-    H [s,b,n,C]; y [s,b,1 or n,C]; bias [1 or n,C]; post [n] or [s,b,n]; res [n,n] or [s,b,n,n] -> [s,b,n,C].
+    H [s,b,n,C]; y [s,b,1 or n,C]; bias [1 or n,C]; post [n] or [s,b,n]; res [n,n] or [s,b,n,n], or None where
+    the carry is the identity -> [s,b,n,C].
     """
-    flat = (t.flatten(0, 1) for t in (H, y, *per_token(H, post, res)))
-    out: Tensor = kernels.write(*flat, bias, dropout)
+    out: Tensor = kernels.write(*per_token(H, y, post, res), bias, dropout)
     return out.view(H.shape)
 
 

@@ -84,9 +84,21 @@ class Manifold(Connection):
         self.kernels = kernels
         n = conn.n
         like = {"dtype": dtype, "device": device}
-        self.n, self.conn, self.eps = n, conn, norm_eps
-        self.options = ReadOptions(
-            n=n,
+        self.n = n
+        self.options = self.read_options(conn, norm_eps)
+        self.sizes = self.options.sizes
+        self.predicted = [name for name, size in zip(("pre", "post", "res"), self.sizes, strict=True) if size]
+        biases = self.initial_biases(conn, (torch.arange(n, device=device) == index % n).to(dtype))
+        if any(self.sizes):
+            self.phi = nn.Parameter(torch.zeros(n * hidden_size, sum(self.sizes), **like))
+        for name in self.predicted:
+            self.register_parameter(f"alpha_{name}", nn.Parameter(torch.full((1,), conn.alpha_init, **like)))
+            self.register_parameter(f"b_{name}", nn.Parameter(biases[name]))
+
+    def read_options(self, conn: Any, norm_eps: float) -> ReadOptions:
+        """What the settings say of the read."""
+        return ReadOptions(
+            n=conn.n,
             use_pre=conn.use_pre,
             use_post=conn.use_post,
             use_res=conn.use_res,
@@ -97,35 +109,32 @@ class Manifold(Connection):
             pre_eps=conn.pre_eps,
             orientation=conn.res_orientation,
         )
-        self.sizes = self.options.sizes
-        self.predicted = [name for name, size in zip(("pre", "post", "res"), self.sizes, strict=True) if size]
-        u = (torch.arange(n, device=device) == index % n).to(dtype) - 1 / n
-        biases = {"pre": u - math.log(n), "post": u / 4, "res": 5 * torch.eye(n, **like)}
-        if any(self.sizes):
-            self.phi = nn.Parameter(torch.zeros(n * hidden_size, sum(self.sizes), **like))
-        for name in self.predicted:
-            self.register_parameter(f"alpha_{name}", nn.Parameter(torch.full((1,), conn.alpha_init, **like)))
-            self.register_parameter(f"b_{name}", nn.Parameter(biases[name]))
+
+    def initial_biases(self, conn: Any, stream: Tensor) -> dict[str, Tensor]:
+        """b_pre, b_post and b_res at initialisation; stream [n] is e_(k mod n)."""
+        u = stream - 1 / conn.n
+        return {"pre": u - math.log(conn.n), "post": u / 4, "res": 5 * torch.diag(torch.ones_like(stream))}
 
     def coefficients(self, H: Tensor) -> Coefficients:
         """H [s,b,n,C] -> pre [s,b,n], post [s,b,n], res [s,b,n,n]; disabled ones without the leading
         dimensions."""
-        conn, n, dtype = self.conn, self.n, compute_dtype(H)
+        options, n, dtype = self.options, self.n, compute_dtype(H)
         pre = H.new_full((n,), 1 / n, dtype=dtype)
         post = H.new_ones(n, dtype=dtype)
         res = torch.eye(n, dtype=dtype, device=H.device)
         if not any(self.sizes):
             return pre, post, res
         t_pre, t_post, t_res = torch.split(
-            project(H, self.phi.to(dtype), conn.rms_eps, self.eps), list(self.sizes), -1
+            project(H, self.phi.to(dtype), options.rms_eps, options.eps), list(self.sizes), -1
         )
-        if conn.use_pre:
-            pre = torch.sigmoid(self.alpha_pre.to(dtype) * t_pre + self.b_pre.to(dtype)) + conn.pre_eps
-        if conn.use_post:
+        if options.use_pre:
+            pre = torch.sigmoid(self.alpha_pre.to(dtype) * t_pre + self.b_pre.to(dtype)) + options.pre_eps
+        if options.use_post:
             post = 2 * torch.sigmoid(self.alpha_post.to(dtype) * t_post + self.b_post.to(dtype))
-        if conn.use_res:
+            post = post + options.post_eps
+        if options.use_res:
             L = self.alpha_res.to(dtype) * t_res.unflatten(-1, (n, n)) + self.b_res.to(dtype)
-            res = residual_matrix(L, conn.sinkhorn_iterations, conn.sinkhorn_eps, conn.res_orientation)
+            res = residual_matrix(L, options.iterations, options.sinkhorn_eps, options.orientation)
         return pre, post, res
 
     def read(self, H: Tensor, projection: Projection | None = None) -> tuple[Tensor, Coefficients]:
@@ -153,7 +162,8 @@ class Manifold(Connection):
         _, post, res, *streams = coefficients
         H = streams[0] if streams else H
         dropout = dropout if self.training else 0.0
-        return write_streams(self.kernels, H, y.unsqueeze(-2), post, res, bias, dropout)
+        carry = res if self.options.use_res else None
+        return write_streams(self.kernels, H, y.unsqueeze(-2), post, carry, bias, dropout)
 
     def write_and_project(
         self,
@@ -169,8 +179,7 @@ class Manifold(Connection):
         if fold is None or not isinstance(following, Manifold) or not any(following.sizes):
             return self.write(H, y, coefficients, bias, dropout), None
         _, post, res, *streams = coefficients
-        flat = (
-            t.flatten(0, 1) for t in (streams[0] if streams else H, y.unsqueeze(-2), *per_token(H, post, res))
-        )
+        carry = res if self.options.use_res else None
+        flat = per_token(streams[0] if streams else H, y.unsqueeze(-2), post, carry)
         out, projection = fold(*flat, following.phi, bias, dropout if self.training else 0.0)
         return out.view(H.shape), projection

@@ -41,12 +41,15 @@ def inverse_rms(Hv: Tensor, kind: RmsEps, eps: float) -> tuple[Tensor, Tensor]:
 
     kind: `none` (the paper), `inside` sqrt(mean square + eps), `added` r + eps. A token of zeros has no
     direction: without an epsilon, or with one of 0, its 1 / r is defined as 0, so that the projection is 0
-    instead of NaN.
+    instead of NaN. `off`: r is 1.
 
     Returns:
         1 / r of tokens multiplied by powers of two, which keep their squares within the precision's range, and
         these powers [..., 1].
     """
+    if kind == "off":
+        one = torch.ones_like(Hv[..., :1])
+        return one, one
     floor = {"none": 0.0, "inside": eps**0.5, "added": eps}[kind]
     shift = torch_rms.to_one(Hv.detach().abs().amax(-1, keepdim=True).clamp(min=floor))
     square = (Hv * shift).square().mean(-1, keepdim=True)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 SinkhornEps = Literal["none", "additive", "clamp"]
-RmsEps = Literal["none", "inside", "added"]
+RmsEps = Literal["none", "inside", "added", "off"]
 Orientation = Literal["paper", "deepseek_v4", "column_last"]
 
 
@@ -27,16 +27,17 @@ class ReadOptions:
     use_res: bool = True
     iterations: int = 20  # of Sinkhorn: at least 1, columns and then rows
     sinkhorn_eps: SinkhornEps = "none"
-    rms_eps: RmsEps = "none"
-    eps: float = 0.0  # of the root mean square; not read where rms_eps is none
+    rms_eps: RmsEps = "none"  # off: t = Hv phi, not divided by a root mean square
+    eps: float = 0.0  # of the root mean square; not read where rms_eps is none or off
     pre_eps: float = 0.0  # not read without use_pre
+    post_eps: float = 0.0  # not read without use_post
     orientation: Orientation = "paper"
 
     def __post_init__(self) -> None:
         for name in ("n", "iterations"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}: must be at least 1")
-        for name in ("eps", "pre_eps"):
+        for name in ("eps", "pre_eps", "post_eps"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name}={getattr(self, name)}: must be a finite number, 0 or more")
         for name, choices in (
@@ -62,4 +63,4 @@ class ReadOptions:
     @property
     def floor(self) -> float:
         """The root mean square at which the epsilon is as large as the token."""
-        return {"none": 0.0, "inside": self.eps**0.5, "added": self.eps}[self.rms_eps]
+        return {"inside": self.eps**0.5, "added": self.eps}.get(self.rms_eps, 0.0)

@@ -70,7 +70,7 @@ def _project(H: Tensor, phi: Tensor, options: ReadOptions) -> Projection:
         T,
         W=n * C,
         K=options.columns,
-        KP=tiles.columns(n),
+        KP=tiles.columns(options.columns),
         SPAN=span,
         V=size.V,
         STAGES=size.stages,
@@ -122,10 +122,11 @@ class ReadFunction(Function):
                 res,
                 T,
                 C=C,
-                KP=tiles.columns(n),
+                KP=tiles.columns(options.columns),
                 PARTS=square.numel() // T,
                 FLOOR=options.floor,
                 PRE_EPS=options.pre_eps,
+                POST_EPS=options.post_eps,
                 PRECISION=tiles.precision(H),
                 **_shape(options, scale),
                 **_coefficients(options),
@@ -217,7 +218,7 @@ def _backward_streams(
         N=n,
         C=C,
         K=phi.shape[1],
-        KP=tiles.columns(n),
+        KP=tiles.columns(phi.shape[1]),
         G=size.G,
         STAGES=size.stages,
         HAS_DH=dH is not None,
@@ -230,7 +231,7 @@ def _backward_streams(
 def _backward_sums(ctx: Any, dphi_parts: Tensor, sums: Tensor) -> list[Tensor]:
     """The gradients of phi, of the scales and of the biases."""
     H, phi, _, _, _, _, *parts = ctx.saved_tensors
-    options, n = ctx.options, H.shape[1]
+    options = ctx.options
     scale = tuple(parts[: len(parts) // 2])
     whole = len(dphi_parts) == 1
     dphi = dphi_parts[0] if whole else torch.empty_like(phi)
@@ -247,7 +248,7 @@ def _backward_sums(ctx: Any, dphi_parts: Tensor, sums: Tensor) -> list[Tensor]:
         len(dphi_parts),
         len(sums),
         W=phi.numel(),
-        KP=tiles.columns(n),
+        KP=tiles.columns(options.columns),
         **_shape(options, scale),
         **size.launch,
     )

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from hcmegatron.kernels import torch_path
+from hcmegatron.kernels import torch_gated, torch_path
 
 MAX_STREAMS = 8  # of the Triton kernels, which hold all streams of a token in registers
 _NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
@@ -17,7 +17,7 @@ _NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 
 @dataclass(frozen=True)
 class Kernels:
-    """The chosen operations, with the signatures of torch_path; `reason` says in words why these.
+    """The chosen operations, with the signatures of torch_path and torch_gated; `reason` says in words why these.
 
     write_and_project, where there is one, also computes the next read's projection (triton_path).
     """
@@ -26,6 +26,7 @@ class Kernels:
     reason: str
     read: Callable[..., Any]
     write: Callable[..., Any]
+    gated_read: Callable[..., Any]
     write_and_project: Callable[..., Any] | None = None
 
 
@@ -54,19 +55,37 @@ def select_kernels(
     return _torch(obstacle)
 
 
+def torch_kernels(reason: str) -> Kernels:
+    """Those of torch."""
+    return Kernels("torch", reason, torch_path.read, torch_path.write, torch_gated.read)
+
+
+def triton_kernels(reason: str) -> Kernels:
+    """Those of Triton."""
+    from hcmegatron.kernels import gated_function, triton_path  # they import it, which a CPU machine may lack
+
+    return Kernels(
+        "triton",
+        reason,
+        triton_path.read,
+        triton_path.write,
+        gated_function.read,
+        triton_path.write_and_project,
+    )
+
+
 def _torch(why: str) -> Kernels:
-    return Kernels("torch", f"torch: {why}", torch_path.read, torch_path.write)
+    return torch_kernels(f"torch: {why}")
 
 
 def _triton(n: int, device: torch.device, dtype: torch.dtype) -> Kernels:
-    from hcmegatron.kernels import triton_path, tuning  # they import Triton, which a CPU machine may lack
-
     where = "interpreter"
     if device.type == "cuda":
+        from hcmegatron.kernels import tuning
+
         tuning.restore(str(device))
         where = "sm_{}{}".format(*torch.cuda.get_device_capability(device))
-    reason = f"triton: n={n}, {_NAMES[dtype]}, {where}"
-    return Kernels("triton", reason, triton_path.read, triton_path.write, triton_path.write_and_project)
+    return triton_kernels(f"triton: n={n}, {_NAMES[dtype]}, {where}")
 
 
 def _obstacle(n: int, device: torch.device, dtype: torch.dtype) -> str | None:

@@ -45,9 +45,9 @@ class Tile:
         return given if self.registers is None else {**given, "maxnreg": self.registers}
 
 
-def columns(n: int) -> int:
-    """KP: phi's columns padded for tensor cores, which want powers of two from 16 on."""
-    return max(16, power_of_two(n * n + 2 * n))
+def columns(K: int) -> int:
+    """KP: phi's K columns padded for tensor cores, which want powers of two from 16 on."""
+    return max(16, power_of_two(K))
 
 
 def precision(H: Tensor) -> str:
@@ -61,6 +61,12 @@ def products(H: Tensor) -> str:
     if H.dtype != torch.bfloat16:
         return precision(H)
     return "split, widened" if H.device.type == "cpu" else "split"
+
+
+def check(H: Tensor) -> None:
+    """ValueError for streams of a type that the kernels do not take."""
+    if H.dtype not in (torch.bfloat16, torch.float16, torch.float32):
+        raise ValueError(f"kernels=triton: streams of {H.dtype} are not supported; use kernels=torch")
 
 
 def evenly(C: int, widest: int) -> int:
@@ -162,6 +168,14 @@ def rule(key: Key) -> Tile:
             return Tile(16, min(max(wide, 16), 32), per_sm=2)
         case "read_backward_sums":
             return Tile(64, 1024)
+        # The gated residual's: tiles as wide as a read's, not measured. Of the last, every program leaves a row of
+        # gamma's gradient, which 32 tokens make small beside the streams.
+        case "gated_norm" | "gated_backward_gates":
+            return Tile(8, min(max(wide, 16), 256))
+        case "gated_mix":
+            return Tile(8, min(max(wide, 16), 128))
+        case "gated_backward_streams":
+            return Tile(32, min(max(wide, 16), 64))
     raise AssertionError(f"no kernel {key.kernel}")
 
 

@@ -29,7 +29,7 @@ def forward(t: Tensor, scale: Tensor, bias: Tensor, options: ReadOptions) -> tup
     logits = torch.addcmul(bias.unsqueeze(1), scale.unsqueeze(1), t)
     l_pre, l_post, l_res = _split(logits, options)
     pre = torch.sigmoid(l_pre).add_(options.pre_eps) if options.use_pre else t.new_full((n, T), 1 / n)
-    post = torch.sigmoid(l_post).mul_(2) if options.use_post else t.new_ones(n, T)
+    post = torch.sigmoid(l_post).mul_(2).add_(options.post_eps) if options.use_post else t.new_ones(n, T)
     if not options.use_res:
         return pre, post, torch.eye(n, dtype=t.dtype, device=t.device).unsqueeze(-1).expand(n, n, T)
     M = torch_sinkhorn.forward(_oriented(l_res, options), options.iterations, options.sinkhorn_eps)

@@ -24,8 +24,11 @@ from hcmegatron.kernels.options import ReadOptions
 def inverse_rms(Hv: Tensor, options: ReadOptions) -> tuple[Tensor, Tensor | None]:
     """1 / r of Eq. 15 for Hv [T, nC] -> [T]; 0 for a token of zeros without epsilon, which has no direction.
 
-    Also what rms.scaling says that tokens have to be multiplied by: 1 / r is that of the products.
+    Also what rms.scaling says that tokens have to be multiplied by: 1 / r is that of the products. Where there is no
+    division it is 1, and tokens are taken as they are.
     """
+    if options.rms_eps == "off":
+        return Hv.new_ones(len(Hv)), None
     r = _rms(Hv)
     shift = torch_rms.scaling(r, Hv, options.floor)
     if shift is not None:
@@ -50,6 +53,8 @@ def rms_pullback(
 
     Hv, its gradient and 1 / r are those of tokens multiplied by shift.
     """
+    if options.rms_eps == "off":
+        return torch.zeros_like(inv_r)
     if options.rms_eps != "added":
         return dt_t * inv_r.square() / -width
     r = inv_r.reciprocal() - (options.eps if shift is None else options.eps * shift)
@@ -78,7 +83,9 @@ class _Read(Function):
         ctx.save_for_backward(H, phi, scale, bias, t, inv_r, shift, pre)
         ctx.options = options
         ctx.set_materialize_grads(False)
-        return x, pre, post.mT.contiguous(), res.permute(2, 0, 1).contiguous(), H.view_as(H)
+        res = res.permute(2, 0, 1)
+        res = res.contiguous() if options.use_res else res
+        return x, pre, post.mT.contiguous(), res, H.view_as(H)
 
     @staticmethod
     @once_differentiable
@@ -121,23 +128,28 @@ def _times(Hv: Tensor, shift: Tensor | None) -> Tensor:
 
 
 class _Write(Function):
-    """(H [T,n,C], y [T,1 or n,C], post [T,n], res [T,n,n]) -> H'_o = sum_i res[o,i] H_i + post[o] y_o."""
+    """(H [T,n,C], y [T,1 or n,C], post [T,n], res [T,n,n]) -> H'_o = sum_i res[o,i] H_i + post[o] y_o.
+
+    Without res the carry is the identity: H is not kept, and its gradient is that of H'.
+    """
 
     @staticmethod
-    def forward(ctx: FunctionCtx, H: Tensor, y: Tensor, post: Tensor, res: Tensor) -> Tensor:
-        ctx.save_for_backward(H, y, post, res)
-        out = torch.bmm(res, H.to(res.dtype))
-        return out.addcmul_(y.to(res.dtype), post.unsqueeze(-1)).to(H.dtype)
+    def forward(ctx: FunctionCtx, H: Tensor, y: Tensor, post: Tensor, res: Tensor | None) -> Tensor:
+        ctx.save_for_backward(None if res is None else H, y, post, res)
+        yc, p = y.to(post.dtype), post.unsqueeze(-1)
+        if res is None:
+            return torch.addcmul(H.to(post.dtype), yc, p).to(H.dtype)
+        return torch.bmm(res, H.to(res.dtype)).addcmul_(yc, p).to(H.dtype)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: FunctionCtx, dout: Tensor) -> tuple[Tensor | None, ...]:
         H, y, post, res = ctx.saved_tensors
-        dtype = res.dtype
+        dtype = post.dtype
         d = dout.to(dtype).contiguous()  # a sum hands back strides of 0, with which bmm goes token by token
         dH = dy = dpost = dres = None
         if ctx.needs_input_grad[0]:
-            dH = torch.bmm(res.mT, d).to(H.dtype)
+            dH = dout if res is None else torch.bmm(res.mT, d).to(H.dtype)
         shared = y.shape[1] == 1  # every stream receives the same y
         if ctx.needs_input_grad[1]:
             dy = torch.bmm(post.unsqueeze(1), d) if shared else d * post.unsqueeze(-1)
@@ -173,15 +185,15 @@ def read(
 
 
 def write(
-    H: Tensor, y: Tensor, post: Tensor, res: Tensor, bias: Tensor | None = None, dropout: float = 0.0
+    H: Tensor, y: Tensor, post: Tensor, res: Tensor | None, bias: Tensor | None = None, dropout: float = 0.0
 ) -> Tensor:
     """H'_o = sum_i res[o,i] H_i + post[o] dropout(y + bias)_o, in H's dtype.
 
-    H [T,n,C]; y [T,1,C], the same for all streams, or [T,n,C], a part for each (FC); post [T,n], res [T,n,n];
-    bias of y's shape without T.
+    H [T,n,C]; y [T,1,C], the same for all streams, or [T,n,C], a part for each (FC); post [T,n], res [T,n,n] or
+    None, the identity; bias of y's shape without T.
     """
     if bias is not None or dropout:
-        y = y.to(res.dtype)  # what is made of y and its gradient is rounded at the end, not at every step
+        y = y.to(post.dtype)  # what is made of y and its gradient is rounded at the end, not at every step
     if bias is not None:
         y = y + bias
     if dropout:

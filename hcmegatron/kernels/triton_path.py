@@ -11,9 +11,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
+from hcmegatron.kernels import tiles
 from hcmegatron.kernels.options import ReadOptions
 from hcmegatron.kernels.read_function import Projection, ReadFunction
 from hcmegatron.kernels.write_function import WriteFunction
@@ -31,7 +31,7 @@ def read(
 
     Raises ValueError for streams of another type than bf16, fp16 and fp32.
     """
-    _check(H)
+    tiles.check(H)
     sizes = [size for size in options.sizes if size]
     parts = [p.split(sizes) if isinstance(p, Tensor) else p for p in (scale, bias)]
     contiguous = (p.contiguous() for part in parts for p in part)
@@ -39,7 +39,7 @@ def read(
 
 
 def write(
-    H: Tensor, y: Tensor, post: Tensor, res: Tensor, bias: Tensor | None = None, dropout: float = 0.0
+    H: Tensor, y: Tensor, post: Tensor, res: Tensor | None, bias: Tensor | None = None, dropout: float = 0.0
 ) -> Tensor:
     """Every connection's write, as torch_path.write, bias and dropout in the same pass."""
     return _write(H, y, post, res, bias, dropout, None)[0]
@@ -49,7 +49,7 @@ def write_and_project(
     H: Tensor,
     y: Tensor,
     post: Tensor,
-    res: Tensor,
+    res: Tensor | None,
     phi: Tensor,
     bias: Tensor | None = None,
     dropout: float = 0.0,
@@ -65,14 +65,16 @@ def write_and_project(
 
 
 def _write(
-    H: Tensor, y: Tensor, post: Tensor, res: Tensor, bias: Tensor | None, dropout: float, fold: Tensor | None
+    H: Tensor,
+    y: Tensor,
+    post: Tensor,
+    res: Tensor | None,
+    bias: Tensor | None,
+    dropout: float,
+    fold: Tensor | None,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    _check(H)
+    tiles.check(H)
     bias = None if bias is None else bias.contiguous()
-    whole = (t.contiguous() for t in (H, y, post, res))
-    return WriteFunction.apply(*whole, bias, dropout, fold)
-
-
-def _check(H: Tensor) -> None:
-    if H.dtype not in (torch.bfloat16, torch.float16, torch.float32):
-        raise ValueError(f"kernels=triton: streams of {H.dtype} are not supported; use kernels=torch")
+    whole = (t.contiguous() for t in (H, y, post))
+    res = None if res is None else res.contiguous()
+    return WriteFunction.apply(*whole, res, bias, dropout, fold)

@@ -156,6 +156,8 @@ def read_backward_coefficients(
     if RMS_EPS == "added":
         r = 1.0 / tl.where(inside & (inv_r != 0.0), inv_r, 1.0) - EPS * shift
         factor = tl.where(r <= 0.0, 0.0, -along * inv_r / (tl.where(r <= 0.0, 1.0, r) * (N * C)))
+    elif RMS_EPS == "off":
+        factor = tl.zeros([BT], tl.float32)
     else:
         factor = -along * inv_r * inv_r / (N * C)
     tl.store(FACTOR + rows, factor, mask=inside)

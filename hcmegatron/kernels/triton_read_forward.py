@@ -8,16 +8,16 @@ import triton
 import triton.language as tl
 
 from hcmegatron.kernels import triton_coefficients as coefficients
+from hcmegatron.kernels import triton_rms as rms
 from hcmegatron.kernels import triton_sinkhorn as sinkhorn
-
-# Mean squares between which a token is taken as it is; others are scaled, see hcmegatron/kernels/torch_rms.py.
-SMALLEST = tl.constexpr(2.0**-80)
-LARGEST = tl.constexpr(2.0**80)
 
 
 @triton.jit
 def _inverse_rms(square, shift, W: tl.constexpr, RMS_EPS: tl.constexpr, EPS: tl.constexpr):
-    """1 / r of Eq. 15 from the sum of W squares of a token times `shift`; 0 for zeros without epsilon."""
+    """1 / r of Eq. 15 from the sum of W squares of a token times `shift`; 0 for zeros without epsilon. Where there is
+    no division, what takes the shift back."""
+    if RMS_EPS == "off":
+        return 1.0 / shift
     mean = square / W
     if RMS_EPS == "inside":
         r = tl.sqrt_rn(mean + EPS * shift * shift)
@@ -26,19 +26,6 @@ def _inverse_rms(square, shift, W: tl.constexpr, RMS_EPS: tl.constexpr, EPS: tl.
     else:
         r = tl.sqrt_rn(mean)
     return tl.where(r == 0.0, 0.0, 1.0 / tl.where(r == 0.0, 1.0, r))
-
-
-@triton.jit
-def _is_ordinary(square, W: tl.constexpr):
-    """Whether sums of W squares are exact in fp32 and far from its ends. False for NaN."""
-    return (square > W * SMALLEST) & (square < W * LARGEST)
-
-
-@triton.jit
-def _to_one(size):
-    """The power of two that brings a size near 1, where it is one in fp32: its exponent with the other sign."""
-    size = tl.minimum(tl.maximum(size, 2.0**-126), 2.0**125)
-    return ((254 << 23) - (size.to(tl.int32, bitcast=True) & 0x7F800000)).to(tl.float32, bitcast=True)
 
 
 @triton.jit
@@ -111,12 +98,12 @@ def _projection(
         projected += tl.load(PROJ + own[:, None] * K + columns[None, :], mask=mask, other=0.0)
         square += tl.load(SQUARE + own, mask=inside, other=0.0)
     shift = tl.full([BT], 1.0, tl.float32)
-    scaled = inside & (_is_ordinary(square, W) == 0)
+    scaled = inside & (rms.is_ordinary(square, W) == 0)
     if tl.max(scaled.to(tl.int32), axis=0) > 0:
         # rare: narrow tiles, so that registers and shared memory are those of the usual way
         base = rows.to(tl.int64)[:, None] * W
         size = tl.maximum(_largest(H, base, inside, W, BT, NARROW), FLOOR)
-        shift = tl.where(scaled, _to_one(size), 1.0)
+        shift = tl.where(scaled, rms.to_one(size), 1.0)
         again, squares = _scaled_projection(H, PHI, base, inside, shift, W, K, KP, BT, NARROW, PRECISION)
         projected = tl.where(scaled[:, None], again, projected)
         square = tl.where(scaled, squares, square)
@@ -216,6 +203,7 @@ def read_forward(
     EPS: tl.constexpr,
     FLOOR: tl.constexpr,
     PRE_EPS: tl.constexpr,
+    POST_EPS: tl.constexpr,
     TRANSPOSE_IN: tl.constexpr,
     TRANSPOSE_OUT: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -302,7 +290,7 @@ def read_forward(
             value, logits, scale = coefficients.vector(
                 TT, SCALE_POST, BIAS_POST, rows, inside, N * USE_PRE, N, K, NP, SCALE_STRIDE
             )
-            post = 2.0 * tl.sigmoid(logits)
+            post = 2.0 * tl.sigmoid(logits) + POST_EPS
         tl.store(POST + rows[:, None] * N + lane, post, mask=inside[:, None] & (lane < N))
         _mixture(
             TT,

@@ -66,10 +66,11 @@ def write_forward(
     C: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     DROPOUT: tl.constexpr,
+    IDENTITY: tl.constexpr,
     BT: tl.constexpr,
     BC: tl.constexpr,
 ):
-    """Grid (ceil(T / BT), ceil(C / BC)). post [T,N] and res [T,N,N] fp32."""
+    """Grid (ceil(T / BT), ceil(C / BC)). post [T,N] and res [T,N,N] fp32; where IDENTITY, res is I and not read."""
     token = tl.arange(0, BT)
     rows = tl.program_id(0) * BT + token
     first = tl.program_id(0).to(tl.int64) * BT
@@ -85,8 +86,11 @@ def write_forward(
         if R > 1 and o > 0:
             y, keep = _output(Y, BIAS, SEED, P, first, token, cols, mask, o, R, C, HAS_BIAS, DROPOUT)
         out = tl.load(POST + rows * N + o, mask=inside, other=0.0)[:, None] * y
-        for i in tl.static_range(N):
-            out += tl.load(RES + rows * (N * N) + o * N + i, mask=inside, other=0.0)[:, None] * h[i]
+        if IDENTITY:
+            out += h[o]
+        else:
+            for i in tl.static_range(N):
+                out += tl.load(RES + rows * (N * N) + o * N + i, mask=inside, other=0.0)[:, None] * h[i]
         tl.store(OUT + (first * (N * C) + o * C) + base, out.to(OUT.dtype.element_ty), mask=mask)
 
 
@@ -111,6 +115,7 @@ def write_fold(
     KP: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     DROPOUT: tl.constexpr,
+    IDENTITY: tl.constexpr,
     PRECISION: tl.constexpr,
     BT: tl.constexpr,
     BC: tl.constexpr,
@@ -141,8 +146,11 @@ def write_fold(
             if R > 1 and o > 0:
                 y, keep = _output(Y, BIAS, SEED, P, first, token, cols, mask, o, R, C, HAS_BIAS, DROPOUT)
             out = tl.load(POST + rows * N + o, mask=inside, other=0.0)[:, None] * y
-            for i in tl.static_range(N):
-                out += tl.load(RES + rows * (N * N) + o * N + i, mask=inside, other=0.0)[:, None] * h[i]
+            if IDENTITY:
+                out += h[o]
+            else:
+                for i in tl.static_range(N):
+                    out += tl.load(RES + rows * (N * N) + o * N + i, mask=inside, other=0.0)[:, None] * h[i]
             rounded = out.to(OUT.dtype.element_ty)
             tl.store(OUT + (first * (N * C) + o * C) + base, rounded, mask=mask)
             out = tl.where(mask, rounded.to(tl.float32), 0.0)
@@ -176,11 +184,13 @@ def write_backward(
     C: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     DROPOUT: tl.constexpr,
+    IDENTITY: tl.constexpr,
     BT: tl.constexpr,
     BC: tl.constexpr,
     V: tl.constexpr,
 ):
-    """Grid (ceil(T / BT),): DH = res^T DOUT, DY = post . DOUT, DPOST [T,N] and DRES [T,N,N] summed over C.
+    """Grid (ceil(T / BT),): DH = res^T DOUT, DY = post . DOUT, DPOST [T,N] and DRES [T,N,N] summed over C. Where
+    IDENTITY, DH is DOUT: H, RES, DH and DRES are left alone.
 
     The sums over C stay spread over BC / V lanes until the end: V neighbours, which one thread holds, are
     added at every step, the rest is reduced once. One program owns a token, so no atomics and one order of
@@ -194,9 +204,10 @@ def write_backward(
     for o in tl.static_range(N):
         post = post + (tl.load(POST + rows * N + o, mask=inside, other=0.0),)
         dpost = dpost + (tl.zeros([BT, BC // V], tl.float32),)
-        for i in tl.static_range(N):
-            res = res + (tl.load(RES + rows * (N * N) + o * N + i, mask=inside, other=0.0),)
-            dres = dres + (tl.zeros([BT, BC // V], tl.float32),)
+        if not IDENTITY:
+            for i in tl.static_range(N):
+                res = res + (tl.load(RES + rows * (N * N) + o * N + i, mask=inside, other=0.0),)
+                dres = dres + (tl.zeros([BT, BC // V], tl.float32),)
     for start in range(0, C, BC):
         cols = start + tl.arange(0, BC)
         mask = inside[:, None] & (cols < C)[None, :]
@@ -204,7 +215,8 @@ def write_backward(
         ybase = token[:, None] * (R * C) + cols[None, :]
         h, d = (), ()
         for i in tl.static_range(N):
-            h = h + (tl.load(H + (first * (N * C) + i * C) + base, mask=mask, other=0.0).to(tl.float32),)
+            if not IDENTITY:
+                h = h + (tl.load(H + (first * (N * C) + i * C) + base, mask=mask, other=0.0).to(tl.float32),)
             d = d + (tl.load(DOUT + (first * (N * C) + i * C) + base, mask=mask, other=0.0).to(tl.float32),)
         y, keep = _output(Y, BIAS, SEED, P, first, token, cols, mask, 0, R, C, HAS_BIAS, DROPOUT)
         dy = tl.zeros([BT, BC], tl.float32)
@@ -218,19 +230,22 @@ def write_backward(
             else:
                 dy += post[o][:, None] * d[o]
             new_dpost = new_dpost + (dpost[o] + tl.sum(tl.reshape(d[o] * y, [BT, BC // V, V]), axis=2),)
-            for i in tl.static_range(N):
-                part = tl.sum(tl.reshape(d[o] * h[i], [BT, BC // V, V]), axis=2)
-                new_dres = new_dres + (dres[o * N + i] + part,)
+            if not IDENTITY:
+                for i in tl.static_range(N):
+                    part = tl.sum(tl.reshape(d[o] * h[i], [BT, BC // V, V]), axis=2)
+                    new_dres = new_dres + (dres[o * N + i] + part,)
         if R == 1:
             tl.store(DY + first * (R * C) + ybase, (dy * keep).to(DY.dtype.element_ty), mask=mask)
-        for i in tl.static_range(N):
-            dh = res[i][:, None] * d[0]
-            for o in tl.static_range(1, N):
-                dh += res[o * N + i][:, None] * d[o]
-            tl.store(DH + (first * (N * C) + i * C) + base, dh.to(DH.dtype.element_ty), mask=mask)
+        if not IDENTITY:
+            for i in tl.static_range(N):
+                dh = res[i][:, None] * d[0]
+                for o in tl.static_range(1, N):
+                    dh += res[o * N + i][:, None] * d[o]
+                tl.store(DH + (first * (N * C) + i * C) + base, dh.to(DH.dtype.element_ty), mask=mask)
         dpost = new_dpost
         dres = new_dres
     for o in tl.static_range(N):
         tl.store(DPOST + rows * N + o, tl.sum(dpost[o], axis=1), mask=inside)
-        for i in tl.static_range(N):
-            tl.store(DRES + rows * (N * N) + o * N + i, tl.sum(dres[o * N + i], axis=1), mask=inside)
+        if not IDENTITY:
+            for i in tl.static_range(N):
+                tl.store(DRES + rows * (N * N) + o * N + i, tl.sum(dres[o * N + i], axis=1), mask=inside)

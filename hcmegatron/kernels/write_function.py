@@ -12,7 +12,10 @@ from hcmegatron.kernels import tiles, triton_write
 
 
 class WriteFunction(Function):
-    """(H, y, post, res, bias) -> H', and the next read's projection where `fold` gives its phi."""
+    """(H, y, post, res, bias) -> H', and the next read's projection where `fold` gives its phi.
+
+    Without res the carry is the identity: H is not kept, and its gradient is that of H'.
+    """
 
     @staticmethod
     def forward(
@@ -20,7 +23,7 @@ class WriteFunction(Function):
         H: Tensor,
         y: Tensor,
         post: Tensor,
-        res: Tensor,
+        res: Tensor | None,
         bias: Tensor | None,
         dropout: float,
         fold: Tensor | None,
@@ -32,6 +35,8 @@ class WriteFunction(Function):
         seed = torch.randint(2**63 - 1, (1,), device=H.device) if dropout else post
         given = bias if bias is not None else y
         flags = {"N": n, "R": y.shape[1], "C": C, "HAS_BIAS": bias is not None, "DROPOUT": dropout > 0}
+        flags["IDENTITY"] = res is None
+        matrix = post if res is None else res  # stands in, unread
         proj = square = None
         if fold is not None:
             proj, square = post.new_empty(T, fold.shape[1]), post.new_empty(T)
@@ -43,7 +48,7 @@ class WriteFunction(Function):
                     given,
                     seed,
                     post,
-                    res,
+                    matrix,
                     out,
                     fold,
                     proj,
@@ -51,7 +56,7 @@ class WriteFunction(Function):
                     T,
                     dropout,
                     K=fold.shape[1],
-                    KP=tiles.columns(n),
+                    KP=tiles.columns(fold.shape[1]),
                     V=size.V,
                     PRECISION=tiles.precision(H),
                     **flags,
@@ -61,9 +66,9 @@ class WriteFunction(Function):
         elif T:
             size = tiles.tile("write_forward", H)
             triton_write.write_forward[(triton.cdiv(T, size.BT), triton.cdiv(C, size.BC))](
-                H, y, given, seed, post, res, out, T, dropout, **flags, **size.launch
+                H, y, given, seed, post, matrix, out, T, dropout, **flags, **size.launch
             )
-        ctx.save_for_backward(H, y, given, seed, post, res)
+        ctx.save_for_backward(None if res is None else H, y, given, seed, post, res)
         ctx.flags, ctx.dropout = flags, dropout
         ctx.set_materialize_grads(False)  # the projection has none, and no zeros are to be made for it
         return out, proj, square
@@ -72,25 +77,26 @@ class WriteFunction(Function):
     @once_differentiable
     def backward(ctx: FunctionCtx, dout: Tensor, *_: None) -> tuple[Tensor | None, ...]:
         H, y, bias, seed, post, res = ctx.saved_tensors
-        T = len(H)
-        dH, dpost, dres = (torch.empty_like(t) for t in (H, post, res))
+        T, identity, dpost = len(post), res is None, torch.empty_like(post)
+        dout = dout.contiguous()
+        dH, dres = (dout, None) if identity else (torch.empty_like(H), torch.empty_like(res))
         with_bias = ctx.flags["HAS_BIAS"]
         # the bias has the sum of what y has rounded
         dy = torch.empty_like(y, dtype=torch.float32 if with_bias else y.dtype)
         if T:
-            size = tiles.tile("write_backward", H)
+            size = tiles.tile("write_backward", dout)
             triton_write.write_backward[(triton.cdiv(T, size.BT),)](
-                dout.contiguous(),
-                H,
+                dout,
+                dout if identity else H,  # stand-ins, unread
                 y,
                 bias,
                 seed,
                 post,
-                res,
+                post if identity else res,
                 dH,
                 dy,
                 dpost,
-                dres,
+                dpost if identity else dres,
                 T,
                 ctx.dropout,
                 V=size.V,

@@ -33,13 +33,16 @@ def connection_traffic(config: Config) -> tuple[float, float]:
 
     mHC: read 2w+1 (x is read twice; w+1 where the projection is folded into the write before), write 2w+1; backward
     3w+2 and 4w+2. At w = 4: 18 (14 folded) and 32. HC and FC with dynamic weights are taken alike, static ones read
-    the streams once. Without Triton, plain torch moves about twice as much (assumed). A residual adds: 3 and 3.
+    the streams once. Where the carry is the identity, the write's backward has no streams to read or to write: w+2.
+    Without Triton, plain torch moves about twice as much (assumed). A residual adds: 3 and 3.
     """
-    w, passes = accounting.streams(config.connection), accounting.kind_of(config.connection).passes
+    kind, w = accounting.kind_of(config.connection), accounting.streams(config.connection)
+    passes = kind.passes
     if not passes:
         return 3, 3
     forward = ((passes - folds(config)) * w + 1) + (2 * w + 1)
-    backward = (3 * w + 2) + (passes * (w + 1) + 2 * w)
+    carried = 2 * w if kind.carry == "matrix" else 0
+    backward = (carried + w + 2) + (passes * (w + 1) + 2 * w)
     unfused = 1 if fused(config) else 2
     return unfused * forward, unfused * backward
 
@@ -75,16 +78,21 @@ def _around(config: Config, rates: Rates, role: Role) -> list[Operation]:
     adds = not accounting.kind_of(conn).passes
     normed = element if not accounting.kind_of(conn).normalises else 0.0
     share = rates.assumptions.elementwise if adds else rates.assumptions.kernels
+    # Products in fp32, half of which the backward makes again; beside them four tensors as wide as the streams at most:
+    # normed streams, logits and what is their gradient.
+    columns, width = accounting.kind_of(conn).products(conn, C), accounting.streams(conn) * C
+    products = rates.matmul(size.local, columns, width, 4) if columns else 0.0
+    wide = 4 * 4 * width * size.local if columns else 0.0
     return [
         Operation(
             "connection",
             role,
             "connections",
             "connection",
-            forward=rates.memory(forward * element, share),
-            dgrad=rates.memory(backward * element, share),
+            forward=rates.memory(forward * element, share) + products,
+            dgrad=rates.memory(backward * element, share) + 2.5 * products,
             kept=accounting.saved_bytes(conn, C, size.itemsize) * size.local + element,
-            transient=2 * accounting.streams(conn) * element,
+            transient=2 * accounting.streams(conn) * element + wide,
         ),
         Operation(
             "norm",

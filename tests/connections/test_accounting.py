@@ -82,24 +82,40 @@ def test_contract_head_counts():
 
 
 def test_widths():
-    kinds = ("residual", "shc", "dhc", "sfc", "dfc", "mhc")
-    assert [accounting.streams(config(kind, n=4)) for kind in kinds] == [1, 4, 4, 1, 1, 4]
+    kinds = ("residual", "shc", "dhc", "sfc", "dfc", "mhc", "ihc", "gr")
+    assert [accounting.streams(config(kind, n=4)) for kind in kinds] == [1, 4, 4, 1, 1, 4, 4, 4]
 
 
 def test_every_parameter_has_a_weight_decay_rule():
     """HC's and FC's dynamic parts and mHC's projections decay: the papers' rule, parameter by parameter."""
     decayed, spared = set(), set()
-    for kind in ("residual", "shc", "dhc", "sfc", "dfc", "mhc"):
+    for kind in ("residual", "shc", "dhc", "sfc", "dfc", "mhc", "ihc", "gr"):
         conn = config(kind, n=2, contract="head")
         for module in (build_connection(conn, 8, 0, norm_eps=0.0), build_contract(conn, 8, norm_eps=0.0)):
             for name, parameter in module.named_parameters():
                 (decayed if parameter_of(parameter).decays else spared).add(name)
-    assert decayed == {"W_m", "W_r", "W_b", "W_alpha", "W_beta", "s_a", "s_b", "phi", "phi_head"}
+    assert decayed == {"W_m", "W_r", "W_b", "W_alpha", "W_beta", "s_a", "s_b", "phi", "phi_head"} | {
+        *("W_d", "W_u", "W_w"),
+    }
     assert spared == {
-        *("A_m", "A_r", "Y", "A", "B", "norm_weight", "alpha_head", "b_head"),
+        *("A_m", "A_r", "Y", "A", "B", "norm_weight", "gamma", "alpha_head", "b_head"),
         *("alpha_pre", "alpha_post", "alpha_res", "b_pre", "b_post", "b_res"),
     }
     assert parameter_of(torch.nn.Linear(2, 2).weight) is None
+
+
+def test_muon_takes_projections_that_are_matrices():
+    """The rest is AdamW's: static parts, gates, norms, and projections to one number a token, which are vectors."""
+    found = {"matrix": set(), "adamw": set()}
+    for kind in ("residual", "shc", "dhc", "sfc", "dfc", "mhc", "ihc", "gr"):
+        conn = config(kind, n=2, contract="head")
+        for table in (accounting.table(conn, 8), accounting.head_table(conn, 8)):
+            for name, parameter in table.items():
+                found[parameter.optimizer_role].add(name)
+    assert found["matrix"] == {"W_r", "W_alpha", "phi", "phi_head"}
+    assert {"A_m", "A_r", "W_m", "W_b", "W_beta", "s_a", "norm_weight", "alpha_pre", "b_res"} <= found[
+        "adamw"
+    ]
 
 
 def test_a_setting_means_one_thing():
@@ -120,7 +136,7 @@ def test_a_setting_means_one_thing():
             "use 10 or 15 for model.hidden_size, or a divisor of 12 for connection.n",
         ),
         ({"kind": "mhc", "n": 0}, "connection.n = 0 is out of range; it must be at least 1"),
-        ({"kind": "hc"}, "connection.kind='hc': choose one of residual, shc, dhc, sfc, dfc, mhc"),
+        ({"kind": "hc"}, "connection.kind='hc': choose one of residual, shc, dhc, sfc, dfc, mhc, ihc, gr"),
         (
             {"kind": "mhc", "contract": "max"},
             "connection.contract='max': choose one of sum, mean, head",

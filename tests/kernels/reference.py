@@ -26,6 +26,7 @@ VARIANTS = [
     ),
     *(ReadOptions(4, **{off: False}) for off in ("use_pre", "use_post", "use_res")),
     ReadOptions(3, use_pre=False, use_post=False),
+    ReadOptions(3, use_res=False, rms_eps="off", pre_eps=1e-2, post_eps=1e-2),
 ]
 
 
@@ -41,7 +42,7 @@ def read(H, phi, scale, bias, options):
     logits = scale * project(H, phi, options.rms_eps, options.eps) + bias
     l_pre, l_post, l_res = logits.split(options.sizes, -1)
     pre = torch.sigmoid(l_pre) + options.pre_eps if options.use_pre else logits.new_full((T, n), 1 / n)
-    post = 2 * torch.sigmoid(l_post) if options.use_post else logits.new_ones(T, n)
+    post = 2 * torch.sigmoid(l_post) + options.post_eps if options.use_post else logits.new_ones(T, n)
     res = torch.eye(n, dtype=logits.dtype).expand(T, n, n)
     if options.use_res:
         L = l_res.unflatten(-1, (n, n))

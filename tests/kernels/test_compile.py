@@ -35,6 +35,8 @@ KERNELS = {
     "read_backward_sums",
 }
 
+GATED = {"gated_norm", "gated_mix", "gated_backward_gates", "gated_backward_streams"}
+
 
 def test_every_kernel_is_launched_or_called_and_those_launched_are_compiled_here():
     """A kernel that is written and not selected, or one whose compiling is forgotten."""
@@ -52,7 +54,7 @@ def test_every_kernel_is_launched_or_called_and_those_launched_are_compiled_here
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Subscript)
     }
     called = {ast.unparse(node.func).rpartition(".")[2] for node in nodes if isinstance(node, ast.Call)}
-    assert launched & kernels == KERNELS
+    assert launched & kernels == KERNELS | GATED
     assert kernels - launched - called == set()
 
 
@@ -112,6 +114,19 @@ def whole_sub_layer(reports):
 @pytest.mark.parametrize("sm", [80, 100])
 def test_the_27b_shape(sm):
     whole_sub_layer(compile_all("--sm", str(sm), "--hidden", "2560", "--variant", "mhc"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sm", [80, 90, 100])
+def test_ihc_and_gr_of_the_27b_shape(sm):
+    """ihc runs mHC's kernels; gr's are as they should be: nothing spilled, and no matrix of their own."""
+    reports = compile_all("--sm", str(sm), "--hidden", "2560", "--variant", "ihc", "gr")
+    assert {r["name"] for r in reports} == KERNELS | GATED
+    for r in reports:
+        fits(r)
+        if r["name"] != "read_backward_sums":
+            assert r["wide_loads"] > 0, r
+        assert (r["tensor_core"] > 0) == (r["name"] in MATRIX), r
 
 
 @pytest.mark.slow

@@ -7,7 +7,7 @@ from tests.model.compare import largest_errors
 from tests.ranks import run_ranks
 from tests.small_configs import small_config
 
-KINDS = ("residual", "dhc", "dfc", "mhc")
+KINDS = ("residual", "dhc", "dfc", "mhc", "ihc", "gr")
 MICRO_BATCHES = 5
 
 

@@ -22,7 +22,7 @@ from tests.pipeline.layouts import (
 
 pytestmark = pytest.mark.ranks
 
-KINDS = ("residual", "dhc", "dfc", "mhc")
+KINDS = ("residual", "dhc", "dfc", "mhc", "ihc", "gr")
 SPLIT = ("zb_h1", "zb_v", "dualpipev")
 SCHEDULES = ("gpipe", "1f1b", *SPLIT, "interleaved")
 
@@ -30,7 +30,7 @@ SCHEDULES = ("gpipe", "1f1b", *SPLIT, "interleaved")
 def rows(architecture, micro_batches, variants, **parallel):
     """Every schedule with a kind and a variant in turn, DualPipeV with every kind, and the extremes with every
     variant. Beside data parallelism alone, every schedule with every kind."""
-    chosen = [(s, KINDS[i % 4], variants[i % len(variants)]) for i, s in enumerate(SCHEDULES)]
+    chosen = [(s, KINDS[i % len(KINDS)], variants[i % len(variants)]) for i, s in enumerate(SCHEDULES)]
     if architecture == "dense" or "expert" in parallel:
         chosen += [("dualpipev", kind, variants[i % len(variants)]) for i, kind in enumerate(KINDS)]
     if len(variants) > 1:
@@ -81,7 +81,12 @@ def test_overlapped_layouts_equal_one_process(architecture, parallel):
     """Where other communication than the pipeline's comes between the nodes of an FB."""
     configs = [
         network(architecture, kind, 6, schedule=schedule, pipeline=2, overlap=True, **parallel)
-        for schedule, kind in (("dualpipev", "mhc"), ("dualpipe", "dfc"))
+        for schedule, kind in (
+            ("dualpipev", "mhc"),
+            ("dualpipe", "dfc"),
+            ("dualpipev", "gr"),
+            ("dualpipe", "ihc"),
+        )
     ]
     assert wrong(configs, alone(configs), run(4, workers.steps, configs)) == []
 
@@ -144,7 +149,14 @@ def test_equal_to_megatrons_schedules():
     """Of its 1F1B ours has every bit: the same operations in the same order."""
     configs = [
         network(architecture, kind, 3, schedule=schedule, pipeline=2)
-        for architecture, kind in (("dense", "residual"), ("dense", "dfc"), ("moe", "mhc"), ("moe", "dhc"))
+        for architecture, kind in (
+            ("dense", "residual"),
+            ("dense", "dfc"),
+            ("moe", "mhc"),
+            ("moe", "dhc"),
+            ("moe", "ihc"),
+            ("moe", "gr"),
+        )
         for schedule in ("megatron_1f1b", "1f1b", "dualpipev")
     ]
     interleaved = [

@@ -99,7 +99,7 @@ def check_pairs(config, results, micro_batches=MICRO_BATCHES):
 
 def test_every_connection_dense_and_moe():
     """Six layers on four stages: chunks of two and one, the first layer without all-to-alls."""
-    cases = [(kind, moe) for kind in ("residual", "dhc", "dfc", "mhc") for moe in (False, True)]
+    cases = [(kind, moe) for kind in ("residual", "dhc", "dfc", "mhc", "ihc", "gr") for moe in (False, True)]
     configs = [config_for(*case, model={"layers": 6}) for case in cases]
     results = check(2, configs)
     for index, config in enumerate(configs):
@@ -117,7 +117,7 @@ def test_recomputation():
     configs = [config_for("mhc", True, model={"layers": 8}, recompute=setting) for setting in settings]
     configs += [
         config_for(kind, True, model={"layers": 8}, recompute=setting)
-        for kind in ("dhc", "dfc")
+        for kind in ("dhc", "dfc", "ihc", "gr")
         for setting in (settings[0], settings[3])
     ]
     check(2, configs)
@@ -125,6 +125,7 @@ def test_recomputation():
 
 def test_both_directions():
     configs = [config_for("mhc", True, "dualpipe"), config_for("dhc", False, "dualpipe")]
+    configs += [config_for("ihc", False, "dualpipe"), config_for("gr", True, "dualpipe")]
     results = check(2, configs)
     for index, config in enumerate(configs):
         check_pairs(config, [rank[2 * index + 1] for rank in results])

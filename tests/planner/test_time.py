@@ -78,6 +78,8 @@ def test_connections_move_what_kernels_move():
     assert connection_traffic(alone) == (18, 32)
     assert connection_traffic(config(connection__kind="residual")) == (3, 3)
     assert connection_traffic(config(connection__kind="shc")) == (14, 14 + 13)
+    ihc = config(connection__kind="ihc")  # folded, and with a write whose backward has no streams to multiply
+    assert connection_traffic(ihc) == (14, 6 + 18)
     # more streams than the kernels hold: plain torch, which moves twice as much
     assert connection_traffic(config(connection__n=9)) == (2 * (19 + 19), 2 * (29 + 38))
     loaded = config(connection__kind="dhc", training__micro_batch=2, training__global_batch=512)

@@ -61,7 +61,16 @@ def test_the_table_has_every_dimension():
             assert (schedule, pipeline, False) in pairs
             assert not schedule.startswith("dualpipe") or (schedule, pipeline, True) in pairs
     overlapped = [c for c in configs.values() if c.parallel.overlap]
-    assert {c.connection.kind for c in overlapped} == {"residual", "shc", "dhc", "sfc", "dfc", "mhc"}
+    assert {c.connection.kind for c in overlapped} == {
+        "residual",
+        "shc",
+        "dhc",
+        "sfc",
+        "dfc",
+        "mhc",
+        "ihc",
+        "gr",
+    }
     assert {c.recompute.mode for c in overlapped} == {"none", "block", "full", "selective"}
     assert {bool(c.moe.experts) for c in overlapped} == {True, False}
     assert {(c.parallel.tensor, c.parallel.expert) for c in overlapped} >= {(1, 1), (2, 1), (1, 2), (2, 2)}

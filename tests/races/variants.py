@@ -14,7 +14,7 @@ from typing import Any
 from hcmegatron.config.schema import Config
 from tests.fuzz.cases import fits, put
 
-KINDS = ("mhc", "dhc", "dfc", "shc", "sfc", "residual")
+KINDS = ("mhc", "dhc", "dfc", "shc", "sfc", "residual", "ihc", "gr")
 MODES = ("none", "block", "full")
 ONE_WAY = ("gpipe", "1f1b", "interleaved", "zb_h1", "zb_v")
 BOTH_WAYS = ("dualpipev", "dualpipe")  # which can overlap

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from hcmegatron.config.schema import Connection
-from hcmegatron.connections.accounting import streams
+from hcmegatron.connections.accounting import kind_of, streams
 from hcmegatron.connections.build import build_connection
 from hcmegatron.model.dropout import Dropout
 from hcmegatron.model.layer import AroundSubLayer
@@ -15,7 +15,7 @@ from hcmegatron.model.norms import Norm
 
 
 class Stack(nn.Module):
-    """L sub-layers over C channels: norm, a linear (which saves the norm's output), write."""
+    """L sub-layers over C channels: norm, where the read has none, a linear (which saves its output), write."""
 
     def __init__(
         self,
@@ -36,7 +36,10 @@ class Stack(nn.Module):
         self.connections = nn.ModuleList(
             build_connection(conn, C, k, norm_eps=1e-6, kernels=kernels) for k in range(sublayers)
         )
-        self.norms = nn.ModuleList(Norm(config, C, 1e-6, norm) for _ in range(sublayers))
+        self.norms = nn.ModuleList(
+            nn.Identity() if kind_of(conn).normalises else Norm(config, C, 1e-6, norm)
+            for _ in range(sublayers)
+        )
         self.linears = nn.ModuleList(nn.Linear(C, C, bias=False, dtype=dtype) for _ in range(sublayers))
         with torch.no_grad():
             for parameter in self.connections.parameters():

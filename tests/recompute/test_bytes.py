@@ -66,7 +66,7 @@ def test_measured_bytes_are_the_plan_s(n, sublayers):
     assert without(stack) == pytest.approx(chosen.without, rel=0.01)
 
 
-@pytest.mark.parametrize("kind", ["shc", "dhc", "sfc", "dfc"])
+@pytest.mark.parametrize("kind", ["shc", "dhc", "sfc", "dfc", "ihc", "gr"])
 @pytest.mark.parametrize("options", [{}, {"dropout": 0.1}, {"norm": "layernorm"}, {"dtype": torch.bfloat16}])
 def test_every_kind_by_its_own_terms(kind, options):
     stack = Stack(kind, 4, 7, **options)

@@ -13,7 +13,9 @@ import sys
 from hcmegatron.connections.kinds import plugins
 from hcmegatron.connections.kinds.descriptor import ConnectionDescriptor
 from hcmegatron.connections.kinds.frac import DFC, SFC
+from hcmegatron.connections.kinds.gated import GR
 from hcmegatron.connections.kinds.hyper import DHC, SHC
+from hcmegatron.connections.kinds.identity import IHC
 from hcmegatron.connections.kinds.manifold import MHC
 from hcmegatron.connections.kinds.residual import RESIDUAL
 
@@ -26,6 +28,8 @@ KINDS: dict[str, ConnectionDescriptor] = {
         SFC,
         DFC,
         MHC,
+        IHC,
+        GR,
     )
 }
 DEFAULT = MHC.name

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, Protocol
 
 Role = Literal["static", "projection", "scale", "gate", "norm"]
+OptimizerRole = Literal["matrix", "adamw"]
 DECAYED: tuple[Role, ...] = ("projection", "scale")
 Shown = Callable[[str], str]  # a setting's dotted key -> "key = value", with its place where that is known
 
@@ -30,12 +31,13 @@ class Parameter:
 
     Attributes:
         role: `projection` predicts coefficients from the streams, `scale` multiplies what HC's and FC's predict,
-            `gate` what mHC's predicts, `static` is a coefficient or its bias, `norm` a norm's weight. An optimizer
-            that treats matrices in its own way (Muon) takes the projections.
+            `gate` what mHC's predicts, `static` is a coefficient or its bias, `norm` a norm's weight.
+        optimizer_role: where optimizer.name is muon, Muon updates a `matrix` (two axes), AdamW the rest.
     """
 
     shape: tuple[int, ...]
     role: Role
+    optimizer_role: OptimizerRole = "adamw"
 
     @property
     def count(self) -> int:
@@ -124,6 +126,8 @@ class ConnectionDescriptor:
         kernels: whether the module takes fused kernels (`kernels: auto | torch | triton`).
         passes: how often its read goes through the streams: once to mix them, and before that once where their
             coefficients are predicted from them. 0: there is nothing to read or to mix, and the write is a sum.
+        products: columns that the streams [tokens, nC] are multiplied to, or made of, in matrix products of their own,
+            for kinds whose products are no part of a pass; the backward has each twice.
         folds: whether a sub-layer's fused write makes the next one's prediction, which then needs no pass of its own.
         starts: at initialisation the network equals the pre-norm one to rounding (`at`, with the mean of the streams),
             or is `near` it.
@@ -149,6 +153,7 @@ class ConnectionDescriptor:
     normalises: bool = False
     kernels: bool = True
     passes: int = 2
+    products: Callable[[Any, int], int] = lambda conn, C: 0
     folds: bool = False
     starts: Literal["at", "near"] = "at"
     output_init_divisor: Callable[[Any], float] = lambda conn: 1.0
