@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.optimize import minimize
 from threadpoolctl import threadpool_limits
 
@@ -47,14 +48,23 @@ class Fit:
     def unidentified(self, level: float = 0.9, factor: float = 10.0) -> list[str]:
         """The numbers that the runs do not fix: others of them give the same losses, or the interval spans a factor of
         more than so many, or reaches zero."""
+        low, high = self.interval(level).T
+        wide = (
+            ~((low > 1e-6) & (high < factor * low)) if len(self.draws) else np.zeros(len(self.values), bool)
+        )
+        unfixed = wide | self._free()
+        return [name for name, found in zip(self.law.names, unfixed, strict=True) if found]
+
+    def undetermined(self) -> list[str]:
+        """The numbers of which others give the same losses, whatever the intervals are."""
+        return [name for name, found in zip(self.law.names, self._free(), strict=True) if found]
+
+    def _free(self) -> NDArray[np.bool_]:
         gradient = self.law.log_loss(self.theta)[1]
         lengths = np.linalg.norm(gradient, axis=0)
         _, sizes, directions = np.linalg.svd(gradient / np.where(lengths > 0, lengths, 1))
         free = np.abs(directions[sizes < _SINGULAR * sizes[0]])
-        low, high = self.interval(level).T
-        wide = ~((low > 1e-6) & (high < factor * low)) if len(self.draws) else np.zeros(len(lengths), bool)
-        unfixed = wide | (free > 0.05).any(axis=0)
-        return [name for name, found in zip(self.law.names, unfixed, strict=True) if found]
+        return (free > 0.05).any(axis=0)
 
 
 def objective(theta: Array, law: Law, log_loss: Array, weights: Array, delta: float) -> tuple[float, Array]:
