@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from hcmegatron.config.errors import ConfigError
+from hcmegatron.studies import report_cli
 from hcmegatron.studies.isoflop import growth, profiles
 from hcmegatron.studies.laws import Array, compute_law, loss_law
 from hcmegatron.studies.table import Table
@@ -26,6 +27,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """What `hcmegatron study` takes."""
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+    report = verbs.add_parser("report", help="figures and tables for a paper", allow_abbrev=False)
+    report_cli.add_arguments(report)
     fit = verbs.add_parser(
         "fit",
         help="laws of the loss, with intervals",
@@ -54,6 +57,8 @@ def main(options: argparse.Namespace) -> int:
     Raises:
         ConfigError: a mistake of the user's.
     """
+    if options.verb == "report":
+        return report_cli.main(options)
     _refuse(options)
     table = Table(options.csv)
     losses, parameters = table.numbers(options.loss), table.numbers(options.parameters)

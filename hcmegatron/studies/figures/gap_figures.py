@@ -60,8 +60,8 @@ def over_compute(
         title,
         (panel,),
         f"Held-out losses of runs of the same seed, {level:.0%} t-intervals over seeds, where the baseline did best "
-        "for its compute (none of its runs with less compute has a lower loss). Crosses: so many runs diverged, and have "
-        "no gap. Points stand a little beside each other; the CSV file has where they are.",
+        "for its compute (none of its runs with less compute has a lower loss). Crosses: so many runs diverged, and "
+        "have no gap. Points stand a little beside each other; the CSV file has where they are.",
     )
 
 

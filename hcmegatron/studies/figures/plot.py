@@ -10,6 +10,8 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
+from hcmegatron.report.charts import Table, Words
+
 Look = Literal["points", "line", "marked", "band", "star", "lost"]
 
 
@@ -119,6 +121,9 @@ class NotDrawn(NamedTuple):
 
     title: str
     why: str
+
+
+Part = Words | Table | Plot | NotDrawn
 
 
 def _text(value: float) -> str:
