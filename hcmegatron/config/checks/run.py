@@ -76,9 +76,9 @@ def check_training(config: Config, shown: Shown) -> None:
         "give the shares, or use optimizer.schedule=constant",
     )
     need(
-        not (resumes(config) and c.load),
-        f"{shown('checkpoint.resume')} and {shown('checkpoint.load')} both say where to start",
-        "give one of them",
+        not c.keep_at or c.keep_at[-1] <= config.training.steps,
+        f"{shown('checkpoint.keep_at')} with {shown('training.steps')} names a step that does not come",
+        "name earlier ones",
     )
     need(
         not resumes(config) or config.run.dir is not None,
