@@ -67,7 +67,7 @@ _RANGES = {
     ),
     "a list of whole numbers of at least 1, rising": (
         lambda v: all(x >= 1 for x in v) and sorted(set(v)) == v,
-        "run.profile_at checkpoint.keep_at",
+        "run.profile_at",
     ),
     "paper, live, or a whole number of sub-layers of at least 1": (
         lambda v: v in ("paper", "live") or (v.isascii() and v.isdigit() and int(v) >= 1),

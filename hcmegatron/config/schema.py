@@ -230,7 +230,6 @@ class Checkpoint:
 
     save_every: int = 0  # steps; 0: only at the end
     keep_last: int = 2
-    keep_at: list[int] = field(default_factory=list)  # steps that are saved too, and never removed
     # training stops for a copy of the state in host memory, and goes on while that is written; false: until it is
     asynchronous: bool = True
     # auto: continue the run in run.dir from its newest whole checkpoint, or begin it where there is none yet (true is

@@ -126,8 +126,7 @@ class CheckpointWriter:
         """All but the newest keep_last of this one and those before it. No failure is one of the save's."""
         said = []
         try:
-            settings = self.config.checkpoint
-            outdated = manifest.outdated(than, settings.keep_last, settings.keep_at)
+            outdated = manifest.outdated(than, self.config.checkpoint.keep_last)
         except OSError as error:
             return [f"old checkpoints in {self.folder} could not be listed, and stay: {error.strerror}"]
         for path in outdated:

@@ -13,7 +13,6 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Collection
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -122,12 +121,11 @@ def every(folder: Path) -> list[Path]:
     return sorted(whole + [path for path in waiting if not path.with_suffix("").exists()])
 
 
-def outdated(saved: Path, keep: int, kept: Collection[int] = ()) -> list[Path]:
-    """Of the checkpoints before `saved`, all but the newest with which there are `keep`, and those after the steps
-    `kept`. Somebody's own directory with a checkpoint's name has no manifest, and is none of them."""
+def outdated(saved: Path, keep: int) -> list[Path]:
+    """Of the checkpoints before `saved`, all but the newest with which there are `keep`. Somebody's own directory with
+    a checkpoint's name has no manifest, and is none of them."""
     older = [path for path in every(saved.parent) if path.name < saved.name and (path / MANIFEST).exists()]
-    names = set(map(name, kept))
-    return [path for path in older[: max(0, len(older) + 1 - keep)] if path.name not in names]
+    return older[: max(0, len(older) + 1 - keep)]
 
 
 def newest(directory: Path) -> Path | None:

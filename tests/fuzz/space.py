@@ -28,7 +28,6 @@ FIXED: dict[str, tuple[Any, str]] = {
     "training.steps": (2, "one to save and one to come back to"),
     "training.threads": (1, "ranks share two cores"),
     "checkpoint.save_every": (1, "the first step is what is resumed"),
-    "checkpoint.keep_at": ([], "every step is saved"),
     "checkpoint.resume": ("never", "set by the second and third run of a case"),
     "checkpoint.load": (None, "resuming reads the same files"),
     "run.dir": (None, "set by every run of a case"),

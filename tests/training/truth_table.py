@@ -67,7 +67,6 @@ VALUES: dict[str, list[Any]] = {
     "optimizer.warmup_steps": [4],
     "moe.expert_bias_rate": [0.5],
     "checkpoint.resume": ["required"],
-    "checkpoint.keep_at": [[3]],
     "health.diverged_after": [50],
     "run.observers": [["hcmegatron.training.observer:Observer"]],
     "training.seed": [99],

@@ -57,7 +57,7 @@ def check_recompute(config: Config, shown: Shown) -> None:
 
 def check_training(config: Config, shown: Shown) -> None:
     """ConfigError where batch, learning rate or the beginning of the run do not fit."""
-    o, c = config.optimizer, config.checkpoint
+    o = config.optimizer
     check_world(config, smallest_world(config))  # a batch that does not fit it fits no larger one
     need(
         o.lr * max(config.connection.lr_multiplier, o.weight_decay) <= LARGEST,
@@ -74,11 +74,6 @@ def check_training(config: Config, shown: Shown) -> None:
         o.schedule != "step" or bool(o.step_decay_at),
         f"{shown('optimizer.schedule')} with {shown('optimizer.step_decay_at')} never decays",
         "give the shares, or use optimizer.schedule=constant",
-    )
-    need(
-        not c.keep_at or c.keep_at[-1] <= config.training.steps,
-        f"{shown('checkpoint.keep_at')} with {shown('training.steps')} names a step that does not come",
-        "name earlier ones",
     )
     need(
         not resumes(config) or config.run.dir is not None,
