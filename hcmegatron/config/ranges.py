@@ -23,7 +23,7 @@ _RANGES = {
         model.ffn_hidden_size model.vocab_multiple mla.kv_rank mla.q_rank mla.rope_dim moe.top_k
         moe.ffn_hidden_size parallel.tensor parallel.expert parallel.expert_tensor parallel.timeout_s
         data.sequence_length training.steps training.global_batch training.micro_batch
-        training.eval_batches training.eval_tokens training.log_every training.max_bad_steps
+        optimizer.decay_steps training.eval_batches training.eval_tokens training.log_every training.max_bad_steps
         health.leave_out_batches health.slow_window
         checkpoint.keep_last""",
     ),
@@ -67,7 +67,7 @@ _RANGES = {
     ),
     "a list of whole numbers of at least 1, rising": (
         lambda v: all(x >= 1 for x in v) and sorted(set(v)) == v,
-        "run.profile_at",
+        "run.profile_at checkpoint.keep_at",
     ),
     "paper, live, or a whole number of sub-layers of at least 1": (
         lambda v: v in ("paper", "live") or (v.isascii() and v.isdigit() and int(v) >= 1),

@@ -151,9 +151,12 @@ class Optimizer:
     """AdamW through Megatron's optimizer."""
 
     lr: float = 3e-3
-    min_lr_ratio: float = 0.1
-    schedule: Literal["cosine", "step", "constant"] = "cosine"
+    min_lr_ratio: float = 0.1  # of lr, where cosine and wsd end
+    # wsd: warm-up, stable, decay: lr until decay_steps before the end, then down in a straight line. Until the decay no
+    # rate depends on training.steps, so that one run's checkpoints are where runs of several lengths begin to decay
+    schedule: Literal["cosine", "step", "constant", "wsd"] = "cosine"
     warmup_steps: int = 20
+    decay_steps: int = 40  # wsd
     step_decay_at: list[float] = field(default_factory=lambda: [0.8, 0.9])  # shares of training
     step_decay_to: list[float] = field(default_factory=lambda: [0.316, 0.1])  # shares of lr
     beta1: float = 0.9
@@ -230,6 +233,9 @@ class Checkpoint:
 
     save_every: int = 0  # steps; 0: only at the end
     keep_last: int = 2
+    keep_at: list[int] = field(
+        default_factory=list
+    )  # steps after which one is saved and kept, beside the last
     # training stops for a copy of the state in host memory, and goes on while that is written; false: until it is
     asynchronous: bool = True
     # auto: continue the run in run.dir from its newest whole checkpoint, or begin it where there is none yet (true is

@@ -74,6 +74,8 @@ VALUES: dict[str, list[Any]] = {
     "diagnostics.ablation_every": [100],
     "health.slow_factor": [1000.0],
     "run.profile_at": [[3]],
+    "checkpoint.keep_at": [[3]],
+    "optimizer.decay_steps": [2],
     "recompute.modules": [["core_attn"]],
     "connection.lr_multiplier": [5.0],
     "data.suffixes": [[".txt"]],
@@ -89,6 +91,7 @@ BASES: dict[str, dict[str, dict[str, Any]]] = {
         "parallel": {"pipeline": 1},
         "model": {**GQA, "vocab_size": 300},
         "moe": {"experts": 0},
+        "optimizer": {"schedule": "wsd", "decay_steps": 1},
         "recompute": {"mode": "block", "block_length": "2"},
     },
     "selective": {
