@@ -16,7 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from hcmegatron.platform import cuda_environment
-from hcmegatron.platform.rank_process import FORWARDED, end_with_parent
+from hcmegatron.platform.process_signals import FORWARDED, end_with_parent
 from hcmegatron.studies.slots import Slot
 
 
@@ -67,9 +67,7 @@ class Child:
                 os.kill(self.pid, number)
 
 
-def _run(
-    arguments: Sequence[str], log: Path, slot: Slot, after: Callable[[], None], parent: int
-) -> None:
+def _run(arguments: Sequence[str], log: Path, slot: Slot, after: Callable[[], None], parent: int) -> None:
     """In the child; does not return."""
     status = 1
     try:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from hcmegatron.config import Config, ConfigError, read_config
 from hcmegatron.report.inputs.json_lines import read_lines
-from hcmegatron.studies import measures, accounts
+from hcmegatron.studies import accounts, measures
 from hcmegatron.studies.directory import difference_of
 from hcmegatron.studies.learnt import digest
 from hcmegatron.studies.record import Entry, Record
@@ -80,9 +80,7 @@ def configured(record: Record, entry: Entry) -> Config:
     return config
 
 
-def _row(
-    record: Record, entry: Entry, config: Config, entries: list[dict[str, Any]], diverged: bool
-) -> Row:
+def _row(record: Record, entry: Entry, config: Config, entries: list[dict[str, Any]], diverged: bool) -> Row:
     nothing = {"loss": math.nan}
     held = nothing if diverged else measures.evaluated(entries, "validation", entry.steps) or nothing
     tested = {} if diverged else measures.evaluated(entries, "test", entry.steps)

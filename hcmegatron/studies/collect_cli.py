@@ -39,7 +39,9 @@ def main(options: argparse.Namespace) -> int:
     record = recorded(options.study, options.more)
     rows, missing = collect(record)
     if not rows:
-        raise ConfigError(f"{record.path}: no run has a result yet; see hcmegatron study status {record.path}")
+        raise ConfigError(
+            f"{record.path}: no run has a result yet; see hcmegatron study status {record.path}"
+        )
     files = write_table(rows, record.path)
     diverged = sum(row["diverged"] for row in rows)
     print(f"{len(rows)} rows, {diverged} of them diverged: {', '.join(map(str, files))}")

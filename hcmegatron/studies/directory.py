@@ -1,8 +1,8 @@
 """The directory of a study: claimed by one command at a time, and by one study for ever.
 
-    study.yaml          which study it is, and its runs (record.py)
-    configs/NAME.yaml   the whole configuration of each: `hcmegatron train` takes it too
-    runs/NAME           its run directory, like any other
+study.yaml          which study it is, and its runs (record.py)
+configs/NAME.yaml   the whole configuration of each: `hcmegatron train` takes it too
+runs/NAME           its run directory, like any other
 """
 
 from __future__ import annotations
@@ -68,9 +68,14 @@ class StudyDirectory:
         except FileNotFoundError:
             return None
         except OSError as error:
-            raise ConfigError(f"run_dir = {self.path} cannot be used: {error.strerror}; choose another") from None
+            raise ConfigError(
+                f"run_dir = {self.path} cannot be used: {error.strerror}; choose another"
+            ) from None
         if FILE not in used:
-            if not used or set(used) <= {"configs", "runs"}:  # of a call that was killed, or without its record
+            if not used or set(used) <= {
+                "configs",
+                "runs",
+            }:  # of a call that was killed, or without its record
                 return None
             raise ConfigError(
                 f"run_dir = {self.path} is no study's directory: {min(used)} is there, and no {FILE}; choose another"
@@ -108,7 +113,9 @@ class StudyDirectory:
 def difference_of(run: Path, config: Config) -> str:
     """Where the configuration that a run directory was begun with differs in what is learnt, in words; "" where it does
     not, or nothing has begun there."""
-    own = next((run / name for name in ("config.resolved.yaml", "config.yaml") if (run / name).exists()), None)
+    own = next(
+        (run / name for name in ("config.resolved.yaml", "config.yaml") if (run / name).exists()), None
+    )
     if own is None:
         return ""
     text = own.read_text(encoding="utf-8").partition("\n")[2]

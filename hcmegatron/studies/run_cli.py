@@ -21,8 +21,8 @@ from hcmegatron.studies.tasks import Task, tasks
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """What `hcmegatron study run` takes."""
     parser.description = (
-        "Train a study's runs as processes of this machine, each in a run directory of its own. The same command goes on "
-        "after whatever ended it."
+        "Train a study's runs as processes of this machine, each in a run directory of its own. The same command goes "
+        "on after whatever ended it."
     )
     parser.add_argument("file", metavar="FILE", type=Path, help="the study, or the name of a packaged one")
     parser.add_argument("--jobs", metavar="N", type=int, help="runs at a time (default: the study's)")

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from hcmegatron.config import ConfigError, smallest_world
 from hcmegatron.platform.exit_status import DIVERGED, STOPPED
-from hcmegatron.platform.rank_process import FORWARDED
+from hcmegatron.platform.process_signals import FORWARDED
 from hcmegatron.studies.child import Child
 from hcmegatron.studies.directory import StudyDirectory
 from hcmegatron.studies.record import Entry
@@ -147,7 +147,8 @@ class Runner:
         left = [entry for entry in self.record.entries if not self.states[entry.name].has_result]
         if self.asked is not None and left:
             self.say(
-                f"stopped by {self.asked.name}: {len(left)} of {len(self.states)} runs are left; the same command goes on"
+                f"stopped by {self.asked.name}: {len(left)} of {len(self.states)} runs are left; "
+                "the same command goes on"
             )
             return STOPPED
         failed = [entry for entry in left if self.states[entry.name].name == "failed"]
@@ -174,8 +175,8 @@ class Runner:
         for name, config in self.directory.configs.items():
             if gpus and smallest_world(config) > gpus:
                 raise ConfigError(
-                    f"{name}: its layout asks for {smallest_world(config)} GPUs, and this machine has {gpus}; use `study "
-                    "launch`, or CUDA_VISIBLE_DEVICES= to train it on CPUs"
+                    f"{name}: its layout asks for {smallest_world(config)} GPUs, and this machine has {gpus}; use "
+                    "`study launch`, or CUDA_VISIBLE_DEVICES= to train it on CPUs"
                 )
 
     @contextmanager
@@ -183,9 +184,7 @@ class Runner:
         """Any that asks this process to end asks its runs to save and end; a second Ctrl-C does not wait."""
         handlers = {number: signal.getsignal(number) for number in FORWARDED}
         heard = [
-            number
-            for number in FORWARDED
-            if number != signal.SIGUSR2 and handlers[number] != signal.SIG_IGN
+            number for number in FORWARDED if number != signal.SIGUSR2 and handlers[number] != signal.SIG_IGN
         ]
         for number in heard:
             signal.signal(number, self._ask)

@@ -1,5 +1,4 @@
-"""What a machine has to give to runs beside each other: cores, and GPUs where there are any. Pure, but for `of_machine`.
-"""
+"""What a machine has to give to runs beside each other: cores, and GPUs where there are any."""
 
 from __future__ import annotations
 

@@ -146,7 +146,7 @@ def _listed(folder: Path) -> None:
 
 
 def begins_by_load(config: Config, directory: Path) -> bool:
-    """Whether checkpoint.load says where to start: with checkpoint.resume, until the run has a checkpoint of its own."""
+    """Whether checkpoint.load says where to start; with checkpoint.resume, until there is a checkpoint of the run."""
     has_own = resumes(config) and bool(manifest.every(directory / "checkpoints"))
     return config.checkpoint.load is not None and not has_own
 

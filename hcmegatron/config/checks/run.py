@@ -57,7 +57,7 @@ def check_recompute(config: Config, shown: Shown) -> None:
 
 def check_training(config: Config, shown: Shown) -> None:
     """ConfigError where batch, learning rate or the beginning of the run do not fit."""
-    o = config.optimizer
+    o, c = config.optimizer, config.checkpoint
     check_world(config, smallest_world(config))  # a batch that does not fit it fits no larger one
     need(
         o.lr * max(config.connection.lr_multiplier, o.weight_decay) <= LARGEST,
