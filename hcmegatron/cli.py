@@ -127,7 +127,7 @@ VERBS = {
     "data": ("hcmegatron.data.cli", "prepare, show and check data sets, train tokenizers"),
     "doctor": ("launch.doctor.cli", "whether machines are healthy and fast, alone and together"),
     "report": ("hcmegatron.report.cli", "one HTML page that explains runs, or follows them"),
-    "study": ("hcmegatron.studies.cli", "fit laws of the loss to a table of runs"),
+    "study": ("hcmegatron.studies.cli", "scaling studies: plan the runs of one file, fit laws of the loss"),
     "launch": ("launch.cli", "a run as a job of SLURM, MPI, torchrun or this machine"),
     "status": ("launch.status", "where a run is: queue, step, time left, errors"),
     "logs": ("launch.logs", "what the ranks of a run wrote, errors first"),
@@ -182,6 +182,8 @@ def _run(arguments: list[str]) -> int:
         ]
         arguments = [word for word in arguments if word not in overrides]
     options, unknown = parser.parse_known_args(arguments)
+    if unknown and hasattr(options, "more"):  # which a verb's main reads by itself
+        options.more, unknown = unknown, []
     if unknown:  # the verb's own parser, or its action's, knows what it takes
         its_parser = getattr(options, "parser", parsers.get(options.verb, parser))
         its_parser.error(f"unrecognized arguments: {' '.join(unknown)}")
@@ -369,7 +371,8 @@ def _rank(
     ranks: RankInfo,
 ) -> int:
     """One rank of a run. What ends it is said once, by the launch where this command started the ranks."""
-    from hcmegatron.platform.rank_process import TORCHRUN_ENDED, end_with_parent, without_native_frames
+    from hcmegatron.platform.process_signals import end_with_parent
+    from hcmegatron.platform.rank_process import TORCHRUN_ENDED, without_native_frames
     from hcmegatron.platform.ranks import STARTED_HERE
 
     module, _, function = work.partition(":")

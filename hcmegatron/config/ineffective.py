@@ -44,7 +44,8 @@ def _training(config: Config, unless: Unless) -> None:
     schedule = f"optimizer.schedule is {config.optimizer.schedule}"
     step = config.optimizer.schedule == "step"
     unless(step, schedule, "optimizer.step_decay_at optimizer.step_decay_to")
-    unless(config.optimizer.schedule == "cosine", schedule, "optimizer.min_lr_ratio")
+    unless(config.optimizer.schedule in ("cosine", "wsd"), schedule, "optimizer.min_lr_ratio")
+    unless(config.optimizer.schedule == "wsd", schedule, "optimizer.decay_steps")
     unless(
         bool(config.data.paths),
         "data.paths is empty, so the standard library's .py files are read",

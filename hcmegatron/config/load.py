@@ -145,7 +145,7 @@ def _read_file(path: Path, parents: tuple[Path, ...]) -> dict[str, WrittenValue]
     if path.resolve() in parents:
         chain = " -> ".join(str(parent) for parent in (*parents, path.resolve()))
         raise ConfigError(f"{path}: extends itself ({chain}); break the circle")
-    root = _compose(path)
+    root = compose_file(path)
     settings: dict[str, WrittenValue] = {}
     own = _flatten_node(path, root)
     base = own.pop("extends", None)
@@ -169,7 +169,7 @@ def _read_file(path: Path, parents: tuple[Path, ...]) -> dict[str, WrittenValue]
     return settings | own
 
 
-def _compose(path: Path) -> yaml.MappingNode:
+def compose_file(path: Path) -> yaml.MappingNode:
     """A file as a YAML mapping; ConfigError where it cannot be read as one."""
     try:
         text = path.read_bytes().decode("utf-8-sig")

@@ -23,7 +23,7 @@ _RANGES = {
         model.ffn_hidden_size model.vocab_multiple mla.kv_rank mla.q_rank mla.rope_dim moe.top_k
         moe.ffn_hidden_size parallel.tensor parallel.expert parallel.expert_tensor parallel.timeout_s
         data.sequence_length training.steps training.global_batch training.micro_batch
-        training.eval_batches training.eval_tokens training.log_every training.max_bad_steps
+        optimizer.decay_steps training.eval_batches training.eval_tokens training.log_every training.max_bad_steps
         health.leave_out_batches health.slow_window
         checkpoint.keep_last""",
     ),
@@ -40,7 +40,7 @@ _RANGES = {
         """model.norm_eps moe.experts moe.shared_experts moe.first_dense moe.expert_bias_rate
         moe.aux_loss moe.sequence_aux_loss moe.z_loss
         data.seed optimizer.warmup_steps optimizer.weight_decay optimizer.clip training.seed
-        training.eval_every checkpoint.save_every health.loss_spike health.grad_norm_spike
+        training.eval_every checkpoint.save_every health.loss_spike health.grad_norm_spike health.diverged_after
         health.keep_bad_steps health.compare_parameters_every health.compare_gradients_every
         diagnostics.every diagnostics.ablation_every""",
     ),
@@ -67,7 +67,7 @@ _RANGES = {
     ),
     "a list of whole numbers of at least 1, rising": (
         lambda v: all(x >= 1 for x in v) and sorted(set(v)) == v,
-        "run.profile_at",
+        "run.profile_at checkpoint.keep_at",
     ),
     "paper, live, or a whole number of sub-layers of at least 1": (
         lambda v: v in ("paper", "live") or (v.isascii() and v.isdigit() and int(v) >= 1),

@@ -151,9 +151,12 @@ class Optimizer:
     """AdamW through Megatron's optimizer."""
 
     lr: float = 3e-3
-    min_lr_ratio: float = 0.1
-    schedule: Literal["cosine", "step", "constant"] = "cosine"
+    min_lr_ratio: float = 0.1  # of lr, where cosine and wsd end
+    # wsd: warm-up, stable, decay: lr until decay_steps before the end, then down in a straight line. Until the decay no
+    # rate depends on training.steps, so that one run's checkpoints are where runs of several lengths begin to decay
+    schedule: Literal["cosine", "step", "constant", "wsd"] = "cosine"
     warmup_steps: int = 20
+    decay_steps: int = 40  # wsd
     step_decay_at: list[float] = field(default_factory=lambda: [0.8, 0.9])  # shares of training
     step_decay_to: list[float] = field(default_factory=lambda: [0.316, 0.1])  # shares of lr
     beta1: float = 0.9
@@ -196,6 +199,9 @@ class Health:
     grad_norm_spike: float = 0.0
     spike_window: int = 128  # steps; nothing is a spike before half of them are there
     leave_out_batches: int = 1  # of a rewind: the bad step's batch and those after it
+    # steps in a row, after the warmup, with a loss no better than a guess among all tokens: the run has diverged and
+    # ends; 0: it goes on
+    diverged_after: int = 0
     keep_bad_steps: int = 4  # newest ones whose batch is kept in the run directory for `hcmegatron replay`
     compare_parameters_every: int = (
         0  # steps: whatever ranks hold in common is the same, bit for bit; 0: never
@@ -227,13 +233,17 @@ class Checkpoint:
 
     save_every: int = 0  # steps; 0: only at the end
     keep_last: int = 2
+    keep_at: list[int] = field(
+        default_factory=list
+    )  # steps after which one is saved and kept, beside the last
     # training stops for a copy of the state in host memory, and goes on while that is written; false: until it is
     asynchronous: bool = True
     # auto: continue the run in run.dir from its newest whole checkpoint, or begin it where there is none yet (true is
     # auto, and false never); required: refuse where there is none; on the same data
     resume: Literal["never", "auto", "required"] = "never"
     # or begin a new run, in another run.dir, with this checkpoint's weights, optimizer state and step (a run directory
-    # means its newest): at its sample where the data are the same, at the first where they are other
+    # means its newest): at its sample where the data are the same, at the first where they are other. With resume, for
+    # as long as that run has no checkpoint of its own
     load: str | None = None
 
 

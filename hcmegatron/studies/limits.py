@@ -71,8 +71,8 @@ def _losses(results: Results, gaps: Sequence[Gap]) -> list[str]:
     unfinished = sum(not point.finished and not point.diverged for point in results.points)
     unpaired = sum(gap.unpaired for gap in gaps)
     said = [
-        f"{diverged} of {len(results.points)} points are of runs that diverged. They are counted in every table, and are "
-        "in no mean: a mean of those that did not says what happens where it goes well."
+        f"{diverged} of {len(results.points)} points are of runs that diverged. They are counted in every table, and "
+        "are in no mean: a mean of those that did not says what happens where it goes well."
         if diverged
         else "No run diverged."
         if "diverged" in results.columns

@@ -123,10 +123,13 @@ class CheckpointWriter:
         manifest.publish(partial, path)
 
     def _remove_older(self, than: Path) -> list[str]:
-        """All but the newest keep_last of this one and those before it. No failure is one of the save's."""
+        """All but the newest keep_last of this one and those before it, and those of keep_at. No failure is one of
+        the save's."""
         said = []
         try:
-            outdated = manifest.outdated(than, self.config.checkpoint.keep_last)
+            outdated = manifest.outdated(
+                than, self.config.checkpoint.keep_last, self.config.checkpoint.keep_at
+            )
         except OSError as error:
             return [f"old checkpoints in {self.folder} could not be listed, and stay: {error.strerror}"]
         for path in outdated:

@@ -13,6 +13,7 @@ import hashlib
 import json
 import os
 import shutil
+from collections.abc import Collection
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -121,10 +122,12 @@ def every(folder: Path) -> list[Path]:
     return sorted(whole + [path for path in waiting if not path.with_suffix("").exists()])
 
 
-def outdated(saved: Path, keep: int) -> list[Path]:
-    """Of the checkpoints before `saved`, all but the newest with which there are `keep`. Somebody's own directory with
-    a checkpoint's name has no manifest, and is none of them."""
+def outdated(saved: Path, keep: int, kept: Collection[int] = ()) -> list[Path]:
+    """Of the checkpoints before `saved`, all but the newest with which there are `keep`, and but those after the steps
+    `kept`. Somebody's own directory with a checkpoint's name has no manifest, and is none of them."""
+    stay = {name(step) for step in kept}
     older = [path for path in every(saved.parent) if path.name < saved.name and (path / MANIFEST).exists()]
+    older = [path for path in older if path.name not in stay]
     return older[: max(0, len(older) + 1 - keep)]
 
 

@@ -65,13 +65,17 @@ def multipliers(connections_lr: float) -> dict[ParamKey, dict[str, float]]:
 
 
 def learning_rate(step: int, settings: schema.Optimizer, steps: int) -> float:
-    """The rate of step `step` (1-based) of `steps`: linear warmup, then cosine, step decay (mHC paper), or constant."""
+    """The rate of step `step` (1-based) of `steps`: linear warmup, then cosine, step decay (mHC paper),
+    constant, or constant with a straight line down at the end (warm-up, stable, decay: 2404.06395, 2405.18392)."""
     if step <= settings.warmup_steps:
         return settings.lr * step / settings.warmup_steps
     if settings.schedule == "cosine":
         progress = (step - settings.warmup_steps) / max(1, steps - settings.warmup_steps)
         low = settings.lr * settings.min_lr_ratio
         return low + 0.5 * (settings.lr - low) * (1 + math.cos(math.pi * min(1.0, progress)))
+    if settings.schedule == "wsd" and steps - step < settings.decay_steps:
+        left = max(0, steps - step) / settings.decay_steps  # of the decay, 0 at the last step
+        return settings.lr * (settings.min_lr_ratio + (1 - settings.min_lr_ratio) * left)
     if settings.schedule == "step":
         passed = sum(step > share * steps for share in settings.step_decay_at)
         return settings.lr * ([1.0, *settings.step_decay_to][passed])

@@ -32,9 +32,10 @@ _RULES = {
     Rule.APPLIED: """
         model.hidden_dropout model.attention_dropout moe.expert_bias_rate moe.aux_loss moe.sequence_aux_loss
         moe.z_loss optimizer.lr optimizer.min_lr_ratio optimizer.schedule optimizer.warmup_steps
-        optimizer.step_decay_at optimizer.step_decay_to optimizer.beta1 optimizer.beta2 optimizer.eps
-        optimizer.weight_decay optimizer.clip training.steps training.global_batch training.dtype training.seed
-        health.on_bad_step health.loss_spike health.grad_norm_spike health.spike_window health.leave_out_batches""",
+        optimizer.decay_steps optimizer.step_decay_at optimizer.step_decay_to optimizer.beta1 optimizer.beta2
+        optimizer.eps optimizer.weight_decay optimizer.clip training.steps training.global_batch training.dtype
+        training.seed health.on_bad_step health.loss_spike health.grad_norm_spike health.spike_window
+        health.leave_out_batches""",
     Rule.ROUNDING: """
         moe.grouped moe.dispatcher parallel.pipeline parallel.virtual parallel.tensor parallel.sequence
         parallel.expert parallel.expert_tensor parallel.schedule parallel.overlap parallel.distributed_optimizer
@@ -45,7 +46,9 @@ _RULES = {
         data.validation data.test parallel.costs parallel.timeout_s training.eval_every training.eval_batches
         training.eval_prompt training.eval_tokens training.log_every training.max_bad_steps training.threads
         health.keep_bad_steps health.compare_parameters_every health.compare_gradients_every health.on_difference
-        health.slow_factor health.slow_window checkpoint.save_every checkpoint.keep_last checkpoint.asynchronous
+        health.diverged_after
+        health.slow_factor health.slow_window checkpoint.save_every checkpoint.keep_last checkpoint.keep_at
+        checkpoint.asynchronous
         diagnostics.every diagnostics.tokens diagnostics.ablation_every
         checkpoint.resume checkpoint.load run.dir run.tensorboard run.wandb run.observers run.profile_at
         run.overcommit run.peak_tflops""",

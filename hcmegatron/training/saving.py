@@ -1,4 +1,4 @@
-"""When a run saves: every so many steps, at its end, and when it is told to stop."""
+"""When a run saves: every so many steps, after those that are asked for, at its end, and when it is told to stop."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ class Saving(Observer):
     def __init__(self, run: TrainingRun) -> None:
         self.run, self.checkpoints = run, run.checkpoints
         self.every, self.steps = run.config.checkpoint.save_every, run.config.training.steps
+        self.kept = frozenset(run.config.checkpoint.keep_at)
         self.reached: Progress | None = None
         self.checkpoints.told = self.checkpoints.saved
         self.skipped = False  # the last step was
@@ -31,7 +32,8 @@ class Saving(Observer):
         self.skipped = not step.result.updated
         if not self.skipped:
             self.reached = self.run.position
-        if step.number == self.steps or (not self.skipped and is_due(step.number, self.every, self.steps)):
+        due = step.number in self.kept or is_due(step.number, self.every, self.steps)
+        if step.number == self.steps or (due and not self.skipped):
             self._save()
 
     def on_rewind(self, rewind: Rewind) -> None:

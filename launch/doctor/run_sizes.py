@@ -59,6 +59,7 @@ def of_run(config: Config, name: str) -> RunSizes:
         own * moe.top_k * width * item if moe.experts else hop,
         held // parallel.pipeline * size.gradient,
         parameters * (size.weight + size.state),
-        config.checkpoint.keep_last + 1,  # the new one is whole before the oldest goes
+        # the new one is whole before the oldest goes
+        config.checkpoint.keep_last + 1 + len(config.checkpoint.keep_at),
         config.training.dtype,
     )

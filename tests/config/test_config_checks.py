@@ -33,7 +33,7 @@ def test_the_defaults_are_fine_and_silent():
 def test_every_number_has_a_range():
     numbers = {key for key, hint in leaves().items() if hint in (int, float, int | None, float | None)}
     lists = {"optimizer.step_decay_at", "optimizer.step_decay_to", "data.suffixes", "recompute.modules"}
-    lists |= {"run.observers", "run.profile_at"}
+    lists |= {"run.observers", "run.profile_at", "checkpoint.keep_at"}
     assert set(RANGE_OF) == numbers | lists | {"recompute.block_length"}
 
 

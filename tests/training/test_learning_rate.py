@@ -45,6 +45,19 @@ def test_constant_after_the_warmup():
     assert rates(constant, 10, [1, 2, 3, 10]) == [1e-3, 2e-3, 2e-3, 2e-3]
 
 
+def test_warm_up_stable_decay_at_named_steps():
+    """The rate until four steps before the end, then a quarter of the way down to a tenth with each."""
+    wsd = Optimizer(lr=1.0, schedule="wsd", warmup_steps=2, decay_steps=4, min_lr_ratio=0.1)
+    named = [0.5, 1.0, 1.0, 1.0, 0.775, 0.55, 0.325, 0.1, 0.1]
+    assert rates(wsd, 10, [1, 2, 3, 6, 7, 8, 9, 10, 11]) == pytest.approx(named, rel=1e-12)
+
+
+def test_before_its_decay_a_rate_does_not_depend_on_how_long_the_run_is():
+    wsd = Optimizer(lr=3e-3, schedule="wsd", warmup_steps=3, decay_steps=5, min_lr_ratio=0.03)
+    assert rates(wsd, 20, range(1, 16)) == rates(wsd, 1000, range(1, 16))
+    assert learning_rate(16, wsd, 20) < learning_rate(16, wsd, 1000)
+
+
 def test_groups_get_the_rate_and_decay_times_their_own_factors():
     groups = [{"lr_mult": 1.0, "wd_mult": 1.0}, {"lr_mult": 0.5, "wd_mult": 0.0}]
     set_learning_rate(SimpleNamespace(param_groups=groups), 4e-3, 0.1)

@@ -326,6 +326,7 @@ def test_only_checkpoints_are_removed_as_outdated(tmp_path):
     assert manifest.outdated(paths[2], 1) == paths[:2]
     assert manifest.outdated(paths[2], 2) == paths[:1]
     assert manifest.outdated(paths[3], 9) == []
+    assert manifest.outdated(paths[3], 1, [2]) == paths[1:3]
     with pytest.raises(ConfigError, match=r"step-00000003 .* move it away to use the one before"):
         manifest.read(own)
 

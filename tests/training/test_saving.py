@@ -44,10 +44,11 @@ class Checkpoints:
         return [f"rescued {self.begun.step}"] if self.begun else []
 
 
-def saved(steps, every=0, skipped=(), end=None, of=None, **checkpoints):
+def saved(steps, every=0, skipped=(), end=None, of=None, keep_at=(), **checkpoints):
     """What a run of `of` steps, of which these are done, asked for and said, and of what others were told."""
     config = Config()
     config.training.steps, config.checkpoint.save_every = of or steps[-1], every
+    config.checkpoint.keep_at = list(keep_at)
     said, told = [], []
     run = SimpleNamespace(
         config=config,
@@ -70,6 +71,12 @@ def test_every_so_many_steps_and_at_the_end():
     assert asked == [(2, 20, False), (4, 40, False), (5, 50, False)]
     assert said == ["saving 2", "as usual", "saving 4", "as usual", "saving 5", "as usual"]
     assert told == [Progress(2, 20), Progress(4, 40), Progress(5, 50)]
+
+
+def test_after_the_steps_that_are_asked_for():
+    asked, _, _ = saved([1, 2, 3, 4, 5], every=4, keep_at=[2, 3])
+    assert [at for at, *_ in asked] == [2, 3, 4, 5]
+    assert [at for at, *_ in saved([1, 2, 3], keep_at=[2], skipped=[2])[0]] == [3]
 
 
 def test_what_was_there_before_is_not_told_of():

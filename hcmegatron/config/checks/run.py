@@ -76,9 +76,9 @@ def check_training(config: Config, shown: Shown) -> None:
         "give the shares, or use optimizer.schedule=constant",
     )
     need(
-        not (resumes(config) and c.load),
-        f"{shown('checkpoint.resume')} and {shown('checkpoint.load')} both say where to start",
-        "give one of them",
+        not c.keep_at or c.keep_at[-1] <= config.training.steps,
+        f"{shown('checkpoint.keep_at')} with {shown('training.steps')} names a step that does not come",
+        "name earlier ones",
     )
     need(
         not resumes(config) or config.run.dir is not None,
@@ -177,5 +177,11 @@ def warnings(config: Config, shown: Shown) -> list[str]:
         warnings.append(
             f"{shown('optimizer.warmup_steps')} is not below {shown('training.steps')}: "
             f"the learning rate never reaches {shown('optimizer.lr')}"
+        )
+    stable = config.training.steps - config.optimizer.decay_steps
+    if config.optimizer.schedule == "wsd" and config.optimizer.warmup_steps > stable:
+        warnings.append(
+            f"{shown('optimizer.warmup_steps')} and {shown('optimizer.decay_steps')} are more than "
+            f"{shown('training.steps')}: the decay begins before warm-up has ended"
         )
     return warnings

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,11 +16,13 @@ from hcmegatron.studies.figures.plot import Panel, Plot, Series
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
 ACROSS = 3  # panels beside each other
 _EDGE = 0.96  # of the axes' height: where runs that diverged are
 _DPI = 150
+_NARROW = 30  # ratio of the ends of a logarithmic axis
 _APART = 3.0  # points, of series that are drawn beside each other
 
 
@@ -63,8 +66,9 @@ def draw(plot: Plot) -> Figure:
     height = max(2.7, 1.1 + 0.27 * tallest)
     figure = Figure(figsize=(6.4 if across == 1 else 3.4 * across, height * down + 0.6), layout="constrained")
     grid = figure.subplots(down, across, squeeze=False).flat
-    for axes, panel in zip(grid, plot.panels, strict=False):
-        _panel(axes, panel)
+    for number, (axes, panel) in enumerate(zip(grid, plot.panels, strict=False)):
+        repeated = number % across and panel.y == plot.panels[number - 1].y
+        _panel(axes, replace(panel, y="") if repeated else panel)
     for axes in list(grid)[len(plot.panels) :]:
         axes.remove()
     figure.suptitle(plot.title, fontsize=10)
@@ -87,30 +91,47 @@ def _legend(figure: Figure) -> None:
 
 
 def _panel(axes: Axes, panel: Panel) -> None:
-    if "x" in panel.log:
-        axes.set_xscale("log")
-    if "y" in panel.log:
-        axes.set_yscale("log")
-    names = list(dict.fromkeys(series.name for series in panel.series if series.look == "marked"))
+    for letter, set_scale in (("x", axes.set_xscale), ("y", axes.set_yscale)):
+        if letter in panel.log:
+            set_scale("log")
+    beside = list(
+        dict.fromkeys(series.name for series in panel.series if series.look in ("marked", "points"))
+    )
     for series in panel.series:
-        aside = (
-            names.index(series.name) - (len(names) - 1) / 2 if panel.dodge and series.name in names else 0.0
-        )
-        (_row if panel.rows else LOOKS[series.look])(axes, series, _APART * aside)
+        aside = beside.index(series.name) - (len(beside) - 1) / 2 if series.name in beside else 0
+        (_row if panel.rows else LOOKS[series.look])(axes, series, _APART * aside * panel.dodge)
     if panel.reference is not None:
-        (axes.axvline if panel.rows else axes.axhline)(
-            panel.reference, color="black", linewidth=0.8, zorder=1
-        )
+        line = axes.axvline if panel.rows else axes.axhline
+        line(panel.reference, color="black", linewidth=0.8, zorder=1)
+    if any(series.look == "lost" for series in panel.series):
+        low, high = axes.get_ylim()
+        axes.set_ylim(low, high + 0.1 * (high - low))
     if panel.ticks:
         places, words = zip(*panel.ticks, strict=True)
         axes.set_xticks(places, words)
         axes.minorticks_off()
+    elif "x" in panel.log:
+        _plain_if_narrow(axes.xaxis)
+    if "y" in panel.log:
+        _plain_if_narrow(axes.yaxis)
     if panel.rows:
         axes.set_yticks(range(len(panel.rows)), panel.rows)
         axes.set_ylim(len(panel.rows) - 0.5, -0.5)
-    axes.set(xlabel=panel.x, ylabel=panel.y)
+    axes.set_xlabel(panel.x, fontsize=8)
+    axes.set_ylabel(panel.y, fontsize=8)
     axes.set_title(panel.title, fontsize=9)
-    axes.tick_params(labelsize=7)
+    axes.tick_params(labelsize=7, which="both")
+
+
+def _plain_if_narrow(axis: Axis) -> None:
+    """Plain numbers on a logarithmic axis that has hardly a power of ten on it."""
+    from matplotlib.ticker import MaxNLocator, NullLocator, ScalarFormatter
+
+    low, high = axis.get_view_interval()
+    if high < _NARROW * low:
+        axis.set_major_locator(MaxNLocator(5))
+        axis.set_major_formatter(ScalarFormatter())
+        axis.set_minor_locator(NullLocator())
 
 
 def _drawn(series: Series) -> dict[str, Any]:
@@ -124,17 +145,20 @@ def _drawn(series: Series) -> dict[str, Any]:
 def _errors(series: Series, value: np.ndarray) -> np.ndarray | None:
     if not len(series.low):
         return None
-    return np.nan_to_num(np.abs([value - series.low, series.high - value]))
+    return np.abs([value - series.low, series.high - value])
 
 
 def _marked(axes: Axes, series: Series, aside: float) -> None:
     from matplotlib.transforms import offset_copy
 
-    variant = series.style.variant
+    variant, errors = series.style.variant, _errors(series, series.y)
+    for y in (series.y, series.low, series.high):  # which an offset keeps from the limits
+        known = np.isfinite(y) if len(y) else np.zeros(len(series.x), bool)
+        axes.update_datalim(np.column_stack([series.x[known], y[known] if len(y) else []]))
     axes.errorbar(
         series.x,
         series.y,
-        _errors(series, series.y),
+        errors,
         marker=MARKERS[variant % len(MARKERS)],
         linestyle="" if series.look == "points" else DASHES[variant % len(DASHES)],
         markersize=4,
@@ -144,6 +168,7 @@ def _marked(axes: Axes, series: Series, aside: float) -> None:
         transform=offset_copy(axes.transData, axes.figure, aside, 0, "points"),
         **_drawn(series),
     )
+    axes.autoscale_view()
 
 
 def _line(axes: Axes, series: Series, aside: float) -> None:

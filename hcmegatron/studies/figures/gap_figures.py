@@ -4,6 +4,7 @@ over tokens (Fig. 6b)."""
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -49,6 +50,8 @@ def over_compute(
         return NotDrawn(title, f"it takes two budgets of compute with pairs of runs; there are {len(places)}")
     kept = [gap for gap in gaps if gap.place in places]
     series = _by_arm(results, kept, styles, lambda gap: gap.compute, lambda gap: gap.gap)
+    lined = {results.names[arm] for arm in laws}
+    series = [replace(one, look="points") if one.name in lined else one for one in series]
     for arm, law in laws.items():
         x = np.geomspace(min(law.compute), max(law.compute), 50)
         name = f"{results.names[arm]}: power law"
@@ -61,7 +64,8 @@ def over_compute(
         (panel,),
         f"Held-out losses of runs of the same seed, {level:.0%} t-intervals over seeds, where the baseline did best "
         "for its compute (none of its runs with less compute has a lower loss). Crosses: so many runs diverged, and "
-        "have no gap. Points stand a little beside each other; the CSV file has where they are.",
+        "have no gap. Curves are power laws "
+        "of the gap, where there are any. Points stand a little beside each other; the CSV file has where they are.",
     )
 
 

@@ -19,5 +19,6 @@ def styles(results: Results) -> dict[Arm, Style]:
         alike = [other for other in results.arms if other.kind == arm.kind]
         place = kinds.index(arm.kind)
         colour = COLOURS[(place - 1) % (len(COLOURS) - 1)] if place else GREY
-        found[arm] = Style(colour, alike.index(arm))
+        number = alike.index(arm)
+        found[arm] = Style(colour, place + number, 1 - 0.6 * number / len(alike))
     return found
