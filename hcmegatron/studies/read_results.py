@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 
@@ -12,88 +13,107 @@ from hcmegatron.config import Config
 from hcmegatron.config.errors import ConfigError
 from hcmegatron.config.types import flatten
 from hcmegatron.connections.kinds import KINDS
-from hcmegatron.studies.results import Arm, Place, Point, Results, rate_key
+from hcmegatron.studies.arms import Arm, arm_of, teller, word
+from hcmegatron.studies.results import Place, Point, Results, rate_key
 from hcmegatron.studies.table import Table
 
 RATES = ("lr_times", "lr")
-FLOPS = ("flops", "flops_planner", "flops_6nd")
-BUDGETS = ("tokens_per_parameter", "flops_budget")  # of runs with as many tokens as their own size asks for
+FLOPS = ("flops_planner", "flops_6nd", "flops")
+BUDGETS = ("tokens_per_parameter", "flops")  # of runs with as many tokens as their own size asks for
 CLOSE = 1.1  # parameters of one size, where no column names sizes: connections add to them
 SAME = 1.02  # tokens of one place: runs end with a whole step
 _MEASURED = ("tokens", "steps", "seed", "kind", *RATES)  # which are settings' names too
 _FIELDS = frozenset(field for kind in KINDS.values() for field in kind.fields)
-_SETTINGS = frozenset(key.rpartition(".")[2] for key in flatten(Config())) - {*_MEASURED}
+_SETTINGS = frozenset(key.rpartition(".")[2] for key in flatten(Config())) - {*_MEASURED} - _FIELDS
 Values = tuple[tuple[str, str], ...]  # of axes, by name
 
 
-def read_results(table: Table, baseline: str, flops: str | None = None, axes: Sequence[str] = ()) -> Results:
+def read_results(
+    table: Table,
+    baseline: str,
+    flops: str | None = None,
+    axes: Sequence[str] = (),
+    directory: Path | None = None,
+) -> Results:
     """The results of a table.
 
     Args:
         baseline: the kind that gaps are to.
         flops: the column of C; None: the first of FLOPS that there is, or else 6 N D.
         axes: columns that tell runs apart, beside those of settings.
+        directory: of the study, whose configurations say what the table has no column for.
 
     Raises:
         ConfigError: a column that has to be there is not, or two rows are of one arm, place, seed and learning rate.
     """
-    columns = tuple(map(str, table.rows[0]))
-    own = [column for column in columns if _leaf(column) in _FIELDS - {*axes}]
-    known = [column for column in columns if _leaf(column) in _SETTINGS - _FIELDS or column in BUDGETS]
-    arms, others = _values(table, own), _values(table, [*dict.fromkeys([*axes, *known])])
-    parameters, tokens = table.numbers("parameters"), table.numbers("tokens")
-    compute, flops_column = _compute(table, flops, parameters, tokens)
-    kinds, losses = table.words("kind"), table.numbers("loss")
-    sizes = table.words("size") if "size" in columns else _near(parameters, CLOSE)
-    seeds = table.words("seed") if "seed" in columns else [""] * len(kinds)
-    runs = table.words("run") if "run" in columns else [f"row {row}" for row in range(2, len(kinds) + 2)]
-    groups = table.words("group") if "group" in columns else runs
-    rate = next((column for name in RATES for column in columns if _leaf(column) == name), None)
-    rates, spikes = (
-        table.numbers(column, positive=False) if column in columns else np.full(len(kinds), np.nan)
-        for column in (rate, "spikes")
-    )
-    diverged = table.truths("diverged") if "diverged" in columns else [False] * len(kinds)
+    columns = tuple(
+        str(column) for column in table.rows[0] if "/" not in str(column)
+    )  # loss/SOURCE is no setting
+    compute, flops_column = _compute(table, flops)
+    named = [*axes, *(name for name in columns if _leaf(name) in _SETTINGS or name in BUDGETS)]
+    others = _values(table, [name for name in dict.fromkeys(named) if name != flops_column])
+    own = _values(table, [name for name in columns if _leaf(name) in _FIELDS and name not in axes])
+    count = len(table.rows)
+    rate = next((column for name in RATES for column in columns if _leaf(column) == name), "lr")
+
+    def words(column: str, otherwise: Sequence[str]) -> Sequence[str]:
+        return table.words(column) if column in columns else otherwise
+
+    def numbers(column: str) -> np.ndarray:
+        return table.numbers(column, positive=False) if column in columns else np.full(count, np.nan)
+
+    kinds, parameters, tokens = table.words("kind"), table.numbers("parameters"), table.numbers("tokens")
+    runs = words("run", [f"row {row}" for row in range(2, count + 2)])
+    groups = [group or run for group, run in zip(words("group", runs), runs, strict=True)]
+    sizes, seeds = words("size", _near(parameters, CLOSE)), words("seed", [""] * count)
+    diverged = table.truths("diverged") if "diverged" in columns else [False] * count
+    figures = numbers(rate), parameters, tokens, compute, table.numbers("loss"), numbers("spikes")
     kept = np.flatnonzero(np.isfinite(parameters) & np.isfinite(tokens)).tolist()
     if not kept:
         raise ConfigError(
             f"{table.path}: no row has parameters and tokens; collect the study once runs have begun"
         )
-    places = _placed(
-        sizes, others, [group or run for group, run in zip(groups, runs, strict=True)], tokens, kept
-    )
+    places = _placed(sizes, others, groups, tokens, kept)
+    told = teller(directory)
     points = tuple(
         Point(
             runs[i],
-            groups[i] or runs[i],
-            Arm(kinds[i], arms[i]),
+            groups[i],
+            arm_of(kinds[i], dict(own[i]), told(runs[i])),
             places[i],
             seeds[i],
-            *(float(column[i]) for column in (rates, parameters, tokens, compute, losses, spikes)),
+            *(float(column[i]) for column in figures),
             diverged[i],
         )
         for i in kept
     )
     _refuse_doubles(points, table.path)
-    found = [point.arm for point in points if point.arm.kind == baseline]
-    base = min(found, key=lambda arm: len(arm.settings), default=None)
-    return Results(points, base, frozenset(columns), flops_column, len(kinds) - len(points))
+    return Results(points, _baseline(points, baseline), frozenset(columns), flops_column, count - len(points))
+
+
+def _baseline(points: Sequence[Point], name: str) -> Arm | None:
+    """The arm of that label, or else of that kind; of several the one with the most points."""
+    for attribute in ("label", "kind"):
+        found = Counter(point.arm for point in points if getattr(point.arm, attribute) == name)
+        if found:
+            return found.most_common(1)[0][0]
+    return None
 
 
 def _values(table: Table, columns: Sequence[str]) -> list[Values]:
     """Of every row, those of the columns that it has."""
-    words = {column: [_plain(word) for word in table.words(column)] for column in columns}
+    words = {column: [word(value) for value in table.words(column)] for column in columns}
     return [
         tuple((_leaf(column), words[column][row]) for column in columns if words[column][row])
         for row in range(len(table.rows))
     ]
 
 
-def _compute(
-    table: Table, flops: str | None, parameters: np.ndarray, tokens: np.ndarray
-) -> tuple[np.ndarray, str]:
+def _compute(table: Table, flops: str | None) -> tuple[np.ndarray, str]:
     column = flops or next((name for name in FLOPS if name in table.rows[0]), None)
-    return (6 * parameters * tokens, "6 N D") if column is None else (table.numbers(column), column)
+    if column is None:
+        return 6 * table.numbers("parameters") * table.numbers("tokens"), "6 N D"
+    return table.numbers(column), column
 
 
 def _placed(
@@ -147,16 +167,3 @@ def _near(values: np.ndarray, factor: float) -> list[str]:
 
 def _leaf(column: str) -> str:
     return column.rpartition(".")[2]
-
-
-def _plain(word: str) -> str:
-    """One spelling for a value, whatever a file made of it: 4.0 is 4, True is true, None is nothing."""
-    if word.lower() in ("true", "false"):
-        return word.lower()
-    if word.lower() in ("none", "nan"):
-        return ""
-    try:
-        number = float(word)
-    except ValueError:
-        return word
-    return str(int(number)) if number.is_integer() else repr(number)

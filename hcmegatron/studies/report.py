@@ -8,7 +8,6 @@ from typing import NamedTuple
 
 from hcmegatron.report.charts import Words
 from hcmegatron.studies.arm_laws import Multipliers, multipliers
-from hcmegatron.studies.connection_settings import connection_settings
 from hcmegatron.studies.figures.ablation import ablation
 from hcmegatron.studies.figures.expansion import expansion
 from hcmegatron.studies.figures.gap_section import gap_parts
@@ -43,14 +42,13 @@ def study_sections(
     """
     looks = styles(results)
     gaps = paired_gaps(results, level)
-    settings = connection_settings(results, directory)
     places = frontier(gaps, results)
     shares = multipliers(results, places, bootstraps, level)
     found = [
         StudySection("losses", "Losses", (losses(results, gaps, level),)),
         StudySection("gap", "Gap to the baseline", gap_parts(results, gaps, directory, looks, level)),
-        StudySection("ablation", "Ablation", tuple(ablation(results, gaps, settings, looks, level))),
-        StudySection("expansion", "Expansion", tuple(expansion(results, gaps, settings, looks, level))),
+        StudySection("ablation", "Ablation", tuple(ablation(results, gaps, looks, level))),
+        StudySection("expansion", "Expansion", tuple(expansion(results, gaps, looks, level))),
         StudySection(
             "stress", "Learning rates", tuple(stress(results, stressed(results, level), looks, level))
         ),

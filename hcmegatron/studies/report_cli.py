@@ -22,9 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--out", metavar="DIR", type=Path, help="default: DIR/report, or NAME-report beside the table"
     )
-    parser.add_argument(
-        "--baseline", metavar="KIND", help="what gaps are to (default: the study's, or residual)"
-    )
+    parser.add_argument("--baseline", metavar="KIND", help="what gaps are to (default: residual)")
     parser.add_argument("--flops", metavar="COLUMN", help="compute (default: the first there is, or 6 N D)")
     parser.add_argument(
         "--axis", metavar="COLUMN", action="append", default=[], help="a column that tells runs apart"
@@ -53,7 +51,9 @@ def main(options: argparse.Namespace) -> int:
     from hcmegatron.studies.table import Table
 
     table = Table(str(path), "--table" if options.table else "study report")
-    results = read_results(table, options.baseline or "residual", options.flops, options.axis)
+    results = read_results(
+        table, options.baseline or "residual", options.flops, options.axis, options.directory
+    )
     sections = study_sections(results, options.directory, options.level, options.bootstraps)
     out = options.out or (
         path.with_name(f"{path.stem}-report") if options.table else options.directory / "report"

@@ -1,6 +1,6 @@
 """A study's collected table as results: what was run (arm, place, seed, learning rate), and what came of it.
 
-- arm: the kind of connection and its settings: what is compared;
+- arm: the kind of connection and its settings: what is compared (arms.py);
 - place: size, tokens, and every other axis: what has to be the same for a comparison;
 - seed: the repetition; learning rates are compared apart, and each arm is taken at its best.
 """
@@ -16,17 +16,7 @@ from typing import NamedTuple
 import numpy as np
 
 from hcmegatron.connections.kinds import KINDS
-
-
-class Arm(NamedTuple):
-    """What is compared: a kind, and its settings that are axes of the study."""
-
-    kind: str
-    settings: tuple[tuple[str, str], ...] = ()
-
-    def get(self, setting: str, default: str = "") -> str:
-        """A setting's value; the default where this arm has none."""
-        return dict(self.settings).get(setting, default)
+from hcmegatron.studies.arms import Arm
 
 
 class Place(NamedTuple):
@@ -92,7 +82,7 @@ class Results:
 
     @cached_property
     def arms(self) -> tuple[Arm, ...]:
-        """The baseline first, then by kind as they are registered, then by settings."""
+        """The baseline first, then by kind as they are registered, then by label and settings."""
         return tuple(sorted({point.arm for point in self.points}, key=self._order))
 
     def _order(self, arm: Arm) -> tuple[object, ...]:
@@ -106,16 +96,16 @@ class Results:
 
     @cached_property
     def names(self) -> dict[Arm, str]:
-        """Of every arm: its kind, and those of its settings in which arms of the kind differ."""
+        """Of every arm: its label, and those of its settings in which arms of the label differ."""
         found = {}
         for arm in self.arms:
-            alike = [other for other in self.arms if other.kind == arm.kind]
+            alike = [other for other in self.arms if other.label == arm.label]
             apart = [
                 f"{setting}={value}"
                 for setting, value in arm.settings
                 if len({other.get(setting) for other in alike}) > 1
             ]
-            found[arm] = " ".join([arm.kind, *apart])
+            found[arm] = " ".join([arm.label, *apart])
         return found
 
     @cached_property

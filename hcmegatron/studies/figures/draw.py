@@ -69,6 +69,8 @@ def draw(plot: Plot) -> Figure:
     for number, (axes, panel) in enumerate(zip(grid, plot.panels, strict=False)):
         repeated = number % across and panel.y == plot.panels[number - 1].y
         _panel(axes, replace(panel, y="") if repeated else panel)
+        if number % across and panel.rows == plot.panels[number - 1].rows != ():
+            axes.tick_params(labelleft=False)
     for axes in list(grid)[len(plot.panels) :]:
         axes.remove()
     figure.suptitle(plot.title, fontsize=10)
@@ -91,6 +93,8 @@ def _legend(figure: Figure) -> None:
 
 
 def _panel(axes: Axes, panel: Panel) -> None:
+    from matplotlib.ticker import MaxNLocator
+
     for letter, set_scale in (("x", axes.set_xscale), ("y", axes.set_yscale)):
         if letter in panel.log:
             set_scale("log")
@@ -103,6 +107,8 @@ def _panel(axes: Axes, panel: Panel) -> None:
     if panel.reference is not None:
         line = axes.axvline if panel.rows else axes.axhline
         line(panel.reference, color="black", linewidth=0.8, zorder=1)
+    if panel.bottom is not None:
+        axes.set_ylim(bottom=panel.bottom)
     if any(series.look == "lost" for series in panel.series):
         low, high = axes.get_ylim()
         axes.set_ylim(low, high + 0.1 * (high - low))
@@ -116,6 +122,8 @@ def _panel(axes: Axes, panel: Panel) -> None:
         _plain_if_narrow(axes.yaxis)
     if panel.rows:
         axes.set_yticks(range(len(panel.rows)), panel.rows)
+        if "x" not in panel.log:
+            axes.xaxis.set_major_locator(MaxNLocator(4))
         axes.set_ylim(len(panel.rows) - 0.5, -0.5)
     axes.set_xlabel(panel.x, fontsize=8)
     axes.set_ylabel(panel.y, fontsize=8)

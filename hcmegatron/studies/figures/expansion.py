@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from hcmegatron.report.charts import Table
-from hcmegatron.studies.connection_settings import Settings
 from hcmegatron.studies.figures.plot import NotDrawn, Panel, Plot, Series, Style, lost_series
 from hcmegatron.studies.figures.words import gap_cell, last_gaps
 from hcmegatron.studies.gaps import Gap
@@ -21,12 +20,11 @@ Line = tuple[str, ...]  # kind, then the settings in which lines of it differ
 def expansion(
     results: Results,
     gaps: Sequence[Gap],
-    settings: Mapping[Arm, Settings],
     styles: Mapping[Arm, Style],
     level: float,
 ) -> list[Table | Plot | NotDrawn]:
     """The table, and a figure with a panel for every size."""
-    lines = _lines(results, settings)
+    lines = _lines(results)
     if not lines:
         return [NotDrawn(TITLE, "no kind was trained with different n")]
     arms = {arm for line in lines.values() for arm in line.values()}
@@ -44,7 +42,7 @@ def expansion(
         Panel(
             f"size {size}",
             "n: streams, of FC fractions",
-            "loss gap, nats a token",
+            "loss gap, nats",
             tuple(
                 series
                 for number, (name, line) in enumerate(lines.items())
@@ -63,13 +61,13 @@ def expansion(
     return [table, Plot("expansion", TITLE, panels, note)]
 
 
-def _lines(results: Results, settings: Mapping[Arm, Settings]) -> dict[str, dict[int, Arm]]:
+def _lines(results: Results) -> dict[str, dict[int, Arm]]:
     """Arms by n, of every kind and other settings that have several n."""
     found: dict[tuple[tuple[str, str], ...], dict[int, Arm]] = {}
     for arm in results.arms:
-        if "n" in settings[arm]:
-            others = tuple((name, value) for name, value in settings[arm].items() if name != "n")
-            found.setdefault(others, {}).setdefault(int(settings[arm]["n"]), arm)
+        if arm.get("n"):
+            others = (("kind", arm.kind), *((name, value) for name, value in arm.settings if name != "n"))
+            found.setdefault(others, {}).setdefault(int(arm.get("n")), arm)
     several = {key: dict(sorted(line.items())) for key, line in found.items() if len(line) > 1}
     return {_name(key, list(several)): line for key, line in several.items()}
 
@@ -85,7 +83,7 @@ def _name(key: tuple[tuple[str, str], ...], keys: Sequence[tuple[tuple[str, str]
 def _style(styles: Mapping[Arm, Style], line: Mapping[int, Arm], names: Sequence[str], number: int) -> Style:
     kind = names[number].split()[0]
     variant = [name for name in names if name.split()[0] == kind].index(names[number])
-    return styles[next(iter(line.values()))]._replace(variant=variant, shade=1.0)
+    return styles[next(iter(line.values()))]._replace(variant=variant + number, shade=1.0)
 
 
 def _series(name: str, line: Mapping[int, Arm], found: Mapping[Arm, Gap], style: Style) -> list[Series]:

@@ -15,7 +15,7 @@ from hcmegatron.studies.power import PowerLaw
 from hcmegatron.studies.results import Arm, Results
 from hcmegatron.studies.trajectories import Trajectory
 
-NATS = "loss gap, nats a token"
+NATS = "loss gap, nats"
 PANELS = 3  # of sizes: the largest
 _Styles = Mapping[Arm, Style]
 

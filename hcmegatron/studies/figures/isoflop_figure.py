@@ -37,7 +37,7 @@ def isoflop(parts: Sequence[Losses]) -> list[Table | Plot | NotDrawn]:
         for number, own in enumerate(found):
             shade = 0.35 + 0.65 * (number + 1) / len(found)
             series += _budget(part, own, part.style._replace(variant=number, shade=shade))
-        panels.append(Panel(part.name, "parameters", "held-out loss, nats a token", tuple(series), "x"))
+        panels.append(Panel(part.name, "parameters", "held-out loss, nats", tuple(series), "x"))
         known = profiles(part.compute, part.parameters, part.loss)
         grown = growth(known)
         for profile in known:

@@ -8,7 +8,7 @@ import numpy as np
 
 from hcmegatron.report.charts import Table
 from hcmegatron.studies.arm_laws import ArmLaw, Multipliers
-from hcmegatron.studies.figures.plot import Panel, Plot, Series, Style
+from hcmegatron.studies.figures.plot import Panel, Plot, Series, Style, row_series
 from hcmegatron.studies.figures.words import interval_words
 from hcmegatron.studies.fit import Fit
 from hcmegatron.studies.gaps import Interval
@@ -50,7 +50,7 @@ def law_plot(results: Results, laws: Mapping[Arm, ArmLaw], styles: _Styles) -> P
                 series += _size(
                     law.fit, own, f"size {size}", styles[arm]._replace(variant=number, shade=shade)
                 )
-        panels.append(Panel(results.names[arm], "tokens", "held-out loss, nats a token", tuple(series), "xy"))
+        panels.append(Panel(results.names[arm], "tokens", "held-out loss, nats", tuple(series), "xy"))
     note = f"Points are runs, curves the fitted {FORMULA} of each arm, drawn where it was run and no further."
     return Plot("laws", "Laws of the loss", tuple(panels), note)
 
@@ -72,17 +72,7 @@ def multiplier_plot(results: Results, found: Multipliers, styles: _Styles, level
     """How much compute each arm saves: a row for each."""
     names = tuple(results.names[arm] for arm in found.factors)
     series = tuple(
-        Series(
-            results.names[arm],
-            np.array([factor.mean]),
-            np.array([float(row)]),
-            styles[arm]._replace(variant=0),
-            "points",
-            np.array([factor.low]),
-            np.array([factor.high]),
-            (factor.count,),
-            legend=False,
-        )
+        row_series(names[row], row, factor, styles[arm])
         for row, (arm, factor) in enumerate(found.factors.items())
     )
     base = results.names[results.baseline] if results.baseline else ""
@@ -125,7 +115,7 @@ def residual_plot(name: str, title: str, parts: Sequence[tuple[str, Style, Array
     Args:
         parts: for every law or arm its name, style, N [runs], D [runs] and fit, whose residuals are in this order.
     """
-    places = ("parameters", "tokens", "predicted loss, nats a token")
+    places = ("parameters", "tokens", "predicted loss, nats")
     panels = []
     for axis, words in enumerate(places):
         series = []

@@ -11,6 +11,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from hcmegatron.report.charts import Table, Words
+from hcmegatron.studies.gaps import Interval
 
 Look = Literal["points", "line", "marked", "band", "star", "lost"]
 
@@ -59,6 +60,7 @@ class Panel:
         reference: a horizontal line, such as a gap of zero; of `rows` a vertical one.
         ticks: words for places on the x axis, by place; empty: numbers.
         dodge: whether series are drawn a little beside each other, for their intervals to be told apart.
+        bottom: where the y axis begins; None: by the values.
         rows: words for places on the y axis, from the top: then values lie on x with their intervals.
     """
 
@@ -70,6 +72,7 @@ class Panel:
     reference: float | None = None
     ticks: tuple[tuple[float, str], ...] = ()
     dodge: bool = False
+    bottom: float | None = None
     rows: tuple[str, ...] = ()
 
 
@@ -114,6 +117,13 @@ class Plot:
 def lost_series(name: str, x: np.ndarray, lost: np.ndarray, style: Style) -> Series:
     """Runs that diverged: so many at each place, [points]."""
     return Series(f"{name}: diverged", x[lost > 0], lost[lost > 0], style, "lost", legend=False)
+
+
+def row_series(name: str, row: int, value: Interval, style: Style) -> Series:
+    """A value in a row of its own, with its interval."""
+    at, low, high = (np.array([number]) for number in (value.mean, value.low, value.high))
+    style = style._replace(variant=0, shade=1.0)
+    return Series(name, at, np.array([float(row)]), style, "points", low, high, (value.count,), legend=False)
 
 
 class NotDrawn(NamedTuple):

@@ -86,7 +86,7 @@ def stress(
     )
     size = max((each.place.size for each in found), key=results.sizes.index)
     shown = [each for each in found if each.place.size == size]
-    panels = [_panel(results, shown, styles, "loss", "held-out loss, nats a token")]
+    panels = [_panel(results, shown, styles, "loss", "held-out loss, nats")]
     if any(each.spikes.count for each in shown):
         panels.append(_panel(results, shown, styles, "spikes", "spikes a run"))
     panels.append(_diverged(results, shown, styles))
@@ -113,7 +113,8 @@ def _panel(
             series.append(
                 lost_series(results.names[arm], np.array([each.times for each in own]), lost, styles[arm])
             )
-    return Panel("", "times the best rate", words, tuple(series), "x", None, _ticks(shown), dodge=True)
+    bottom = 0.0 if what == "spikes" else None
+    return Panel("", "times the best rate", words, tuple(series), "x", None, _ticks(shown), True, bottom)
 
 
 def _diverged(results: Results, shown: Sequence[Rate], styles: Mapping[Arm, Style]) -> Panel:
@@ -127,7 +128,7 @@ def _diverged(results: Results, shown: Sequence[Rate], styles: Mapping[Arm, Styl
         counts = tuple(each.runs for each in own)
         series.append(Series(results.names[arm], times, shares, styles[arm], counts=counts, notes=notes))
     words = "share of runs that diverged"
-    return Panel("", "times the best rate", words, tuple(series), "x", None, _ticks(shown), dodge=True)
+    return Panel("", "times the best rate", words, tuple(series), "x", None, _ticks(shown), True, 0.0)
 
 
 def _ticks(shown: Sequence[Rate]) -> tuple[tuple[float, str], ...]:
