@@ -26,8 +26,11 @@ _NARROW = 30  # ratio of the ends of a logarithmic axis
 _APART = 3.0  # points, of series that are drawn beside each other
 
 
-def write(plots: Sequence[Plot], folder: Path) -> dict[str, str]:
+def write(plots: Sequence[Plot], folder: Path, option: str = "--out") -> dict[str, str]:
     """NAME.svg, NAME.png and NAME.csv of every figure.
+
+    Args:
+        option: that named the folder, for errors.
 
     Returns:
         the SVG text of each, by name.
@@ -51,7 +54,7 @@ def write(plots: Sequence[Plot], folder: Path) -> dict[str, str]:
                 figure.savefig(folder / f"{plot.name}.png", dpi=_DPI, metadata={"Software": None})
     except OSError as error:
         raise ConfigError(
-            f"{error.filename or folder}: cannot be written: {error.strerror}; name another --out"
+            f"{error.filename or folder}: cannot be written: {error.strerror}; name another {option}"
         ) from None
     return drawn
 
@@ -75,7 +78,8 @@ def draw(plot: Plot) -> Figure:
         axes.remove()
     figure.suptitle(plot.title, fontsize=10)
     _legend(figure)
-    figure.draw_without_rendering()  # finds the layout
+    for _ in range(2):  # finds the layout: once with ticks of no size, once with theirs
+        figure.draw_without_rendering()
     figure.set_layout_engine("none")
     return figure
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -17,6 +18,26 @@ from hcmegatron.studies.results import Arm, Point, Results
 
 FORMULA = "L = E + A/N^alpha + B/D^beta"
 _Styles = Mapping[Arm, Style]
+
+
+class Residuals(NamedTuple):
+    """What a law leaves of its runs.
+
+    Attributes:
+        parameters, tokens, predicted: N, D, and the law's loss, [runs].
+        residuals: log loss less the law's, [runs].
+    """
+
+    name: str
+    parameters: Array
+    tokens: Array
+    predicted: Array
+    residuals: Array
+
+
+def residuals_of(name: str, parameters: Array, tokens: Array, fit: Fit) -> Residuals:
+    """Those of a fit, whose runs have these N and D."""
+    return Residuals(name, parameters, tokens, np.exp(fit.law.log_loss(fit.theta)[0]), fit.residuals)
 
 
 def law_table(results: Results, laws: Mapping[Arm, ArmLaw], level: float) -> Table:
@@ -109,23 +130,24 @@ def multiplier_words(factor: Interval) -> str:
     return interval_words(factor, ".3f") + unknown
 
 
-def residual_plot(name: str, title: str, parts: Sequence[tuple[str, Style, Array, Array, Fit]]) -> Plot:
+def residual_plot(name: str, title: str, parts: Sequence[tuple[Residuals, Style]]) -> Plot:
     """Residuals of log loss over N, over D and over the prediction: a law that fits leaves no shape in them.
 
     Args:
-        parts: for every law or arm its name, style, N [runs], D [runs] and fit, whose residuals are in this order.
+        parts: of every law, or of every kind in one, with its style.
     """
-    places = ("parameters", "tokens", "predicted loss, nats")
     panels = []
-    for axis, words in enumerate(places):
-        series = []
-        for label, style, parameters, tokens, fit in parts:
-            predicted = np.exp(fit.law.log_loss(fit.theta)[0])
-            series.append(
-                Series(label, (parameters, tokens, predicted)[axis], fit.residuals, style, "points")
+    for axis, words in enumerate(("parameters", "tokens", "predicted loss, nats")):
+        series = tuple(
+            Series(
+                part.name,
+                (part.parameters, part.tokens, part.predicted)[axis],
+                part.residuals,
+                style,
+                "points",
             )
-        label = "log loss less the law's" if axis == 0 else ""
-        panels.append(Panel("", words, label, tuple(series), "x", 0.0))
-    return Plot(
-        name, title, tuple(panels), "Above zero a run is worse than its law; trends are what the law misses."
-    )
+            for part, style in parts
+        )
+        panels.append(Panel("", words, "log loss less the law's", series, "x", 0.0))
+    note = "Above zero a run is worse than its law; trends are what the law misses."
+    return Plot(name, title, tuple(panels), note)

@@ -16,6 +16,7 @@ from hcmegatron.studies.figures.law_figures import (
     multiplier_plot,
     multiplier_table,
     residual_plot,
+    residuals_of,
 )
 from hcmegatron.studies.figures.plot import NotDrawn, Part, Style
 from hcmegatron.studies.results import Arm, Point, Results
@@ -51,11 +52,10 @@ def law_parts(
         )
         shown = [
             (
-                results.names[arm],
+                residuals_of(
+                    results.names[arm], _of(law.points, "parameters"), _of(law.points, "tokens"), law.fit
+                ),
                 looks[arm],
-                _of(law.points, "parameters"),
-                _of(law.points, "tokens"),
-                law.fit,
             )
             for arm, law in laws.items()
         ]

@@ -3,6 +3,8 @@ their settings."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from hcmegatron.connections.kinds import KINDS
 from hcmegatron.report.files import COLOURS
 from hcmegatron.studies.figures.plot import Style
@@ -11,14 +13,21 @@ from hcmegatron.studies.results import Arm, Results
 GREY = COLOURS[-1]  # of the residual, which others are compared to
 
 
+def kind_styles(kinds: Iterable[str]) -> dict[str, Style]:
+    """Of kinds by name: those that are registered look as they do everywhere, and others come after them."""
+    known = [*KINDS, *sorted({*kinds} - KINDS.keys())]
+    return {
+        kind: Style(COLOURS[(place - 1) % (len(COLOURS) - 1)] if place else GREY, place)
+        for place, kind in enumerate(known)
+    }
+
+
 def styles(results: Results) -> dict[Arm, Style]:
     """The style of every arm."""
-    kinds = [*KINDS, *sorted({arm.kind for arm in results.arms} - KINDS.keys())]
+    kinds = kind_styles(arm.kind for arm in results.arms)
     found = {}
     for arm in results.arms:
         alike = [other for other in results.arms if other.kind == arm.kind]
-        place = kinds.index(arm.kind)
-        colour = COLOURS[(place - 1) % (len(COLOURS) - 1)] if place else GREY
-        number = alike.index(arm)
-        found[arm] = Style(colour, place + number, 1 - 0.6 * number / len(alike))
+        number, own = alike.index(arm), kinds[arm.kind]
+        found[arm] = own._replace(variant=own.variant + number, shade=1 - 0.6 * number / len(alike))
     return found
