@@ -11,6 +11,7 @@ from hcmegatron.studies.fit import Fit, fit_law
 from hcmegatron.studies.gaps import Interval
 from hcmegatron.studies.laws import Array, Law, compute_law, loss_law, shared_law
 from hcmegatron.studies.results import Arm, Place, Point, Results
+from hcmegatron.studies.words import counted
 
 FEWEST = 3  # sizes, and counts of tokens, that a law of both takes
 BUDGETS = 4  # of compute that a law of it takes: it has three numbers
@@ -58,9 +59,7 @@ def arm_law(points: Sequence[Point], bootstraps: int, level: float) -> ArmLaw | 
     sizes = len({point.place.size for point in points})
     counts = len({(point.place.tokens) for point in points})
     if sizes < FEWEST or counts < FEWEST:
-        return (
-            f"{_counted(sizes, 'size')} and {_counted(counts, 'count')} of tokens; it takes {FEWEST} of each"
-        )
+        return f"{counted(sizes, 'size')} and {counted(counts, 'count')} of tokens; it takes {FEWEST} of each"
     law = loss_law(_column(points, "parameters"), _column(points, "tokens"))
     groups = [point.group for point in points]
     try:
@@ -88,7 +87,7 @@ def multipliers(
     budgets = len(places)
     if budgets < BUDGETS:
         return (
-            f"of N and D: {found}; of compute: {_counted(budgets, 'budget')} at which the baseline did best, and it "
+            f"of N and D: {found}; of compute: {counted(budgets, 'budget')} at which the baseline did best, and it "
             f"takes {BUDGETS}"
         )
     best = _comparable(results, places)
@@ -111,7 +110,7 @@ def _from_size_and_tokens(
     counts = len({point.place.tokens for point in base})
     if sizes < FEWEST or counts < FEWEST:
         return (
-            f"the baseline has {_counted(sizes, 'size')} and {_counted(counts, 'count')} of tokens, and it takes "
+            f"the baseline has {counted(sizes, 'size')} and {counted(counts, 'count')} of tokens, and it takes "
             f"{FEWEST} of each"
         )
     names = [results.names[point.arm] for point in points]
@@ -158,7 +157,3 @@ def _comparable(results: Results, places: Sequence[Place] | None) -> tuple[Point
 
 def _column(points: Sequence[Point], name: str) -> Array:
     return np.array([getattr(point, name) for point in points])
-
-
-def _counted(number: int, what: str) -> str:
-    return f"{number} {what}{'s' * (number != 1)}"

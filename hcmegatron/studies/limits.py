@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from hcmegatron.studies.gaps import Gap
 from hcmegatron.studies.results import Arm, Results
 
-FEW_SEEDS = 3
 
-
-def limits(
-    results: Results, gaps: Sequence[Gap], missing: Mapping[str, str], level: float
-) -> tuple[str, ...]:
+def limits(results: Results, gaps: Sequence[Gap], missing: Sequence[str], level: float) -> tuple[str, ...]:
     """The sentences.
 
     Args:
-        missing: titles of figures that are not drawn, and why.
+        missing: titles of figures that are not drawn.
     """
-    said = [*_seeds(results), *_intervals(results, gaps, level), *_losses(results, gaps), *_range(results)]
-    said += [f"Not drawn: {title}: {why}." for title, why in missing.items()]
+    said = [
+        *_seeds(results),
+        *_intervals(results, gaps, level),
+        *_rates(results),
+        *_losses(results, gaps),
+        *_range(results),
+    ]
+    if missing:
+        said.append(f"Not drawn, for reasons that stand above: {'; '.join(missing)}.")
     return tuple(said)
 
 
@@ -34,7 +37,7 @@ def _seeds(results: Results) -> list[str]:
     said = [f"Seeds of an arm at one place: {seeds[0]}" + (f" to {seeds[-1]}." if len(seeds) > 1 else ".")]
     if seeds[0] < 2:
         said.append("Where there is one seed there is no interval, and a gap there may be the seed's.")
-    if seeds[0] < FEW_SEEDS:
+    if 2 in seeds:
         said.append("With two seeds an interval has one degree of freedom: it is wide, and rightly so.")
     return said
 
@@ -64,6 +67,15 @@ def _baseline(results: Results) -> Arm:
     """The baseline, where gaps are known."""
     assert results.baseline is not None
     return results.baseline
+
+
+def _rates(results: Results) -> list[str]:
+    chosen = any(len(results.rates(arm, place)) > 1 for arm in results.arms for place in results.places(arm))
+    words = (
+        "Best learning rates were chosen by the losses that are compared: an arm with more rates, or with more noise, "
+        "gains a little by the choice, and intervals do not know of it."
+    )
+    return [words] if chosen else []
 
 
 def _losses(results: Results, gaps: Sequence[Gap]) -> list[str]:

@@ -20,6 +20,7 @@ from hcmegatron.studies.table import Table
 RATES = ("lr_times", "lr")
 FLOPS = ("flops_planner", "flops_6nd", "flops")
 BUDGETS = ("tokens_per_parameter", "flops")  # of runs with as many tokens as their own size asks for
+ONE_SIZE = "base"  # of a collected table without that axis; all axes are columns there
 CLOSE = 1.1  # parameters of one size, where no column names sizes: connections add to them
 SAME = 1.02  # tokens of one place: runs end with a whole step
 _MEASURED = ("tokens", "steps", "seed", "kind", *RATES)  # which are settings' names too
@@ -65,7 +66,8 @@ def read_results(
     kinds, parameters, tokens = table.words("kind"), table.numbers("parameters"), table.numbers("tokens")
     runs = words("run", [f"row {row}" for row in range(2, count + 2)])
     groups = [group or run for group, run in zip(words("group", runs), runs, strict=True)]
-    sizes, seeds = words("size", _near(parameters, CLOSE)), words("seed", [""] * count)
+    alike = [ONE_SIZE] * count if "point" in columns else _near(parameters, CLOSE)
+    sizes, seeds = words("size", alike), words("seed", [""] * count)
     diverged = table.truths("diverged") if "diverged" in columns else [False] * count
     figures = numbers(rate), parameters, tokens, compute, table.numbers("loss"), numbers("spikes")
     kept = np.flatnonzero(np.isfinite(parameters) & np.isfinite(tokens)).tolist()

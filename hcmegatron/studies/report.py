@@ -17,10 +17,10 @@ from hcmegatron.studies.figures.losses import losses
 from hcmegatron.studies.figures.plot import NotDrawn, Part
 from hcmegatron.studies.figures.stress import stress, stressed
 from hcmegatron.studies.figures.styles import styles
-from hcmegatron.studies.figures.words import interval_words, last_gaps, place_words, verdict
 from hcmegatron.studies.gaps import Gap, frontier, paired_gaps
 from hcmegatron.studies.limits import limits
 from hcmegatron.studies.results import Results
+from hcmegatron.studies.words import counted, interval_words, last_gaps, place_words, verdict
 
 
 class StudySection(NamedTuple):
@@ -54,9 +54,7 @@ def study_sections(
         ),
         StudySection("laws", "Laws", law_parts(results, shares, looks, bootstraps, level)),
     ]
-    missing = {
-        part.title: part.why for section in found for part in section.parts if isinstance(part, NotDrawn)
-    }
+    missing = [part.title for section in found for part in section.parts if isinstance(part, NotDrawn)]
     said = Words(limits(results, gaps, missing, level))
     summary = StudySection("summary", "Summary", (Words(_summary(results, gaps, shares, level)),))
     return [summary, *found, StudySection("limits", "What the study does not show", (said,))]
@@ -69,8 +67,8 @@ def _summary(
     lost = {point.run for point in results.points if point.diverged}
     base = "none in the table" if results.baseline is None else results.names[results.baseline]
     said = [
-        f"{len(runs)} runs, {len(results.arms)} arms, {len(results.sizes)} sizes; {len(lost)} runs diverged. Baseline: "
-        f"{base}.",
+        f"{counted(len(runs), 'run')}, {counted(len(results.arms), 'arm')}, {counted(len(results.sizes), 'size')}; "
+        f"{len(lost)} diverged. Baseline: {base}.",
         "A gap is the loss of a run less that of the baseline's run of the same seed, and so of the same data in the "
         f"same order, at the same place and each one's best learning rate. Their intervals are {level:.0%} t-intervals "
         "over seeds.",
@@ -83,7 +81,7 @@ def _summary(
     for found in list(last_gaps(results, gaps).values())[-1:]:
         said += [
             f"{results.names[arm]} at {place_words(gap.place)}: {interval_words(gap.gap)} nats, {verdict(gap.gap)}, "
-            f"{gap.gap.count} seeds."
+            f"{counted(gap.gap.count, 'pair')} of runs, {gap.diverged} diverged."
             for arm, gap in found.items()
         ]
     return tuple(said)

@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 
 from hcmegatron.report.charts import Table
 from hcmegatron.studies.figures.plot import NotDrawn, Panel, Plot, Style, row_series
-from hcmegatron.studies.figures.words import gap_cell, last_gaps
 from hcmegatron.studies.gaps import Gap
 from hcmegatron.studies.results import Arm, Results
+from hcmegatron.studies.words import gap_cell, last_gaps
 
 TITLE = "Ablation: which mappings of the connection are learned"
 SWITCHES = ("use_res", "use_pre", "use_post")  # in the order of the paper's table

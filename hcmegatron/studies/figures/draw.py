@@ -13,6 +13,7 @@ import numpy as np
 from hcmegatron.config.errors import ConfigError
 from hcmegatron.report.files import DASHES, MARKERS, SETTINGS
 from hcmegatron.studies.figures.plot import Panel, Plot, Series
+from hcmegatron.studies.words import short
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -66,7 +67,7 @@ def draw(plot: Plot) -> Figure:
     across = min(ACROSS, len(plot.panels))
     down = -(-len(plot.panels) // across)
     tallest = max(len(panel.rows) for panel in plot.panels)
-    height = max(2.7, 1.1 + 0.27 * tallest)
+    height = max(2.7 if across > 1 else 3.2, 1.1 + 0.27 * tallest)
     figure = Figure(figsize=(6.4 if across == 1 else 3.4 * across, height * down + 0.6), layout="constrained")
     grid = figure.subplots(down, across, squeeze=False).flat
     for number, (axes, panel) in enumerate(zip(grid, plot.panels, strict=False)):
@@ -137,12 +138,12 @@ def _panel(axes: Axes, panel: Panel) -> None:
 
 def _plain_if_narrow(axis: Axis) -> None:
     """Plain numbers on a logarithmic axis that has hardly a power of ten on it."""
-    from matplotlib.ticker import MaxNLocator, NullLocator, ScalarFormatter
+    from matplotlib.ticker import MaxNLocator, NullLocator
 
     low, high = axis.get_view_interval()
     if high < _NARROW * low:
         axis.set_major_locator(MaxNLocator(5))
-        axis.set_major_formatter(ScalarFormatter())
+        axis.set_major_formatter(lambda value, _: short(value))
         axis.set_minor_locator(NullLocator())
 
 

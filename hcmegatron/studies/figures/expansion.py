@@ -9,9 +9,9 @@ import numpy as np
 
 from hcmegatron.report.charts import Table
 from hcmegatron.studies.figures.plot import NotDrawn, Panel, Plot, Series, Style, lost_series
-from hcmegatron.studies.figures.words import gap_cell, last_gaps
 from hcmegatron.studies.gaps import Gap
 from hcmegatron.studies.results import Arm, Results
+from hcmegatron.studies.words import gap_cell, last_gaps
 
 TITLE = "Expansion: the loss gap over n"
 Line = tuple[str, ...]  # kind, then the settings in which lines of it differ

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from hcmegatron.report.files import COLOURS
 from hcmegatron.studies.figures.isoflop_figure import Losses, isoflop
 from hcmegatron.studies.figures.law_figures import FORMULA, Residuals, residual_plot
 from hcmegatron.studies.figures.plot import Plot, Style
@@ -30,7 +31,7 @@ def fit_plots(
         compute, parameters, losses: C, N and loss of all runs, [runs]; kinds: [runs], or none.
     """
     names = np.full(len(losses), "all runs") if kinds is None else kinds
-    looks = kind_styles(names.tolist())
+    looks = {"all runs": Style(COLOURS[0])} if kinds is None else kind_styles(names.tolist())
     rows = {name: np.flatnonzero(names == name) for name in dict.fromkeys(names.tolist())}
     own = [(part, looks[part.name]) for part in residuals if part.name != COMPUTE]
     plots = [residual_plot("residuals", f"Residuals of {FORMULA}", own)] if own else []

@@ -9,11 +9,11 @@ from dataclasses import replace
 import numpy as np
 
 from hcmegatron.studies.figures.plot import NotDrawn, Panel, Plot, Series, Style, lost_series
-from hcmegatron.studies.figures.words import place_words
 from hcmegatron.studies.gaps import Gap, Interval, frontier
 from hcmegatron.studies.power import PowerLaw
 from hcmegatron.studies.results import Arm, Results
 from hcmegatron.studies.trajectories import Trajectory
+from hcmegatron.studies.words import place_words
 
 NATS = "loss gap, nats"
 PANELS = 3  # of sizes: the largest

@@ -8,11 +8,11 @@ from pathlib import Path
 from hcmegatron.report.charts import Words
 from hcmegatron.studies.figures.gap_figures import PANELS, over_compute, over_tokens, over_training
 from hcmegatron.studies.figures.plot import NotDrawn, Part, Plot, Style
-from hcmegatron.studies.figures.words import last_gaps
 from hcmegatron.studies.gaps import Gap, frontier
 from hcmegatron.studies.power import PowerLaw, power_law
 from hcmegatron.studies.results import Arm, Results
 from hcmegatron.studies.trajectories import read_curves, trajectories
+from hcmegatron.studies.words import last_gaps
 
 NO_BASELINE = "the table has no run of the baseline; name another kind by --baseline"
 

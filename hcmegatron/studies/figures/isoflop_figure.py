@@ -14,6 +14,7 @@ from hcmegatron.studies.isoflop import budgets, growth, parabola, profiles
 from hcmegatron.studies.laws import Array
 
 TITLE = "Iso-FLOP profiles"
+MOST = 8  # budgets that are drawn: markers, and shades that can be told apart
 
 
 class Losses(NamedTuple):
@@ -28,14 +29,16 @@ class Losses(NamedTuple):
 
 def isoflop(parts: Sequence[Losses]) -> list[Table | Plot | NotDrawn]:
     """A panel for each part with a budget that three sizes were trained with."""
-    panels, rows = [], []
+    panels, rows, left_out = [], [], 0
     for part in parts:
         found = budgets(part.compute, part.parameters)
         if not found:
             continue
         series: list[Series] = []
-        for number, own in enumerate(found):
-            shade = 0.35 + 0.65 * (number + 1) / len(found)
+        shown = sorted(sorted(range(len(found)), key=lambda i: -len(found[i]))[:MOST])
+        left_out += len(found) - len(shown)
+        for number, own in enumerate(found[i] for i in shown):
+            shade = 0.3 + 0.7 * (number + 1) / len(shown)
             series += _budget(part, own, part.style._replace(variant=number, shade=shade))
         panels.append(Panel(part.name, "parameters", "held-out loss, nats", tuple(series), "x"))
         known = profiles(part.compute, part.parameters, part.loss)
@@ -52,6 +55,8 @@ def isoflop(parts: Sequence[Losses]) -> list[Table | Plot | NotDrawn]:
         return [NotDrawn(TITLE, "no compute was trained with in three sizes")]
     head = ("arm", "FLOPs", "runs", "best N", "loss there", "best N grows as C^")
     note = "A parabola in log N through the runs of every budget; a star is its least, where that is within the sizes."
+    if left_out:
+        note += f" Of each arm's budgets the {MOST} with the most runs are drawn; {left_out} are not."
     return [Table(TITLE, head, tuple(rows)), Plot("isoflop", TITLE, tuple(panels), note)]
 
 

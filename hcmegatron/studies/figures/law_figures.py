@@ -10,11 +10,11 @@ import numpy as np
 from hcmegatron.report.charts import Table
 from hcmegatron.studies.arm_laws import ArmLaw, Multipliers
 from hcmegatron.studies.figures.plot import Panel, Plot, Series, Style, row_series
-from hcmegatron.studies.figures.words import interval_words
 from hcmegatron.studies.fit import Fit
 from hcmegatron.studies.gaps import Interval
 from hcmegatron.studies.laws import Array
 from hcmegatron.studies.results import Arm, Point, Results
+from hcmegatron.studies.words import interval_words
 
 FORMULA = "L = E + A/N^alpha + B/D^beta"
 _Styles = Mapping[Arm, Style]

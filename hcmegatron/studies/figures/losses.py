@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from hcmegatron.report.charts import Table
-from hcmegatron.studies.figures.words import interval_words, place_words, verdict
 from hcmegatron.studies.gaps import Gap, t_interval
 from hcmegatron.studies.results import Results
+from hcmegatron.studies.words import interval_words, place_words, verdict
 
 
 def losses(results: Results, gaps: Sequence[Gap], level: float) -> Table:

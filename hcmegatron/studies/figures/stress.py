@@ -10,9 +10,9 @@ import numpy as np
 
 from hcmegatron.report.charts import Table
 from hcmegatron.studies.figures.plot import NotDrawn, Panel, Plot, Series, Style, lost_series
-from hcmegatron.studies.figures.words import interval_words, place_words
 from hcmegatron.studies.gaps import Interval, t_interval
 from hcmegatron.studies.results import Arm, Place, Results
+from hcmegatron.studies.words import interval_words, place_words
 
 TITLE = "Stress: multiples of the best learning rate"
 

@@ -19,13 +19,17 @@ def interval_words(value: Interval, form: str = "+.4f") -> str:
     return f"{mean} ({value.low:{form}} to {value.high:{form}})"
 
 
+def counted(number: int, what: str) -> str:
+    """1 seed, 2 seeds."""
+    return f"{number} {what}{'s' * (number != 1)}"
+
+
 def gap_cell(gap: Gap | None) -> str:
     """A gap in a table, with what is behind it."""
     if gap is None:
         return "–"
-    seeds = f"{gap.gap.count} seed{'s' * (gap.gap.count != 1)}"
     lost = f", {gap.diverged} diverged" if gap.diverged else ""
-    return f"{interval_words(gap.gap)}, {seeds}{lost}"
+    return f"{interval_words(gap.gap)}, {counted(gap.gap.count, 'seed')}{lost}"
 
 
 def verdict(gap: Interval) -> str:
@@ -33,7 +37,7 @@ def verdict(gap: Interval) -> str:
     if not gap.count:
         return "no pair"
     if not math.isfinite(gap.low):
-        return "one seed: no interval"
+        return "no interval"
     if gap.decided:
         return "lower" if gap.mean < 0 else "higher"
     return "not told apart"
@@ -61,8 +65,8 @@ def place_words(place: Place) -> str:
 
 
 def short(number: float) -> str:
-    """1.23M for 1234567."""
+    """1.23M for 1234567; powers of ten where there is no letter."""
     for unit, factor in (("T", 1e12), ("B", 1e9), ("M", 1e6), ("k", 1e3)):
-        if number >= factor:
+        if factor <= number < 1000 * factor:
             return f"{number / factor:.3g}{unit}"
     return f"{number:.3g}"
