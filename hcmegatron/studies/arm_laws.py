@@ -15,6 +15,7 @@ from hcmegatron.studies.words import counted
 
 FEWEST = 3  # sizes, and counts of tokens, that a law of both takes
 BUDGETS = 4  # of compute that a law of it takes: it has three numbers
+FOLLOWED = 4  # starts of a fit
 WIDEST = 10.0  # ratio of an interval's ends beyond which a factor is not known
 
 
@@ -63,7 +64,7 @@ def arm_law(points: Sequence[Point], bootstraps: int, level: float) -> ArmLaw | 
     law = loss_law(_column(points, "parameters"), _column(points, "tokens"))
     groups = [point.group for point in points]
     try:
-        fit = fit_law(law, _column(points, "loss"), bootstraps, groups=groups)
+        fit = fit_law(law, _column(points, "loss"), bootstraps, groups=groups, followed=FOLLOWED)
     except ValueError as error:
         return str(error)
     return ArmLaw(tuple(points), fit, fit.interval(level), tuple(fit.unidentified(level)))
@@ -80,6 +81,8 @@ def multipliers(
     """
     if results.baseline is None:
         return "there is no baseline"
+    if len(results.arms) < 2:
+        return "there is the baseline alone"
     everywhere = _comparable(results, None)
     found = _from_size_and_tokens(results, everywhere, bootstraps, level)
     if isinstance(found, Multipliers):
@@ -132,7 +135,7 @@ def _factors(
     paired = len({*pairs}) >= law.rows.shape[2]
     groups = pairs if paired else [point.group for point in points]
     try:
-        fit = fit_law(law, _column(points, "loss"), bootstraps, groups=groups)
+        fit = fit_law(law, _column(points, "loss"), bootstraps, groups=groups, followed=FOLLOWED)
     except ValueError as error:
         return str(error)
     if free := fit.undetermined():

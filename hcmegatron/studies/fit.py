@@ -19,6 +19,7 @@ from hcmegatron.studies.laws import Array, Law
 
 DELTA = 1e-3  # of Huber's loss, in log loss
 _SINGULAR = 1e-5  # of singular values, to the largest: a direction in which nothing changes
+_FIRST = 40  # steps of a start before it is followed, or not
 _OPTIONS = {"maxiter": 5000, "maxfun": 20000, "ftol": 1e-14, "gtol": 1e-10, "maxcor": 20}
 
 
@@ -84,6 +85,7 @@ def fit_law(
     seed: int = 0,
     groups: Sequence[object] | None = None,
     delta: float = DELTA,
+    followed: int | None = None,
 ) -> Fit:
     """Fit `law` to the losses of its runs.
 
@@ -91,6 +93,7 @@ def fit_law(
         losses: of every run, nats.
         bootstraps: how often runs are drawn anew, with replacement.
         groups: of every run; those of one group are drawn together (points of one training are not independent).
+        followed: how many starts are followed to their end, those that did best in their first steps; None: all.
 
     Raises:
         ValueError: there are fewer runs than numbers to fit, or fewer that differ in what the law knows of them, or
@@ -110,7 +113,11 @@ def fit_law(
         )
     log_loss = np.log(losses)
     once = np.ones(runs)
-    found = [_minimise(start, law, log_loss, once, delta) for start in law.starts]
+    starts = law.starts
+    if followed is not None:
+        begun = [_minimise(start, law, log_loss, once, delta, _FIRST) for start in starts]
+        starts = np.array([theta for _, theta in sorted(begun, key=lambda pair: pair[0])[:followed]])
+    found = [_minimise(start, law, log_loss, once, delta) for start in starts]
     theta = min(found, key=lambda pair: pair[0])[1]
     draw = np.random.default_rng(seed)
     draws = [
@@ -126,14 +133,16 @@ def fit_law(
     )
 
 
-def _minimise(start: Array, law: Law, log_loss: Array, weights: Array, delta: float) -> tuple[float, Array]:
+def _minimise(
+    start: Array, law: Law, log_loss: Array, weights: Array, delta: float, steps: int | None = None
+) -> tuple[float, Array]:
     scale = 1 / delta**2  # so that tolerances, which are absolute where the sum is below one, mean something
     found = minimize(
         lambda theta: tuple(scale * part for part in objective(theta, law, log_loss, weights, delta)),
         start,
         jac=True,
         method="L-BFGS-B",
-        options=_OPTIONS,
+        options=_OPTIONS if steps is None else {**_OPTIONS, "maxiter": steps},
     )
     return float(found.fun), found.x
 

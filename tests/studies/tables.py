@@ -8,7 +8,9 @@ from tests.studies.known import A, B, E, alpha, beta
 
 def row(kind, seed, loss, size="s", **others):
     """A run of 1e8 parameters on 2e9 tokens."""
-    name = "-".join(map(str, (kind, size, *(v for v in others.values() if isinstance(v, int | str | bool)), seed)))
+    name = "-".join(
+        map(str, (kind, size, *(v for v in others.values() if isinstance(v, int | str | bool)), seed))
+    )
     return {
         "run": name,
         "group": name,
@@ -33,7 +35,7 @@ def written(path, rows):
 
 
 def grid(sizes=4, counts=3, seeds=2, kinds=(("residual", 1.0), ("mhc", 1.2))):
-    """Runs of the known law: each kind as the first one at so many times N and D; seeds share an error of a thousandth."""
+    """Runs of the known law: each kind as the first one at so many times N and D; seeds err by 0.1%."""
     rows = []
     for i, j, seed, (kind, factor) in itertools.product(range(sizes), range(counts), range(seeds), kinds):
         n, d = 1e8 * 4**i, 1e9 * 4**i * 3**j

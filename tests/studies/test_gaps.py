@@ -52,11 +52,16 @@ def test_what_diverged_or_has_no_partner_is_counted(tmp_path):
 def test_only_runs_of_one_place_are_compared(tmp_path):
     """Another size, another count of tokens, another batch are other places; a step more of tokens is the same."""
     rows = [row("residual", 0, 3.0, global_batch=8), row("residual", 0, 2.5, global_batch=16)]
-    rows += [row("mhc", 0, 2.9, global_batch=8) | {"tokens": 2.002e9}, row("mhc", 0, 2.6, "t", global_batch=8)]
+    rows += [
+        row("mhc", 0, 2.9, global_batch=8) | {"tokens": 2.002e9},
+        row("mhc", 0, 2.6, "t", global_batch=8),
+    ]
     rows += [row("mhc", 0, 2.7, global_batch=16) | {"tokens": 4e9}]
     found = paired_gaps(results(tmp_path, rows), 0.9)
     assert [(gap.place.size, gap.gap.mean) for gap in found] == [("s", pytest.approx(-0.1))]
-    assert found[0].place.others == (("global_batch", "8"),) and found[0].place.tokens == pytest.approx(2.001e9)
+    assert found[0].place.others == (("global_batch", "8"),) and found[0].place.tokens == pytest.approx(
+        2.001e9
+    )
 
 
 def test_places_of_runs_with_a_budget_of_their_own(tmp_path):
@@ -64,7 +69,9 @@ def test_places_of_runs_with_a_budget_of_their_own(tmp_path):
     rows = []
     for kind, tokens in (("residual", 1e9), ("mhc", 1.2e9)):
         for share in (0.5, 1):
-            rows.append(row(kind, 0, 3.0 - share, tokens_per_parameter=10) | {"tokens": share * tokens, "group": kind})
+            rows.append(
+                row(kind, 0, 3.0 - share, tokens_per_parameter=10) | {"tokens": share * tokens, "group": kind}
+            )
     found = paired_gaps(results(tmp_path, rows), 0.9)
     assert [gap.place.tokens for gap in found] == pytest.approx([0.55e9, 1.1e9])
     assert [gap.gap.count for gap in found] == [1, 1]
@@ -82,7 +89,11 @@ def test_each_arm_is_at_its_best_rate(tmp_path):
 def test_settings_of_connections_are_arms(tmp_path):
     """What is empty is the default, of a kind without the field nothing; names say where arms of a kind differ."""
     rows = [row("residual", 0, 3.0, n=4, tanh="")]
-    rows += [row("dhc", 0, 2.9, n="4.0", tanh=""), row("dhc", 0, 2.8, n=2, tanh="False"), row("mhc", 0, 2.7, n=4, tanh="")]
+    rows += [
+        row("dhc", 0, 2.9, n="4.0", tanh=""),
+        row("dhc", 0, 2.8, n=2, tanh="False"),
+        row("mhc", 0, 2.7, n=4, tanh=""),
+    ]
     found = results(tmp_path, rows)
     assert list(found.names.values()) == ["residual", "dhc n=2 tanh=false", "dhc n=4 tanh=true", "mhc"]
     assert found.arms[0].settings == () and found.arms[2].get("tanh") == "true"
