@@ -61,6 +61,8 @@ class Runner:
         Raises:
             ConfigError: a run is going on elsewhere.
         """
+        if not self._left():
+            self.say(f"nothing to train: all {len(self.states)} runs have ended")
         for entry in self._left():
             require_idle(self.record.run_dir(entry.name))
         with self._signals():
