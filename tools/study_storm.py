@@ -109,7 +109,7 @@ class Shooter:
         jobs: int,
     ) -> None:
         self.arguments, self.out, self.under = _arguments(words, under, jobs), folder / "storm.out", under
-        self.random, self.kills = random_, kills
+        self.random = random_
         # A kill in each of so many equal parts of the study, but for its end.
         self.moments = [(number + random_.random()) * 0.95 * steps / kills for number in range(kills)]
 
@@ -121,23 +121,22 @@ class Shooter:
             for number, moment in enumerate(self.moments):
                 if command.ended():
                     command = self._again(command)
-                if not until(
-                    lambda moment=moment: self._done() >= moment or command.ended(), float("inf"), 0.05
-                ):
-                    break
+                self._wait_for(moment, command)
                 hit.append(self._shoot(command, whole=number % 2 == 0))
             if command.ended() and command.status != 0:
                 command = self._again(command)
             until(command.ended, float("inf"), pause=0.1)
             if command.status != 0:
                 raise Wrong(f"the study ended with {command.status}: {self.out}")
-            if len(hit) < self.kills:
-                raise Wrong(f"it had ended after {len(hit)} of {self.kills} kills")
         finally:
             for process in _alive(_descendants(command.pid)):
                 process.kill()
             command.clear()
         return hit
+
+    def _wait_for(self, moment: float, command: Command) -> None:
+        """Until so many steps are done, or the command has ended."""
+        until(lambda: self._done() >= moment or command.ended(), float("inf"), pause=0.05)
 
     def _again(self, command: Command) -> Command:
         if command.status == 0:
@@ -157,7 +156,7 @@ class Shooter:
                 raise Wrong("the command does not die")
             if not until(lambda: not _alive(processes), GONE_S):
                 raise Wrong(f"processes run on after a SIGKILL of the command: {_alive(processes)}")
-            return f"step {done} of all: SIGKILL to the process group of `study run`, {len(processes)} processes below it"
+            return f"step {done} of all: SIGKILL to the process group of `study run`, above {len(processes)}"
         process = self.random.choice(processes)
         process.kill()
         if not until(lambda: not _alive([process]), GONE_S):

@@ -33,15 +33,12 @@ def check_study(study: Study) -> None:
 def _written(study: Study) -> dict[str, Entry]:
     """Where each setting is given: in `settings`, or by one axis."""
     found = {key: study.sources[f"settings.{key}"] for key in study.settings}
-    by = dict.fromkeys(found, "settings")
     for axis in study.axes:
         of_axis = {key: point.entry for point in axis.points for key in point.settings}
         for key, entry in of_axis.items():
             if key in found:
-                raise found[key].error(
-                    f"and axes.{axis.name} both set {key}; leave it out of {by[key]} or of the axis"
-                )
-            found[key], by[key] = entry, f"axes.{axis.name}"
+                raise found[key].error(f"and axes.{axis.name} both set {key}; leave it out of one of them")
+            found[key] = entry
     return found
 
 
