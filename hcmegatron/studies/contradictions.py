@@ -71,7 +71,9 @@ def _replaced(study: Study, written: dict[str, Entry]) -> None:
     for name in ("learning_rate", "batch"):
         section = getattr(study, name)
         if section is not None and not section.rule:
-            raise study.error(f"{name}.multiple_of", f"has no effect, for {name} names no rule; give {name}.rule")
+            raise study.error(
+                f"{name}.multiple_of", f"has no effect, for {name} names no rule; give {name}.rule"
+            )
     if study.match is not None and study.axis(study.match.adjust):
         raise (
             study.axis(study.match.adjust)

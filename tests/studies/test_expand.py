@@ -49,7 +49,10 @@ def test_the_product_of_the_axes_in_their_order(tmp_path):
 
 def test_sizes_say_how_they_came_about(tmp_path):
     study, _ = runs(tmp_path)
-    assert study.axis("size").points[1].why == ("model.hidden_size = dial 64 = 64", "model.heads = dial 64 / 16 = 4")
+    assert study.axis("size").points[1].why == (
+        "model.hidden_size = dial 64 = 64",
+        "model.heads = dial 64 / 16 = 4",
+    )
     rule = "model.hidden_size: {times: 0.7, plus: 3, multiple_of: 16}"
     _, found = runs(tmp_path, ("model.hidden_size: {of: dial}", rule))
     widths = {run.settings["model.hidden_size"] for run in found.values()}
@@ -80,7 +83,10 @@ def test_a_size_like_another_configuration(tmp_path):
 
 def test_exclusions_take_values_and_labels_of_columns(tmp_path):
     axis = ("  seed: [1, 2]", "  seed: [1, 2]\n  connection.n: [2, 4]")
-    exclude = (END, END + "exclude: [{kind: residual, n: 4}, {kind: mhc, size: d64, seed: [seed1, 2], n: [2]}]\n")
+    exclude = (
+        END,
+        END + "exclude: [{kind: residual, n: 4}, {kind: mhc, size: d64, seed: [seed1, 2], n: [2]}]\n",
+    )
     _, found = runs(tmp_path, axis, exclude)
     assert [name for name in found if name.startswith("residual") and name.endswith("n4")] == []
     assert [name for name in found if name.startswith("mhc-d64")] == [
@@ -117,7 +123,9 @@ def test_runs_of_one_compute_have_less_tokens_where_a_token_costs_more(tmp_path)
 
 
 def test_kinds_of_the_baselines_number_of_parameters(tmp_path):
-    study, found = runs(tmp_path, (END, END + "match: {tolerance: 0.01, multiple_of: 1}\n"), ("[32, 64]", "[64]"))
+    study, found = runs(
+        tmp_path, (END, END + "match: {tolerance: 0.01, multiple_of: 1}\n"), ("[32, 64]", "[64]")
+    )
     baseline, mhc = (study.config(found[f"{kind}-d64-51.2Ktok-seed1"]) for kind in ("residual", "mhc"))
     width = mhc.model.ffn_hidden_size
     assert width < baseline.model.ffn_hidden_size == 64
@@ -179,7 +187,9 @@ def test_variants_and_overrides_are_laid_over_the_file(tmp_path):
 
 
 AXES = {
-    "kind": st.lists(st.sampled_from(["residual", "shc", "dhc", "sfc", "mhc"]), min_size=1, max_size=3, unique=True),
+    "kind": st.lists(
+        st.sampled_from(["residual", "shc", "dhc", "sfc", "mhc"]), min_size=1, max_size=3, unique=True
+    ),
     "seed": st.lists(st.integers(0, 999), min_size=1, max_size=3, unique=True),
     "lr": st.lists(st.sampled_from([1e-3, 2.5e-3, 0.01]), min_size=1, max_size=2, unique=True),
     "tokens": st.lists(st.integers(512, 10**7), min_size=1, max_size=2, unique=True),
@@ -195,11 +205,16 @@ def test_a_file_has_always_the_same_runs(tmp_path_factory, axes, order):
     path = tmp_path_factory.mktemp("study") / "s.yaml"
     names = list(axes)
     random.Random(order).shuffle(names)
-    path.write_text(yaml.safe_dump({"base": "stability", "axes": {n: axes[n] for n in names}}, sort_keys=False))
+    path.write_text(
+        yaml.safe_dump({"base": "stability", "axes": {n: axes[n] for n in names}}, sort_keys=False)
+    )
     first, again = (expand(read_study(path)) for _ in range(2))
     assert first == again
     combinations = 1
     for values in axes.values():
         combinations *= len(values)
     assert len({run.name.lower() for run in first}) == len(first) == combinations
-    assert all(run.name[0].isalnum() and set(run.name) <= set(map(chr, range(45, 123))) - set("/:;<=>?@[\\]^`") for run in first)
+    assert all(
+        run.name[0].isalnum() and set(run.name) <= set(map(chr, range(45, 123))) - set("/:;<=>?@[\\]^`")
+        for run in first
+    )

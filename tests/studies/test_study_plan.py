@@ -45,11 +45,19 @@ def test_a_run_that_cannot_be_laid_out_says_why_and_the_others_are_planned(tmp_p
     batch = ("  seed: [1, 2]", "  training.global_batch: [8, 16]")
     plan = planned(tmp_path, batch, (END, END + "machine: {gpus: 2}\n"))
     fit = {row.run.name: row for row in plan.rows}
-    assert [name for name, row in fit.items() if row.fits] == [name for name in fit if name.endswith("batch16")]
+    assert [name for name, row in fit.items() if row.fits] == [
+        name for name in fit if name.endswith("batch16")
+    ]
     row = fit["mhc-d32-51.2Ktok-global_batch8"]
-    assert row.step.why_not.startswith("training.global_batch = 8 is not a multiple of training.micro_batch = 8 x data-")
+    assert row.step.why_not.startswith(
+        "training.global_batch = 8 is not a multiple of training.micro_batch = 8 x data-"
+    )
     assert row.hours is None and row.step.total > 0
-    assert plan.gpu_hours == pytest.approx(2 * plan.hours) == pytest.approx(2 * sum(r.hours or 0 for r in plan.rows))
+    assert (
+        plan.gpu_hours
+        == pytest.approx(2 * plan.hours)
+        == pytest.approx(2 * sum(r.hours or 0 for r in plan.rows))
+    )
 
 
 def test_a_run_that_needs_more_memory_says_how_much(tmp_path):
@@ -65,7 +73,9 @@ def test_a_run_that_needs_more_memory_says_how_much(tmp_path):
 def test_a_study_that_takes_more_than_its_limits_is_refused(limit, of, tmp_path):
     found = getattr(planned(tmp_path), of)
     planned(tmp_path, overrides=[f"--study.limits.{limit}={1.01 * found}"]).require_within_limits()
-    with pytest.raises(ConfigError, match=rf"--study.limits.{limit}=.*: is less than the .* hours planned; raise it"):
+    with pytest.raises(
+        ConfigError, match=rf"--study.limits.{limit}=.*: is less than the .* hours planned; raise it"
+    ):
         planned(tmp_path, overrides=[f"--study.limits.{limit}={0.99 * found}"]).require_within_limits()
 
 
@@ -73,7 +83,10 @@ def test_what_is_printed_and_written(tmp_path, capsys):
     study = written(tmp_path, DECAY)
     assert main(["study", "plan", str(study), "--json", str(tmp_path / "plan.json")]) == 0
     told = capsys.readouterr().out
-    assert "8 runs (kind 2 x size 2 x tokens 1 x seed 2) and 8 branches of them, each on 1 x h100, 1 at a time" in told
+    assert (
+        "8 runs (kind 2 x size 2 x tokens 1 x seed 2) and 8 branches of them, each on 1 x h100, 1 at a time"
+        in told
+    )
     assert "mhc-d64-51.2Ktok-seed*" in told and "100 + 10" in told
     assert "size d32: model.hidden_size = dial 32 = 32; model.heads = dial 32 / 16 = 2" in told
     figures = json.loads((tmp_path / "plan.json").read_text())
@@ -86,17 +99,30 @@ def test_what_is_printed_and_written(tmp_path, capsys):
 
 
 def test_a_search_plans_with_the_best_layout_and_says_how_to_have_it(tmp_path, capsys):
-    changes = (("  tokens: [51200]\n", "  training.global_batch: [16]\n"), (END, END + "machine: {gpus: 4}\n"))
+    changes = (
+        ("  tokens: [51200]\n", "  training.global_batch: [16]\n"),
+        (END, END + "machine: {gpus: 4}\n"),
+    )
     study = written(tmp_path, *changes, ("[32, 64]", "[64]"))
     assert main(["study", "plan", str(study), "--search"]) == 0
     told = capsys.readouterr().out
     assert "runs do not fit" not in told and "residual, 2 layers of 64: parallel." in told
-    assert all(row.fits for row in plan_study(read_study(study)).rows) is False  # in its own layout: a batch of 8 x 4
+    assert (
+        all(row.fits for row in plan_study(read_study(study)).rows) is False
+    )  # in its own layout: a batch of 8 x 4
 
 
 def test_the_packaged_studies(capsys):
     """Each can be planned, and each of its variants; what the papers' take is known."""
-    assert packaged_studies() == ["ablation", "expansion", "laptop", "mhc-scaling", "olmo-hc", "olmoe-fc", "stability"]
+    assert packaged_studies() == [
+        "ablation",
+        "expansion",
+        "laptop",
+        "mhc-scaling",
+        "olmo-hc",
+        "olmoe-fc",
+        "stability",
+    ]
     rows = {}
     for name in packaged_studies():
         study = read_study(name)
