@@ -438,12 +438,21 @@ def test_a_time_limit_that_is_reached(site, capsys):
     site.wait(job, "COMPLETED")
 
 
-STUDY = [  # the mHC paper's sizes and two of its kinds, so much smaller
+# The mHC paper's study, made small; under make soak with all of its kinds and two of its sizes.
+SOAK = "SOAK" in os.environ
+STUDY_KINDS = "{residual: , hc: {kind: dhc}, mhc: }" if SOAK else "[residual]"
+STUDY_LAYERS = {"3b": 2, "9b": 3} if SOAK else {"3b": 2}
+STUDY_SIZES = ", ".join(
+    f"{size}: {{model.layers: {layers}, model.hidden_size: 16, model.ffn_hidden_size: 24}}"
+    for size, layers in STUDY_LAYERS.items()
+)
+STUDY_RUNS = 6 if SOAK else 1
+STUDY = [
     "mhc-scaling",
     "--study.run_dir=study",
     "--study.machine.gpus=1",
-    "--study.axes.kind=[residual, mhc]",
-    "--study.axes.size={3b: {model.layers: 2, model.hidden_size: 16, model.ffn_hidden_size: 24}}",
+    f"--study.axes.kind={STUDY_KINDS}",
+    f"--study.axes.size={{{STUDY_SIZES}}}",
     "--study.decay.branches=[0.5]",
     *(
         f"--study.settings.{key}={value}"
@@ -456,7 +465,6 @@ STUDY = [  # the mHC paper's sizes and two of its kinds, so much smaller
             "moe.experts": 4,
             "moe.top_k": 2,
             "moe.ffn_hidden_size": 8,
-            "connection.sinkhorn_iterations": 3,
             "data.paths": "[text.txt]",
             "data.holdout": 0.1,
             "data.sequence_length": 32,
@@ -480,18 +488,23 @@ def test_a_study_is_launched_once_and_its_branches_follow_their_runs(site, capsy
     jobs = re.findall(r"slurm job (\S+): hcmegatron status \S*/runs/(\S+)", capsys.readouterr().out)
     names = {name: job for job, name in jobs}
     (trunks,) = {job.partition("_")[0] for name, job in names.items() if "--" not in name}
-    assert [name.partition("-")[0] for name in names] == ["residual", "mhc", "residual", "mhc"]
     branches = {name: job for name, job in names.items() if "--at0.5" in name}
-    assert [job.partition("_")[2] for job in branches.values()] == ["0", "1"]
+    runs = STUDY_RUNS
+    assert len(names) == 2 * runs and [job.partition("_")[2] for job in branches.values()] == list(
+        map(str, range(runs))
+    )
     held = site.run("scontrol", "show", "job", next(iter(branches.values())))
     assert f"aftercorr:{trunks}_" in held
     assert main(["study", "launch", *STUDY, "--submit"]) == 0
     said = capsys.readouterr()
-    assert said.out.endswith("nothing to launch\n") and said.err.count("not launched: job ") == 4
+    assert said.out.endswith("nothing to launch\n") and said.err.count("not launched: job ") == 2 * runs
     for name in names:
         assert ended(f"study/runs/{name}") == "0 finished"
     assert main(["study", "launch", *STUDY]) == 0 and "nothing to launch" in capsys.readouterr().out
-    assert main(["study", "status", "study"]) == 0 and "4 runs: 4 finished" in capsys.readouterr().out
+    assert (
+        main(["study", "status", "study"]) == 0
+        and f"{2 * runs} runs: {2 * runs} finished" in capsys.readouterr().out
+    )
     assert main(["study", "collect", "study"]) == 0
-    assert "4 rows, 0 of them diverged" in capsys.readouterr().out
+    assert f"{2 * runs} rows, 0 of them diverged" in capsys.readouterr().out
     assert list(losses(f"study/runs/{next(iter(branches))}")) == [4]
