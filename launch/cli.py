@@ -73,7 +73,8 @@ def main(options: argparse.Namespace, overrides: list[str]) -> int:
     site = site_settings(options)
     rows = [_row(options, file, overrides, site, number) for number, file in enumerate(options.files)]
     for row in rows:
-        row.tell()
+        for said in row.said:
+            standard_streams.tell(f"hcmegatron: {said}")
     launcher = launchers.find(options.launcher)
     if options.print:
         _show(launcher, rows, options.array)
@@ -101,11 +102,6 @@ class Row(NamedTuple):
     job: Job
     files: dict[str, str]
     said: list[str]
-
-    def tell(self) -> None:
-        """Say it."""
-        for line in self.said:
-            standard_streams.tell(f"hcmegatron: {line}")
 
 
 def site_settings(options: argparse.Namespace) -> dict[str, Any]:

@@ -98,16 +98,16 @@ def _points(name: str, entry: Entry, base: Config, folder: Path) -> tuple[Point,
 
 
 def _kinds(entry: Entry) -> tuple[Point, ...]:
-    """[residual, mhc], or each with a name and its options: mhc-static: {kind: mhc, n: 2}."""
+    """[residual, mhc], or each with a name and its options, mhc-n2: {kind: mhc, n: 2}; dotted ones are settings of
+    other sections."""
     if not entry.is_mapping:
         kinds = [(item, item.setting("connection.kind")) for item in entry.items()]
         return tuple(Point(kind, kind, item, {"connection.kind": kind}) for item, kind in kinds)
     points = []
     for label, own in entry.entries().items():
         options = {} if own.is_null else own.entries()
-        settings = {
-            f"connection.{key}": option.setting(f"connection.{key}") for key, option in options.items()
-        }
+        dotted = {key if "." in key else f"connection.{key}": option for key, option in options.items()}
+        settings = {key: option.setting(key) for key, option in dotted.items()}
         if "connection.kind" not in settings:
             if label not in KINDS:
                 raise own.error(f"has no kind; give kind: one of {', '.join(KINDS)}")
@@ -138,12 +138,12 @@ def _sizes(entry: Entry, base: Config, folder: Path) -> tuple[Point, ...]:
 
 
 def _other(entry: Entry, base: Config, folder: Path) -> dict[str, Any]:
-    """What a configuration has otherwise than the base."""
+    """What a configuration has otherwise than the base, but for its connection, which is no size's."""
     from hcmegatron.config.load import load_config
     from hcmegatron.studies.places import configuration
 
     there, here = flatten(load_config(configuration(entry.value(str), folder))), flatten(base)
-    return {key: value for key, value in there.items() if value != here[key]}
+    return {k: v for k, v in there.items() if v != here[k] and not k.startswith("connection.")}
 
 
 def _seed(entry: Entry) -> Point:

@@ -8,6 +8,7 @@ import importlib
 # Module and purpose. A verb whose parser has the default `more` gets there what is no option of its own: settings of
 # the study (--study.KEY=VALUE) and its variants (--quick).
 VERBS = {
+    "plan": ("hcmegatron.studies.plan_cli", "what a study's runs take, before any is started"),
     "run": ("hcmegatron.studies.run_cli", "train its runs on this machine"),
     "launch": ("hcmegatron.studies.launch_cli", "its runs as arrays of SLURM"),
     "status": ("hcmegatron.studies.status", "where each of its runs is"),

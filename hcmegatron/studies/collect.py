@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from hcmegatron.config import Config, ConfigError, read_config
+from hcmegatron.connections import accounting
 from hcmegatron.report.inputs.json_lines import read_lines
 from hcmegatron.studies import accounts, measures
 from hcmegatron.studies.directory import difference_of
@@ -91,7 +92,7 @@ def _row(record: Record, entry: Entry, config: Config, entries: list[dict[str, A
         "group": entry.trunk or entry.name,
         "point": entry.branch or "final",
         "kind": connection.kind,
-        "n": connection.n,
+        "n": 1 if "n" in accounting.ineffective_fields(connection) else connection.n,
         **{name: value for name, value in entry.axes.items() if name not in ("kind", "n", "tokens", "lr")},
         "lr": config.optimizer.lr,
         "tokens": entry.tokens,

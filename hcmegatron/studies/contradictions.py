@@ -33,15 +33,12 @@ def check_study(study: Study) -> None:
 def _written(study: Study) -> dict[str, Entry]:
     """Where each setting is given: in `settings`, or by one axis."""
     found = {key: study.sources[f"settings.{key}"] for key in study.settings}
-    by = dict.fromkeys(found, "settings")
     for axis in study.axes:
         of_axis = {key: point.entry for point in axis.points for key in point.settings}
         for key, entry in of_axis.items():
             if key in found:
-                raise found[key].error(
-                    f"and axes.{axis.name} both set {key}; leave it out of {by[key]} or of the axis"
-                )
-            found[key], by[key] = entry, f"axes.{axis.name}"
+                raise found[key].error(f"and axes.{axis.name} both set {key}; leave it out of one of them")
+            found[key] = entry
     return found
 
 
@@ -74,7 +71,9 @@ def _replaced(study: Study, written: dict[str, Entry]) -> None:
     for name in ("learning_rate", "batch"):
         section = getattr(study, name)
         if section is not None and not section.rule:
-            raise study.error(f"{name}.multiple_of", f"{name} names no rule; give {name}.rule")
+            raise study.error(
+                f"{name}.multiple_of", f"has no effect, for {name} names no rule; give {name}.rule"
+            )
     if study.match is not None and study.axis(study.match.adjust):
         raise (
             study.axis(study.match.adjust)

@@ -9,6 +9,7 @@ that diverges keep all branches back, and rows that wait for files would hold ma
 from __future__ import annotations
 
 import argparse
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -53,7 +54,7 @@ def main(options: argparse.Namespace) -> int:
         ConfigError: a mistake in the study, the cluster file or an option; or SLURM refuses.
     """
     study, found = opened(options.file, options.more)
-    site = sized(site_settings(options), study.machine.gpus)
+    site = {"name": study.name} | sized(site_settings(options), study.machine.gpus)
     directory = StudyDirectory(study.run_dir, study.name, found)
     for line in directory.says:
         standard_streams.tell(f"hcmegatron: {line}")
@@ -78,8 +79,8 @@ def main(options: argparse.Namespace) -> int:
         print("nothing to launch")
         return 0
     rows = {name: _row(options, directory, name, site) for wave in waves for name in _names(wave)}
-    for row in rows.values():
-        row.tell()
+    for said, count in Counter(line for row in rows.values() for line in row.said).items():
+        standard_streams.tell(f"hcmegatron: {said} ({count} runs)")
     _launch(options, waves, rows)
     return 0
 
@@ -150,14 +151,15 @@ def _launch(options: argparse.Namespace, waves: Sequence[Wave], rows: dict[str, 
     number = ""
     for wave in waves:
         own = [rows[name] for name in _names(wave)]
-        jobs, numbers = [row.job for row in own], list(wave.rows)
+        jobs, numbers, after = [row.job for row in own], list(wave.rows), ()
+        if wave is not waves[0]:
+            after = (f"--dependency=aftercorr:{number or 'ARRAY'}", "--kill-on-invalid-dep=yes")
         if options.print:
             for path, text in array.files(jobs, wave.script, numbers).items():
                 print(f"# ---- {path}\n{text}")
-            print(f"# ---- {quote_all(array.start_command(jobs[0], wave.script))}")
+            print(f"# ---- {quote_all(array.start_command(jobs[0], wave.script, after))}")
             continue
         array.write([(row.job, row.files) for row in own], options.snapshot, wave.script, numbers)
-        after = (f"--dependency=aftercorr:{number}", "--kill-on-invalid-dep=yes") if number else ()
         if options.submit:
             started = array.start(jobs, wave.script, numbers, after)
             number = number or started

@@ -8,7 +8,9 @@ from typing import Any
 
 import numpy as np
 
-SPIKE_WINDOW, SPIKE_HEIGHT = 201, 0.1  # steps around a step, and nats above their median
+from hcmegatron.training.spikes import deviations
+
+SPIKE_WINDOW, SPIKE_DEVIATIONS = 128, 6.0  # steps before a step, and robust deviations above their median
 LAST = 20  # steps that the training loss is the mean of
 WARM_UP = 5  # steps that speeds are not taken of
 PERCENTILES = (50, 90, 99)
@@ -49,16 +51,20 @@ def of_training(entries: Sequence[Entry]) -> dict[str, float]:
 
 
 def spikes(losses: np.ndarray) -> int:
-    """How many steps have a loss more than SPIKE_HEIGHT above the median of the SPIKE_WINDOW steps around them, or none
-    that is finite. At the ends the window has fewer.
+    """How many steps have a loss more than SPIKE_DEVIATIONS above the median of the finite ones among the SPIKE_WINDOW
+    steps before (training/spikes.py; not before half of them are there), or none that is finite.
 
     Args:
         losses: [steps], nats.
     """
-    half, count = SPIKE_WINDOW // 2, 0
+    count = 0
     for index, loss in enumerate(losses):
-        around = losses[max(0, index - half) : index + half + 1]
-        count += not loss <= np.nanmedian(around) + SPIKE_HEIGHT if np.isfinite(around).any() else 1
+        before = losses[max(0, index - SPIKE_WINDOW) : index]
+        before = before[np.isfinite(before)]
+        if not np.isfinite(loss):
+            count += 1
+        elif len(before) >= SPIKE_WINDOW // 2:
+            count += deviations(loss, before.tolist()) > SPIKE_DEVIATIONS
     return count
 
 

@@ -61,6 +61,8 @@ class Runner:
         Raises:
             ConfigError: a run is going on elsewhere.
         """
+        if not self._left():
+            self.say(f"nothing to train: all {len(self.states)} runs have ended")
         for entry in self._left():
             require_idle(self.record.run_dir(entry.name))
         with self._signals():
@@ -129,9 +131,10 @@ class Runner:
         done = sum(state.has_result for state in self.states.values())
         count = f"({done} of {len(self.states)})"
         if state.name == "failed":
-            why = last_line(run / LOG) or f"status {status}"
+            said = last_line(run / LOG)
+            why = f": {said}" if said.startswith("hcmegatron: ") else ""
             then = f"left alone, see {run / LOG}" if self._is_over(state) else "started again"
-            self.say(f"{entry.name}: failed {state.failures} times ({_how(status)}), {then}: {why}")
+            self.say(f"{entry.name}: failed {state.failures} times ({_how(status)}), {then}{why}")
         elif state.name == "diverged":
             self.say(f"{entry.name}: diverged, which is its result {count}")
         elif state.name == "finished":

@@ -37,9 +37,10 @@ class Entry:
 
     def error(self, why: str) -> ConfigError:
         """One line: where, key, value, and `why`, which ends in what to do."""
-        typed = self.source.startswith("--")
-        what = self.source if typed else f"{self.source}: {self.key} = {shown_value(self.node)}"
-        return ConfigError(f"{what}{':' if typed else ''} {why}")
+        what = f"{self.source}: {self.key} = {shown_value(self.node)}"
+        if self.source.startswith("--"):  # which says key and value
+            what = f"{self.source}:"
+        return ConfigError(f"{what}{'' if why.startswith(',') else ' '}{why}")
 
     @property
     def is_null(self) -> bool:
@@ -102,8 +103,7 @@ class Entry:
             value = convert_value(self.node, leaves()[key])
             check_value(key, value)
         except ConfigError as error:
-            at = "" if self.key.endswith(key) else f", for {key},"
-            raise self.error(f"{at.lstrip()} {error}".strip()) from None
+            raise self.error(str(error) if self.key.endswith(key) else f", for {key}, {error}") from None
         if key in PLACES and value is not None:
             value = at_home(value) if isinstance(value, str) else [at_home(path) for path in value]
         return value

@@ -221,3 +221,27 @@ def test_a_block_of_the_longest_stage_trains_beside_shorter_stages(text, tmp_pat
     config = tiny(text, tmp_path / "run", model={"layers": 3}, parallel={"schedule": "1f1b"})
     config.recompute.mode, config.recompute.block_length, config.training.steps = "block", "4", 1
     assert all(list(saved) == [1] for saved in run_ranks(2, workers.run, config, **RUN))
+
+
+@pytest.mark.ranks
+def test_a_branch_from_a_trunks_checkpoint_is_the_shorter_run_bit_for_bit(text, tmp_path):
+    """Warm-up, stable, decay: until the decay, a run of four steps is one of three."""
+    decay = {"schedule": "wsd", "decay_steps": 1, "warmup_steps": 1}
+
+    def trained(name, steps, **saving):
+        config = tiny(
+            text,
+            tmp_path / name,
+            training={"steps": steps},
+            optimizer=decay,
+            checkpoint={"save_every": 0, **saving},
+        )
+        return run_ranks(2, workers.run, config, **RUN)
+
+    trunk = trained("trunk", 4, keep_at=[2], keep_last=1)
+    short = trained("short", 3)
+    branch = trained("branch", 3, load=str(tmp_path / "trunk/checkpoints/step-00000002"))
+    kept = sorted(path.name for path in (tmp_path / "trunk/checkpoints").iterdir())
+    assert kept == ["step-00000002", "step-00000004"]
+    for of_trunk, of_branch, of_short in zip(trunk, branch, short, strict=True):
+        assert of_branch[3] == of_short[3] != of_trunk[4]
