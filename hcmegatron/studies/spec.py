@@ -158,7 +158,7 @@ def _study(tree: Tree, file: Path, name: str) -> Study:
         raise ConfigError(f"{tree['base'].source}: base = {error}") from None  # type: ignore[union-attr]
     written = _section(tree, "settings")
     settings = {key: _written_setting(key, entry) for key, entry in written.items()}
-    axes = read_axes(_section(tree, "axes"), with_settings(config, settings), file.parent)
+    axes = read_axes(_section(tree, "axes"), config, with_settings(config, settings), file.parent)
     if not axes:
         raise ConfigError(f"{file}: axes is missing; say what differs from run to run, like seed: [1, 2, 3]")
     exclude = tree.get("exclude")
