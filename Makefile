@@ -68,7 +68,7 @@ endif
 
 # Random configurations for twenty minutes; what failed is repeated with --case (python -m tests.fuzz --help). Then
 # races between streams, over a table of variants and controls (python -m tests.races --help); a run that is repeated
-# goes on where the one before ended. Then runs whose processes are killed, which another call adds to.
+# goes on where the one before ended. Then runs whose processes are killed, which another call adds to, and a study.
 SEEDS   ?= 0:200
 MINUTES ?= 20
 soak: $(READY)
@@ -76,6 +76,7 @@ soak: $(READY)
 	$(BIN)/python -m tests.fuzz --seeds $(SEEDS) --minutes $(MINUTES) --out bench_out/fuzz
 	$(BIN)/python -m tests.races --minutes $(MINUTES) --out bench_out/races
 	$(BIN)/python -m tools.kill_storm --minutes $(MINUTES) --folder bench_out/storm
+	$(BIN)/python -m tools.study_storm --folder bench_out/study_storm
 
 # What pip installs: dist/hcmegatron-VERSION-py3-none-any.whl.
 wheel: $(READY)

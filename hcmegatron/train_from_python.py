@@ -143,7 +143,7 @@ def _in_a_process(words: Sequence[str]) -> int:
 
 if __name__ == "__main__":
     from hcmegatron.__main__ import main
-    from hcmegatron.platform.rank_process import end_with_parent
+    from hcmegatron.platform.process_signals import end_with_parent
 
     end_with_parent(signal.SIGTERM)
     sys.exit(main())

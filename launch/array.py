@@ -22,8 +22,12 @@ def row_name(files: Sequence[Path], number: int) -> str:
     return name if [file.stem for file in files].count(name) == 1 else f"{name}-{number}"
 
 
-def files(jobs: Sequence[Job]) -> dict[str, str]:
+def files(jobs: Sequence[Job], script: str = SCRIPT, numbers: Sequence[int] = ()) -> dict[str, str]:
     """The array's own script, by its path.
+
+    Args:
+        script: its name, in the directory that the run directories are in.
+        numbers: of the rows; without any they are counted from 0.
 
     Raises:
         LaunchError: the jobs are chains, or their directories are not in one.
@@ -36,21 +40,26 @@ def files(jobs: Sequence[Job]) -> dict[str, str]:
     if first.chain:
         raise LaunchError(f"chain = {first.chain}: an array's rows are no chains; leave one of the two out")
     named = replace(first, name=first.name or replace(first, run_dir=first.run_dir.parent).title)
+    listed, places = f"0-{len(jobs) - 1}", [""] * len(jobs)
+    if numbers:
+        listed, places = ",".join(map(str, numbers)), [f"[{number}]=" for number in numbers]
+    log = "row" if script == SCRIPT else Path(script).stem
     header = [line for line in slurm.directives(named) if not line.startswith("--output")]
     values = {
         "directives": "\n".join(
-            f"#SBATCH {line}"
-            for line in (f"--array=0-{len(jobs) - 1}", f"--output={FOLDER}/row-%a.log", *header)
+            f"#SBATCH {line}" for line in (f"--array={listed}", f"--output={FOLDER}/{log}-%a.log", *header)
         ),
-        "rows": "\n".join(f"    {quote(str(job.run_dir))}" for job in jobs),
+        "rows": "\n".join(
+            f"    {place}{quote(str(job.run_dir))}" for place, job in zip(places, jobs, strict=True)
+        ),
     }
-    return {str(first.run_dir.parent / SCRIPT): fill("array.sh", values)}
+    return {str(first.run_dir.parent / script): fill("array.sh", values)}
 
 
-def start_command(first: Job) -> tuple[str, ...]:
-    """sbatch, in the directory that the run directories are in."""
+def start_command(first: Job, script: str = SCRIPT, after: Sequence[str] = ()) -> tuple[str, ...]:
+    """sbatch, in the directory that the run directories are in. after: options more."""
     parent = first.run_dir.parent
-    return ("sbatch", "--parsable", f"--chdir={parent}", str(parent / SCRIPT))
+    return ("sbatch", "--parsable", *after, f"--chdir={parent}", str(parent / script))
 
 
 def launch(rows: Sequence[tuple[Job, dict[str, str]]], snapshot: bool, submit: bool) -> int:
@@ -60,7 +69,27 @@ def launch(rows: Sequence[tuple[Job, dict[str, str]]], snapshot: bool, submit: b
         LaunchError: files that cannot be written, or sbatch refuses.
     """
     jobs = [job for job, _ in rows]
-    own = files(jobs)
+    write(rows, snapshot)
+    if not submit:
+        print(f"written; --submit starts it, as does\n    {quote_all(start_command(jobs[0]))}")
+        return 0
+    start(jobs)
+    return 0
+
+
+def write(
+    rows: Sequence[tuple[Job, dict[str, str]]],
+    snapshot: bool,
+    script: str = SCRIPT,
+    numbers: Sequence[int] = (),
+) -> None:
+    """Write every row's files and the array's.
+
+    Raises:
+        LaunchError: they cannot be written, or a run is going on.
+    """
+    jobs = [job for job, _ in rows]
+    own = files(jobs, script, numbers)
     for job in jobs:
         require_idle(job.run_dir)
     for job, texts in rows:
@@ -73,12 +102,22 @@ def launch(rows: Sequence[tuple[Job, dict[str, str]]], snapshot: bool, submit: b
         raise LaunchError(
             f"{error.filename} cannot be written: {error.strerror}; choose another run.dir"
         ) from None
-    command = start_command(jobs[0])
-    if not submit:
-        print(f"written; --submit starts it, as does\n    {quote_all(command)}")
-        return 0
+
+
+def start(
+    jobs: Sequence[Job], script: str = SCRIPT, numbers: Sequence[int] = (), after: Sequence[str] = ()
+) -> str:
+    """Submit what `write` has written, and write down each row's number; the array's.
+
+    Args:
+        after: options of sbatch more, such as what it depends on.
+
+    Raises:
+        LaunchError: sbatch refuses.
+    """
+    command = start_command(jobs[0], script, after)
     number = slurm.submit(list(command))
-    for row, job in enumerate(jobs):
+    for row, job in zip(numbers or range(len(jobs)), jobs, strict=True):
         record.write(job, Started("slurm", (f"{number}_{row}",)), command)
         print(f"slurm job {number}_{row}: hcmegatron status {quote_all([str(job.run_dir)])}")
-    return 0
+    return number

@@ -35,13 +35,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     words = "; ".join(f"{name}: {about}" for name, (_, about) in launchers.LAUNCHERS.items())
     parser.add_argument("launcher", metavar="LAUNCHER", choices=launchers.LAUNCHERS, help=words)
     parser.add_argument("files", metavar="FILE", type=Path, nargs="+", help="the configuration, YAML")
+    parser.add_argument(
+        "--array", action="store_true", help="slurm: every FILE a run of its own, as one array"
+    )
+    add_job_options(parser)
+
+
+def add_job_options(parser: argparse.ArgumentParser) -> None:
+    """What is asked of a job, whatever it runs."""
     doing = parser.add_mutually_exclusive_group()
     doing.add_argument("--print", action="store_true", help="show what would be run, and write nothing")
     doing.add_argument("--submit", action="store_true", help="start it")
     parser.add_argument("--snapshot", action="store_true", help="run a copy of the code as it is now")
-    parser.add_argument(
-        "--array", action="store_true", help="slurm: every FILE a run of its own, as one array"
-    )
     parser.add_argument(
         "--cluster", metavar="FILE", type=Path, help=f"the site's settings (default: {cluster.DEFAULT})"
     )
@@ -65,7 +70,7 @@ def main(options: argparse.Namespace, overrides: list[str]) -> int:
         raise LaunchError(f"{options.files[1]}: a second configuration; --array makes each a run of its own")
     if options.array and options.launcher != "slurm":
         raise LaunchError(f"--array: {options.launcher} has no arrays; use launch slurm")
-    site = _site_settings(options)
+    site = site_settings(options)
     rows = [_row(options, file, overrides, site, number) for number, file in enumerate(options.files)]
     for row in rows:
         for said in row.said:
@@ -99,7 +104,7 @@ class Row(NamedTuple):
     said: list[str]
 
 
-def _site_settings(options: argparse.Namespace) -> dict[str, Any]:
+def site_settings(options: argparse.Namespace) -> dict[str, Any]:
     """The settings of the cluster file, with the options' on top."""
     path = cluster.find(options.cluster, os.environ)
     words = {name: getattr(options, name) for name in cluster.settings()}
@@ -119,13 +124,30 @@ def _row(
     config, sources = read_config(file, overrides)
     if options.launcher == "local":
         site = _of_this_machine(config, site)
-    work_dir = Path.cwd()
     if options.array:
         if config.run.dir is None:
             raise LaunchError(f"{file}: --array needs --run.dir=DIR, in which every run gets a directory")
         row = os.path.join(config.run.dir, array.row_name(options.files, number))
         config = replace(config, run=replace(config.run, dir=row))
-    run_dir = preflight.choose_directory(config, file.stem, work_dir)
+    return planned_row(options, config, sources, file.stem, site)
+
+
+def planned_row(
+    options: argparse.Namespace, config: Config, sources: dict[str, str], name: str, site: dict[str, Any]
+) -> Row:
+    """The row of a configuration.
+
+    Args:
+        options: the launcher, and what `add_job_options` adds.
+        sources: where settings were given.
+        name: of the run directory, where run.dir is not set.
+        site: see `site_settings`.
+
+    Raises:
+        ConfigError: the job cannot be run as it is asked for.
+    """
+    work_dir = Path.cwd()
+    run_dir = preflight.choose_directory(config, name, work_dir)
     config = replace(config, run=replace(config.run, dir=str(run_dir)))
     if not resumes(config):  # the job may come back
         config = replace(config, checkpoint=replace(config.checkpoint, resume="auto"))

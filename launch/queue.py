@@ -109,17 +109,22 @@ def local_process(entry: dict) -> int | None:
 
 def require_idle(run_dir: Path) -> None:
     """LaunchError where a job of this run waits or runs already."""
+    if words := busy(run_dir):
+        raise LaunchError(f"run.dir = {run_dir}: {words}; hcmegatron cancel {run_dir} ends it")
+
+
+def busy(run_dir: Path) -> str:
+    """Whether a job of this run waits or runs, in words; "" where none does.
+
+    Raises:
+        LaunchError: it was given to SLURM, whose commands are not here.
+    """
     entry = record.read(run_dir)
     if lock_holders(run_dir) or (entry and local_process(entry)):
-        raise LaunchError(
-            f"run.dir = {run_dir}: a run is going on there; hcmegatron cancel {run_dir} ends it"
-        )
+        return "a run is going on there"
     ids = slurm_ids(run_dir)
-    busy = [job for job in squeue(ids) if job.state in ACTIVE] if ids else []
-    if busy:
-        raise LaunchError(
-            f"run.dir = {run_dir}: job {busy[0].id} is {busy[0].state} already; hcmegatron cancel {run_dir} ends it"
-        )
+    active = [job for job in squeue(ids) if job.state in ACTIVE] if ids else []
+    return f"job {active[0].id} is {active[0].state} already" if active else ""
 
 
 def marker(run_dir: Path, name: str) -> Path:

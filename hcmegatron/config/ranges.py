@@ -40,7 +40,7 @@ _RANGES = {
         """model.norm_eps moe.experts moe.shared_experts moe.first_dense moe.expert_bias_rate
         moe.aux_loss moe.sequence_aux_loss moe.z_loss
         data.seed optimizer.warmup_steps optimizer.weight_decay optimizer.clip training.seed
-        training.eval_every checkpoint.save_every health.loss_spike health.grad_norm_spike
+        training.eval_every checkpoint.save_every health.loss_spike health.grad_norm_spike health.diverged_after
         health.keep_bad_steps health.compare_parameters_every health.compare_gradients_every
         diagnostics.every diagnostics.ablation_every""",
     ),

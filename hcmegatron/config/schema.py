@@ -199,6 +199,9 @@ class Health:
     grad_norm_spike: float = 0.0
     spike_window: int = 128  # steps; nothing is a spike before half of them are there
     leave_out_batches: int = 1  # of a rewind: the bad step's batch and those after it
+    # steps in a row, after the warmup, with a loss no better than a guess among all tokens: the run has diverged and
+    # ends; 0: it goes on
+    diverged_after: int = 0
     keep_bad_steps: int = 4  # newest ones whose batch is kept in the run directory for `hcmegatron replay`
     compare_parameters_every: int = (
         0  # steps: whatever ranks hold in common is the same, bit for bit; 0: never
@@ -239,7 +242,8 @@ class Checkpoint:
     # auto, and false never); required: refuse where there is none; on the same data
     resume: Literal["never", "auto", "required"] = "never"
     # or begin a new run, in another run.dir, with this checkpoint's weights, optimizer state and step (a run directory
-    # means its newest): at its sample where the data are the same, at the first where they are other
+    # means its newest): at its sample where the data are the same, at the first where they are other. With resume, for
+    # as long as that run has no checkpoint of its own
     load: str | None = None
 
 

@@ -31,7 +31,7 @@ from hcmegatron.data.parts import Part, digests, first_occurrences, join, read_p
 from hcmegatron.data.prepared import MANIFEST, PARTS, PLAN, Manifest, name_beside, write_json
 from hcmegatron.data.tokenizer import Tokenizer
 from hcmegatron.data.tokenizer_registry import build_tokenizer
-from hcmegatron.platform.rank_process import end_with_parent
+from hcmegatron.platform.process_signals import end_with_parent
 
 Progress = Callable[[int], None]  # is told of bytes of input that are done
 

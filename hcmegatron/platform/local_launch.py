@@ -26,7 +26,8 @@ from hcmegatron.config.errors import ConfigError
 from hcmegatron.platform import standard_streams
 from hcmegatron.platform.collective_failure import Ended
 from hcmegatron.platform.exit_status import HANG, STOPPED, USER_ERROR
-from hcmegatron.platform.rank_process import FORWARDED, Failure, Worker, run_rank
+from hcmegatron.platform.process_signals import FORWARDED
+from hcmegatron.platform.rank_process import Failure, Worker, run_rank
 from hcmegatron.platform.ranks import STARTED_HERE, RankInfo, free_port
 
 GRACE_S = 10.0  # for the other ranks to end after one has failed

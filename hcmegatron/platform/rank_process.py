@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import math
 import os
 import signal
@@ -16,11 +15,10 @@ from typing import NamedTuple
 from hcmegatron.config.errors import ConfigError
 from hcmegatron.platform.collective_failure import Ended, PeerFailed
 from hcmegatron.platform.exit_status import USER_ERROR
+from hcmegatron.platform.process_signals import FORWARDED, end_with_parent
 from hcmegatron.platform.ranks import RankInfo
 
-FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 TORCHRUN_ENDED = signal.SIGRTMIN  # of a rank's torchrun: sent by the kernel, and by nobody else
-_PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 Worker = Callable[[RankInfo], int]
 
@@ -69,11 +67,6 @@ def run_rank(
         failure = Failure(time.monotonic(), place.rank, 1, text)
     messages.send(failure)
     sys.exit(failure.status)
-
-
-def end_with_parent(number: signal.Signals) -> None:
-    """Have the kernel send this process a signal when the process that started it ends, even by SIGKILL."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, number)
 
 
 def without_native_frames(text: str) -> str:

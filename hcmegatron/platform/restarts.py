@@ -19,7 +19,8 @@ from typing import Any, Literal
 from hcmegatron.platform import standard_streams
 from hcmegatron.platform.exit_status import DIVERGED, STOPPED, USER_ERROR
 from hcmegatron.platform.local_launch import Outcome, launch_apart
-from hcmegatron.platform.rank_process import FORWARDED, Worker
+from hcmegatron.platform.process_signals import FORWARDED
+from hcmegatron.platform.rank_process import Worker
 from hcmegatron.platform.restart_policy import Again, Life, next_move
 
 FILE = "restarts.jsonl"

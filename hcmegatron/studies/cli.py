@@ -9,6 +9,11 @@ import importlib
 # the study (--study.KEY=VALUE) and its variants (--quick).
 VERBS = {
     "plan": ("hcmegatron.studies.plan_cli", "what a study's runs take, before any is started"),
+    "run": ("hcmegatron.studies.run_cli", "train its runs on this machine"),
+    "launch": ("hcmegatron.studies.launch_cli", "its runs as arrays of SLURM"),
+    "status": ("hcmegatron.studies.status", "where each of its runs is"),
+    "collect": ("hcmegatron.studies.collect_cli", "its results as a table"),
+    "report": ("hcmegatron.studies.report_cli", "figures and tables for papers, and one page of them"),
     "fit": ("hcmegatron.studies.fit_cli", "laws of the loss, with intervals"),
 }
 

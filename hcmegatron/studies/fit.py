@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.optimize import minimize
 from threadpoolctl import threadpool_limits
 
@@ -18,6 +19,7 @@ from hcmegatron.studies.laws import Array, Law
 
 DELTA = 1e-3  # of Huber's loss, in log loss
 _SINGULAR = 1e-5  # of singular values, to the largest: a direction in which nothing changes
+_FIRST = 40  # steps of a start before it is followed, or not
 _OPTIONS = {"maxiter": 5000, "maxfun": 20000, "ftol": 1e-14, "gtol": 1e-10, "maxcor": 20}
 
 
@@ -47,14 +49,23 @@ class Fit:
     def unidentified(self, level: float = 0.9, factor: float = 10.0) -> list[str]:
         """The numbers that the runs do not fix: others of them give the same losses, or the interval spans a factor of
         more than so many, or reaches zero."""
+        low, high = self.interval(level).T
+        wide = (
+            ~((low > 1e-6) & (high < factor * low)) if len(self.draws) else np.zeros(len(self.values), bool)
+        )
+        unfixed = wide | self._free()
+        return [name for name, found in zip(self.law.names, unfixed, strict=True) if found]
+
+    def undetermined(self) -> list[str]:
+        """The numbers of which others give the same losses, whatever the intervals are."""
+        return [name for name, found in zip(self.law.names, self._free(), strict=True) if found]
+
+    def _free(self) -> NDArray[np.bool_]:
         gradient = self.law.log_loss(self.theta)[1]
         lengths = np.linalg.norm(gradient, axis=0)
         _, sizes, directions = np.linalg.svd(gradient / np.where(lengths > 0, lengths, 1))
         free = np.abs(directions[sizes < _SINGULAR * sizes[0]])
-        low, high = self.interval(level).T
-        wide = ~((low > 1e-6) & (high < factor * low)) if len(self.draws) else np.zeros(len(lengths), bool)
-        unfixed = wide | (free > 0.05).any(axis=0)
-        return [name for name, found in zip(self.law.names, unfixed, strict=True) if found]
+        return (free > 0.05).any(axis=0)
 
 
 def objective(theta: Array, law: Law, log_loss: Array, weights: Array, delta: float) -> tuple[float, Array]:
@@ -74,6 +85,7 @@ def fit_law(
     seed: int = 0,
     groups: Sequence[object] | None = None,
     delta: float = DELTA,
+    followed: int | None = None,
 ) -> Fit:
     """Fit `law` to the losses of its runs.
 
@@ -81,6 +93,7 @@ def fit_law(
         losses: of every run, nats.
         bootstraps: how often runs are drawn anew, with replacement.
         groups: of every run; those of one group are drawn together (points of one training are not independent).
+        followed: how many starts are followed to their end, those that did best in their first steps; None: all.
 
     Raises:
         ValueError: there are fewer runs than numbers to fit, or fewer that differ in what the law knows of them, or
@@ -100,7 +113,11 @@ def fit_law(
         )
     log_loss = np.log(losses)
     once = np.ones(runs)
-    found = [_minimise(start, law, log_loss, once, delta) for start in law.starts]
+    starts = law.starts
+    if followed is not None:
+        begun = [_minimise(start, law, log_loss, once, delta, _FIRST) for start in starts]
+        starts = np.array([theta for _, theta in sorted(begun, key=lambda pair: pair[0])[:followed]])
+    found = [_minimise(start, law, log_loss, once, delta) for start in starts]
     theta = min(found, key=lambda pair: pair[0])[1]
     draw = np.random.default_rng(seed)
     draws = [
@@ -116,14 +133,16 @@ def fit_law(
     )
 
 
-def _minimise(start: Array, law: Law, log_loss: Array, weights: Array, delta: float) -> tuple[float, Array]:
+def _minimise(
+    start: Array, law: Law, log_loss: Array, weights: Array, delta: float, steps: int | None = None
+) -> tuple[float, Array]:
     scale = 1 / delta**2  # so that tolerances, which are absolute where the sum is below one, mean something
     found = minimize(
         lambda theta: tuple(scale * part for part in objective(theta, law, log_loss, weights, delta)),
         start,
         jac=True,
         method="L-BFGS-B",
-        options=_OPTIONS,
+        options=_OPTIONS if steps is None else {**_OPTIONS, "maxiter": steps},
     )
     return float(found.fun), found.x
 

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from hcmegatron.config.errors import ConfigError
+from hcmegatron.platform.standard_streams import tell
 from hcmegatron.studies.isoflop import growth, profiles
 from hcmegatron.studies.laws import Array, compute_law, loss_law
 from hcmegatron.studies.table import Table
@@ -38,6 +42,9 @@ def add_arguments(fit: argparse.ArgumentParser) -> None:
     fit.add_argument("--bootstraps", type=int, default=1000, help="default: 1000")
     fit.add_argument("--level", type=float, default=0.9, help="of the intervals (default: 0.9)")
     fit.add_argument("--seed", type=int, default=0)
+    fit.add_argument(
+        "--plot", metavar="DIR", type=Path, help="residuals and iso-FLOP profiles as SVG, PNG and CSV"
+    )
     fit.add_argument("--json", action="store_true")
 
 
@@ -71,11 +78,16 @@ def main(options: argparse.Namespace) -> int:
         "level": options.level,
     }
     try:
-        report |= _fits(parameters[kept], tokens[kept], compute[kept], losses[kept], groups, kinds, options)
+        found, residuals = _fits(
+            parameters[kept], tokens[kept], compute[kept], losses[kept], groups, kinds, options
+        )
     except ImportError:
         raise ConfigError("study fit needs scipy; pip install 'hcmegatron[studies]'") from None
     except ValueError as error:
         raise ConfigError(f"{options.csv}: {error}") from None
+    report |= found
+    if options.plot:
+        _plot(options, residuals, compute[kept], parameters[kept], losses[kept], kinds)
     print(json.dumps(report, indent=1) if options.json else "\n".join(_told(report)))
     return 0
 
@@ -85,6 +97,8 @@ def _refuse(options: argparse.Namespace) -> None:
         raise ConfigError(
             f"--tokens {options.tokens}: D follows from --flops and --parameters; give one of the two"
         )
+    if options.plot and importlib.util.find_spec("matplotlib") is None:
+        raise ConfigError("--plot needs matplotlib, which is not installed; pip install 'hcmegatron[report]'")
     if options.baseline and not options.kind:
         raise ConfigError(
             f"--baseline {options.baseline}: is of a connection's kinds; name their column by --kind"
@@ -109,13 +123,18 @@ def _fits(
     groups: Array | None,
     kinds: Array | None,
     options: argparse.Namespace,
-) -> dict[str, Any]:
+) -> tuple[dict[str, Any], list[Any]]:
+    """What is reported, and the residuals of every law, for a figure."""
+    from hcmegatron.studies.figures.law_figures import Residuals, residuals_of
     from hcmegatron.studies.fit import fit_law
 
-    def fitted(law_of: Any, *columns: Array, of: Array) -> dict[str, Any]:
+    residuals: list[Residuals] = []
+
+    def fitted(law_of: Any, *columns: Array, of: Array, name: str) -> dict[str, Any]:
         own = None if groups is None else groups[of]
         fit = fit_law(law_of(*columns), losses[of], options.bootstraps, options.seed, own)
         intervals = fit.interval(options.level)
+        residuals.append(residuals_of(name, parameters[of], tokens[of], fit))
         found: dict[str, Any] = {
             "runs": len(losses[of]),
             "values": dict(zip(fit.law.names, fit.values.tolist(), strict=True)),
@@ -135,12 +154,12 @@ def _fits(
     laws: dict[str, Any] = {}
     few: dict[str, int] = {}
     if kinds is None:
-        laws["all runs"] = fitted(loss_law, parameters, tokens, of=everything)
+        laws["all runs"] = fitted(loss_law, parameters, tokens, of=everything, name="all runs")
     else:
         for kind in np.unique(kinds):
             of = np.flatnonzero(kinds == kind)
             if len(of) > FEWEST:
-                laws[str(kind)] = fitted(loss_law, parameters[of], tokens[of], of=of)
+                laws[str(kind)] = fitted(loss_law, parameters[of], tokens[of], of=of, name=str(kind))
             else:
                 few[str(kind)] = len(of)
     report: dict[str, Any] = {"L = E + A/N^alpha + B/D^beta; N* grows as C^a": laws}
@@ -148,7 +167,10 @@ def _fits(
         report["kinds without a law of their own, with their runs"] = few
     if kinds is not None:
         report["L = E + K/(m C)^gamma"] = fitted(
-            lambda c: compute_law(c, kinds.tolist(), options.baseline or "residual"), compute, of=everything
+            lambda c: compute_law(c, kinds.tolist(), options.baseline or "residual"),
+            compute,
+            of=everything,
+            name="L = E + K/(m C)^gamma",
         )
     elif budgets := profiles(compute, parameters, losses):
         grown = growth(budgets)
@@ -156,7 +178,24 @@ def _fits(
             "profiles": [profile._asdict() for profile in budgets],
             "N* grows as C^": None if grown is None else grown[0],
         }
-    return report
+    return report, residuals
+
+
+def _plot(
+    options: argparse.Namespace,
+    residuals: list[Any],
+    compute: Array,
+    parameters: Array,
+    losses: Array,
+    kinds: NDArray[np.str_] | None,
+) -> None:
+    from hcmegatron.studies.figures.draw import write
+    from hcmegatron.studies.figures.fit_figures import fit_plots
+
+    plots = fit_plots(residuals, compute, parameters, losses, kinds)
+    write(plots, options.plot, "--plot")
+    said = ", ".join(plot.name for plot in plots)
+    tell(f"{options.plot}: {said} as SVG, PNG and CSV")
 
 
 def _told(report: dict[str, Any]) -> list[str]:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from hcmegatron.studies.laws import Array
 
@@ -29,23 +30,49 @@ class Profile(NamedTuple):
     loss: float | None
 
 
-def profiles(compute: Array, parameters: Array, losses: Array) -> list[Profile]:
-    """A parabola of loss in log N through the runs of every budget that three sizes or more have."""
+class Parabola(NamedTuple):
+    """loss = curvature x^2 + slope x + constant, x = log N - middle; from `low` to `high` N were run."""
+
+    curvature: float
+    slope: float
+    constant: float
+    middle: float
+    low: float
+    high: float
+
+    def __call__(self, parameters: Array) -> Array:
+        """The loss at N, [...]."""
+        x = np.log(parameters) - self.middle
+        return self.curvature * x**2 + self.slope * x + self.constant
+
+    def least(self) -> tuple[float, float] | None:
+        """N of least loss, and the loss; None where that is not within the sizes that were run."""
+        if self.curvature <= 0:
+            return None
+        at = float(np.exp(self.middle - self.slope / (2 * self.curvature)))
+        return (at, float(self(np.array(at)))) if self.low <= at <= self.high else None
+
+
+def parabola(parameters: Array, losses: Array) -> Parabola:
+    """Through the runs of one budget, by least squares."""
+    middle = float(np.log(parameters).mean())
+    curvature, slope, constant = np.polyfit(np.log(parameters) - middle, losses, 2).tolist()
+    return Parabola(curvature, slope, constant, middle, float(parameters.min()), float(parameters.max()))
+
+
+def budgets(compute: Array, parameters: Array) -> list[NDArray[np.intp]]:
+    """The runs of every budget that three sizes or more have, ascending."""
     order = np.argsort(compute)
     breaks = np.flatnonzero(np.diff(np.log(compute[order])) > TOLERANCE) + 1
+    return [own for own in np.split(order, breaks) if len(np.unique(parameters[own])) >= 3]
+
+
+def profiles(compute: Array, parameters: Array, losses: Array) -> list[Profile]:
+    """A parabola of loss in log N through the runs of every budget that three sizes or more have."""
     found = []
-    for own in np.split(order, breaks):
-        log_n = np.log(parameters[own])
-        if len(np.unique(log_n)) < 3:
-            continue
-        budget = float(np.exp(np.log(compute[own]).mean()))
-        curvature, slope, constant = np.polyfit(log_n - log_n.mean(), losses[own], 2)
-        at = -slope / (2 * curvature) if curvature > 0 else np.inf
-        inside = log_n.min() <= at + log_n.mean() <= log_n.max()
-        least = (
-            (float(np.exp(at + log_n.mean())), float(constant + slope * at / 2)) if inside else (None, None)
-        )
-        found.append(Profile(budget, len(own), *least))
+    for own in budgets(compute, parameters):
+        least = parabola(parameters[own], losses[own]).least() or (None, None)
+        found.append(Profile(float(np.exp(np.log(compute[own]).mean())), len(own), *least))
     return found
 
 

@@ -1,6 +1,8 @@
 """Laws of the loss, as sums of powers: log L = log sum_j exp(x_j . theta), x_j a row of known numbers for every run.
 
 - `loss_law`: L(N, D) = E + A / N^alpha + B / D^beta (Hoffmann et al., 2203.15556, Eq. 10);
+- `shared_law`: L(N, D) with E, A, B, alpha and beta shared, and each connection but the first in place of the first at
+  m_N N parameters and m_D D tokens. At the best size for its compute the first needs m_N m_D times as much compute;
 - `compute_law`: L(C) = E + K / (m C)^gamma, with a factor m of compute for each connection but the first. m says how
   many times as much compute the first needs for the same loss: E, K and gamma are shared.
 
@@ -72,6 +74,46 @@ def loss_law(parameters: Array, tokens: Array) -> Law:
     return Law(rows, starts, ("E", "A", "B", "alpha", "beta"), shift, (0, 1, 2))
 
 
+def shared_law(parameters: Array, tokens: Array, kinds: Sequence[str], baseline: str) -> Law:
+    """E + A / (m_N N)^alpha + B / (m_D D)^beta. theta = (e, a, b, alpha, beta, then of each kind but the baseline alpha
+    log m_N and beta log m_D).
+
+    The least loss for compute C is E + G C^(-alpha beta / (alpha + beta)) with G in (A^beta B^alpha)^(1 / (alpha +
+    beta)) (Hoffmann et al., 2203.15556, Eq. 4): a kind has there what the baseline has at m_N m_D C.
+
+    Args:
+        parameters: N of every run; tokens: D; kinds: its connection; baseline: whose factors are 1.
+
+    Raises:
+        ValueError: the baseline has no run.
+    """
+    others = _others(kinds, baseline)
+    law = loss_law(parameters, tokens)
+    rows = np.zeros((3, len(kinds), 5 + 2 * len(others)))
+    rows[:, :, :5] = law.rows
+    for column, kind in enumerate(others):
+        own = np.equal(kinds, kind).astype(float)
+        rows[1, :, 5 + 2 * column] = rows[2, :, 6 + 2 * column] = -own
+    shift = np.eye(rows.shape[2])
+    shift[:5, :5] = law.shift
+    factors = range(5, rows.shape[2])
+    return Law(
+        rows,
+        np.hstack([law.starts, np.zeros((len(law.starts), len(factors)))]),
+        (*law.names, *(f"m_{letter}[{kind}]" for kind in others for letter in "ND")),
+        shift,
+        (*law.exps, *factors),
+        tuple((position, 3 + (position - 5) % 2) for position in factors),
+    )
+
+
+def _others(kinds: Sequence[str], baseline: str) -> list[str]:
+    others = sorted(set(kinds) - {baseline})
+    if baseline not in kinds:
+        raise ValueError(f"baseline = {baseline}: no run has it; there are {', '.join(others)}")
+    return others
+
+
 def compute_law(compute: Array, kinds: Sequence[str], baseline: str) -> Law:
     """E + K / (m C)^gamma. theta = (e, k, gamma, gamma log m of each kind but the baseline).
 
@@ -81,9 +123,7 @@ def compute_law(compute: Array, kinds: Sequence[str], baseline: str) -> Law:
     Raises:
         ValueError: the baseline has no run.
     """
-    others = sorted(set(kinds) - {baseline})
-    if baseline not in kinds:
-        raise ValueError(f"baseline = {baseline}: no run has it; there are {', '.join(others)}")
+    others = _others(kinds, baseline)
     log_c = np.log(compute)
     rows = np.zeros((2, len(log_c), 3 + len(others)))
     rows[0, :, 0] = rows[1, :, 1] = 1

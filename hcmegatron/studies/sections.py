@@ -95,8 +95,8 @@ class Limits:
 
 @dataclass(frozen=True)
 class Stop:
-    """When a run counts as diverged and is ended: a loss above its first, or none that is finite, in so many steps one
-    after another; 0: never."""
+    """When a run counts as diverged and is ended: a loss no better than a guess (health.diverged_after), or none that
+    is finite (training.max_bad_steps), in so many steps one after another; 0: as the configuration says."""
 
     diverged_steps: int = _key(0, NOT_NEGATIVE)
 

@@ -11,24 +11,29 @@ import numpy as np
 from hcmegatron.config.errors import ConfigError
 from hcmegatron.studies.laws import Array
 
+TRUTHS = {"true": True, "1": True, "false": False, "0": False, "": False}
+
 
 class Table:
     """The columns of a file, every row a run or a point of one.
+
+    Args:
+        option: that named the file, for errors.
 
     Raises:
         ConfigError: it cannot be read, or has no rows.
     """
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, option: str = "--csv") -> None:
         self.path = path
         try:
-            self.rows = _parquet(path) if Path(path).suffix == ".parquet" else _csv(path)
+            self.rows = _parquet(path, option) if Path(path).suffix == ".parquet" else _csv(path)
         except OSError as error:
-            raise ConfigError(f"--csv {path}: {error.strerror or error}") from None
+            raise ConfigError(f"{option} {path}: {error.strerror or error}") from None
         except (UnicodeDecodeError, csv.Error) as error:
-            raise ConfigError(f"--csv {path}: is no CSV file: {error}") from None
+            raise ConfigError(f"{option} {path}: is no CSV file: {error}") from None
         if not self.rows:
-            raise ConfigError(f"--csv {path}: has no rows")
+            raise ConfigError(f"{option} {path}: has no rows")
 
     def words(self, column: str) -> list[str]:
         """A column as it is written.
@@ -42,8 +47,9 @@ class Table:
             )
         return ["" if row[column] is None else str(row[column]).strip() for row in self.rows]
 
-    def numbers(self, column: str) -> Array:
-        """A column of positive numbers; what is empty, nan or infinite is nan (a run that diverged).
+    def numbers(self, column: str, positive: bool = True) -> Array:
+        """A column of numbers, positive ones unless it is said; what is empty, nan or infinite is nan (a run that
+        diverged).
 
         Raises:
             ConfigError: there is none, or it has something else in it.
@@ -54,12 +60,25 @@ class Table:
                 number = float(word or "nan")
             except ValueError:
                 raise ConfigError(f"{self.path}, row {line}: {column} = {word} is no number") from None
-            if number <= 0:
+            if positive and number <= 0:
                 raise ConfigError(
                     f"{self.path}, row {line}: {column} = {word}; a power law needs it positive"
                 )
             found.append(number if math.isfinite(number) else math.nan)
         return np.array(found)
+
+    def truths(self, column: str) -> list[bool]:
+        """A column of true and false; what is empty is false.
+
+        Raises:
+            ConfigError: there is none, or it has something else in it.
+        """
+        found = []
+        for line, word in enumerate(self.words(column), 2):
+            if word.lower() not in TRUTHS:
+                raise ConfigError(f"{self.path}, row {line}: {column} = {word} is neither true nor false")
+            found.append(TRUTHS[word.lower()])
+        return found
 
 
 def _csv(path: str) -> list[dict[str, str | None]]:
@@ -67,12 +86,12 @@ def _csv(path: str) -> list[dict[str, str | None]]:
         return list(csv.DictReader(stream))
 
 
-def _parquet(path: str) -> list[dict[str, object]]:
+def _parquet(path: str, option: str) -> list[dict[str, object]]:
     try:
         from pyarrow import ArrowException, parquet
     except ImportError:
-        raise ConfigError(f"--csv {path}: Parquet needs pyarrow; pip install 'hcmegatron[data]'") from None
+        raise ConfigError(f"{option} {path}: Parquet needs pyarrow; pip install 'hcmegatron[data]'") from None
     try:
         return parquet.read_table(path).to_pylist()
     except ArrowException as error:
-        raise ConfigError(f"--csv {path}: is no Parquet file: {error}") from None
+        raise ConfigError(f"{option} {path}: is no Parquet file: {error}") from None

@@ -85,7 +85,7 @@ def find(
         try:
             verify(start)
         except Damaged as error:
-            if not resumes(config) or config.checkpoint.load is not None:
+            if not resumes(config) or resume.begins_by_load(config, directory):
                 raise  # there is no other to look for
             damaged.update({**start.damaged, start.path: error.what})
             continue

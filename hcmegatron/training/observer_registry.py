@@ -13,6 +13,7 @@ from hcmegatron.profiling.observer import Profiler
 from hcmegatron.training.bad_steps import BadSteps
 from hcmegatron.training.diagnostics import Diagnostics
 from hcmegatron.training.diagnostics_files import DiagnosticsFiles
+from hcmegatron.training.divergence import Divergence
 from hcmegatron.training.metrics import Metrics
 from hcmegatron.training.observer import Observer, Observers, Step
 from hcmegatron.training.planned import Planned
@@ -64,6 +65,7 @@ THEN = {
     # behind those who read what the step's schedule has recorded, before what throws its gradients away
     "diagnostics": Entry(Diagnostics, lambda config: config.diagnostics.every > 0),
     "bad_steps": Entry(BadSteps),
+    "divergence": Entry(Divergence, lambda config: config.health.diverged_after > 0),
     "replicas": Entry(
         ReplicaCheck,
         lambda config: bool(config.health.compare_parameters_every or config.health.compare_gradients_every),

@@ -95,13 +95,13 @@ def _find(
     found: dict[Path, str],
 ) -> Start | None:
     settings = config.checkpoint
-    if settings.load is not None:
+    if begins_by_load(config, directory):
         path = Path(settings.load)
         if not path.is_dir():
             what = "is no directory" if path.exists() else "there is no such directory"
             raise ConfigError(f"checkpoint.load = {path}: {what}; name a checkpoint or a run directory")
         path = path if (path / manifest.MANIFEST).exists() else manifest.newest(path) or path
-        return _start(config, path, manifest.read(path), text, environment)
+        return _start(config, path, manifest.read(path), text, environment, own=False)
     if not resumes(config):
         return None
     folder = directory / "checkpoints"
@@ -114,7 +114,7 @@ def _find(
         except Damaged as error:
             found[path] = error.what
             continue
-        return replace(_start(config, path, written, text, environment), damaged=found)
+        return replace(_start(config, path, written, text, environment, own=True), damaged=found)
     if found:
         raise ConfigError(
             f"no checkpoint in {folder} is whole, and none was changed: "
@@ -143,6 +143,12 @@ def _listed(folder: Path) -> None:
         raise ConfigError(
             f"{folder} cannot be read: {error.strerror}; make it readable, or choose another run.dir"
         ) from None
+
+
+def begins_by_load(config: Config, directory: Path) -> bool:
+    """Whether checkpoint.load says where to start; with checkpoint.resume, until there is a checkpoint of the run."""
+    has_own = resumes(config) and bool(manifest.every(directory / "checkpoints"))
+    return config.checkpoint.load is not None and not has_own
 
 
 def resumed(config: Config, directory: Path) -> Config:
@@ -177,8 +183,8 @@ def set_aside(start: Start) -> Start:
     return replace(start, aside=tuple(said), damaged={})
 
 
-def tested(directory: Path, step: int) -> bool:
-    """Whether a run's metrics.jsonl has the losses on its test sets, after that step."""
+def evaluated(directory: Path, step: int, kind: str) -> bool:
+    """Whether a run's metrics.jsonl has the losses of an evaluation after that step: kind validation or test."""
     try:
         lines = (directory / "metrics.jsonl").read_text(errors="replace").splitlines()
     except FileNotFoundError:
@@ -188,7 +194,7 @@ def tested(directory: Path, step: int) -> bool:
             entry = json.loads(line)
         except ValueError:  # a torn line is no result
             continue
-        if isinstance(entry, dict) and (entry.get("kind"), entry.get("step")) == ("test", step):
+        if isinstance(entry, dict) and (entry.get("kind"), entry.get("step")) == (kind, step):
             return True
     return False
 
@@ -223,10 +229,10 @@ def stopped(signal: str, step: int, saved: Progress | None) -> str:
 
 
 def _start(
-    config: Config, path: Path, saved: Manifest, text: str, environment: dict[str, Any] | None
+    config: Config, path: Path, saved: Manifest, text: str, environment: dict[str, Any] | None, own: bool
 ) -> Start:
     # With checkpoint.load the run is another one, also where it is started again before its first own checkpoint.
-    resumed, steps = resumes(config) and config.checkpoint.load is None, config.training.steps
+    resumed, steps = own, config.training.steps
     changed = _changed(saved, config)
 
     def by(rule: Rule) -> list[SettingChange]:

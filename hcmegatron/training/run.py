@@ -53,7 +53,7 @@ def train(
         stop = StopFlag(launched=ranks.apart)
         path: Path = on_first_rank(lambda: choose_directory(config, name))
         start = checkpoint.find(config, path, corpus.fingerprint)
-        if start and start.position.step == config.training.steps and not tests_left(config, path):
+        if start and start.position.step == config.training.steps and not results_left(config, path):
             if ranks.rank == 0:
                 for line in resume.finished(start):
                     standard_streams.tell(f"hcmegatron: {line}")
@@ -74,9 +74,13 @@ def stopped(stop: StopFlag, ranks: RankInfo) -> int:
     return tell_stopped(os.environ) if ranks.rank == 0 else 0
 
 
-def tests_left(config: Config, path: Path) -> bool:
-    """Whether a finished run has no result of its test sets: they were added, or it ended before. Collective."""
-    return on_first_rank(lambda: bool(config.data.test) and not resume.tested(path, config.training.steps))
+def results_left(config: Config, path: Path) -> bool:
+    """Whether a finished run lacks its last evaluation, or that of its test sets: it ended before, or they were added.
+    Collective."""
+    kinds = ["validation"] if config.data.validation or config.data.holdout else []
+    kinds += ["test"] if config.data.test else []
+    last = config.training.steps
+    return on_first_rank(lambda: not all(resume.evaluated(path, last, kind) for kind in kinds))
 
 
 def loop(run: TrainingRun, stop: StopFlag, more: Iterable[Factory] = ()) -> int:
@@ -87,6 +91,8 @@ def loop(run: TrainingRun, stop: StopFlag, more: Iterable[Factory] = ()) -> int:
         if not stop.agreed():
             run.log.say(*run.stepper.rehearse())
         observers.on_start()
+        if evaluation_left(run):
+            evaluate_held_out(run, stop)
         while run.position.step < training.steps and not stop.agreed():
             step = one_step(run, run.position.step + 1, run.position.samples)
             run.position = run.after(step)
@@ -95,19 +101,31 @@ def loop(run: TrainingRun, stop: StopFlag, more: Iterable[Factory] = ()) -> int:
             if done < step.number:
                 continue  # the run has gone back to a checkpoint
             if run.validations and is_due(done, training.eval_every, training.steps):
-                # The last one is not cut short: no later run would make up for it.
-                last = done == training.steps
-                evaluation = evaluate(run, done, never if last else stop.agreed)
-                if evaluation is None:
-                    run.log.say(
-                        f"the evaluation after step {done} was cut short by {stop.name}, and has no result"
-                    )
-                else:
-                    observers.on_eval(evaluation)
+                evaluate_held_out(run, stop)
         if run.tests and run.position.step == training.steps:
             observers.on_eval(evaluate(run, training.steps, never, "test"))
         observers.on_end(End(run.position.step, stop.name))
     return run.position.step
+
+
+def evaluation_left(run: TrainingRun) -> bool:
+    """Whether the run goes on from a checkpoint of its own whose evaluation is due and was cut off. Collective."""
+    done, training = run.position.step, run.config.training
+    if not (run.validations and run.checkpoints.saved == run.position):
+        return False
+    due = is_due(done, training.eval_every, training.steps)
+    return due and not on_first_rank(lambda: resume.evaluated(run.directory, done, "validation"))
+
+
+def evaluate_held_out(run: TrainingRun, stop: StopFlag) -> None:
+    """The evaluation after the steps done, told to the observers. Collective."""
+    done = run.position.step
+    # The last one is not cut short.
+    evaluation = evaluate(run, done, never if done == run.config.training.steps else stop.agreed)
+    if evaluation is None:
+        run.log.say(f"the evaluation after step {done} was cut short by {stop.name}, and has no result")
+    else:
+        run.observers.on_eval(evaluation)
 
 
 def never() -> bool:

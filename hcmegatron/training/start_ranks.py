@@ -70,7 +70,8 @@ def run_rank(
     ranks: RankInfo,
 ) -> int:
     """One rank of a run. What ends it is said once, by the launch where this command started the ranks."""
-    from hcmegatron.platform.rank_process import TORCHRUN_ENDED, end_with_parent, without_native_frames
+    from hcmegatron.platform.process_signals import end_with_parent
+    from hcmegatron.platform.rank_process import TORCHRUN_ENDED, without_native_frames
     from hcmegatron.platform.ranks import STARTED_HERE
 
     module, _, function = work.partition(":")

@@ -105,6 +105,7 @@ VALUES: dict[str, list[Any]] = {
     "health.spike_window": [128, 4],
     "health.leave_out_batches": [1, 2],
     "health.keep_bad_steps": [4, 0],
+    "health.diverged_after": [0, 50],
     "health.compare_parameters_every": [0, 1],
     "health.compare_gradients_every": [0, 1],
     "health.slow_factor": [0.0, 2.0],

@@ -436,3 +436,75 @@ def test_a_time_limit_that_is_reached(site, capsys):
     assert ended("run") == "0 cancelled" and events("run") == ["started", "requeued", "started", "ended"]
     assert list(losses("run")) == list(range(1, max(losses("run")) + 1))
     site.wait(job, "COMPLETED")
+
+
+# The mHC paper's study, made small; under make soak with all of its kinds and two of its sizes.
+SOAK = "SOAK" in os.environ
+STUDY_KINDS = "{residual: , hc: {kind: dhc}, mhc: }" if SOAK else "[residual]"
+STUDY_LAYERS = {"3b": 2, "9b": 3} if SOAK else {"3b": 2}
+STUDY_SIZES = ", ".join(
+    f"{size}: {{model.layers: {layers}, model.hidden_size: 16, model.ffn_hidden_size: 24}}"
+    for size, layers in STUDY_LAYERS.items()
+)
+STUDY_RUNS = 6 if SOAK else 1
+STUDY = [
+    "mhc-scaling",
+    "--study.run_dir=study",
+    "--study.machine.gpus=1",
+    f"--study.axes.kind={STUDY_KINDS}",
+    f"--study.axes.size={{{STUDY_SIZES}}}",
+    "--study.decay.branches=[0.5]",
+    *(
+        f"--study.settings.{key}={value}"
+        for key, value in {
+            "model.heads": 2,
+            "model.head_dim": 8,
+            "model.vocab_size": 261,
+            "mla.kv_rank": 8,
+            "mla.rope_dim": 4,
+            "moe.experts": 4,
+            "moe.top_k": 2,
+            "moe.ffn_hidden_size": 8,
+            "data.paths": "[text.txt]",
+            "data.holdout": 0.1,
+            "data.sequence_length": 32,
+            "optimizer.schedule": "wsd",
+            "optimizer.warmup_steps": 2,
+            "training.steps": 8,
+            "training.global_batch": 2,
+            "training.dtype": "fp32",
+            "training.eval_batches": 1,
+            "training.threads": 1,
+            "diagnostics.every": 0,
+            "run.tensorboard": "false",
+            "run.peak_tflops": 0.01,
+        }.items()
+    ),
+]
+
+
+def test_a_study_is_launched_once_and_its_branches_follow_their_runs(site, capsys):
+    assert main(["study", "launch", *STUDY, "--submit"]) == 0
+    jobs = re.findall(r"slurm job (\S+): hcmegatron status \S*/runs/(\S+)", capsys.readouterr().out)
+    names = {name: job for job, name in jobs}
+    (trunks,) = {job.partition("_")[0] for name, job in names.items() if "--" not in name}
+    branches = {name: job for name, job in names.items() if "--at0.5" in name}
+    runs = STUDY_RUNS
+    assert len(names) == 2 * runs and [job.partition("_")[2] for job in branches.values()] == list(
+        map(str, range(runs))
+    )
+    held = site.run("scontrol", "show", "job", next(iter(branches.values())))
+    assert f"aftercorr:{trunks}_" in held
+    assert main(["study", "launch", *STUDY, "--submit"]) == 0
+    said = capsys.readouterr()
+    assert said.out.endswith("nothing to launch\n") and said.err.count("not launched: job ") == 2 * runs
+    for name in names:
+        assert ended(f"study/runs/{name}") == "0 finished"
+    assert main(["study", "launch", *STUDY]) == 0 and "nothing to launch" in capsys.readouterr().out
+    assert (
+        main(["study", "status", "study"]) == 0
+        and f"{2 * runs} runs: {2 * runs} finished" in capsys.readouterr().out
+    )
+    assert main(["study", "collect", "study"]) == 0
+    assert f"{2 * runs} rows, 0 of them diverged" in capsys.readouterr().out
+    assert list(losses(f"study/runs/{next(iter(branches))}")) == [4]

@@ -70,7 +70,16 @@ class Checkpoints:
 
 
 def looped(
-    monkeypatch, steps=4, stop_before=None, skipped=(), every=2, eval_every=3, failing=(), start=0, tests=()
+    monkeypatch,
+    steps=4,
+    stop_before=None,
+    skipped=(),
+    every=2,
+    eval_every=3,
+    failing=(),
+    start=0,
+    tests=(),
+    own=False,
 ):
     """The loop over a run without a model. Returns what observers were told, what was said, and what it raised."""
     config = Config()
@@ -106,7 +115,10 @@ def looped(
         checkpoints=Checkpoints(failing),
         optimizer=None,
         chunks=[],
+        directory=None,
     )
+    if own:
+        whole.checkpoints.saved = whole.position
     stop = SimpleNamespace(
         agreed=lambda: stop_before is not None and place.step >= stop_before - 1, name="SIGTERM"
     )
@@ -137,6 +149,31 @@ def test_test_sets_are_evaluated_once_at_the_end(monkeypatch):
 
 def test_a_run_that_goes_on(monkeypatch):
     assert looped(monkeypatch, start=3)[0] == ["start", "step 4", "checkpoint 4", "eval 4: 1.5", "end 4 "]
+
+
+def test_an_evaluation_that_was_cut_off_is_made_up_for(monkeypatch):
+    """By a run that goes on from its own checkpoint after a step of which none is on record."""
+    monkeypatch.setattr(run, "on_first_rank", lambda work: work())
+    on_record = []
+    monkeypatch.setattr(run.resume, "evaluated", lambda directory, step, kind: (step, kind) in on_record)
+    begun = ["start", "eval 3: 1.5", "step 4", "checkpoint 4", "eval 4: 1.5", "end 4 "]
+    assert looped(monkeypatch, start=3, own=True)[0] == begun
+    assert looped(monkeypatch, start=4, own=True)[0] == ["start", "eval 4: 1.5", "end 4 "]
+    assert "eval 2" not in str(looped(monkeypatch, start=2, own=True)[0])  # it was not due
+    on_record.append((3, "validation"))
+    assert looped(monkeypatch, start=3, own=True)[0] == [begun[0], *begun[2:]]
+
+
+def test_a_finished_run_has_its_results_left_where_one_is_not_on_record(monkeypatch, tmp_path):
+    monkeypatch.setattr(run, "on_first_rank", lambda work: work())
+    config = put(Config(), training={"steps": 4})
+    assert run.results_left(config, tmp_path)
+    (tmp_path / "metrics.jsonl").write_text('{"step": 4, "kind": "validation", "loss": 2.0}\n')
+    assert not run.results_left(config, tmp_path)
+    assert run.results_left(put(config, data={"test": ["x"]}), tmp_path)
+    assert not run.results_left(
+        put(Config(), training={"steps": 4}, data={"holdout": 0.0}), tmp_path / "nowhere"
+    )
 
 
 def test_a_run_that_is_told_to_stop_saves_what_it_has(monkeypatch):
@@ -270,6 +307,8 @@ def test_who_is_asked_for():
     config.run.tensorboard, config.run.wandb, config.recompute.mode = False, "offline", "block"
     asked = {name for name, entry in observer_registry.THEN.items() if entry.asked(config)}
     assert asked == always | observing | {"wandb", "recomputation"}
+    config.health.diverged_after = 5
+    assert "divergence" in {name for name, entry in observer_registry.THEN.items() if entry.asked(config)}
     config.diagnostics.every = 0
     assert not observing & {name for name, entry in observer_registry.THEN.items() if entry.asked(config)}
     assert [name for name, entry in observer_registry.THEN.items() if entry.writes] == [

@@ -67,6 +67,7 @@ VALUES: dict[str, list[Any]] = {
     "optimizer.warmup_steps": [4],
     "moe.expert_bias_rate": [0.5],
     "checkpoint.resume": ["required"],
+    "health.diverged_after": [50],
     "run.observers": [["hcmegatron.training.observer:Observer"]],
     "training.seed": [99],
     "training.eval_prompt": ["line 1"],

@@ -10,7 +10,7 @@ import traceback
 from pathlib import Path
 
 from hcmegatron import cli
-from hcmegatron.platform.rank_process import end_with_parent
+from hcmegatron.platform.process_signals import end_with_parent
 
 
 class Command:

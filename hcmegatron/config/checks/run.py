@@ -81,11 +81,6 @@ def check_training(config: Config, shown: Shown) -> None:
         "name earlier ones",
     )
     need(
-        not (resumes(config) and c.load),
-        f"{shown('checkpoint.resume')} and {shown('checkpoint.load')} both say where to start",
-        "give one of them",
-    )
-    need(
         not resumes(config) or config.run.dir is not None,
         f"{shown('checkpoint.resume')} without run.dir",
         "set run.dir to the run directory to continue",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import math
 import statistics
 from collections.abc import Mapping
@@ -19,6 +18,7 @@ from hcmegatron.config.types import Loader
 from hcmegatron.profiling.rank_step import RankRecord
 from hcmegatron.report.inputs.events import Event, events
 from hcmegatron.report.inputs.json_lines import JsonLines, or_remark, read_json, read_lines, stamp
+from hcmegatron.report.inputs.lock import held
 from hcmegatron.report.inputs.metrics import Columns, columns
 from hcmegatron.report.inputs.observations import Observation, read_observations
 from hcmegatron.report.inputs.profile import ProfileFiles
@@ -172,17 +172,8 @@ class Directory:
         return found
 
     def _running(self) -> bool | None:
-        """Whether a job holds the lock, which a job that begins would wait for much longer than this takes."""
-        try:
-            with (self.path / LOCK).open() as lock:
-                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except FileNotFoundError:
-            return False
-        except BlockingIOError:
-            return True
-        except OSError:
-            return None
-        return False
+        """Whether a job holds the run directory's lock."""
+        return held(self.path / LOCK)
 
 
 def directories(paths: list[Path]) -> list[Directory]:

@@ -10,7 +10,7 @@ from importlib import resources
 from typing import Any, NamedTuple
 
 from hcmegatron import __version__
-from hcmegatron.report.charts import Part, Picture, Section, Slides, Table, Words
+from hcmegatron.report.charts import Chart, Part, Picture, Section, Slides, Table, Words
 from hcmegatron.report.inputs.metrics import AXES
 from hcmegatron.report.page.figures import figure
 
@@ -28,7 +28,9 @@ class Content(NamedTuple):
 def content(sections: Sequence[Section]) -> Content:
     """The sections as HTML, and what is drawn in them."""
     figures: dict[str, Any] = {}
-    body = ["<nav>", *(f'<a href="#{s.name}">{escape(s.title)}</a>' for s in sections), "</nav>", _switch()]
+    body = ["<nav>", *(f'<a href="#{s.name}">{escape(s.title)}</a>' for s in sections), "</nav>"]
+    if any(isinstance(part, Chart | Slides) for section in sections for part in section.parts):
+        body.append(_switch())
     for section in sections:
         body.append(f'<section id="{section.name}"><h2>{escape(section.title)}</h2>')
         slides = [part for part in section.parts if isinstance(part, Slides)]
@@ -65,7 +67,7 @@ def page(title: str, found: Content, plotly: str, live: bool = False) -> str:
             "<noscript><style>.plot, .switch, .slider { display: none; }</style></noscript>",
             f"</head><body{' data-live' if live else ''}>",
             f"<header><h1>{escape(title)}</h1>",
-            f"<noscript><p>{WITHOUT_SCRIPTS}</p></noscript></header>",
+            f"<noscript><p>{WITHOUT_SCRIPTS}</p></noscript></header>" if found.figures else "</header>",
             f'<main id="main">{found.body}</main>',
             f"<footer><p>hcmegatron {__version__}</p></footer>",
             f'<script type="application/json" id="figures">{in_script(found.figures)}</script>',

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from hcmegatron.platform.rank_process import end_with_parent
+from hcmegatron.platform.process_signals import end_with_parent
 from hcmegatron.platform.ranks import RankInfo
 from launch.doctor import examination, messages
 from launch.doctor.board import Lost
