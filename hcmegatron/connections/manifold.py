@@ -22,7 +22,6 @@ from hcmegatron.connections.connection import (
     per_token,
     write_streams,
 )
-from hcmegatron.connections.kinds.manifold import ManifoldSettings as Settings
 from hcmegatron.connections.mixing import aggregate
 from hcmegatron.connections.predictor_norm import inverse_rms
 from hcmegatron.connections.sinkhorn import sinkhorn
@@ -71,7 +70,7 @@ class Manifold(Connection):
 
     def __init__(
         self,
-        conn: Settings,
+        conn: Any,  # ManifoldSettings, or those of a kind that makes res in another way
         hidden_size: int,
         index: int,
         *,
@@ -90,22 +89,42 @@ class Manifold(Connection):
             use_pre=conn.use_pre,
             use_post=conn.use_post,
             use_res=conn.use_res,
-            iterations=conn.sinkhorn_iterations,
-            sinkhorn_eps=conn.sinkhorn_eps,
             rms_eps=conn.rms_eps,
             eps=norm_eps,
             pre_eps=conn.pre_eps,
-            orientation=conn.res_orientation,
+            **self.res_options(conn),
         )
         self.sizes = self.options.sizes
         self.predicted = [name for name, size in zip(("pre", "post", "res"), self.sizes, strict=True) if size]
         u = (torch.arange(n, device=device) == index % n).to(dtype) - 1 / n
-        biases = {"pre": u - math.log(n), "post": u / 4, "res": 5 * torch.eye(n, **like)}
+        biases = {"pre": u - math.log(n), "post": u / 4, "res": self.initial_b_res(n, like)}
         if any(self.sizes):
             self.phi = nn.Parameter(torch.zeros(n * hidden_size, sum(self.sizes), **like))
         for name in self.predicted:
             self.register_parameter(f"alpha_{name}", nn.Parameter(torch.full((1,), conn.alpha_init, **like)))
             self.register_parameter(f"b_{name}", nn.Parameter(biases[name]))
+
+    # What another kind with mHC's gates makes differently: res, out of the logits L that are predicted for it.
+
+    @staticmethod
+    def res_options(conn: Any) -> dict[str, Any]:
+        """Those of ReadOptions that say how res is made."""
+        return {
+            "iterations": conn.sinkhorn_iterations,
+            "sinkhorn_eps": conn.sinkhorn_eps,
+            "orientation": conn.res_orientation,
+        }
+
+    @staticmethod
+    def initial_b_res(n: int, like: dict[str, Any]) -> Tensor:
+        """The bias of the logits of res, in the shape that the descriptor lists."""
+        return 5 * torch.eye(n, **like)
+
+    def residual(self, L: Tensor) -> Tensor:
+        """res [..., n, n] of logits L [..., columns]."""
+        conn, n = self.conn, self.n
+        L = L.unflatten(-1, (n, n))
+        return residual_matrix(L, conn.sinkhorn_iterations, conn.sinkhorn_eps, conn.res_orientation)
 
     def coefficients(self, H: Tensor) -> Coefficients:
         """H [s,b,n,C] -> pre [s,b,n], post [s,b,n], res [s,b,n,n]; disabled ones without the leading
@@ -124,8 +143,7 @@ class Manifold(Connection):
         if conn.use_post:
             post = 2 * torch.sigmoid(self.alpha_post.to(dtype) * t_post + self.b_post.to(dtype))
         if conn.use_res:
-            L = self.alpha_res.to(dtype) * t_res.unflatten(-1, (n, n)) + self.b_res.to(dtype)
-            res = residual_matrix(L, conn.sinkhorn_iterations, conn.sinkhorn_eps, conn.res_orientation)
+            res = self.residual(self.alpha_res.to(dtype) * t_res + self.b_res.flatten().to(dtype))
         return pre, post, res
 
     def read(self, H: Tensor, projection: Projection | None = None) -> tuple[Tensor, Coefficients]:

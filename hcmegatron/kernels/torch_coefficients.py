@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from hcmegatron.kernels import torch_sinkhorn
+from hcmegatron.kernels import torch_permutations, torch_sinkhorn
 from hcmegatron.kernels.options import ReadOptions
 
 
@@ -32,6 +32,8 @@ def forward(t: Tensor, scale: Tensor, bias: Tensor, options: ReadOptions) -> tup
     post = torch.sigmoid(l_post).mul_(2) if options.use_post else t.new_ones(n, T)
     if not options.use_res:
         return pre, post, torch.eye(n, dtype=t.dtype, device=t.device).unsqueeze(-1).expand(n, n, T)
+    if options.res_map != "sinkhorn":
+        return pre, post, torch_permutations.forward(l_res, options)
     M = torch_sinkhorn.forward(_oriented(l_res, options), options.iterations, options.sinkhorn_eps)
     return pre, post, M.transpose(0, 1) if options.orientation == "column_last" else M
 
@@ -56,7 +58,9 @@ def backward(
     if options.use_post and dpost is not None:
         p = torch.sigmoid(l_post)
         torch.mul(dpost, (p - p.square()).mul_(2), out=d_post)
-    if options.use_res and dres is not None:
+    if options.use_res and dres is not None and options.res_map != "sinkhorn":
+        d_res.copy_(torch_permutations.backward(l_res, dres, options))
+    elif options.use_res and dres is not None:
         dM = dres.transpose(0, 1) if options.orientation == "column_last" else dres
         dL = torch_sinkhorn.backward(_oriented(l_res, options), dM, options.iterations, options.sinkhorn_eps)
         _oriented(d_res, options).copy_(dL)

@@ -14,7 +14,9 @@ from hcmegatron.connections.kinds import plugins
 from hcmegatron.connections.kinds.descriptor import ConnectionDescriptor
 from hcmegatron.connections.kinds.frac import DFC, SFC
 from hcmegatron.connections.kinds.hyper import DHC, SHC
+from hcmegatron.connections.kinds.krom import KROM
 from hcmegatron.connections.kinds.manifold import MHC
+from hcmegatron.connections.kinds.manifold_lite import MHC_LITE
 from hcmegatron.connections.kinds.residual import RESIDUAL
 
 KINDS: dict[str, ConnectionDescriptor] = {
@@ -26,6 +28,8 @@ KINDS: dict[str, ConnectionDescriptor] = {
         SFC,
         DFC,
         MHC,
+        MHC_LITE,
+        KROM,
     )
 }
 DEFAULT = MHC.name
