@@ -25,7 +25,8 @@ def permutation_mixture(logits: Tensor, n: int) -> Tensor:
     Raises:
         ValueError: not n! logits.
     """
-    P = torch.eye(n, dtype=logits.dtype, device=logits.device)[list(itertools.permutations(range(n)))]
+    images = torch.tensor(list(itertools.permutations(range(n))), device=logits.device)
+    P = torch.eye(n, dtype=logits.dtype, device=logits.device)[images]
     if logits.shape[-1] != len(P):
         raise ValueError(f"logits are {list(logits.shape)}: must be [..., {len(P)}], one a permutation of {n}")
     return torch.einsum("...p,poi->...oi", torch.softmax(logits, -1), P)

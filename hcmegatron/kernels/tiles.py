@@ -45,9 +45,9 @@ class Tile:
         return given if self.registers is None else {**given, "maxnreg": self.registers}
 
 
-def columns(n: int) -> int:
+def columns(K: int) -> int:
     """KP: phi's columns padded for tensor cores, which want powers of two from 16 on."""
-    return max(16, power_of_two(n * n + 2 * n))
+    return max(16, power_of_two(K))
 
 
 def precision(H: Tensor) -> str:

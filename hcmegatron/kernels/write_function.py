@@ -51,7 +51,7 @@ class WriteFunction(Function):
                     T,
                     dropout,
                     K=fold.shape[1],
-                    KP=tiles.columns(n),
+                    KP=tiles.columns(fold.shape[1]),
                     V=size.V,
                     PRECISION=tiles.precision(H),
                     **flags,

@@ -5,7 +5,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from hcmegatron.config.schema import Connection as ConnectionConfig
-from hcmegatron.connections import kinds
+from hcmegatron.connections import accounting, kinds
 from hcmegatron.connections.accounting import streams
 from hcmegatron.connections.build import build_connection, build_contract
 from hcmegatron.connections.expand_contract import expand
@@ -17,6 +17,15 @@ LINEAR = tuple(kind for kind in WIDE if not kinds.KINDS[kind].normalises)  # who
 
 def config(kind, **fields):
     return ConnectionConfig(kind=kind, **fields)
+
+
+def fits(conn, C=12):
+    return accounting.problem(conn, C, str) is None
+
+
+def some(kind, n, **fields):
+    """With n streams or fractions, or the next number that the kind takes."""
+    return next(conn for more in range(n, 9) if fits(conn := config(kind, n=more, **fields)))
 
 
 class SubLayer(nn.Module):

@@ -64,7 +64,7 @@ def test_parts_are_summed(options, stride):
         W=len(dphi),
         N=n,
         K=K,
-        KP=tiles.columns(n),
+        KP=tiles.columns(K),
         SCALE_STRIDE=stride,
         USE_PRE=options.use_pre,
         USE_POST=options.use_post,
