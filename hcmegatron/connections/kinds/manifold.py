@@ -43,7 +43,7 @@ def _width(conn: ManifoldSettings) -> int:
 
 def _parameters(conn: ManifoldSettings, C: int) -> Parameters:
     parts = _columns(conn)
-    phi = {"phi": Parameter((conn.n * C, _width(conn)), "projection")} if parts else {}
+    phi = {"phi": Parameter((conn.n * C, _width(conn)), "projection", "matrix")} if parts else {}
     of_parts = {
         f"{letter}_{name}": parameter
         for name, shape in parts.items()
