@@ -111,7 +111,9 @@ def test_muon_takes_projections_that_are_matrices():
             for name, parameter in table.items():
                 found[parameter.optimizer_role].add(name)
     assert found["matrix"] == {"W_r", "W_alpha", "phi", "phi_head"}
-    assert {"A_m", "A_r", "W_m", "W_b", "W_beta", "s_a", "norm_weight", "alpha_pre", "b_res"} <= found["adamw"]
+    assert {"A_m", "A_r", "W_m", "W_b", "W_beta", "s_a", "norm_weight", "alpha_pre", "b_res"} <= found[
+        "adamw"
+    ]
 
 
 def test_a_setting_means_one_thing():

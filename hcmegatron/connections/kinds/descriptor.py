@@ -32,7 +32,7 @@ class Parameter:
     Attributes:
         role: `projection` predicts coefficients from the streams, `scale` multiplies what HC's and FC's predict,
             `gate` what mHC's predicts, `static` is a coefficient or its bias, `norm` a norm's weight.
-        optimizer_role: who updates it where optimizer.name is muon: Muon a `matrix`, which has two axes, AdamW the rest.
+        optimizer_role: where optimizer.name is muon, Muon updates a `matrix` (two axes), AdamW the rest.
     """
 
     shape: tuple[int, ...]
