@@ -102,6 +102,20 @@ def test_every_parameter_has_a_weight_decay_rule():
     assert parameter_of(torch.nn.Linear(2, 2).weight) is None
 
 
+def test_muon_takes_projections_that_are_matrices():
+    """The rest is AdamW's: static parts, gates, norms, and projections to one number a token, which are vectors."""
+    found = {"matrix": set(), "adamw": set()}
+    for kind in ("residual", "shc", "dhc", "sfc", "dfc", "mhc"):
+        conn = config(kind, n=2, contract="head")
+        for table in (accounting.table(conn, 8), accounting.head_table(conn, 8)):
+            for name, parameter in table.items():
+                found[parameter.optimizer_role].add(name)
+    assert found["matrix"] == {"W_r", "W_alpha", "phi", "phi_head"}
+    assert {"A_m", "A_r", "W_m", "W_b", "W_beta", "s_a", "norm_weight", "alpha_pre", "b_res"} <= found[
+        "adamw"
+    ]
+
+
 def test_a_setting_means_one_thing():
     @dataclasses.dataclass
     class Another:

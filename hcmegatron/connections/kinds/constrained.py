@@ -50,7 +50,7 @@ def constrained(
         return sum(map(math.prod, columns(conn).values()))
 
     def parameters(conn: Any, C: int) -> Parameters:
-        phi = {"phi": Parameter((conn.n * C, width(conn)), "projection")} if columns(conn) else {}
+        phi = {"phi": Parameter((conn.n * C, width(conn)), "projection", "matrix")} if columns(conn) else {}
         of_parts = {
             f"{letter}_{name}": parameter
             for name, shape in columns(conn).items()

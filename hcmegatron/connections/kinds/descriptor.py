@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, Protocol
 
 Role = Literal["static", "projection", "scale", "gate", "norm"]
+OptimizerRole = Literal["matrix", "adamw"]
 DECAYED: tuple[Role, ...] = ("projection", "scale")
 Shown = Callable[[str], str]  # a setting's dotted key -> "key = value", with its place where that is known
 
@@ -30,12 +31,13 @@ class Parameter:
 
     Attributes:
         role: `projection` predicts coefficients from the streams, `scale` multiplies what HC's and FC's predict,
-            `gate` what mHC's predicts, `static` is a coefficient or its bias, `norm` a norm's weight. An optimizer
-            that treats matrices in its own way (Muon) takes the projections.
+            `gate` what mHC's predicts, `static` is a coefficient or its bias, `norm` a norm's weight.
+        optimizer_role: where optimizer.name is muon, Muon updates a `matrix` (two axes), AdamW the rest.
     """
 
     shape: tuple[int, ...]
     role: Role
+    optimizer_role: OptimizerRole = "adamw"
 
     @property
     def count(self) -> int:

@@ -30,7 +30,7 @@ def _dynamic(conn: DynamicFracSettings, C: int) -> Parameters:
     width = C // conn.n
     return {
         **_static(conn, C),
-        "W_alpha": Parameter((width, 2 * conn.n), "projection"),
+        "W_alpha": Parameter((width, 2 * conn.n), "projection", "matrix"),
         "W_beta": Parameter((width,), "projection"),
         "s_a": Parameter((1,), "scale"),
         "s_b": Parameter((1,), "scale"),

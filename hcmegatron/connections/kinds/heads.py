@@ -16,7 +16,7 @@ class LearnedHead(Rooted, Trained):
 
 def _parameters(n: int, C: int) -> Parameters:
     return {
-        "phi_head": Parameter((n * C, n), "projection"),
+        "phi_head": Parameter((n * C, n), "projection", "matrix"),
         "alpha_head": Parameter((1,), "gate"),
         "b_head": Parameter((n,), "static"),
     }

@@ -35,10 +35,11 @@ def _static(conn: HyperSettings, C: int) -> Parameters:
 
 
 def _dynamic(conn: DynamicHyperSettings, C: int) -> Parameters:
-    projections = {"W_m": (C,), "W_r": (C, conn.n), "W_b": (C,)}
     return {
         **_static(conn, C),
-        **{name: Parameter(shape, "projection") for name, shape in projections.items()},
+        "W_m": Parameter((C,), "projection"),
+        "W_r": Parameter((C, conn.n), "projection", "matrix"),
+        "W_b": Parameter((C,), "projection"),
         "s_a": Parameter((1,), "scale"),
         "s_b": Parameter((1,), "scale"),
         **norm_weight(conn, C),
