@@ -28,7 +28,9 @@ def permutation_mixture(logits: Tensor, n: int) -> Tensor:
     images = torch.tensor(list(itertools.permutations(range(n))), device=logits.device)
     P = torch.eye(n, dtype=logits.dtype, device=logits.device)[images]
     if logits.shape[-1] != len(P):
-        raise ValueError(f"logits are {list(logits.shape)}: must be [..., {len(P)}], one a permutation of {n}")
+        raise ValueError(
+            f"logits are {list(logits.shape)}: must be [..., {len(P)}], one a permutation of {n}"
+        )
     return torch.einsum("...p,poi->...oi", torch.softmax(logits, -1), P)
 
 

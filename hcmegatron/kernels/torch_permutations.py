@@ -34,9 +34,7 @@ def chosen(options: ReadOptions) -> list[tuple[int, ...]]:
     if options.res_map == "permutations":
         return [(p,) for p in range(options.res_columns)]
     factors = options.res_columns // 2
-    return [
-        tuple(2 * k + (p >> (factors - 1 - k) & 1) for k in range(factors)) for p in range(options.n)
-    ]
+    return [tuple(2 * k + (p >> (factors - 1 - k) & 1) for k in range(factors)) for p in range(options.n)]
 
 
 def forward(logits: Tensor, options: ReadOptions) -> Tensor:

@@ -149,7 +149,10 @@ def test_a_setting_means_one_thing():
             "connection.n = 1 is no power of two from 2 on (connection.kind = krom); use 2 for connection.n, or mhc "
             "for connection.kind",
         ),
-        ({"kind": "hc"}, "connection.kind='hc': choose one of residual, shc, dhc, sfc, dfc, mhc, mhc_lite, krom"),
+        (
+            {"kind": "hc"},
+            "connection.kind='hc': choose one of residual, shc, dhc, sfc, dfc, mhc, mhc_lite, krom",
+        ),
         (
             {"kind": "mhc", "contract": "max"},
             "connection.contract='max': choose one of sum, mean, head",

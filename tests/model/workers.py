@@ -27,7 +27,7 @@ from hcmegatron.training.optimizer import build_optimizer, set_learning_rate
 from tests.small_configs import SEQUENCE_LENGTH as S
 
 VOCAB = 64
-KINDS = ("residual", "shc", "dhc", "sfc", "dfc", "mhc")
+KINDS = ("residual", "shc", "dhc", "sfc", "dfc", "mhc", "mhc_lite", "krom")
 
 
 def randomise_connections(chunk: torch.nn.Module) -> None:

@@ -22,7 +22,7 @@ from tests.pipeline.layouts import (
 
 pytestmark = pytest.mark.ranks
 
-KINDS = ("residual", "dhc", "dfc", "mhc")
+KINDS = ("residual", "dhc", "dfc", "mhc", "mhc_lite")
 SPLIT = ("zb_h1", "zb_v", "dualpipev")
 SCHEDULES = ("gpipe", "1f1b", *SPLIT, "interleaved")
 
@@ -30,7 +30,7 @@ SCHEDULES = ("gpipe", "1f1b", *SPLIT, "interleaved")
 def rows(architecture, micro_batches, variants, **parallel):
     """Every schedule with a kind and a variant in turn, DualPipeV with every kind, and the extremes with every
     variant. Beside data parallelism alone, every schedule with every kind."""
-    chosen = [(s, KINDS[i % 4], variants[i % len(variants)]) for i, s in enumerate(SCHEDULES)]
+    chosen = [(s, KINDS[i % len(KINDS)], variants[i % len(variants)]) for i, s in enumerate(SCHEDULES)]
     if architecture == "dense" or "expert" in parallel:
         chosen += [("dualpipev", kind, variants[i % len(variants)]) for i, kind in enumerate(KINDS)]
     if len(variants) > 1:
