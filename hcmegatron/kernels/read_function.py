@@ -233,7 +233,7 @@ def _backward_streams(
 def _backward_sums(ctx: Any, dphi_parts: Tensor, sums: Tensor) -> list[Tensor]:
     """The gradients of phi, of the scales and of the biases."""
     H, phi, _, _, _, _, *parts = ctx.saved_tensors
-    options, n = ctx.options, H.shape[1]
+    options = ctx.options
     scale = tuple(parts[: len(parts) // 2])
     whole = len(dphi_parts) == 1
     dphi = dphi_parts[0] if whole else torch.empty_like(phi)

@@ -4,9 +4,9 @@ M = sum_p w_p P_p, with row o of P_p one in column `images(options)[p][o]`: doub
 weights, without iterating.
 
 - `permutations` (mHC-lite, 2601.05732): all n!, in lexicographic order, w = softmax of a logit each.
-- `kronecker` (KromHC, 2601.21579): U_1 (x) ... (x) U_K, n = 2^K, where U_k = u_k0 I + u_k1 (swap) and u_k is the softmax
-  of two logits. Entry (o, i) is the product of u_k[bit_k(o) xor bit_k(i)], and so depends on o xor i alone: the n
-  permutations are o -> o xor p, and w, a product of softmaxes, is the softmax of the sums of their logits. The first
+- `kronecker` (KromHC, 2601.21579): U_1 (x) ... (x) U_K, n = 2^K, where U_k = u_k0 I + u_k1 (swap) and u_k is the
+  softmax of two logits. Entry (o, i) is the product of u_k[bit_k(o) xor bit_k(i)], and so depends on o xor i alone: the
+  n permutations are o -> o xor p, and w, a product of softmaxes, is the softmax of the sums of their logits. The first
   factor has the highest bit.
 """
 
