@@ -112,6 +112,7 @@ class Manifold(Connection):
         return {
             "iterations": conn.sinkhorn_iterations,
             "sinkhorn_eps": conn.sinkhorn_eps,
+            "sinkhorn_backward": conn.sinkhorn_backward if conn.use_res else "iterations",
             "orientation": conn.res_orientation,
         }
 

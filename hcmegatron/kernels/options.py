@@ -9,6 +9,7 @@ from typing import Literal, get_args
 SinkhornEps = Literal["none", "additive", "clamp"]
 RmsEps = Literal["none", "inside", "added"]
 Orientation = Literal["paper", "deepseek_v4", "column_last"]
+SinkhornBackward = Literal["iterations", "implicit"]
 ResMap = Literal["sinkhorn", "permutations", "kronecker"]
 
 # Of the sums over all n! permutations, which are unrolled.
@@ -35,6 +36,9 @@ class ReadOptions:
     res_map: ResMap = "sinkhorn"
     iterations: int = 20  # of Sinkhorn: at least 1, columns and then rows
     sinkhorn_eps: SinkhornEps = "none"
+    sinkhorn_backward: SinkhornBackward = (
+        "iterations"  # implicit: through the limit, where there is no epsilon
+    )
     rms_eps: RmsEps = "none"
     eps: float = 0.0  # of the root mean square; not read where rms_eps is none
     pre_eps: float = 0.0  # not read without use_pre
@@ -52,16 +56,26 @@ class ReadOptions:
             ("rms_eps", RmsEps),
             ("orientation", Orientation),
             ("res_map", ResMap),
+            ("sinkhorn_backward", SinkhornBackward),
         ):
             if getattr(self, name) not in get_args(choices):
                 raise ValueError(
                     f"{name}={getattr(self, name)!r}: choose one of {', '.join(get_args(choices))}"
                 )
 
+        if self.implicit and self.sinkhorn_eps != "none":
+            raise ValueError(
+                f"sinkhorn_eps={self.sinkhorn_eps}: sinkhorn_backward=implicit is of the map without epsilon; use none"
+            )
         if self.res_map == "permutations" and self.n > MAX_PERMUTED:
             raise ValueError(f"n={self.n}: res_map=permutations takes up to {MAX_PERMUTED} streams")
         if self.res_map == "kronecker" and (self.n < 2 or self.n & (self.n - 1)):
             raise ValueError(f"n={self.n}: res_map=kronecker takes a power of two from 2 on")
+
+    @property
+    def implicit(self) -> bool:
+        """Whether backward takes the matrix for what the iterations converge to."""
+        return self.res_map == "sinkhorn" and self.sinkhorn_backward == "implicit"
 
     @property
     def sizes(self) -> tuple[int, int, int]:

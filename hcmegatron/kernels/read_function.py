@@ -187,6 +187,7 @@ def _backward_coefficients(ctx: Any, dx: Tensor, *given: Tensor | None) -> tuple
         HAS_DPRE=given[0] is not None,
         HAS_DPOST=given[1] is not None,
         HAS_DRES=given[2] is not None,
+        IMPLICIT=options.implicit,
         **_shape(options, scale),
         **_coefficients(options),
         **size.launch,

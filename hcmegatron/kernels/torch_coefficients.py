@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from hcmegatron.kernels import torch_permutations, torch_sinkhorn
+from hcmegatron.kernels import torch_permutations, torch_sinkhorn, torch_sinkhorn_implicit
 from hcmegatron.kernels.options import ReadOptions
 
 
@@ -45,9 +45,13 @@ def backward(
     dpre: Tensor,
     dpost: Tensor | None,
     dres: Tensor | None,
+    res: Tensor | None,
     options: ReadOptions,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of t [K, T], scale [K] and bias [K]. dpre, dpost [n, T], dres [n, n, T]; None is zero."""
+    """Gradients of t [K, T], scale [K] and bias [K].
+
+    dpre, dpost [n, T], dres [n, n, T]; None is zero. res [n, n, T], the forward's, where `options.implicit`.
+    """
     logits = torch.addcmul(bias.unsqueeze(1), scale.unsqueeze(1), t)
     l_pre, l_post, l_res = _split(logits, options)
     dlogits = torch.zeros_like(logits)
@@ -58,11 +62,24 @@ def backward(
     if options.use_post and dpost is not None:
         p = torch.sigmoid(l_post)
         torch.mul(dpost, (p - p.square()).mul_(2), out=d_post)
-    if options.use_res and dres is not None and options.res_map != "sinkhorn":
-        d_res.copy_(torch_permutations.backward(l_res, dres, options))
-    elif options.use_res and dres is not None:
-        dM = dres.transpose(0, 1) if options.orientation == "column_last" else dres
-        dL = torch_sinkhorn.backward(_oriented(l_res, options), dM, options.iterations, options.sinkhorn_eps)
-        _oriented(d_res, options).copy_(dL)
+    if options.use_res and dres is not None:
+        _res_backward(l_res, dres, res, d_res, options)
     dt = dlogits * scale.unsqueeze(1)
     return dt, (dlogits * t).sum(1), dlogits.sum(1)
+
+
+def _res_backward(
+    logits: Tensor, dres: Tensor, res: Tensor | None, out: Tensor, options: ReadOptions
+) -> None:
+    """Into `out` [columns, T]: the gradient of res's logits [columns, T]."""
+    if options.res_map != "sinkhorn":
+        out.copy_(torch_permutations.backward(logits, dres, options))
+        return
+    turned = options.orientation == "column_last"
+    dM = dres.transpose(0, 1) if turned else dres
+    if options.implicit:
+        M = res.transpose(0, 1) if turned else res
+        dL = torch_sinkhorn_implicit.backward(M, dM)
+    else:
+        dL = torch_sinkhorn.backward(_oriented(logits, options), dM, options.iterations, options.sinkhorn_eps)
+    _oriented(out, options).copy_(dL)

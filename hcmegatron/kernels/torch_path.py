@@ -75,10 +75,12 @@ class _Read(Function):
         pre, post, res = torch_coefficients.forward(t, scale, bias, options)
         pre = pre.mT.contiguous()
         x = torch.bmm(pre.unsqueeze(1), Hc).squeeze(1).to(H.dtype)
-        ctx.save_for_backward(H, phi, scale, bias, t, inv_r, shift, pre)
+        res = res.permute(2, 0, 1).contiguous()  # the write keeps it too
+        kept = res if options.implicit else None
+        ctx.save_for_backward(H, phi, scale, bias, t, inv_r, shift, pre, kept)
         ctx.options = options
         ctx.set_materialize_grads(False)
-        return x, pre, post.mT.contiguous(), res.permute(2, 0, 1).contiguous(), H.view_as(H)
+        return x, pre, post.mT.contiguous(), res, H.view_as(H)
 
     @staticmethod
     @once_differentiable
@@ -90,7 +92,7 @@ class _Read(Function):
         dres: Tensor | None,
         dH: Tensor | None,
     ) -> tuple[Tensor | None, ...]:
-        H, phi, scale, bias, t, inv_r, shift, pre = ctx.saved_tensors
+        H, phi, scale, bias, t, inv_r, shift, pre, res = ctx.saved_tensors
         T, n, C = H.shape
         options, dtype = ctx.options, phi.dtype
         Hc = H.to(dtype)
@@ -100,7 +102,8 @@ class _Read(Function):
         dpre = through_x if dpre is None else through_x + dpre.mT
         dpost = None if dpost is None else dpost.mT
         dres = None if dres is None else dres.permute(1, 2, 0).contiguous()
-        dt, dscale, dbias = torch_coefficients.backward(t, scale, bias, dpre, dpost, dres, options)
+        res = None if res is None else res.permute(1, 2, 0).contiguous()
+        dt, dscale, dbias = torch_coefficients.backward(t, scale, bias, dpre, dpost, dres, res, options)
         c = rms_pullback((dt * t).sum(0), inv_r, shift, n * C, options)
         dp = dt.mul_(inv_r)
         dphi = torch.mm(Hv.mT, dp.mT)

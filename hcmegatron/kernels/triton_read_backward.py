@@ -14,6 +14,7 @@ import triton.language as tl
 from hcmegatron.kernels import triton_coefficients as coefficients
 from hcmegatron.kernels import triton_permutations as permutations
 from hcmegatron.kernels import triton_sinkhorn as sinkhorn
+from hcmegatron.kernels import triton_sinkhorn_implicit as implicit
 
 
 @triton.jit
@@ -104,6 +105,7 @@ def read_backward_coefficients(
     HAS_DPRE: tl.constexpr,
     HAS_DPOST: tl.constexpr,
     HAS_DRES: tl.constexpr,
+    IMPLICIT: tl.constexpr,
     USE_PRE: tl.constexpr,
     USE_POST: tl.constexpr,
     USE_RES: tl.constexpr,
@@ -160,7 +162,11 @@ def read_backward_coefficients(
                 if HAS_DRES:
                     out, entry = coefficients.entries(N, NP, TRANSPOSE_OUT)
                     dM = tl.load(DRES + rows[:, None, None] * (N * N) + out, mask=mask3, other=0.0)
-                    dl = sinkhorn.backward(logits, dM, entry, outside, ITERATIONS, IP, SINKHORN_EPS)
+                    if IMPLICIT:
+                        M = sinkhorn.forward(logits, entry, outside, ITERATIONS, SINKHORN_EPS)
+                        dl = implicit.backward(M, dM, N)
+                    else:
+                        dl = sinkhorn.backward(logits, dM, entry, outside, ITERATIONS, IP, SINKHORN_EPS)
                     dl = tl.where(mask3, dl, 0.0)
                 along += tl.sum(tl.sum(dl * scale * t, axis=2), axis=1)
                 dp = dl * scale * inv_r[:, None, None]

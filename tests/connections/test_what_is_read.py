@@ -14,7 +14,8 @@ from hcmegatron.config.schema import Model
 from hcmegatron.connections import accounting
 from tests.connections.small_network import KINDS, WIDE, Network, config, fits, randomise, tokens
 
-SEEN_ELSEWHERE = ("lr_multiplier", "scale_output_init")  # the optimizer and initialise() read them
+# The optimizer and initialise() read them, and backward alone.
+SEEN_ELSEWHERE = ("lr_multiplier", "scale_output_init", "sinkhorn_backward")
 
 
 def values_of(name):
