@@ -77,7 +77,9 @@ class Frac(Connection):
             B = B + self.s_b.to(dtype) * p[..., -1]
         return Y.transpose(-1, -2), B, A.transpose(-1, -2)
 
-    def read(self, H: Tensor, projection: Projection | None = None) -> tuple[Tensor, Coefficients]:
+    def read(
+        self, H: Tensor, projection: Projection | None = None, mix: Tensor | None = None
+    ) -> tuple[Tensor, Coefficients]:
         """H [s,b,1,C] -> x = reshape(Y^T H) [s,b,C], (Y^T, B, A^T)."""
         Hf = self.fractions(H.squeeze(-2))
         coefficients = self.coefficients(Hf)

@@ -84,6 +84,7 @@ class Manifold(Connection):
         n = conn.n
         like = {"dtype": dtype, "device": device}
         self.n, self.conn, self.eps = n, conn, norm_eps
+        self.single_pass = conn.single_pass and conn.use_pre
         self.options = ReadOptions(
             n=n,
             use_pre=conn.use_pre,
@@ -147,7 +148,9 @@ class Manifold(Connection):
             res = self.residual(self.alpha_res.to(dtype) * t_res + self.b_res.flatten().to(dtype))
         return pre, post, res
 
-    def read(self, H: Tensor, projection: Projection | None = None) -> tuple[Tensor, Coefficients]:
+    def read(
+        self, H: Tensor, projection: Projection | None = None, mix: Tensor | None = None
+    ) -> tuple[Tensor, Coefficients]:
         """H [s,b,n,C] -> x [s,b,C], (pre, post, res, H); the kernels' fused form of `coefficients`."""
         if not any(self.sizes):
             coefficients = self.coefficients(H)
@@ -155,10 +158,18 @@ class Manifold(Connection):
         dtype = compute_dtype(H)
         alphas = [getattr(self, f"alpha_{name}").to(dtype) for name in self.predicted]
         biases = [getattr(self, f"b_{name}").flatten().to(dtype) for name in self.predicted]
-        folded = () if projection is None else (projection,)
-        flat = self.kernels.read(H.flatten(0, 1), self.phi.to(dtype), alphas, biases, self.options, *folded)
+        given: dict[str, Any] = {} if projection is None else {"projection": projection}
+        if self.single_pass:
+            given["mix"] = (self.first_mix(H) if mix is None else mix).flatten(0, 1)
+        flat = self.kernels.read(H.flatten(0, 1), self.phi.to(dtype), alphas, biases, self.options, **given)
         x, *rest = (t.unflatten(0, H.shape[:2]) for t in flat)
         return x, tuple(rest)
+
+    def first_mix(self, H: Tensor) -> Tensor:
+        """What a single-pass network's first sub-layer reads with, [s,b,n]: stream 0 alone."""
+        mix = H.new_zeros(H.shape[:-1], dtype=compute_dtype(H))
+        mix[..., 0] = 1
+        return mix
 
     def write(
         self,

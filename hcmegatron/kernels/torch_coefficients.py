@@ -42,7 +42,7 @@ def backward(
     t: Tensor,
     scale: Tensor,
     bias: Tensor,
-    dpre: Tensor,
+    dpre: Tensor | None,
     dpost: Tensor | None,
     dres: Tensor | None,
     res: Tensor | None,
@@ -56,7 +56,7 @@ def backward(
     l_pre, l_post, l_res = _split(logits, options)
     dlogits = torch.zeros_like(logits)
     d_pre, d_post, d_res = _split(dlogits, options)
-    if options.use_pre:
+    if options.use_pre and dpre is not None:
         p = torch.sigmoid(l_pre)
         torch.mul(dpre, p - p.square(), out=d_pre)
     if options.use_post and dpost is not None:

@@ -57,15 +57,16 @@ class Network(nn.Module):
         self.contract = build_contract(conn, C, norm_eps=1e-6, dtype=torch.float64)
 
     def forward(self, h, inputs=None, coefficients=None, streams=None):
-        H = expand(h, self.connections[0].streams)
+        H, mix = expand(h, self.connections[0].streams), ()
         for T, connection in zip(self.sublayers, self.connections, strict=True):
-            x, c = connection.read(H)
+            x, c = connection.read(H, None, *mix)
+            mix = c[:1] if connection.single_pass else ()
             y, bias = T(x)
             H = connection.write(H, y, c, bias)
             for kept, value in ((inputs, (x, y + bias)), (coefficients, c), (streams, H)):
                 if kept is not None:
                     kept.append(value)
-        return F.rms_norm(self.contract(H), h.shape[-1:], eps=self.eps)
+        return F.rms_norm(self.contract(H, *mix), h.shape[-1:], eps=self.eps)
 
     def connection_parameters(self):
         return [*self.connections.parameters(), *self.contract.parameters()]

@@ -48,8 +48,10 @@ def made(conn):
     randomise(torch.nn.ModuleList([*network.connections, network.contract]))
     streams = []
     with torch.no_grad():
-        network(tokens(), streams=streams)
-        outputs = [*streams, network.contract(streams[-1])]
+        coefficients = []
+        network(tokens(), streams=streams, coefficients=coefficients)
+        mix = coefficients[-1][:1] if network.connections[-1].single_pass else ()
+        outputs = [*streams, network.contract(streams[-1], *mix)]
     assert all(out.isfinite().all() for out in outputs)
     return initial, [out.numpy().tobytes() for out in outputs]
 

@@ -109,7 +109,7 @@ def fp64_step(config: Config, count: int) -> Step:
         for chunk in chunks:
             randomise_connections(chunk)
         wrapped = [Bare(chunk.config, chunk) for chunk in chunks]
-        widen_messages(wrapped, chunks[0].decoder.streams)
+        widen_messages(wrapped, chunks[0].decoder.message_width)
         firsts = first_micro_batches(config.parallel, groups.pp.rank(), count)
         losses = build_forward_backward(config, wrapped, groups, Execution())(
             forward_step_func=own_loss_step,

@@ -25,6 +25,8 @@ class ConstrainedSettings(Rooted, Trained, Streams):
     use_pre: bool = setting(True)  # the paper's ablation: false fixes pre = 1/n
     use_post: bool = setting(True)  # false fixes post = 1
     use_res: bool = setting(True)  # false fixes res = I
+    # each sub-layer reads with the pre of the one before it, and the last one's contracts (DeepSeek-V4.1)
+    single_pass: bool = setting(False)
 
 
 def constrained(
@@ -64,7 +66,9 @@ def constrained(
             reason = "connection.use_pre, use_post and use_res are false"
             found |= dict.fromkeys(("lr_multiplier", "alpha_init", "rms_eps"), reason)
         if not conn.use_pre:
-            found["pre_eps"] = "connection.use_pre is false"
+            found |= dict.fromkeys(("pre_eps", "single_pass"), "connection.use_pre is false")
+        elif conn.single_pass:
+            found["contract"] = "connection.single_pass is true"
         if not conn.use_res:
             found |= dict.fromkeys(of_res, "connection.use_res is false")
         return found
@@ -80,6 +84,7 @@ def constrained(
         flops=lambda conn, C: 2 * conn.n * (conn.n + 2) * C + 2 * conn.n * C * width(conn),
         saved_bytes=saved_bytes,
         streams=lambda conn: conn.n,
+        single_pass=lambda conn: conn.single_pass and conn.use_pre,
         folds=True,
         starts="near",
         doubly_stochastic=lambda conn: conn.use_res,
