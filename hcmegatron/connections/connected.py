@@ -32,8 +32,8 @@ class Connected(nn.Module):
         super().__init__()
         if connection.single_pass:
             raise ValueError(
-                "single_pass=True: a single-pass connection hands its pre to the next sub-layer's, and Connected knows of no "
-                "next one; use single_pass=False, or read(H, mix=pre) and write of your own"
+                "single_pass=True: a single-pass connection hands its pre to the next sub-layer's, and Connected "
+                "knows of no next one; use single_pass=False, or read(H, mix=pre) and write of your own"
             )
         self.sub_layer, self.connection = sub_layer, connection
 

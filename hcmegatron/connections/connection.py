@@ -57,7 +57,7 @@ class Connection(nn.Module):
     descriptor's settings, index is the sub-layer's number through the whole network, kernels are None where its
     descriptor says so. Its parameters are those that its descriptor lists.
 
-    A single-pass connection's read takes the pre of the sub-layer before, and its own, coefficients[0], is for the next.
+    A single-pass connection's read takes the pre of the sub-layer before; its own, coefficients[0], is for the next.
 
     Attributes:
         built: by build.connection or build.build_connection.

@@ -58,8 +58,9 @@ class SubLayer(Protocol):
         bias: Tensor | None = None,
         first_sample: int | None = None,
     ) -> State:
-        """The next streams, then for the next sub-layer's `read` the pre of a single-pass connection, and the projection
-        where kernels fold, which carries no gradient. y [s, b, C] and bias [C] are T's output; first_sample is the micro-batch's."""
+        """The next streams, then for the next sub-layer's `read` the pre of a single-pass connection, and the
+        projection where kernels fold, which carries no gradient. y [s, b, C] and bias [C] are T's output; first_sample
+        is the micro-batch's."""
 
 
 class ActivationPolicy:

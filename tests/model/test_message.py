@@ -1,4 +1,4 @@
-"""What stages send one another: the streams, and a pre beside them, without a rounding on the way, in both directions."""
+"""What stages send one another: the streams, and a pre beside them, without a rounding, in both directions."""
 
 import pytest
 import torch
