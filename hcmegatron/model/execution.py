@@ -43,7 +43,7 @@ class Execution:
         return layer.nodes
 
     def run(self, layers: Iterable[Layer], state: State, micro_batch: MicroBatch) -> State:
-        """A micro-batch's state through a chunk's layers: streams [s, b, n, C], of single-pass kinds a pre [s, b, n]."""
+        """A micro-batch through a chunk's layers: streams [s, b, n, C] and, of single-pass kinds, a pre [s, b, n]."""
         for layer in layers:
             state = layer(state, micro_batch, self.nodes(layer))
         return state
