@@ -203,7 +203,8 @@ class TimedChunk(nn.Module):
 
     def forward(self, execution: Execution) -> Tensor:
         start = torch.zeros(SHAPE, requires_grad=True) if self.first else self.input
-        return execution.run(self.decoder.layers, start, MicroBatch())
+        (end,) = execution.run(self.decoder.layers, (start,), MicroBatch())
+        return end
 
 
 def forward_step(batches: Any, chunk: Callable[[], Tensor]) -> tuple[Tensor, Any]:

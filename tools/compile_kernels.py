@@ -1,7 +1,8 @@
 """Compile every Triton kernel for a set of shapes without a GPU and print what it needs and what it moves.
 
 python -m tools.compile_kernels [--sm 80 90 100] [--n 4] [--hidden 2560 4096 7168] [--dtype bf16] [--tokens 8192]
-                                [--variant mhc ihc gr fc dropout] [--streams] [--measured bench_out/kernels.csv]
+                                [--variant mhc ihc gr fc dropout mhc_lite krom implicit] [--streams]
+                                [--measured bench_out/kernels.csv]
 
 Columns: `stack` bytes a thread in local memory, which are spills; `per sm` programs that a multiprocessor holds at a
 time; `waves` how often the device (A100, H100, B200: 108, 132, 148 multiprocessors) is filled for all programs, the
@@ -15,7 +16,9 @@ from __future__ import annotations
 import argparse
 import csv
 import json
+from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -113,7 +116,17 @@ def _leaf(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
     return torch.empty(*shape, dtype=dtype, device="meta").requires_grad_()
 
 
-LAUNCHES = {"mhc": sub_layer, "ihc": identity, "gr": gated, "fc": frac, "dropout": dropped_out}
+LAUNCHES: dict[str, Callable[..., list[compile_offline.Launch]]] = {
+    "mhc": sub_layer,
+    "ihc": identity,
+    "gr": gated,
+    "fc": frac,
+    "dropout": dropped_out,
+    "mhc_lite": partial(sub_layer, res_map="permutations"),
+    "krom": partial(sub_layer, res_map="kronecker"),
+    "implicit": partial(sub_layer, sinkhorn_backward="implicit"),
+}
+OF_EVERY_KIND = ("mhc", "ihc", "gr", "fc", "dropout")  # the other variants differ from mhc in two kernels
 
 
 def launches(
@@ -182,7 +195,7 @@ def main() -> None:
     parser.add_argument("--hidden", type=int, nargs="+", default=[2560])
     parser.add_argument("--tokens", type=int, default=8192)
     parser.add_argument("--dtype", choices=DTYPES, default="bf16")
-    parser.add_argument("--variant", choices=LAUNCHES, nargs="+", default=list(LAUNCHES))
+    parser.add_argument("--variant", choices=LAUNCHES, nargs="+", default=OF_EVERY_KIND)
     parser.add_argument(
         "--streams", action="store_true", help="count 16-byte loads of the streams alone too: compiles twice"
     )

@@ -19,7 +19,7 @@ from hcmegatron.connections.kinds.descriptor import (
     Shown,
     together,
 )
-from hcmegatron.connections.kinds.heads import HEADS
+from hcmegatron.connections.kinds.heads import HEADS, LAST_MIX
 
 
 def kind_of(conn: Settings) -> ConnectionDescriptor:
@@ -34,6 +34,8 @@ def head_of(conn: Settings) -> Head:
     if "contract" not in kind_of(conn).fields:
         return HEADS["sum"]
     own: Any = conn  # with the fields of its kind
+    if single_pass(conn):
+        return LAST_MIX
     contract = own.contract
     if contract not in HEADS:
         raise ValueError(f"connection.contract={contract!r}: choose one of {', '.join(HEADS)}")
@@ -77,6 +79,18 @@ def ineffective_fields(conn: Settings) -> dict[str, str]:
 def streams(conn: Settings) -> int:
     """Width factor of the stream between sub-layers and between pipeline stages, in units of C."""
     return kind_of(conn).streams(conn)
+
+
+def single_pass(conn: Settings) -> bool:
+    """Whether sub-layers read with the pre of the one before them (ConnectionDescriptor.single_pass)."""
+    return kind_of(conn).single_pass(conn)
+
+
+def message_bytes(conn: Settings, C: int, itemsize: int) -> int:
+    """Bytes a token between pipeline stages, for streams of `itemsize` bytes a number: the streams, and where the kind
+    is single-pass a pre in fp32 or better."""
+    n = streams(conn)
+    return n * C * itemsize + single_pass(conn) * n * max(itemsize, 4)
 
 
 def table(conn: Settings, C: int) -> Parameters:

@@ -23,10 +23,18 @@ class Connected(nn.Module):
     Args:
         sub_layer: T, which takes x [s,b,C], and whatever else `forward` is given, to y [s,b,C].
         connection: of build.connection; one for every sub-layer, with its number as index.
+
+    Raises:
+        ValueError: a single-pass connection.
     """
 
     def __init__(self, sub_layer: nn.Module, connection: Connection) -> None:
         super().__init__()
+        if connection.single_pass:
+            raise ValueError(
+                "single_pass=True: a single-pass connection hands its pre to the next sub-layer's, and Connected "
+                "knows of no next one; use single_pass=False, or read(H, mix=pre) and write of your own"
+            )
         self.sub_layer, self.connection = sub_layer, connection
 
     def forward(self, H: Tensor, *args: Any, **kwargs: Any) -> Tensor:

@@ -57,11 +57,15 @@ class Connection(nn.Module):
     descriptor's settings, index is the sub-layer's number through the whole network, kernels are None where its
     descriptor says so. Its parameters are those that its descriptor lists.
 
+    A single-pass connection's read takes the pre of the sub-layer before; its own, coefficients[0], is for the next.
+
     Attributes:
         built: by build.connection or build.build_connection.
+        single_pass: as its descriptor says.
     """
 
     built: Built | None = None
+    single_pass = False
 
     @property
     def streams(self) -> int:
@@ -86,10 +90,14 @@ class Connection(nn.Module):
             words["kernels"] = built.kernels
         return ", ".join([repr(built.kind), *(f"{name}={value!r}" for name, value in words.items())])
 
-    def read(self, H: Tensor, projection: Projection | None = None) -> tuple[Tensor, Coefficients]:
+    def read(
+        self, H: Tensor, projection: Projection | None = None, mix: Tensor | None = None
+    ) -> tuple[Tensor, Coefficients]:
         """H [s,b,w,C] -> the sub-layer's input x [s,b,C] in H's dtype, and the coefficients.
 
         projection: what the previous connection's `write_and_project` gave for this one and this H.
+        mix: of a single-pass connection, the pre [s,b,n] of the sub-layer before; None for the network's first one,
+            which reads stream 0, equal to the others there.
         """
         raise NotImplementedError
 

@@ -63,6 +63,17 @@ class Mean(Sum):
         return h / n
 
 
+class LastMix(nn.Module):
+    """x of single-pass kinds, once more: the streams by the pre that the last sub-layer predicted."""
+
+    def __init__(self, *_: Any, **__: Any) -> None:
+        super().__init__()
+
+    def forward(self, H: Tensor, pre: Tensor) -> Tensor:
+        """[s,b,n,C], [s,b,n] -> [s,b,C]."""
+        return aggregate(H, pre)
+
+
 class ContractHead(nn.Module):
     """DeepSeek-V4's learned contraction: weights sigmoid(alpha_head (Hv phi_head) / r + b_head) + pre_eps,
     per token.

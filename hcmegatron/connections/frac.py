@@ -20,7 +20,7 @@ from hcmegatron.connections.connection import (
     compute_dtype,
     write_streams,
 )
-from hcmegatron.connections.mixing import mix
+from hcmegatron.connections.mixing import mix as mixed
 from hcmegatron.connections.predictor_norm import normalise
 from hcmegatron.kernels.select import Kernels
 
@@ -77,11 +77,13 @@ class Frac(Connection):
             B = B + self.s_b.to(dtype) * p[..., -1]
         return Y.transpose(-1, -2), B, A.transpose(-1, -2)
 
-    def read(self, H: Tensor, projection: Projection | None = None) -> tuple[Tensor, Coefficients]:
+    def read(
+        self, H: Tensor, projection: Projection | None = None, mix: Tensor | None = None
+    ) -> tuple[Tensor, Coefficients]:
         """H [s,b,1,C] -> x = reshape(Y^T H) [s,b,C], (Y^T, B, A^T)."""
         Hf = self.fractions(H.squeeze(-2))
         coefficients = self.coefficients(Hf)
-        return mix(Hf, coefficients[0]).to(H.dtype).flatten(-2), coefficients
+        return mixed(Hf, coefficients[0]).to(H.dtype).flatten(-2), coefficients
 
     def carry(self, H: Tensor, coefficients: Coefficients) -> Tensor:
         """A^T H, back as [s,b,1,C]."""

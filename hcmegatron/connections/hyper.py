@@ -100,7 +100,9 @@ class Hyper(Connection):
             A_m, A_r, B = dynamic_coefficients(Hn, A_m, A_r, B, W_m, W_r, W_b, s_a, s_b, self.activation)
         return A_m, B, A_r.transpose(-1, -2)
 
-    def read(self, H: Tensor, projection: Projection | None = None) -> tuple[Tensor, Coefficients]:
+    def read(
+        self, H: Tensor, projection: Projection | None = None, mix: Tensor | None = None
+    ) -> tuple[Tensor, Coefficients]:
         """H [s,b,n,C] -> x [s,b,C], (A_m, B, A_r^T)."""
         coefficients = self.coefficients(H)
         return aggregate(H, coefficients[0]), coefficients

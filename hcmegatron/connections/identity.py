@@ -44,6 +44,11 @@ class IdentityCarry(Manifold):
             return super().initial_biases(conn, stream)
         return {"pre": 10 * stream - 5, "post": torch.zeros_like(stream)}
 
+    @staticmethod
+    def reads_with_previous(conn: Settings) -> bool:
+        """Never: an identity carry has no such form."""
+        return False
+
     def carry(self, H: Tensor, coefficients: Coefficients) -> Tensor:
         """H itself."""
         return H

@@ -22,7 +22,6 @@ from hcmegatron.connections.connection import (
     per_token,
     write_streams,
 )
-from hcmegatron.connections.kinds.manifold import ManifoldSettings as Settings
 from hcmegatron.connections.mixing import aggregate
 from hcmegatron.connections.predictor_norm import inverse_rms
 from hcmegatron.connections.sinkhorn import sinkhorn
@@ -71,7 +70,7 @@ class Manifold(Connection):
 
     def __init__(
         self,
-        conn: Settings,
+        conn: Any,  # ManifoldSettings, or those of a kind that makes res in another way
         hidden_size: int,
         index: int,
         *,
@@ -84,7 +83,8 @@ class Manifold(Connection):
         self.kernels = kernels
         n = conn.n
         like = {"dtype": dtype, "device": device}
-        self.n = n
+        self.n, self.conn = n, conn
+        self.single_pass = self.reads_with_previous(conn)
         self.options = self.read_options(conn, norm_eps)
         self.sizes = self.options.sizes
         self.predicted = [name for name, size in zip(("pre", "post", "res"), self.sizes, strict=True) if size]
@@ -102,18 +102,45 @@ class Manifold(Connection):
             use_pre=conn.use_pre,
             use_post=conn.use_post,
             use_res=conn.use_res,
-            iterations=conn.sinkhorn_iterations,
-            sinkhorn_eps=conn.sinkhorn_eps,
             rms_eps=conn.rms_eps,
             eps=norm_eps,
             pre_eps=conn.pre_eps,
-            orientation=conn.res_orientation,
+            **self.res_options(conn),
         )
 
     def initial_biases(self, conn: Any, stream: Tensor) -> dict[str, Tensor]:
         """b_pre, b_post and b_res at initialisation; stream [n] is e_(k mod n)."""
-        u = stream - 1 / conn.n
-        return {"pre": u - math.log(conn.n), "post": u / 4, "res": 5 * torch.diag(torch.ones_like(stream))}
+        n, u = conn.n, stream - 1 / conn.n
+        b_res = self.initial_b_res(n, {"dtype": stream.dtype, "device": stream.device})
+        return {"pre": u - math.log(n), "post": u / 4, "res": b_res}
+
+    @staticmethod
+    def reads_with_previous(conn: Any) -> bool:
+        """Whether x is read with the pre of the sub-layer before."""
+        return conn.single_pass and conn.use_pre
+
+    # What another kind with mHC's gates makes differently: res, out of the logits L that are predicted for it.
+
+    @staticmethod
+    def res_options(conn: Any) -> dict[str, Any]:
+        """Those of ReadOptions that say how res is made."""
+        return {
+            "iterations": conn.sinkhorn_iterations,
+            "sinkhorn_eps": conn.sinkhorn_eps,
+            "sinkhorn_backward": conn.sinkhorn_backward if conn.use_res else "iterations",
+            "orientation": conn.res_orientation,
+        }
+
+    @staticmethod
+    def initial_b_res(n: int, like: dict[str, Any]) -> Tensor:
+        """The bias of the logits of res, in the shape that the descriptor lists."""
+        return 5 * torch.eye(n, **like)
+
+    def residual(self, L: Tensor) -> Tensor:
+        """res [..., n, n] of logits L [..., columns]."""
+        conn, n = self.conn, self.n
+        L = L.unflatten(-1, (n, n))
+        return residual_matrix(L, conn.sinkhorn_iterations, conn.sinkhorn_eps, conn.res_orientation)
 
     def coefficients(self, H: Tensor) -> Coefficients:
         """H [s,b,n,C] -> pre [s,b,n], post [s,b,n], res [s,b,n,n]; disabled ones without the leading
@@ -133,11 +160,12 @@ class Manifold(Connection):
             post = 2 * torch.sigmoid(self.alpha_post.to(dtype) * t_post + self.b_post.to(dtype))
             post = post + options.post_eps
         if options.use_res:
-            L = self.alpha_res.to(dtype) * t_res.unflatten(-1, (n, n)) + self.b_res.to(dtype)
-            res = residual_matrix(L, options.iterations, options.sinkhorn_eps, options.orientation)
+            res = self.residual(self.alpha_res.to(dtype) * t_res + self.b_res.flatten().to(dtype))
         return pre, post, res
 
-    def read(self, H: Tensor, projection: Projection | None = None) -> tuple[Tensor, Coefficients]:
+    def read(
+        self, H: Tensor, projection: Projection | None = None, mix: Tensor | None = None
+    ) -> tuple[Tensor, Coefficients]:
         """H [s,b,n,C] -> x [s,b,C], (pre, post, res, H); the kernels' fused form of `coefficients`."""
         if not any(self.sizes):
             coefficients = self.coefficients(H)
@@ -145,10 +173,18 @@ class Manifold(Connection):
         dtype = compute_dtype(H)
         alphas = [getattr(self, f"alpha_{name}").to(dtype) for name in self.predicted]
         biases = [getattr(self, f"b_{name}").flatten().to(dtype) for name in self.predicted]
-        folded = () if projection is None else (projection,)
-        flat = self.kernels.read(H.flatten(0, 1), self.phi.to(dtype), alphas, biases, self.options, *folded)
+        given: dict[str, Any] = {} if projection is None else {"projection": projection}
+        if self.single_pass:
+            given["mix"] = (self.first_mix(H) if mix is None else mix).flatten(0, 1)
+        flat = self.kernels.read(H.flatten(0, 1), self.phi.to(dtype), alphas, biases, self.options, **given)
         x, *rest = (t.unflatten(0, H.shape[:2]) for t in flat)
         return x, tuple(rest)
+
+    def first_mix(self, H: Tensor) -> Tensor:
+        """What a single-pass network's first sub-layer reads with, [s,b,n]: stream 0 alone."""
+        mix = H.new_zeros(H.shape[:-1], dtype=compute_dtype(H))
+        mix[..., 0] = 1
+        return mix
 
     def write(
         self,

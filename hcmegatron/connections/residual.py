@@ -15,6 +15,8 @@ class Residual(Connection):
     def __init__(self, *_: Any, **__: Any) -> None:
         super().__init__()
 
-    def read(self, H: Tensor, projection: Projection | None = None) -> tuple[Tensor, Coefficients]:
+    def read(
+        self, H: Tensor, projection: Projection | None = None, mix: Tensor | None = None
+    ) -> tuple[Tensor, Coefficients]:
         """H [s,b,1,C] -> (its view [s,b,C], ())."""
         return H.flatten(-2), ()

@@ -28,7 +28,7 @@ class Ablated(Execution):
     def __init__(self, left_out: LeftOut) -> None:
         self.left_out = left_out
 
-    def run(self, layers: Iterable[Layer], streams: Tensor, micro_batch: MicroBatch) -> Tensor:
+    def run(self, layers: Iterable[Layer], state: State, micro_batch: MicroBatch) -> State:
         """As every execution's."""
         layers = list(layers)
         numbers = {
@@ -37,8 +37,8 @@ class Ablated(Execution):
             for place, around in enumerate(layer.sublayers)
         }
         policy = _Without(self.left_out, numbers)
-        streams = super().run(layers, streams, replace(micro_batch, activation_policy=policy))
-        return policy.left(streams)
+        streams, *mix = super().run(layers, state, replace(micro_batch, activation_policy=policy))
+        return (policy.left(streams), *mix)
 
 
 class _Without(ActivationPolicy):
@@ -62,7 +62,8 @@ class _Without(ActivationPolicy):
         """Of what is left; a projection of all streams is no longer theirs."""
         if self.left_out.stream is None:
             return sublayer.read(streams, *projection)
-        return sublayer.read(self.left(streams))
+        mix = projection[:1] if sublayer.single_pass else ()
+        return sublayer.read(self.left(streams), *mix)
 
     def write(
         self,

@@ -40,6 +40,9 @@ def _coefficients(options: ReadOptions) -> dict[str, Any]:
     """The same for the kernels that make the coefficients or pull them back."""
     return {
         "NP": power_of_two(options.n),
+        "R": options.res_columns,
+        "RP": power_of_two(options.res_columns),
+        "RES_MAP": options.res_map,
         "ITERATIONS": options.iterations,
         "SINKHORN_EPS": options.sinkhorn_eps,
         "RMS_EPS": options.rms_eps,
@@ -185,6 +188,7 @@ def _backward_coefficients(ctx: Any, dx: Tensor, *given: Tensor | None) -> tuple
         HAS_DPRE=given[0] is not None,
         HAS_DPOST=given[1] is not None,
         HAS_DRES=given[2] is not None,
+        IMPLICIT=options.implicit,
         **_shape(options, scale),
         **_coefficients(options),
         **size.launch,

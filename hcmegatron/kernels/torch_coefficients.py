@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from hcmegatron.kernels import torch_sinkhorn
+from hcmegatron.kernels import torch_permutations, torch_sinkhorn, torch_sinkhorn_implicit
 from hcmegatron.kernels.options import ReadOptions
 
 
@@ -32,6 +32,8 @@ def forward(t: Tensor, scale: Tensor, bias: Tensor, options: ReadOptions) -> tup
     post = torch.sigmoid(l_post).mul_(2).add_(options.post_eps) if options.use_post else t.new_ones(n, T)
     if not options.use_res:
         return pre, post, torch.eye(n, dtype=t.dtype, device=t.device).unsqueeze(-1).expand(n, n, T)
+    if options.res_map != "sinkhorn":
+        return pre, post, torch_permutations.forward(l_res, options)
     M = torch_sinkhorn.forward(_oriented(l_res, options), options.iterations, options.sinkhorn_eps)
     return pre, post, M.transpose(0, 1) if options.orientation == "column_last" else M
 
@@ -40,25 +42,44 @@ def backward(
     t: Tensor,
     scale: Tensor,
     bias: Tensor,
-    dpre: Tensor,
+    dpre: Tensor | None,
     dpost: Tensor | None,
     dres: Tensor | None,
+    res: Tensor | None,
     options: ReadOptions,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of t [K, T], scale [K] and bias [K]. dpre, dpost [n, T], dres [n, n, T]; None is zero."""
+    """Gradients of t [K, T], scale [K] and bias [K].
+
+    dpre, dpost [n, T], dres [n, n, T]; None is zero. res [n, n, T], the forward's, where `options.implicit`.
+    """
     logits = torch.addcmul(bias.unsqueeze(1), scale.unsqueeze(1), t)
     l_pre, l_post, l_res = _split(logits, options)
     dlogits = torch.zeros_like(logits)
     d_pre, d_post, d_res = _split(dlogits, options)
-    if options.use_pre:
+    if options.use_pre and dpre is not None:
         p = torch.sigmoid(l_pre)
         torch.mul(dpre, p - p.square(), out=d_pre)
     if options.use_post and dpost is not None:
         p = torch.sigmoid(l_post)
         torch.mul(dpost, (p - p.square()).mul_(2), out=d_post)
     if options.use_res and dres is not None:
-        dM = dres.transpose(0, 1) if options.orientation == "column_last" else dres
-        dL = torch_sinkhorn.backward(_oriented(l_res, options), dM, options.iterations, options.sinkhorn_eps)
-        _oriented(d_res, options).copy_(dL)
+        _res_backward(l_res, dres, res, d_res, options)
     dt = dlogits * scale.unsqueeze(1)
     return dt, (dlogits * t).sum(1), dlogits.sum(1)
+
+
+def _res_backward(
+    logits: Tensor, dres: Tensor, res: Tensor | None, out: Tensor, options: ReadOptions
+) -> None:
+    """Into `out` [columns, T]: the gradient of res's logits [columns, T]."""
+    if options.res_map != "sinkhorn":
+        out.copy_(torch_permutations.backward(logits, dres, options))
+        return
+    turned = options.orientation == "column_last"
+    dM = dres.transpose(0, 1) if turned else dres
+    if options.implicit:
+        M = res.transpose(0, 1) if turned else res
+        dL = torch_sinkhorn_implicit.backward(M, dM)
+    else:
+        dL = torch_sinkhorn.backward(_oriented(logits, options), dM, options.iterations, options.sinkhorn_eps)
+    _oriented(out, options).copy_(dL)

@@ -62,7 +62,7 @@ def rms_pullback(
 
 
 class _Read(Function):
-    """(H, phi, scale, bias) -> (x, pre, post, res, H again).
+    """(H, phi, scale, bias, mix) -> (x, pre, post, res, H again), x by the mix, or by pre where there is none.
 
     H is handed through so that the gradient of its other use, the write, arrives here and the streams get one
     gradient instead of two that autograd would add.
@@ -70,7 +70,13 @@ class _Read(Function):
 
     @staticmethod
     def forward(
-        ctx: FunctionCtx, H: Tensor, phi: Tensor, scale: Tensor, bias: Tensor, options: ReadOptions
+        ctx: FunctionCtx,
+        H: Tensor,
+        phi: Tensor,
+        scale: Tensor,
+        bias: Tensor,
+        mix: Tensor | None,
+        options: ReadOptions,
     ) -> tuple[Tensor, ...]:
         T, n, C = H.shape
         Hc = H.to(phi.dtype)
@@ -79,12 +85,14 @@ class _Read(Function):
         t = torch.mm(phi.mT, _times(Hv, shift).mT).mul_(inv_r)
         pre, post, res = torch_coefficients.forward(t, scale, bias, options)
         pre = pre.mT.contiguous()
-        x = torch.bmm(pre.unsqueeze(1), Hc).squeeze(1).to(H.dtype)
-        ctx.save_for_backward(H, phi, scale, bias, t, inv_r, shift, pre)
-        ctx.options = options
-        ctx.set_materialize_grads(False)
+        by = pre if mix is None else mix
+        x = torch.bmm(by.unsqueeze(1), Hc).squeeze(1).to(H.dtype)
         res = res.permute(2, 0, 1)
-        res = res.contiguous() if options.use_res else res
+        res = res.contiguous() if options.use_res else res  # the write keeps it too
+        kept = res if options.implicit else None
+        ctx.save_for_backward(H, phi, scale, bias, t, inv_r, shift, by, kept)
+        ctx.options, ctx.mixed = options, mix is not None
+        ctx.set_materialize_grads(False)
         return x, pre, post.mT.contiguous(), res, H.view_as(H)
 
     @staticmethod
@@ -97,17 +105,21 @@ class _Read(Function):
         dres: Tensor | None,
         dH: Tensor | None,
     ) -> tuple[Tensor | None, ...]:
-        H, phi, scale, bias, t, inv_r, shift, pre = ctx.saved_tensors
+        H, phi, scale, bias, t, inv_r, shift, by, res = ctx.saved_tensors
         T, n, C = H.shape
         options, dtype = ctx.options, phi.dtype
         Hc = H.to(dtype)
         Hv = _times(Hc.view(T, n * C), shift)
         dxc = H.new_zeros(T, C, dtype=dtype) if dx is None else dx.to(dtype)
-        through_x = torch.bmm(dxc.unsqueeze(1), Hc.mT).squeeze(1).mT
-        dpre = through_x if dpre is None else through_x + dpre.mT
+        through_x = torch.bmm(dxc.unsqueeze(1), Hc.mT).squeeze(1)
+        dmix = through_x if ctx.mixed else None
+        dpre = None if dpre is None else dpre.mT
+        if not ctx.mixed:
+            dpre = through_x.mT if dpre is None else through_x.mT + dpre
         dpost = None if dpost is None else dpost.mT
         dres = None if dres is None else dres.permute(1, 2, 0).contiguous()
-        dt, dscale, dbias = torch_coefficients.backward(t, scale, bias, dpre, dpost, dres, options)
+        res = None if res is None else res.permute(1, 2, 0).contiguous()
+        dt, dscale, dbias = torch_coefficients.backward(t, scale, bias, dpre, dpost, dres, res, options)
         c = rms_pullback((dt * t).sum(0), inv_r, shift, n * C, options)
         dp = dt.mul_(inv_r)
         dphi = torch.mm(Hv.mT, dp.mT)
@@ -118,8 +130,8 @@ class _Read(Function):
         else:
             out = torch.addmm(dH.to(dtype).reshape(T, n * C), dp.mT, phi.mT)
         out.addcmul_(Hv, c.unsqueeze(1))
-        out.view(T, n, C).baddbmm_(pre.unsqueeze(-1), dxc.unsqueeze(1))
-        return out.view(T, n, C).to(H.dtype), dphi, dscale, dbias, None
+        out.view(T, n, C).baddbmm_(by.unsqueeze(-1), dxc.unsqueeze(1))
+        return out.view(T, n, C).to(H.dtype), dphi, dscale, dbias, dmix, None
 
 
 def _times(Hv: Tensor, shift: Tensor | None) -> Tensor:
@@ -168,6 +180,7 @@ def read(
     scale: Tensor | Sequence[Tensor],
     bias: Tensor | Sequence[Tensor],
     options: ReadOptions,
+    mix: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """mHC's read. H [T,n,C] of any float dtype; phi [nC,K], scale [K], bias [K] fp32 (fp64 with fp64
     streams).
@@ -175,13 +188,15 @@ def read(
     Scale and bias may also come as their parts for pre, post and res, of those that phi predicts, in this order:
     biases [n], [n] and [n*n]; scales alike, or all [1], one number for all columns of a part (the alphas).
 
+    mix [T,n], fp32 or fp64 as phi: x = sum_i mix[i] H_i instead of by the pre that is predicted (single-pass mHC).
+
     Returns x [T,C] in H's dtype; pre [T,n], post [T,n], res [T,n,n] in phi's; and H again, for the write to
     use.
     """
     if not isinstance(bias, Tensor):
         scale = torch.cat([s.expand(len(b)) for s, b in zip(scale, bias, strict=True)])
         bias = torch.cat(list(bias))
-    return _Read.apply(H.contiguous(), phi, scale, bias, options)
+    return _Read.apply(H.contiguous(), phi, scale, bias, mix, options)
 
 
 def write(

@@ -26,8 +26,11 @@ def read(
     bias: Tensor | Sequence[Tensor],
     options: ReadOptions,
     projection: Projection | None = None,
+    mix: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """mHC's read, as torch_path.read; `projection` as `write_and_project` returned it saves a pass over H.
+
+    With a mix, x is formed by torch beside the kernels, which form another one for nobody: right, and not fast.
 
     Raises ValueError for streams of another type than bf16, fp16 and fp32.
     """
@@ -35,7 +38,10 @@ def read(
     sizes = [size for size in options.sizes if size]
     parts = [p.split(sizes) if isinstance(p, Tensor) else p for p in (scale, bias)]
     contiguous = (p.contiguous() for part in parts for p in part)
-    return ReadFunction.apply(H.contiguous(), phi.contiguous(), options, projection, *contiguous)
+    x, *others, H = ReadFunction.apply(H.contiguous(), phi.contiguous(), options, projection, *contiguous)
+    if mix is not None:
+        x = torch.bmm(mix.unsqueeze(1), H.to(mix.dtype)).squeeze(1).to(H.dtype)
+    return x, *others, H
 
 
 def write(

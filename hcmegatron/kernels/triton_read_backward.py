@@ -12,7 +12,9 @@ import triton
 import triton.language as tl
 
 from hcmegatron.kernels import triton_coefficients as coefficients
+from hcmegatron.kernels import triton_permutations as permutations
 from hcmegatron.kernels import triton_sinkhorn as sinkhorn
+from hcmegatron.kernels import triton_sinkhorn_implicit as implicit
 
 
 @triton.jit
@@ -48,6 +50,30 @@ def _through_x(
     return dpre
 
 
+@triton.jit
+def _leave(
+    DP,
+    sums,
+    dl,
+    t,
+    scale,
+    inv_r,
+    rows,
+    mask,
+    start: tl.constexpr,
+    N: tl.constexpr,
+    K: tl.constexpr,
+    NP: tl.constexpr,
+):
+    """Of the gradient dl [BT,NP] of N logits from column `start` on, zero outside the mask: what DP and SUMS get, and
+    sum_k dt t [BT]."""
+    at = tl.arange(0, NP)
+    tl.store(DP + rows[:, None] * K + start + at[None, :], dl * scale * inv_r[:, None], mask=mask)
+    tl.store(sums + start + at, tl.sum(dl, axis=0), mask=at < N)
+    tl.store(sums + K + start + at, tl.sum(dl * t, axis=0), mask=at < N)
+    return tl.sum(dl * scale * t, axis=1)
+
+
 @triton.jit(do_not_specialize=["T"])
 def read_backward_coefficients(
     DX,
@@ -72,14 +98,18 @@ def read_backward_coefficients(
     C: tl.constexpr,
     K: tl.constexpr,
     NP: tl.constexpr,
+    R: tl.constexpr,
+    RP: tl.constexpr,
     SCALE_STRIDE: tl.constexpr,
     IP: tl.constexpr,
     HAS_DPRE: tl.constexpr,
     HAS_DPOST: tl.constexpr,
     HAS_DRES: tl.constexpr,
+    IMPLICIT: tl.constexpr,
     USE_PRE: tl.constexpr,
     USE_POST: tl.constexpr,
     USE_RES: tl.constexpr,
+    RES_MAP: tl.constexpr,
     ITERATIONS: tl.constexpr,
     SINKHORN_EPS: tl.constexpr,
     RMS_EPS: tl.constexpr,
@@ -108,8 +138,20 @@ def read_backward_coefficients(
             if USE_PRE:
                 dpre = _through_x(DX, H, inside, N, C, NP, BT, BC)
         else:
-            if USE_RES:
-                start: tl.constexpr = N * USE_PRE + N * USE_POST
+            start: tl.constexpr = N * USE_PRE + N * USE_POST
+            if USE_RES and RES_MAP != "sinkhorn":
+                t, logits, scale = coefficients.vector(
+                    TT, SCALE_RES, BIAS_RES, rows, inside, start, R, K, RP, SCALE_STRIDE
+                )
+                rmask = inside[:, None] & (tl.arange(0, RP) < R)[None, :]
+                dl = tl.zeros([BT, RP], tl.float32)
+                if HAS_DRES:
+                    out, entry = coefficients.entries(N, NP, False)
+                    mask3 = inside[:, None, None] & entry
+                    dM = tl.load(DRES + rows[:, None, None] * (N * N) + out, mask=mask3, other=0.0)
+                    dl = tl.where(rmask, permutations.backward(logits, dM, N, NP, R, RES_MAP), 0.0)
+                along += _leave(DP, sums, dl, t, scale, inv_r, rows, rmask, start, R, K, RP)
+            elif USE_RES:
                 at, entry = coefficients.entries(N, NP, TRANSPOSE_IN)
                 mask3 = inside[:, None, None] & entry
                 outside = sinkhorn.padding(N, NP)
@@ -120,7 +162,11 @@ def read_backward_coefficients(
                 if HAS_DRES:
                     out, entry = coefficients.entries(N, NP, TRANSPOSE_OUT)
                     dM = tl.load(DRES + rows[:, None, None] * (N * N) + out, mask=mask3, other=0.0)
-                    dl = sinkhorn.backward(logits, dM, entry, outside, ITERATIONS, IP, SINKHORN_EPS)
+                    if IMPLICIT:
+                        M = sinkhorn.forward(logits, entry, outside, ITERATIONS, SINKHORN_EPS)
+                        dl = implicit.backward(M, dM, N)
+                    else:
+                        dl = sinkhorn.backward(logits, dM, entry, outside, ITERATIONS, IP, SINKHORN_EPS)
                     dl = tl.where(mask3, dl, 0.0)
                 along += tl.sum(tl.sum(dl * scale * t, axis=2), axis=1)
                 dp = dl * scale * inv_r[:, None, None]
@@ -135,10 +181,7 @@ def read_backward_coefficients(
         )
         p = tl.sigmoid(logits)
         dl = tl.where(vmask, dpre * p * (1.0 - p), 0.0)
-        along += tl.sum(dl * scale * t, axis=1)
-        tl.store(DP + rows[:, None] * K + lane[None, :], dl * scale * inv_r[:, None], mask=vmask)
-        tl.store(sums + lane, tl.sum(dl, axis=0), mask=lane < N)
-        tl.store(sums + K + lane, tl.sum(dl * t, axis=0), mask=lane < N)
+        along += _leave(DP, sums, dl, t, scale, inv_r, rows, vmask, 0, N, K, NP)
     if USE_POST:
         start_post: tl.constexpr = N * USE_PRE
         t, logits, scale = coefficients.vector(
@@ -149,10 +192,7 @@ def read_backward_coefficients(
             p = tl.sigmoid(logits)
             dpost = tl.load(DPOST + rows[:, None] * N + lane[None, :], mask=vmask, other=0.0)
             dl = tl.where(vmask, dpost * 2.0 * p * (1.0 - p), 0.0)
-        along += tl.sum(dl * scale * t, axis=1)
-        tl.store(DP + rows[:, None] * K + start_post + lane[None, :], dl * scale * inv_r[:, None], mask=vmask)
-        tl.store(sums + start_post + lane, tl.sum(dl, axis=0), mask=lane < N)
-        tl.store(sums + K + start_post + lane, tl.sum(dl * t, axis=0), mask=lane < N)
+        along += _leave(DP, sums, dl, t, scale, inv_r, rows, vmask, start_post, N, K, NP)
     if RMS_EPS == "added":
         r = 1.0 / tl.where(inside & (inv_r != 0.0), inv_r, 1.0) - EPS * shift
         factor = tl.where(r <= 0.0, 0.0, -along * inv_r / (tl.where(r <= 0.0, 1.0, r) * (N * C)))

@@ -8,6 +8,7 @@ import triton
 import triton.language as tl
 
 from hcmegatron.kernels import triton_coefficients as coefficients
+from hcmegatron.kernels import triton_permutations as permutations
 from hcmegatron.kernels import triton_rms as rms
 from hcmegatron.kernels import triton_sinkhorn as sinkhorn
 
@@ -143,8 +144,11 @@ def _mixture(
     N: tl.constexpr,
     K: tl.constexpr,
     NP: tl.constexpr,
+    R: tl.constexpr,
+    RP: tl.constexpr,
     SCALE_STRIDE: tl.constexpr,
     USE_RES: tl.constexpr,
+    RES_MAP: tl.constexpr,
     ITERATIONS: tl.constexpr,
     SINKHORN_EPS: tl.constexpr,
     TRANSPOSE_IN: tl.constexpr,
@@ -153,7 +157,12 @@ def _mixture(
 ):
     """RES of BT tokens."""
     out, entry = coefficients.entries(N, NP, TRANSPOSE_OUT)
-    if USE_RES:
+    if USE_RES and RES_MAP != "sinkhorn":
+        value, logits, scale = coefficients.vector(
+            TT, SCALE, BIAS, rows, inside, start, R, K, RP, SCALE_STRIDE
+        )
+        M = permutations.forward(logits, N, NP, R, RES_MAP)
+    elif USE_RES:
         at, entry = coefficients.entries(N, NP, TRANSPOSE_IN)
         outside = sinkhorn.padding(N, NP)
         value, logits, scale = coefficients.matrix(
@@ -192,11 +201,14 @@ def read_forward(
     K: tl.constexpr,
     KP: tl.constexpr,
     NP: tl.constexpr,
+    R: tl.constexpr,
+    RP: tl.constexpr,
     PARTS: tl.constexpr,
     SCALE_STRIDE: tl.constexpr,
     USE_PRE: tl.constexpr,
     USE_POST: tl.constexpr,
     USE_RES: tl.constexpr,
+    RES_MAP: tl.constexpr,
     ITERATIONS: tl.constexpr,
     SINKHORN_EPS: tl.constexpr,
     RMS_EPS: tl.constexpr,
@@ -303,8 +315,11 @@ def read_forward(
             N,
             K,
             NP,
+            R,
+            RP,
             SCALE_STRIDE,
             USE_RES,
+            RES_MAP,
             ITERATIONS,
             SINKHORN_EPS,
             TRANSPOSE_IN,

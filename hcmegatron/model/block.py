@@ -15,7 +15,8 @@ from hcmegatron.connections import accounting
 from hcmegatron.connections.expand_contract import expand
 from hcmegatron.model.execution import Execution
 from hcmegatron.model.layer import AroundSubLayer
-from hcmegatron.model.nodes import ActivationPolicy, MicroBatch
+from hcmegatron.model.message import message_width, pack, unpack
+from hcmegatron.model.nodes import ActivationPolicy, MicroBatch, State
 from hcmegatron.platform.megatron import replace_prefix_for_sharding, sharded_state_dict_default
 from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.transformer.module import MegatronModule
@@ -43,7 +44,8 @@ class BlockSubmodules:
 class ConnectionBlock(MegatronModule):
     """Takes the place of Megatron's TransformerBlock inside GPTModel.
 
-    Between chunks the streams travel as [s, b, n*C] (C for FC), which is what Megatron's schedules see.
+    Between chunks the streams travel as [s, b, n*C] (C for FC), which is what Megatron's schedules see, with what
+    message.py puts behind them.
 
     Args:
         pre_process, post_process: whether the embedding enters and the final norm leaves here.
@@ -62,6 +64,9 @@ class ConnectionBlock(MegatronModule):
         self.tp_group = pg_collection.tp
         # FC and residual are C wide between sub-layers; the connection itself views C as fractions.
         self.streams = accounting.streams(submodules.connection)
+        self.message_width = message_width(
+            submodules.connection, config.hidden_size, config.pipeline_dtype or config.params_dtype
+        )
         self.input_tensor: Tensor | None = None
         self.layers = nn.ModuleList(
             build_module(layer, config=config, pg_collection=pg_collection) for layer in submodules.layers
@@ -78,24 +83,24 @@ class ConnectionBlock(MegatronModule):
             )
 
     def set_input_tensor(self, input_tensor: Tensor) -> None:
-        """What the previous pipeline stage sent: [s, b, n*C]."""
+        """What the previous pipeline stage sent: [s, b, message_width]."""
         self.input_tensor = input_tensor
 
-    def streams_in(self, hidden_states: Tensor | None) -> Tensor:
-        """The chunk's first streams [s, b, n, C], from the embedding [s, b, C] or the tensor that was received."""
+    def streams_in(self, hidden_states: Tensor | None) -> State:
+        """The chunk's first streams [s, b, n, C], from the embedding [s, b, C] or the tensor that was received; from
+        there also the pre of a single-pass kind."""
         if self.pre_process:
-            return expand(hidden_states, self.streams)
+            return (expand(hidden_states, self.streams),)
         assert self.input_tensor is not None, "a later pipeline stage needs set_input_tensor before forward"
         received = make_viewless_tensor(inp=self.input_tensor, requires_grad=True, keep_graph=True)
-        s, b, width = received.shape
-        return received.view(s, b, self.streams, width // self.streams)
+        return unpack(received, self.streams, self.config.hidden_size)
 
-    def streams_out(self, streams: Tensor) -> Tensor:
-        """What goes on: normed [s, b, C] to the head, or [s, b, n*C] to the next stage."""
+    def streams_out(self, state: State) -> Tensor:
+        """What goes on: normed [s, b, C] to the head, or a message [s, b, width] to the next stage."""
         if self.post_process:
-            return self.final_layernorm(self.contract(streams))
+            return self.final_layernorm(self.contract(*state))
         # Megatron frees what it has sent, and refuses to free a view.
-        return make_viewless_tensor(inp=streams.flatten(2), requires_grad=True, keep_graph=True)
+        return make_viewless_tensor(inp=pack(*state), requires_grad=True, keep_graph=True)
 
     @property
     def sublayers(self) -> list[AroundSubLayer]:

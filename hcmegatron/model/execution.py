@@ -42,13 +42,11 @@ class Execution:
         """What is run of a layer, in order."""
         return layer.nodes
 
-    def run(self, layers: Iterable[Layer], streams: Tensor, micro_batch: MicroBatch) -> Tensor:
-        """A micro-batch's streams through a chunk's layers: [s, b, n, C] -> [s, b, n, C]."""
-        state: State = (streams,)
+    def run(self, layers: Iterable[Layer], state: State, micro_batch: MicroBatch) -> State:
+        """A micro-batch through a chunk's layers: streams [s, b, n, C] and, of single-pass kinds, a pre [s, b, n]."""
         for layer in layers:
             state = layer(state, micro_batch, self.nodes(layer))
-        (streams,) = state
-        return streams
+        return state
 
 
 def running(chunk: nn.Module, execution: Execution) -> Callable[..., Tensor]:

@@ -59,14 +59,20 @@ class AroundSubLayer:
     ) -> None:
         self.connection, self.input_norm, self.output_norm = connection, input_norm, output_norm
         self.dropout = dropout
+        self.single_pass = connection.single_pass
         self.following: Connection | None = None
 
     def read(self, streams: Tensor, *projection: Tensor) -> tuple[Tensor, Coefficients]:
         """[s, b, n, C] -> T's input [s, b, C] and the coefficients."""
         await_parameters(self.connection)
-        x, coefficients = self.connection.read(streams, projection or None)
+        mix: tuple[Tensor, ...] = ()
+        if self.single_pass:
+            given, *projection = projection or (self.connection.first_mix(streams),)
+            mix = (given,)
+        x, coefficients = self.connection.read(streams, projection or None, *mix)
+        used = (*mix, *coefficients[len(mix) :])  # the pre that x was read with
         for hook in self.connection._forward_hooks.values():  # as calling it would: see await_parameters
-            hook(self.connection, (streams,), (x, coefficients))
+            hook(self.connection, (streams,), (x, used))
         return self.input_norm(x), coefficients
 
     def write(
@@ -77,15 +83,16 @@ class AroundSubLayer:
         bias: Tensor | None = None,
         first_sample: int | None = None,
     ) -> State:
-        """T's output y [s, b, C] into the streams: [s, b, n, C], and the next read's projection."""
+        """T's output y [s, b, C] into the streams: [s, b, n, C], and the next read's mix and projection."""
         y = self.output_norm(y)
         self.dropout.begin(first_sample, self.connection.training)
         written = (streams, y, coefficients, bias, self.dropout.probability)
+        mix = coefficients[:1] if self.single_pass else ()
         if self.following is None:
-            return (self.connection.write(*written),)
+            return (self.connection.write(*written), *mix)
         await_parameters(self.following)
         streams, projection = self.connection.write_and_project(self.following, *written)
-        return (streams, *(projection or ()))
+        return (streams, *mix, *(projection or ()))
 
 
 def await_parameters(module: nn.Module) -> None:

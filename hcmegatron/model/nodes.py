@@ -18,9 +18,9 @@ from typing import Protocol
 
 from torch import Tensor
 
-# What flows from node to node: the streams first, then what the sub-layer in progress needs; between two sub-layers,
-# where kernels fold, the projection that the next one's read starts with. Every member is a tensor, so that the
-# autograd graph can be cut between any two nodes.
+# What flows from node to node: the streams first, then what the sub-layer in progress needs; between two sub-layers the
+# `pre` that a single-pass connection has left for the next one, and where kernels fold, the projection that its read
+# starts with. Every member is a tensor, so that the autograd graph can be cut between any two nodes.
 State = tuple[Tensor, ...]
 
 
@@ -37,12 +37,17 @@ class SubLayer(Protocol):
 
     Neither method communicates between ranks, save that it awaits parameters on their way. Both depend on arguments
     and parameters alone, dropout included.
+
+    Attributes:
+        single_pass: `read` takes, and `write` returns, a pre after the streams.
     """
+
+    single_pass: bool
 
     def read(self, streams: Tensor, *projection: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
         """T's input [s, b, C], normed, and the coefficients for `write`.
 
-        projection: what the previous sub-layer's `write` returned after the streams, if it did.
+        projection: what the previous sub-layer's `write` returned after the streams, if it did, a `pre` included.
         """
 
     def write(
@@ -53,8 +58,9 @@ class SubLayer(Protocol):
         bias: Tensor | None = None,
         first_sample: int | None = None,
     ) -> State:
-        """The next streams, then the projection for the next sub-layer's `read` where kernels fold. It carries no
-        gradient. y [s, b, C] and bias [C] are T's output; first_sample is the micro-batch's."""
+        """The next streams, then for the next sub-layer's `read` the pre of a single-pass connection, and the
+        projection where kernels fold, which carries no gradient. y [s, b, C] and bias [C] are T's output; first_sample
+        is the micro-batch's."""
 
 
 class ActivationPolicy:

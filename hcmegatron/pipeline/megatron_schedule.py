@@ -13,8 +13,8 @@ from hcmegatron.model.execution import Execution, running
 from megatron.core.pipeline_parallel import get_forward_backward_func
 
 
-def widen_messages(chunks: list[nn.Module], streams: int) -> None:
-    """Give the outermost wrapper of every chunk a configuration whose hidden_size is n*C.
+def widen_messages(chunks: list[nn.Module], width: int) -> None:
+    """Give the outermost wrapper of every chunk a configuration whose hidden_size is the width of a message.
 
     Megatron's schedules size their receive buffers from `hidden_size` of the configuration that they find first,
     which is the wrapper's; the layers keep theirs, with C. Both refer to the same functions and flags otherwise, so
@@ -22,7 +22,7 @@ def widen_messages(chunks: list[nn.Module], streams: int) -> None:
     """
     for chunk in chunks:
         wide = copy.copy(chunk.config)
-        wide.hidden_size *= streams
+        wide.hidden_size = width
         chunk.config = wide
 
 

@@ -106,11 +106,11 @@ class MicroBatchGraph:
 
     # Forward.
 
-    def begin(self, streams: Tensor, layers: int) -> None:
-        """The first layer's streams [s, b, n, C]."""
-        self.embedding = GraphSegment((streams,))
+    def begin(self, state: State, layers: int) -> None:
+        """What the first layer is given."""
+        self.embedding = GraphSegment(state)
         self.layers = [[] for _ in range(layers)]
-        self._state = (streams,)
+        self._state = state
 
     def forward(self, layer: int, node: Node, micro_batch: MicroBatch) -> None:
         """The layer's next node."""
@@ -123,11 +123,11 @@ class MicroBatchGraph:
             if self.lanes.times is not None:
                 made.append(size_of_new(entered, self._state))
 
-    def end(self) -> Tensor:
+    def end(self) -> State:
         """The last layer's streams, for what comes after the layers. They are ready on the last node's lane, so that
         computation need not wait for it before they are sent (`join`)."""
-        (streams,), self._state = self.head.cross(self._state), ()
-        return streams
+        state, self._state = self.head.cross(self._state), ()
+        return state
 
     def join(self) -> None:
         """Computation from now on comes after the last node."""

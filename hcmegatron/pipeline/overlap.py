@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from hcmegatron.model.execution import Execution, Layer
 from hcmegatron.model.gpt import ConnectionGPT
-from hcmegatron.model.nodes import ActivationPolicy, Lane, MicroBatch, Node
+from hcmegatron.model.nodes import ActivationPolicy, Lane, MicroBatch, Node, State
 from hcmegatron.pipeline.chunk_stage import ChunkStage
 from hcmegatron.pipeline.lanes import Lanes
 from hcmegatron.pipeline.micro_batch_graph import MicroBatchGraph
@@ -174,10 +174,10 @@ class Overlapped(Execution):
     def nodes(self, layer: Layer) -> tuple[Node, ...]:
         return self.usual.nodes(layer)
 
-    def run(self, layers: Iterable[Layer], streams: Tensor, micro_batch: MicroBatch) -> Tensor:
+    def run(self, layers: Iterable[Layer], state: State, micro_batch: MicroBatch) -> State:
         """As every execution's; on return what was enqueued last is the last node, on its lane."""
         graph, layers = self.graph, list(layers)
-        graph.begin(streams, len(layers))
+        graph.begin(state, len(layers))
         for index, layer in enumerate(layers):
             role = None
             for node in self.nodes(layer):

@@ -71,7 +71,7 @@ class ScheduleRunner:
         self.parallel, self.costs, self.chunks, self.groups = parallel, costs, chunks, groups
         self.watchdog = watchdog
         self.network = models[0].config  # Megatron's, the same in all chunks
-        self.width = models[0].decoder.streams * self.network.hidden_size
+        self.width = models[0].decoder.message_width
         self.placement = placement(parallel)
         if GPU.present():
             check_channels(parallel)

@@ -41,8 +41,8 @@ def pipeline_costs(config: Config, stages: int) -> Costs:
     parallel = config.parallel
     tokens = config.training.micro_batch * config.data.sequence_length
     forward = tokens * training_flops_per_token(config, 0) / 3 / stages / parallel.tensor / FLOPS
-    width = config.model.hidden_size * accounting.streams(config.connection)
-    size = tokens * width * ITEMSIZE[config.training.dtype]
+    itemsize = ITEMSIZE[config.training.dtype]
+    size = tokens * accounting.message_bytes(config.connection, config.model.hidden_size, itemsize)
     if parallel.sequence:
         size /= parallel.tensor
     return Costs(stages=(StageCosts(),), link=Link(latency=size / BANDWIDTH / forward))

@@ -162,6 +162,7 @@ def schedule_costs(layout: Layout, operations: Operations) -> Costs:
     together = overlaps(layout, assumed)
     moe = any(has_experts(config, layer) for layer in range(config.model.layers))
     size = sizes(config)
+    message = accounting.message_bytes(config.connection, config.model.hidden_size, size.itemsize)
     links = {}
     for a in range(config.parallel.pipeline):
         for b in range(config.parallel.pipeline):
@@ -170,7 +171,7 @@ def schedule_costs(layout: Layout, operations: Operations) -> Costs:
     return Costs(
         stages=tuple(_stage(operations, s, together) for s in range(layout.placement.model_stages)),
         links=links,
-        hop_bytes=size.local * config.model.hidden_size * size.itemsize,
+        hop_bytes=size.local * message // accounting.streams(config.connection),
         streams=accounting.streams(config.connection),
         early=assumed.hide and config.parallel.schedule not in MEGATRONS,
         lead=0.0 if together and moe else 1.0,  # as pipeline.overlap lays pairs out

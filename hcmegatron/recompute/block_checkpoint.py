@@ -78,8 +78,9 @@ class SubLayerRecord:
 
 
 class Block:
-    """Consecutive sub-layers that are rebuilt together from `entry`: the streams that enter the first of them, and
-    their projection where the sub-layer before has folded it into its write (some numbers a token)."""
+    """Consecutive sub-layers that are rebuilt together from `entry`: the streams that enter the first of them, and what
+    the sub-layer before has left for its read (some numbers a token): a pre, a projection that it folded into its
+    write."""
 
     scope = "around"
 
@@ -87,7 +88,7 @@ class Block:
         streams, *projection = entry
         self.entry: State = (
             streams.detach().requires_grad_(streams.requires_grad),
-            *(tensor.detach() for tensor in projection),
+            *(tensor.detach().requires_grad_(tensor.requires_grad) for tensor in projection),
         )
         self.records: list[SubLayerRecord] = []
         self.meter = meter

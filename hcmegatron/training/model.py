@@ -61,7 +61,7 @@ def wrap_chunk(model: ConnectionGPT, config: Config, groups: ProcessGroupCollect
         module,
         pg_collection=groups,
     )
-    widen_messages([wrapped], model.decoder.streams)
+    widen_messages([wrapped], model.decoder.message_width)
     wrapped.config.finalize_model_grads_func = finalize_model_grads
     if parallel.overlap_grad_reduce:
         wrapped.config.no_sync_func = wrapped.no_sync

@@ -5,7 +5,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from hcmegatron.config.schema import Connection as ConnectionConfig
-from hcmegatron.connections import kinds
+from hcmegatron.connections import accounting, kinds
 from hcmegatron.connections.accounting import streams
 from hcmegatron.connections.build import build_connection, build_contract
 from hcmegatron.connections.expand_contract import expand
@@ -17,6 +17,15 @@ LINEAR = tuple(kind for kind in WIDE if not kinds.KINDS[kind].normalises)  # who
 
 def config(kind, **fields):
     return ConnectionConfig(kind=kind, **fields)
+
+
+def fits(conn, C=12):
+    return accounting.problem(conn, C, str) is None
+
+
+def some(kind, n, **fields):
+    """With n streams or fractions, or the next number that the kind takes."""
+    return next(conn for more in range(n, 9) if fits(conn := config(kind, n=more, **fields)))
 
 
 class SubLayer(nn.Module):
@@ -48,15 +57,16 @@ class Network(nn.Module):
         self.contract = build_contract(conn, C, norm_eps=1e-6, dtype=torch.float64)
 
     def forward(self, h, inputs=None, coefficients=None, streams=None):
-        H = expand(h, self.connections[0].streams)
+        H, mix = expand(h, self.connections[0].streams), ()
         for T, connection in zip(self.sublayers, self.connections, strict=True):
-            x, c = connection.read(H)
+            x, c = connection.read(H, None, *mix)
+            mix = c[:1] if connection.single_pass else ()
             y, bias = T(x)
             H = connection.write(H, y, c, bias)
             for kept, value in ((inputs, (x, y + bias)), (coefficients, c), (streams, H)):
                 if kept is not None:
                     kept.append(value)
-        return F.rms_norm(self.contract(H), h.shape[-1:], eps=self.eps)
+        return F.rms_norm(self.contract(H, *mix), h.shape[-1:], eps=self.eps)
 
     def connection_parameters(self):
         return [*self.connections.parameters(), *self.contract.parameters()]

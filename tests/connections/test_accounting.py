@@ -12,7 +12,7 @@ from hcmegatron.connections import accounting
 from hcmegatron.connections.build import build_connection, build_contract, parameter_of
 from hcmegatron.connections.kinds.descriptor import AT_LEAST_1, setting, together
 from hcmegatron.connections.kinds.heads import HEADS
-from tests.connections.small_network import KINDS, config
+from tests.connections.small_network import KINDS, config, some
 
 PLAIN = {"norm": "rmsnorm_plain"}
 
@@ -49,7 +49,7 @@ def test_static_flops_as_printed_for_olmo_1b():
 @pytest.mark.parametrize("n", [1, 3, 4])
 @pytest.mark.parametrize("norm", ["rmsnorm", "layernorm_plain"])
 def test_counts_equal_the_built_module(kind, n, norm):
-    conn = config(kind, n=n, norm=norm)
+    conn = some(kind, n, norm=norm)
     module = build_connection(conn, 12, 5, norm_eps=1e-6)
     assert sum(p.numel() for p in module.parameters()) == accounting.parameters(conn, 12)
     assert all(p.dtype == torch.float32 for p in module.parameters())
@@ -82,14 +82,14 @@ def test_contract_head_counts():
 
 
 def test_widths():
-    kinds = ("residual", "shc", "dhc", "sfc", "dfc", "mhc", "ihc", "gr")
-    assert [accounting.streams(config(kind, n=4)) for kind in kinds] == [1, 4, 4, 1, 1, 4, 4, 4]
+    kinds = ("residual", "shc", "dhc", "sfc", "dfc", "mhc", "mhc_lite", "krom", "ihc", "gr")
+    assert [accounting.streams(config(kind, n=4)) for kind in kinds] == [1, 4, 4, 1, 1, 4, 4, 4, 4, 4]
 
 
 def test_every_parameter_has_a_weight_decay_rule():
     """HC's and FC's dynamic parts and mHC's projections decay: the papers' rule, parameter by parameter."""
     decayed, spared = set(), set()
-    for kind in ("residual", "shc", "dhc", "sfc", "dfc", "mhc", "ihc", "gr"):
+    for kind in ("residual", "shc", "dhc", "sfc", "dfc", "mhc", "mhc_lite", "krom", "ihc", "gr"):
         conn = config(kind, n=2, contract="head")
         for module in (build_connection(conn, 8, 0, norm_eps=0.0), build_contract(conn, 8, norm_eps=0.0)):
             for name, parameter in module.named_parameters():
@@ -107,7 +107,7 @@ def test_every_parameter_has_a_weight_decay_rule():
 def test_muon_takes_projections_that_are_matrices():
     """The rest is AdamW's: static parts, gates, norms, and projections to one number a token, which are vectors."""
     found = {"matrix": set(), "adamw": set()}
-    for kind in ("residual", "shc", "dhc", "sfc", "dfc", "mhc", "ihc", "gr"):
+    for kind in ("residual", "shc", "dhc", "sfc", "dfc", "mhc", "mhc_lite", "krom", "ihc", "gr"):
         conn = config(kind, n=2, contract="head")
         for table in (accounting.table(conn, 8), accounting.head_table(conn, 8)):
             for name, parameter in table.items():
@@ -136,7 +136,25 @@ def test_a_setting_means_one_thing():
             "use 10 or 15 for model.hidden_size, or a divisor of 12 for connection.n",
         ),
         ({"kind": "mhc", "n": 0}, "connection.n = 0 is out of range; it must be at least 1"),
-        ({"kind": "hc"}, "connection.kind='hc': choose one of residual, shc, dhc, sfc, dfc, mhc, ihc, gr"),
+        (
+            {"kind": "mhc_lite", "n": 5},
+            "connection.n = 5 streams have 120 permutations, each a column of phi (connection.kind = mhc_lite); "
+            "use up to 4 streams, or krom or mhc for connection.kind",
+        ),
+        (
+            {"kind": "krom", "n": 6},
+            "connection.n = 6 is no power of two from 2 on (connection.kind = krom); use 4 or 8 for connection.n, "
+            "or mhc for connection.kind",
+        ),
+        (
+            {"kind": "krom", "n": 1},
+            "connection.n = 1 is no power of two from 2 on (connection.kind = krom); use 2 for connection.n, or mhc "
+            "for connection.kind",
+        ),
+        (
+            {"kind": "hc"},
+            "connection.kind='hc': choose one of residual, shc, dhc, sfc, dfc, mhc, mhc_lite, krom, ihc, gr",
+        ),
         (
             {"kind": "mhc", "contract": "max"},
             "connection.contract='max': choose one of sum, mean, head",

@@ -8,10 +8,10 @@ from hcmegatron.connections.build import build_connection, build_contract
 from hcmegatron.connections.connection import Connection
 from hcmegatron.connections.expand_contract import expand
 from hcmegatron.connections.kinds import KINDS as KINDS_BY_NAME
-from tests.connections.small_network import KINDS, config, randomise
+from tests.connections.small_network import KINDS, config, randomise, some
 
 VARIANTS = [
-    *(config(kind, n=n) for kind in KINDS for n in (1, 3)),
+    *(some(kind, n) for kind in KINDS for n in (1, 3)),
     *(config("dhc", n=2, norm=norm) for norm in ("layernorm", "layernorm_plain", "rmsnorm_plain")),
     config("dhc", n=2, tanh=False),
     config("dfc", n=2, tanh=False, norm="layernorm"),
@@ -187,7 +187,7 @@ def test_low_precision_streams_round_once(kind, dtype, with_bias):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_no_tokens_and_one_token(kind):
-    conn = config(kind, n=3)
+    conn = some(kind, 3)
     for s in (0, 1):
         connection, H = built(conn), streams_like(conn, s=s).requires_grad_()
         x, c = connection.read(H)

@@ -7,9 +7,10 @@ import torch
 from hcmegatron.connections import kinds
 from hcmegatron.connections.build import build_connection
 from hcmegatron.connections.connection_matrix import connection_matrix
-from tests.connections.small_network import KINDS, LINEAR, WIDE, Network, config, randomise, tokens
+from tests.connections.small_network import KINDS, LINEAR, WIDE, Network, config, randomise, some, tokens
 
 AT_PRENORM = [kind for kind in KINDS if kinds.KINDS[kind].starts == "at"]
+NEAR_PRENORM = [kind for kind in KINDS if kinds.KINDS[kind].starts == "near"]
 EXACT = {"rtol": 1e-11, "atol": 1e-12}
 
 
@@ -41,10 +42,11 @@ def test_is_the_prenorm_network_at_initialisation(conn):
         assert (grads[name] - g).norm() <= 1e-11 * norm, name
 
 
-def test_mhc_starts_close_to_prenorm_with_unequal_streams():
+@pytest.mark.parametrize("kind", NEAR_PRENORM)
+def test_starts_close_to_prenorm_with_unequal_streams(kind):
     h = tokens()
     streams, coefficients = [], []
-    network = Network(config("mhc", contract="mean"))
+    network = Network(config(kind, contract="mean"))
     out = network(h, streams=streams, coefficients=coefficients)
     expected = Network(config("residual"))(h)
     assert (out - expected).norm() < 0.05 * expected.norm()
@@ -69,7 +71,7 @@ def test_initial_values_depend_on_the_index_alone():
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_changing_the_last_token_changes_no_earlier_output(kind):
-    network = randomise(Network(config(kind, n=3)))
+    network = randomise(Network(some(kind, 3)))
     h = tokens()
     changed = h.clone()
     changed[-1] += 1
@@ -153,7 +155,7 @@ def test_duality_sequential():
 @pytest.mark.parametrize("kind", LINEAR)
 @pytest.mark.parametrize("contract", ["sum", "mean"])
 def test_connection_matrix_reproduces_every_input(kind, contract):
-    network = randomise(Network(config(kind, n=3, contract=contract)))
+    network = randomise(Network(some(kind, 3, contract=contract)))
     inputs, coefficients, streams = [], [], []
     h = tokens()
     network(h, inputs, coefficients, streams)

@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from hcmegatron.connections.manifold import project, residual_matrix
 from hcmegatron.connections.mixing import aggregate, mix_and_add
+from hcmegatron.connections.permutations import kronecker_mixture, permutation_mixture
 from hcmegatron.kernels.options import ReadOptions
 
 VARIANTS = [
@@ -27,6 +28,10 @@ VARIANTS = [
     *(ReadOptions(4, **{off: False}) for off in ("use_pre", "use_post", "use_res")),
     ReadOptions(3, use_pre=False, use_post=False),
     ReadOptions(3, use_res=False, rms_eps="off", pre_eps=1e-2, post_eps=1e-2),
+    *(ReadOptions(n, res_map="permutations") for n in (1, 2, 3, 4)),
+    *(ReadOptions(n, res_map="kronecker") for n in (2, 4, 8)),
+    ReadOptions(4, res_map="permutations", use_pre=False, rms_eps="inside", eps=1e-2),
+    ReadOptions(4, res_map="kronecker", use_post=False, rms_eps="added", eps=1e-2, pre_eps=1e-6),
 ]
 
 
@@ -44,7 +49,11 @@ def read(H, phi, scale, bias, options):
     pre = torch.sigmoid(l_pre) + options.pre_eps if options.use_pre else logits.new_full((T, n), 1 / n)
     post = 2 * torch.sigmoid(l_post) + options.post_eps if options.use_post else logits.new_ones(T, n)
     res = torch.eye(n, dtype=logits.dtype).expand(T, n, n)
-    if options.use_res:
+    if options.use_res and options.res_map == "permutations":
+        res = permutation_mixture(l_res, n)
+    elif options.use_res and options.res_map == "kronecker":
+        res = kronecker_mixture(l_res.unflatten(-1, (-1, 2)))
+    elif options.use_res:
         L = l_res.unflatten(-1, (n, n))
         res = residual_matrix(L, options.iterations, options.sinkhorn_eps, options.orientation)
     return aggregate(H, pre), pre, post, res, H

@@ -158,6 +158,16 @@ def test_fc_bias_and_dropout_on_hopper():
 
 
 @pytest.mark.slow
+def test_other_residual_maps_fit_hopper():
+    """What makes res of its logits is in two kernels, and in no others."""
+    variants = ["mhc_lite", "krom", "implicit"]
+    reports = compile_all("--sm", "90", "--hidden", "2560", "--variant", *variants)
+    assert {r["name"] for r in reports} == KERNELS and len(reports) == len(variants) * (len(KERNELS) + 1)
+    for r in reports:
+        fits(r)
+
+
+@pytest.mark.slow
 def test_other_stream_counts_fit_hopper():
     for r in compile_all("--sm", "90", "--hidden", "1280", "--n", "8", "--variant", "mhc"):
         fits(r)

@@ -14,7 +14,7 @@ from tests.ranks import run_ranks
 if TYPE_CHECKING:
     from tests.layouts.network import Outcome
 
-KINDS = ("residual", "shc", "dhc", "sfc", "dfc", "mhc", "ihc", "gr")
+KINDS = ("residual", "shc", "dhc", "sfc", "dfc", "mhc", "mhc_lite", "krom", "ihc", "gr")
 ARCHITECTURES = {"dense": "dense, GQA", "moe": "MoE, MLA"}
 DATA_PARALLEL = {"distributed_optimizer": True, "overlap_grad_reduce": True, "overlap_param_gather": True}
 EP_TP = {"expert": 2, "tensor": 2, "sequence": True}

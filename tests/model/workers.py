@@ -27,7 +27,7 @@ from hcmegatron.training.optimizer import build_optimizer, set_learning_rate
 from tests.small_configs import SEQUENCE_LENGTH as S
 
 VOCAB = 64
-KINDS = ("residual", "shc", "dhc", "sfc", "dfc", "mhc", "ihc", "gr")
+KINDS = ("residual", "shc", "dhc", "sfc", "dfc", "mhc", "mhc_lite", "krom", "ihc", "gr")
 
 
 def randomise_connections(chunk: torch.nn.Module) -> None:
@@ -109,7 +109,7 @@ def fp64_step(config: Config, count: int) -> Step:
         for chunk in chunks:
             randomise_connections(chunk)
         wrapped = [Bare(chunk.config, chunk) for chunk in chunks]
-        widen_messages(wrapped, chunks[0].decoder.streams)
+        widen_messages(wrapped, chunks[0].decoder.message_width)
         firsts = first_micro_batches(config.parallel, groups.pp.rank(), count)
         losses = build_forward_backward(config, wrapped, groups, Execution())(
             forward_step_func=own_loss_step,

@@ -22,7 +22,7 @@ from tests.pipeline.layouts import (
 
 pytestmark = pytest.mark.ranks
 
-KINDS = ("residual", "dhc", "dfc", "mhc", "ihc", "gr")
+KINDS = ("residual", "dhc", "dfc", "mhc", "mhc_lite", "ihc", "gr")
 SPLIT = ("zb_h1", "zb_v", "dualpipev")
 SCHEDULES = ("gpipe", "1f1b", *SPLIT, "interleaved")
 

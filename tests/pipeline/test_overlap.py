@@ -100,7 +100,11 @@ def check_pairs(config, results, micro_batches=MICRO_BATCHES):
 def test_every_connection_dense_and_moe():
     """Six layers on four stages: chunks of two and one, the first layer without all-to-alls."""
     cases = [(kind, moe) for kind in ("residual", "dhc", "dfc", "mhc", "ihc", "gr") for moe in (False, True)]
+    cases += [("mhc_lite", True)]
     configs = [config_for(*case, model={"layers": 6}) for case in cases]
+    configs += [
+        config_for("mhc", moe, model={"layers": 6}, connection={"single_pass": True}) for moe in (False, True)
+    ]
     results = check(2, configs)
     for index, config in enumerate(configs):
         check_pairs(config, [rank[2 * index + 1] for rank in results])
@@ -120,12 +124,16 @@ def test_recomputation():
         for kind in ("dhc", "dfc", "ihc", "gr")
         for setting in (settings[0], settings[3])
     ]
+    configs.append(
+        config_for("mhc", True, model={"layers": 8}, recompute=settings[0], connection={"single_pass": True})
+    )
     check(2, configs)
 
 
 def test_both_directions():
     configs = [config_for("mhc", True, "dualpipe"), config_for("dhc", False, "dualpipe")]
     configs += [config_for("ihc", False, "dualpipe"), config_for("gr", True, "dualpipe")]
+    configs.append(config_for("mhc", True, "dualpipe", connection={"single_pass": True}))
     results = check(2, configs)
     for index, config in enumerate(configs):
         check_pairs(config, [rank[2 * index + 1] for rank in results])

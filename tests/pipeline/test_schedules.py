@@ -51,6 +51,12 @@ def test_schedules_equal_one_process(alone, pipeline):
 
 
 @pytest.mark.ranks
+def test_single_pass(alone):
+    """Every message has the pre of the sub-layer before, too, and every gradient of a message that of the pre."""
+    check(alone, [("mhc", True)], SCHEDULES, 2, 2, connection={"single_pass": True})
+
+
+@pytest.mark.ranks
 def test_tied_embeddings(alone):
     check(alone, [("mhc", False)], SCHEDULES, 2, 2, model={"tie_embeddings": True})
 

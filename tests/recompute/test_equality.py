@@ -51,6 +51,7 @@ def test_one_rank(moe):
     cases = {kind: variants(kind, moe, settings) for kind in KINDS}
     cases["residual"] = variants("residual", moe, FULL)
     cases["norms behind"] = variants("mhc", moe, settings, model={"norm_position": "post"})
+    cases["single pass"] = variants("mhc", moe, settings, connection={"single_pass": True})
     cases["bf16"] = variants("mhc", moe, settings, training={"dtype": "bf16"})
     results = iter(run(1, [config for configs in cases.values() for config in configs]))
     for kind, configs in cases.items():
@@ -83,6 +84,7 @@ LAYOUTS = {
 LAYOUTS["sequence parallel"] = {"tensor": 2, "sequence": True}
 LAYOUTS["sequence parallel, selective"] = {"tensor": 2, "sequence": True}
 LAYOUTS["expert parallel"] = {"expert": 2}
+LAYOUTS["single pass"] = LAYOUTS["dualpipev"]
 
 
 def test_two_ranks():
@@ -92,7 +94,8 @@ def test_two_ranks():
         modules = ["core_attn", "mla_up_proj"] if "selective" in name else []
         settings = [{"mode": "block", "block_length": "live", "modules": modules}]
         settings += [{"mode": "selective", "modules": modules}] if modules else FULL
-        cases[name] = variants(kind, moe, settings, parallel=layout)
+        own = {"connection": {"single_pass": True}} if name == "single pass" else {}
+        cases[name] = variants(kind, moe, settings, parallel=layout, **own)
     results = iter(run(2, [config for configs in cases.values() for config in configs]))
     for name, configs in cases.items():
         plain, *others = [next(results) for _ in configs]

@@ -16,7 +16,9 @@ from hcmegatron.connections.kinds.frac import DFC, SFC
 from hcmegatron.connections.kinds.gated import GR
 from hcmegatron.connections.kinds.hyper import DHC, SHC
 from hcmegatron.connections.kinds.identity import IHC
+from hcmegatron.connections.kinds.krom import KROM
 from hcmegatron.connections.kinds.manifold import MHC
+from hcmegatron.connections.kinds.manifold_lite import MHC_LITE
 from hcmegatron.connections.kinds.residual import RESIDUAL
 
 KINDS: dict[str, ConnectionDescriptor] = {
@@ -28,6 +30,8 @@ KINDS: dict[str, ConnectionDescriptor] = {
         SFC,
         DFC,
         MHC,
+        MHC_LITE,
+        KROM,
         IHC,
         GR,
     )

@@ -121,6 +121,8 @@ class ConnectionDescriptor:
         saved_bytes: bytes a token that backward holds of one connection without recomputation, for streams of
             `itemsize` bytes a number; the read and the sub-layer's output are not counted.
         streams: width of the stream between sub-layers and between pipeline stages, in units of C.
+        single_pass: whether a sub-layer reads with the pre that the one before it predicted: n numbers in fp32 that go
+            beside the streams, through messages too, and contract them in the end.
         carry: what the streams are multiplied with on their way past a sub-layer: a `matrix`, or the `identity`.
         normalises: whether the read is T's normed input, so that a pre-norm network has no norm of its own there.
         kernels: whether the module takes fused kernels (`kernels: auto | torch | triton`).
@@ -149,6 +151,7 @@ class ConnectionDescriptor:
     flops: Callable[[Any, int], int]
     saved_bytes: Callable[[Any, int, int], int]
     streams: Callable[[Any], int] = lambda conn: 1
+    single_pass: Callable[[Any], bool] = lambda conn: False
     carry: Literal["matrix", "identity"] = "matrix"
     normalises: bool = False
     kernels: bool = True
