@@ -45,6 +45,12 @@ def _training(config: Config, unless: Unless) -> None:
     step = config.optimizer.schedule == "step"
     unless(step, schedule, "optimizer.step_decay_at optimizer.step_decay_to")
     unless(config.optimizer.schedule == "cosine", schedule, "optimizer.min_lr_ratio")
+    unless(config.muon.momentum > 0, "muon.momentum is 0", "muon.nesterov")
+    unless(
+        config.optimizer.name == "muon",
+        f"optimizer.name is {config.optimizer.name}",
+        " ".join(f"muon.{key}" for key in vars(config.muon)),
+    )
     unless(
         bool(config.data.paths),
         "data.paths is empty, so the standard library's .py files are read",

@@ -17,7 +17,7 @@ from typing import NamedTuple
 from hcmegatron.config.schema import distributed_optimizer
 from hcmegatron.connections import accounting
 from hcmegatron.planner.buffers import resident
-from hcmegatron.planner.counts import held_parameters, padded_vocabulary
+from hcmegatron.planner.counts import MUONS, held_parameters, padded_vocabulary
 from hcmegatron.planner.layers import has_experts
 from hcmegatron.planner.layout import Layout
 from hcmegatron.planner.machines import GIB
@@ -108,13 +108,14 @@ def least_static(layout: Layout, rank: int) -> float:
     apart.
     """
     held, sharded = held_parameters(layout, rank), distributed_optimizer(layout.config)
-    usual, theirs = of_network(layout.config), of_connections()
     shares = {"experts": layout.expert_data if sharded else 1}
-    return sum(
-        count * (size.weight + size.gradient + size.state / shares.get(name, layout.data if sharded else 1))
-        for name, count in held.items()
-        for size in (theirs if name == "connections" else usual,)
-    )
+    data = layout.data if sharded else 1
+    total = 0.0
+    for name, count in held.items():
+        of_class = of_connections if name == "connections" else of_network
+        size = of_class(layout.config, "matrix" if name in MUONS else "adamw")
+        total += count * (size.weight + size.gradient + size.state / shares.get(name, data))
+    return total
 
 
 def communicators(layout: Layout) -> int:

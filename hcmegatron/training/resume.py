@@ -236,6 +236,11 @@ def _start(
         raise ConfigError(
             f"checkpoint {path} is of another architecture: {change.as_refused()}; set it to match"
         )
+    for change in by(Rule.STATE):
+        raise ConfigError(
+            f"checkpoint {path} is of another optimizer: {change.as_refused()}; set it to match, or begin with its "
+            f"weights alone, with checkpoint.init_from={path} and another run.dir"
+        )
     check_tokenizer(config, path, saved, (environment or {}).get("tokenizer"))
     other_data = [change.as_refused() for change in by(Rule.DATA)]
     if saved.text not in (text, None):

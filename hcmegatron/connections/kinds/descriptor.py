@@ -39,6 +39,12 @@ class Parameter:
     role: Role
     optimizer_role: OptimizerRole = "adamw"
 
+    def __post_init__(self) -> None:
+        if self.optimizer_role == "matrix" and len(self.shape) != 2:
+            raise ValueError(
+                f"a parameter of shape {self.shape} is no matrix; give it optimizer_role 'adamw'"
+            )
+
     @property
     def count(self) -> int:
         """Numbers in it."""
