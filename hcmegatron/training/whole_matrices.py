@@ -59,8 +59,8 @@ class WholeMatrices:
         for _, wholes in everyones:
             self.wholes |= wholes
         precisions = {whole.updated for whole in self.wholes.values()}
-        assert len(precisions) <= 1, f"one message for matrices that are updated in {precisions}"
-        self.dtype = next(iter(precisions), torch.float32)
+        # one message for all: a narrower one loses nothing in it (connections are fp32 beside an fp64 network)
+        self.dtype = max(precisions, key=lambda dtype: dtype.itemsize, default=torch.float32)
         self._check(held)
         costs = {place: float(flops(whole.matrix, 1)) for place, whole in self.wholes.items()}
         self.exchanges = [
