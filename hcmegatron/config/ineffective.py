@@ -42,6 +42,7 @@ def _model(config: Config, unless: Unless) -> None:
 
 def _training(config: Config, unless: Unless) -> None:
     schedule = f"optimizer.schedule is {config.optimizer.schedule}"
+    unless(config.checkpoint.init_from is None, "checkpoint.init_from has the weights", "model.init_std")
     step = config.optimizer.schedule == "step"
     unless(step, schedule, "optimizer.step_decay_at optimizer.step_decay_to")
     unless(config.optimizer.schedule == "cosine", schedule, "optimizer.min_lr_ratio")

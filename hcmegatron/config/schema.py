@@ -251,6 +251,9 @@ class Checkpoint:
     # or begin a new run, in another run.dir, with this checkpoint's weights, optimizer state and step (a run directory
     # means its newest): at its sample where the data are the same, at the first where they are other
     load: str | None = None
+    # or begin a new run with only the weights of this checkpoint of plain residuals, and connections that leave what it
+    # computes as it is (docs/checkpoints.md)
+    init_from: str | None = None
 
 
 @dataclass

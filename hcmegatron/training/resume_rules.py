@@ -43,7 +43,7 @@ _RULES = {
         parallel.expert parallel.expert_tensor parallel.schedule parallel.overlap parallel.distributed_optimizer
         parallel.overlap_grad_reduce parallel.overlap_param_gather training.micro_batch recompute.mode
         recompute.block_length recompute.modules implementation kernels""",
-    Rule.BEGINNING: "model.init_std",
+    Rule.BEGINNING: "model.init_std checkpoint.init_from",
     Rule.HARMLESS: """
         data.validation data.test parallel.costs parallel.timeout_s training.eval_every training.eval_batches
         training.eval_prompt training.eval_tokens training.log_every training.max_bad_steps training.threads

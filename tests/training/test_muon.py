@@ -41,7 +41,9 @@ def test_five_iterations_are_torchs_muon():
     torchs = torch.optim.Muon([weight], lr=0.5, weight_decay=0.0, adjust_lr_fn="match_rms_adamw")
     weight.grad = gradient.clone()
     torchs.step()
-    momentum = gradient.lerp(torch.zeros_like(gradient).lerp(gradient, 0.05), 0.95)  # of a first step, Nesterov's
+    momentum = gradient.lerp(
+        torch.zeros_like(gradient).lerp(gradient, 0.05), 0.95
+    )  # of a first step, Nesterov's
     found = direction_of(momentum.bfloat16(), layers.Matrix("", 24, 40), COEFFICIENTS["5"], 0.2).float()
     torch.testing.assert_close(before - 0.5 * found, weight.detach(), rtol=0, atol=5e-3)
 

@@ -9,6 +9,7 @@ from hcmegatron.config.ranges import LARGEST
 from hcmegatron.config.schema import Config, resumes
 from hcmegatron.config.types import defaults
 from hcmegatron.connections import accounting
+from hcmegatron.connections.kinds import KINDS
 
 
 def check_recompute(config: Config, shown: Shown) -> None:
@@ -79,6 +80,16 @@ def check_training(config: Config, shown: Shown) -> None:
         not (resumes(config) and c.load),
         f"{shown('checkpoint.resume')} and {shown('checkpoint.load')} both say where to start",
         "give one of them",
+    )
+    need(
+        not (c.init_from and c.load),
+        f"{shown('checkpoint.init_from')} and {shown('checkpoint.load')} both say where to start",
+        "give one of them",
+    )
+    need(
+        not c.init_from or accounting.kind_of(config.connection).continues_residual,
+        f"{shown('checkpoint.init_from')} with {shown('connection.kind')}, which cannot begin as the residual network",
+        "use one of " + ", ".join(name for name, kind in KINDS.items() if kind.continues_residual),
     )
     need(
         not resumes(config) or config.run.dir is not None,

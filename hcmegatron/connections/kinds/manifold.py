@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -14,6 +15,8 @@ from hcmegatron.connections.kinds.descriptor import (
 )
 from hcmegatron.connections.kinds.heads import Streams
 from hcmegatron.connections.kinds.shared_settings import Rooted, Trained
+
+_OPEN = 0.999  # of a gate that can still be trained: of one stream alone, whose read is normed anyway
 
 
 @dataclass
@@ -71,6 +74,22 @@ def _activations(conn: ManifoldSettings, own: Any, pre: Any, post: Any, res: Any
     return found | ({"post": post - 1} if conn.use_post else {})
 
 
+def _as_residual(conn: ManifoldSettings, k: int) -> dict[str, Any]:
+    """post = 1 and sum_i pre_i = 1, more of it from stream k mod n: equal streams stay equal for any res whose rows sum
+    to 1, and later reads give them different gradients. Without pre the mean is read, which a doubly stochastic res
+    leaves alone, and the streams are told apart by post, whose mean is 1."""
+    n = conn.n
+    shares = [math.exp(i == k % n) / (n - 1 + math.e) for i in range(n)]
+    values: dict[str, Any] = {}
+    if conn.use_pre:
+        pre = [min(share - conn.pre_eps, _OPEN) for share in shares]
+        values["b_pre"] = [math.log(p / (1 - p)) for p in pre]
+    if conn.use_post:
+        post = [1.0 if conn.use_pre else 1 + (share - 1 / n) / 4 for share in shares]
+        values["b_post"] = [math.log(p / (2 - p)) for p in post]
+    return values
+
+
 MHC = ConnectionDescriptor(
     name="mhc",
     title="Manifold-Constrained Hyper-Connections (2512.24880)",
@@ -85,6 +104,7 @@ MHC = ConnectionDescriptor(
     streams=lambda conn: conn.n,
     folds=True,
     starts="near",
+    as_residual=_as_residual,
     doubly_stochastic=lambda conn: conn.use_res,
     activations=_activations,
     ineffective=_ineffective,
