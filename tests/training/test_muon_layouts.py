@@ -12,7 +12,9 @@ from tests.training import muon_workers
 pytestmark = pytest.mark.ranks
 
 STEPS = 3
-NETWORKS = (("dense", "mhc"), ("moe", "dhc"), ("moe", "mhc"))
+# Connections are fp32 beside an fp64 network, and what rounding leaves of their momentum is orthogonalised too.
+LIMITS = {"residual": 1e-10, "mhc": 5e-6, "dhc": 5e-6}
+NETWORKS = (("dense", "residual"), ("dense", "mhc"), ("moe", "residual"), ("moe", "dhc"))
 # ranks, settings of `parallel`; experts under tensor parallelism need sequence parallelism
 LAYOUTS = {
     "TP 2": (2, {"tensor": 2}, ("dense",)),
@@ -86,7 +88,7 @@ def test_the_weights_are_those_of_one_process(layout, alone):
     found = run(ranks, [network(*each, **parallel) for each in places])
     errors = {each: largest_error(alone[each], [rank[i] for rank in found]) for i, each in enumerate(places)}
     print(layout, errors)
-    assert max(errors.values()) < 1e-9, errors
+    assert {each: error for each, error in errors.items() if error > LIMITS[each[1]]} == {}
 
 
 SHARDED = {"distributed_optimizer": True, "overlap_grad_reduce": True, "overlap_param_gather": True}

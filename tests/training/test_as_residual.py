@@ -1,0 +1,117 @@
+"""Connections over a residual checkpoint's weights compute what it did, and then part; what cannot be is refused."""
+
+import math
+import shutil
+
+import pytest
+import torch
+
+from hcmegatron.config import ConfigError, check_config
+from hcmegatron.connections.kinds import KINDS
+from hcmegatron.connections.kinds.manifold import MHC, ManifoldSettings
+from hcmegatron.training import resume
+from tests.ranks import run_ranks
+from tests.small_configs import tiny
+from tests.training import as_residual_workers
+from tests.training.reshard_cases import RUN
+
+STEPS = 6
+# settings of the connection, of the layout, ranks; every kind but those that are what they were
+WARM = {
+    "shc": ({"kind": "shc", "contract": "mean"}, {}, 1),
+    "dhc": ({"kind": "dhc", "contract": "mean"}, {}, 1),
+    "sfc": ({"kind": "sfc"}, {}, 1),
+    "dfc": ({"kind": "dfc"}, {}, 1),
+    "mhc": ({"kind": "mhc", "contract": "mean"}, {}, 1),
+    "mhc, mean read": ({"kind": "mhc", "contract": "mean", "use_pre": False}, {}, 1),
+    "mhc, learned contraction, PP 2": ({"kind": "mhc", "contract": "head"}, {"pipeline": 2}, 2),
+    "mhc, TP 2 + SP": ({"kind": "mhc", "contract": "mean"}, {"tensor": 2, "sequence": True}, 2),
+}
+
+
+def network(text, directory, connection, parallel, **sections):
+    """The stream of a trained network is about 1 large; so that norm_eps is as small beside it, embeddings are here."""
+    sections = {"parallel": {"pipeline": 1, **parallel}, "connection": {"n": 4, **connection}, **sections}
+    config = tiny(text, directory, **sections)
+    config.model.hidden_dropout, config.model.init_std, config.moe.ffn_hidden_size = 0.0, 0.5, 16
+    config.data.holdout, config.training.steps, config.optimizer.lr = 0.2, STEPS, 1e-2
+    return config
+
+
+@pytest.fixture(scope="module")
+def residual(tmp_path_factory):
+    """(text, run directory, held-out loss) of a residual network."""
+    folder = tmp_path_factory.mktemp("residual")
+    text = folder / "text.txt"
+    text.write_text("".join(f"line {n * 7919 % 1000}: {'ab' * (n % 9)} {n * n}\n" for n in range(400)))
+    config = network(text, folder / "run", {"kind": "residual"}, {})
+    (found,) = run_ranks(1, as_residual_workers.trained, config, **RUN)
+    return text, folder / "run", found["after"][0]
+
+
+@pytest.mark.ranks
+@pytest.mark.parametrize("name", WARM)
+def test_the_function_stays_and_the_streams_part(name, residual, tmp_path):
+    text, source, loss = residual
+    connection, parallel, ranks = WARM[name]
+    config = network(
+        text, tmp_path / "run", connection, parallel, checkpoint={"init_from": str(source), "save_every": 0}
+    )
+    check_config(config)
+    for found in run_ranks(ranks, as_residual_workers.trained, config, **RUN):
+        (before, apart), (after, parted) = found["before"], found["after"]
+        assert before == pytest.approx(loss, rel=2e-6) and after != before
+        if KINDS[connection["kind"]].streams(config.connection) > 1:
+            assert parted > 1e-3 > apart or connection.get("use_pre") is False < apart < parted
+    log = (tmp_path / "run/train.log").read_text()
+    assert (
+        f"beginning with the weights of {source}/checkpoints/step-{STEPS:08d}, after step {STEPS}; its" in log
+    )
+
+
+@pytest.mark.parametrize("n", [1, 2, 4])
+@pytest.mark.parametrize("pre_eps", [0.0, 1e-6])
+def test_of_equal_streams_mhc_reads_one_and_writes_all_alike(n, pre_eps):
+    for k in range(2 * n):
+        values = MHC.as_residual(ManifoldSettings(n=n, pre_eps=pre_eps), k)
+        pre = torch.tensor(values["b_pre"], dtype=torch.float64).sigmoid() + pre_eps
+        assert float(pre.sum()) == pytest.approx(1.0, abs=1e-12 if n > 1 else 2e-3)
+        assert int(pre.argmax()) == k % n and values["b_post"] == [0.0] * n
+    mean_read = MHC.as_residual(ManifoldSettings(n=4, use_pre=False), 1)
+    post = [2 / (1 + math.exp(-b)) for b in mean_read["b_post"]]
+    assert "b_pre" not in mean_read and sum(post) == pytest.approx(4.0) and max(post) == post[1] > 1.05
+
+
+def start(text, directory, source, **sections):
+    config = network(text, directory, sections.pop("connection", {"kind": "mhc"}), {}, **sections)
+    config.checkpoint.init_from = str(source)
+    check_config(config)
+    return resume.find_start(config, directory, "text")
+
+
+@pytest.mark.ranks
+def test_what_cannot_be_is_said_in_a_line(residual, tmp_path):
+    text, source, _ = residual
+    found = start(text, tmp_path, source)
+    assert (
+        found.weights_only
+        and found.position.step == 0
+        and "its optimizer state is left there" in found.says[0]
+    )
+    of_mhc = tmp_path / "mhc"
+    shutil.copytree(source, of_mhc)
+    refused = {
+        "model.hidden_size = 16 there, 32 here; set it to match": (source, {"model": {"hidden_size": 32}}),
+        "elsewhere: there is no such directory; name a checkpoint": (tmp_path / "elsewhere", {}),
+        "both say where to start; give one of them": (source, {"checkpoint": {"load": str(source)}}),
+    }
+    for words, (path, sections) in refused.items():
+        with pytest.raises(ConfigError, match=words) as error:
+            start(text, tmp_path / "new", path, **sections)
+        assert "\n" not in str(error.value)
+
+
+def test_a_kind_that_cannot_begin_so_is_refused(monkeypatch, tmp_path):
+    monkeypatch.setattr(type(KINDS["mhc"]), "continues_residual", property(lambda kind: kind.name == "shc"))
+    with pytest.raises(ConfigError, match="cannot begin as the residual network; use one of shc"):
+        start(tmp_path / "text.txt", tmp_path, tmp_path)
