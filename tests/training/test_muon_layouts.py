@@ -12,8 +12,9 @@ from tests.training import muon_workers
 pytestmark = pytest.mark.ranks
 
 STEPS = 3
-# Connections are fp32 beside an fp64 network, and what rounding leaves of their momentum is orthogonalised too.
-LIMITS = {"residual": 1e-10, "mhc": 5e-6, "dhc": 5e-6}
+# Cross entropy and connections are fp32 in an fp64 network, and what rounding leaves of a momentum is orthogonalised
+# too. A step moves an element by about 4e-3.
+LIMITS = {"residual": 1e-7, "mhc": 5e-6, "dhc": 5e-6}
 NETWORKS = (("dense", "residual"), ("dense", "mhc"), ("moe", "residual"), ("moe", "dhc"))
 # ranks, settings of `parallel`; experts under tensor parallelism need sequence parallelism
 LAYOUTS = {
