@@ -24,9 +24,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.description = (
         "list: the checkpoints of a run directory. show: what the newest of them, or the one named, is of. verify: "
-        "compare every byte with its checksums; exit status 1 where any differs. contract: write the newest of them, or "
-        "the one named, without its connections, as a checkpoint of residuals, into a run directory that is made; only "
-        "where they compute what residuals do. None of them runs anything of it."
+        "compare every byte with its checksums; exit status 1 where any differs. contract: write the newest of them, "
+        "or the one named, without its connections, as a checkpoint of residuals, into a run directory that is made; "
+        "only where they compute what residuals do. None of them runs anything of it."
     )
     parser.add_argument("action", metavar="ACTION", choices=ACTIONS, help=", ".join(ACTIONS))
     parser.add_argument("path", metavar="PATH", type=Path, help="a checkpoint, or a run directory")

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections import defaultdict
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -51,11 +52,12 @@ def direction_of(
     return torch.cat(done, dim=1).view_as(whole)
 
 
-class Muon(torch.optim.Optimizer):
+class Muon:
     """Of what this rank holds of matrices: elements of whole ones, of tensor-parallel parts or of flat shards.
 
     Momentum and weights are updated element by element where they are; in between a matrix is whole on one rank, which
     orthogonalises it in the precision of the model's weight. So the update is that of one process, whatever the layout.
+    torch's optimizers take no shard of a buffer, which is a view; this one is as they are in what is used of them.
 
     Args:
         groups: parameter groups, with the rate and decay that they have under AdamW.
@@ -70,7 +72,8 @@ class Muon(torch.optim.Optimizer):
         settings: schema.Muon,
         adamw: schema.Optimizer,
     ) -> None:
-        super().__init__(groups, {"lr": adamw.lr, "weight_decay": adamw.weight_decay})
+        self.param_groups = groups
+        self.state: dict[Tensor, dict[str, Tensor]] = defaultdict(dict)
         self.matrices, self.settings = matrices, settings
         self.relative_rate = 1.0 if settings.lr is None else settings.lr / adamw.lr
 
@@ -82,9 +85,8 @@ class Muon(torch.optim.Optimizer):
         return dict(state)
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> None:
+    def step(self) -> None:
         """Update every piece that this rank holds. Collective over the ranks of `matrices`."""
-        assert closure is None, "gradients are ready before a step"
         rates: dict[Tensor, float] = {}
         for group in self.param_groups:
             rate = group["lr"] * self.relative_rate
