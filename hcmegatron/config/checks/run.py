@@ -98,6 +98,19 @@ def check_training(config: Config, shown: Shown) -> None:
     )
 
 
+def check_muon(config: Config, shown: Shown) -> None:
+    """ConfigError where rates are beyond 32-bit numbers."""
+    o, m = config.optimizer, config.muon
+    rate = (m.lr or o.lr) * max(1.0, config.connection.lr_multiplier)
+    largest = rate * max(m.rms, m.weight_decay or o.weight_decay)
+    need(
+        o.name != "muon" or largest <= LARGEST,
+        f"{shown('muon.lr')} with {shown('optimizer.lr')}, {shown('muon.rms')} and {shown('muon.weight_decay')} makes "
+        f"products beyond {LARGEST:g}, which 32-bit numbers do not hold",
+        "lower them",
+    )
+
+
 def check_health(config: Config, shown: Shown) -> None:
     """ConfigError where what is asked of bad steps cannot be done."""
     need(
