@@ -1,18 +1,19 @@
 """Connections over a residual checkpoint's weights compute what it did, and then part; what cannot be is refused."""
 
+import argparse
 import math
-import shutil
 
 import pytest
 import torch
 
+from hcmegatron import cli
 from hcmegatron.config import ConfigError, check_config
 from hcmegatron.connections.kinds import KINDS
 from hcmegatron.connections.kinds.manifold import MHC, ManifoldSettings
-from hcmegatron.training import resume
+from hcmegatron.training import checkpoint_cli, resume
 from tests.ranks import run_ranks
 from tests.small_configs import tiny
-from tests.training import as_residual_workers
+from tests.training import as_residual_workers, workers
 from tests.training.reshard_cases import RUN
 
 STEPS = 6
@@ -98,8 +99,6 @@ def test_what_cannot_be_is_said_in_a_line(residual, tmp_path):
         and found.position.step == 0
         and "its optimizer state is left there" in found.says[0]
     )
-    of_mhc = tmp_path / "mhc"
-    shutil.copytree(source, of_mhc)
     refused = {
         "model.hidden_size = 16 there, 32 here; set it to match": (source, {"model": {"hidden_size": 32}}),
         "elsewhere: there is no such directory; name a checkpoint": (tmp_path / "elsewhere", {}),
@@ -115,3 +114,53 @@ def test_a_kind_that_cannot_begin_so_is_refused(monkeypatch, tmp_path):
     monkeypatch.setattr(type(KINDS["mhc"]), "continues_residual", property(lambda kind: kind.name == "shc"))
     with pytest.raises(ConfigError, match="cannot begin as the residual network; use one of shc"):
         start(tmp_path / "text.txt", tmp_path, tmp_path)
+
+
+@pytest.fixture(scope="module")
+def at_its_beginning(residual, tmp_path_factory):
+    """The run directory of mHC with the residual network's weights, after a step that moves nothing by 1e-11."""
+    text, source, _ = residual
+    directory = tmp_path_factory.mktemp("mhc") / "run"
+    config = network(text, directory, {"kind": "mhc"}, {}, checkpoint={"init_from": str(source)})
+    config.training.steps, config.optimizer.lr = 1, 1e-11
+    run_ranks(1, as_residual_workers.trained, config, **RUN)
+    return directory
+
+
+@pytest.mark.ranks
+def test_and_back_to_residuals(residual, at_its_beginning, tmp_path, capsys):
+    text, _, loss = residual
+    assert cli.main(["checkpoint", "contract", str(at_its_beginning), str(tmp_path / "back")]) == 0
+    path = tmp_path / "back/checkpoints/step-00000001"
+    assert capsys.readouterr().out.startswith(f"{path}: step 1, ")
+    assert cli.main(["checkpoint", "verify", str(path)]) == 0
+    before = workers.content(at_its_beginning / "checkpoints/step-00000001")
+    after = workers.content(path)
+    assert after == {key: held for key, held in before.items() if "_connection." not in key}
+    assert any("exp_avg" in key for key in after) and len(before) > len(after)
+    load = {"load": str(path)}
+    config = network(text, tmp_path / "on", {"kind": "residual"}, {}, checkpoint=load)
+    (found,) = run_ranks(1, as_residual_workers.trained, config, **RUN)
+    assert found["before"][0] == pytest.approx(loss, rel=2e-6)
+
+
+@pytest.mark.ranks
+def test_what_cannot_be_contracted(residual, at_its_beginning, tmp_path):
+    text, source, _ = residual
+    trained = tmp_path / "trained"
+    config = network(text, trained, {"kind": "mhc"}, {}, checkpoint={"init_from": str(source)})
+    config.training.steps = 1
+    run_ranks(1, as_residual_workers.trained, config, **RUN)
+    (tmp_path / "there").mkdir()
+    refused = {
+        "so its connections cannot be left out; contract one that": (trained, tmp_path / "new"),
+        "is of residual connections already; use it as it is": (source, tmp_path / "new"),
+        "there is there already; name a directory": (at_its_beginning, tmp_path / "there"),
+        "nowhere: there is no such directory": (tmp_path / "nowhere", tmp_path / "new"),
+    }
+    for words, (path, into) in refused.items():
+        with pytest.raises(ConfigError, match=words) as error:
+            checkpoint_cli.main(argparse.Namespace(action="contract", path=path, into=into))
+        assert "\n" not in str(error.value) and not (tmp_path / "new").exists()
+    with pytest.raises(ConfigError, match="contract takes a path and one directory that is made"):
+        checkpoint_cli.main(argparse.Namespace(action="contract", path=source, into=None))
