@@ -12,39 +12,16 @@ from hcmegatron.connections.kinds import KINDS
 from hcmegatron.connections.kinds.manifold import MHC, ManifoldSettings
 from hcmegatron.training import checkpoint_cli, resume
 from tests.ranks import run_ranks
-from tests.small_configs import tiny
 from tests.training import as_residual_workers, workers
+from tests.training.as_residual_table import STEPS, WARM, corpus, network
 from tests.training.reshard_cases import RUN
-
-STEPS = 6
-# settings of the connection, of the layout, ranks; every kind but those that are what they were
-WARM = {
-    "shc": ({"kind": "shc", "contract": "mean"}, {}, 1),
-    "dhc": ({"kind": "dhc", "contract": "mean"}, {}, 1),
-    "sfc": ({"kind": "sfc"}, {}, 1),
-    "dfc": ({"kind": "dfc"}, {}, 1),
-    "mhc": ({"kind": "mhc", "contract": "mean"}, {}, 1),
-    "mhc, mean read": ({"kind": "mhc", "contract": "mean", "use_pre": False}, {}, 1),
-    "mhc, learned contraction, PP 2": ({"kind": "mhc", "contract": "head"}, {"pipeline": 2}, 2),
-    "mhc, TP 2 + SP": ({"kind": "mhc", "contract": "mean"}, {"tensor": 2, "sequence": True}, 2),
-}
-
-
-def network(text, directory, connection, parallel, **sections):
-    """The stream of a trained network is about 1 large; so that norm_eps is as small beside it, embeddings are here."""
-    sections = {"parallel": {"pipeline": 1, **parallel}, "connection": {"n": 4, **connection}, **sections}
-    config = tiny(text, directory, **sections)
-    config.model.hidden_dropout, config.model.init_std, config.moe.ffn_hidden_size = 0.0, 0.5, 16
-    config.data.holdout, config.training.steps, config.optimizer.lr = 0.2, STEPS, 1e-2
-    return config
 
 
 @pytest.fixture(scope="module")
 def residual(tmp_path_factory):
     """(text, run directory, held-out loss) of a residual network."""
     folder = tmp_path_factory.mktemp("residual")
-    text = folder / "text.txt"
-    text.write_text("".join(f"line {n * 7919 % 1000}: {'ab' * (n % 9)} {n * n}\n" for n in range(400)))
+    text = corpus(folder)
     config = network(text, folder / "run", {"kind": "residual"}, {})
     (found,) = run_ranks(1, as_residual_workers.trained, config, **RUN)
     return text, folder / "run", found["after"][0]
@@ -55,9 +32,7 @@ def residual(tmp_path_factory):
 def test_the_function_stays_and_the_streams_part(name, residual, tmp_path):
     text, source, loss = residual
     connection, parallel, ranks = WARM[name]
-    config = network(
-        text, tmp_path / "run", connection, parallel, checkpoint={"init_from": str(source), "save_every": 0}
-    )
+    config = network(text, tmp_path / "run", connection, parallel, checkpoint={"init_from": str(source)})
     check_config(config)
     for found in run_ranks(ranks, as_residual_workers.trained, config, **RUN):
         (before, apart), (after, parted) = found["before"], found["after"]
