@@ -122,8 +122,9 @@ def communicators(layout: Layout) -> int:
     """Groups of several ranks that a rank belongs to."""
     parallel = layout.config.parallel
     groups = (parallel.tensor, parallel.expert, layout.data, layout.expert_data if parallel.expert > 1 else 1)
+    stage = layout.gpus // parallel.pipeline if layout.config.optimizer.name == "muon" else 1
     hops = min(2, parallel.pipeline - 1)  # to the rank before and the rank after
-    return sum(size > 1 for size in groups) + hops
+    return sum(size > 1 for size in (*groups, stage)) + hops
 
 
 def allowances(layout: Layout) -> Counter[str]:

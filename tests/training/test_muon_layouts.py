@@ -11,20 +11,18 @@ from tests.training import muon_workers
 
 pytestmark = pytest.mark.ranks
 
-STEPS = 3
+STEPS = 2
 # Cross entropy and connections are fp32 in an fp64 network, and what rounding leaves of a momentum is orthogonalised
 # too. A step moves an element by about 4e-3.
 LIMITS = {"residual": 1e-7, "mhc": 5e-6, "dhc": 5e-6}
 NETWORKS = (("dense", "residual"), ("dense", "mhc"), ("moe", "residual"), ("moe", "dhc"))
 # ranks, settings of `parallel`; experts under tensor parallelism need sequence parallelism
 LAYOUTS = {
-    "TP 2": (2, {"tensor": 2}, ("dense",)),
     "TP 2 + SP": (2, {"tensor": 2, "sequence": True}, ("dense", "moe")),
     "EP 2": (2, {"expert": 2}, ("moe",)),
     "DP 2": (2, {}, ("dense", "moe")),
     "PP 2": (2, {"pipeline": 2}, ("dense", "moe")),
     "DualPipe": (2, {"pipeline": 2, "schedule": "dualpipe"}, ("dense", "moe")),
-    "DualPipeV": (2, {"pipeline": 2, "schedule": "dualpipev"}, ("dense", "moe")),
     "EP 2 x expert TP 2, TP 2 + SP": (
         4,
         {"expert": 2, "tensor": 2, "sequence": True, "expert_tensor": 2},
