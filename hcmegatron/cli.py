@@ -107,7 +107,10 @@ VERBS = {
     "train": ("hcmegatron.training.train_cli", "train a model as a YAML file says"),
     "schedule": ("schedules.cli", "draw, simulate and compare pipeline schedules"),
     "plan": ("hcmegatron.planner.cli", "what a run takes on a machine: memory, time, money"),
-    "checkpoint": ("hcmegatron.training.checkpoint_cli", "list, show and verify the checkpoints of a run"),
+    "checkpoint": (
+        "hcmegatron.training.checkpoint_cli",
+        "list, show, verify and contract the checkpoints of a run",
+    ),
     "replay": (
         "hcmegatron.training.replay_cli",
         "run a bad step that a run has kept once more, in one process",

@@ -18,7 +18,6 @@ from hcmegatron.model.gpt import unwrap
 from hcmegatron.pipeline.configured_schedule import most_held
 from hcmegatron.pipeline.forward_backward import build_forward_backward
 from hcmegatron.pipeline.runner import ScheduleRunner
-from hcmegatron.platform.adam import MOMENTS
 from hcmegatron.platform.distributed import megatron_groups, seed_regions
 from hcmegatron.recompute.attach import Recomputation
 from hcmegatron.training.model import build_model
@@ -52,7 +51,7 @@ def resident(config: Config, tokens: int) -> tuple[int, int, int]:
         # a shard of fp32 weights is a view of them, and no copy
         updated = [p for own in optimizer.chained_optimizers for g in own.param_groups for p in g["params"]]
         states = [s for own in optimizer.chained_optimizers for s in own.optimizer.state.values()]
-        held = storages([*updated, *(state[name] for state in states for name in MOMENTS)])
+        held = storages([*updated, *(state[name] for state in states for name in state if name != "step")])
         state = sum(size for storage, size in held.items() if storage not in weights)
         return sum(weights.values()), sum(gradients.values()), state
 

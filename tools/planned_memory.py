@@ -88,6 +88,7 @@ CASES = (
     Case("interleaved, 2 chunks, expert 2", 4, MIXTURE,
          "parallel.schedule=interleaved parallel.pipeline=2 parallel.virtual=2 parallel.expert=2"),
     Case("fp64", 2, MIXTURE, "training.dtype=fp64 optimizer.clip=0 moe.grouped=false"),
+    Case("expert 2 of data 4, Muon, bf16", 4, MIXTURE, "parallel.expert=2 optimizer.name=muon"),
     Case("several buckets", 2, DENSE,
          "model.tie_embeddings=false model.hidden_size=416 model.vocab_size=100000 "
          "parallel.overlap_grad_reduce=true", large=True),

@@ -42,10 +42,17 @@ def _model(config: Config, unless: Unless) -> None:
 
 def _training(config: Config, unless: Unless) -> None:
     schedule = f"optimizer.schedule is {config.optimizer.schedule}"
+    unless(config.checkpoint.init_from is None, "checkpoint.init_from has the weights", "model.init_std")
     step = config.optimizer.schedule == "step"
     unless(step, schedule, "optimizer.step_decay_at optimizer.step_decay_to")
     unless(config.optimizer.schedule in ("cosine", "wsd"), schedule, "optimizer.min_lr_ratio")
     unless(config.optimizer.schedule == "wsd", schedule, "optimizer.decay_steps")
+    unless(config.muon.momentum > 0, "muon.momentum is 0", "muon.nesterov")
+    unless(
+        config.optimizer.name == "muon",
+        f"optimizer.name is {config.optimizer.name}",
+        " ".join(f"muon.{key}" for key in vars(config.muon)),
+    )
     unless(
         bool(config.data.paths),
         "data.paths is empty, so the standard library's .py files are read",

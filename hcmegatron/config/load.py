@@ -56,6 +56,7 @@ PLACES = (
     "data.test",
     "data.tokenizer",
     "checkpoint.load",
+    "checkpoint.init_from",
     "parallel.costs",
 )
 ABSENT_VALUES = {

@@ -39,7 +39,7 @@ _RANGES = {
         lambda v: v >= 0,
         """model.norm_eps moe.experts moe.shared_experts moe.first_dense moe.expert_bias_rate
         moe.aux_loss moe.sequence_aux_loss moe.z_loss
-        data.seed optimizer.warmup_steps optimizer.weight_decay optimizer.clip training.seed
+        data.seed optimizer.warmup_steps optimizer.weight_decay optimizer.clip muon.weight_decay training.seed
         training.eval_every checkpoint.save_every health.loss_spike health.grad_norm_spike health.diverged_after
         health.keep_bad_steps health.compare_parameters_every health.compare_gradients_every
         diagnostics.every diagnostics.ablation_every""",
@@ -47,12 +47,12 @@ _RANGES = {
     "above 0": (
         lambda v: v > 0,
         """model.rope_theta model.init_std moe.routed_scale optimizer.lr
-        optimizer.eps run.peak_tflops""",
+        optimizer.eps muon.lr muon.rms run.peak_tflops""",
     ),
     "from 0 to below 1": (
         lambda v: 0 <= v < 1,
         """model.hidden_dropout model.attention_dropout data.holdout optimizer.beta1
-        optimizer.beta2""",
+        optimizer.beta2 muon.momentum""",
     ),
     "at least 4": (lambda v: v >= 4, "health.spike_window"),
     "0, or above 1": (lambda v: v == 0 or v > 1, "health.slow_factor"),

@@ -148,8 +148,9 @@ class Data:
 
 @dataclass
 class Optimizer:
-    """AdamW through Megatron's optimizer."""
+    """AdamW through Megatron's optimizer; with muon, of what is no matrix (docs/optimizers.md)."""
 
+    name: Literal["adamw", "muon"] = "adamw"
     lr: float = 3e-3
     min_lr_ratio: float = 0.1  # of lr, where cosine and wsd end
     # wsd: warm-up, stable, decay: lr until decay_steps before the end, then down in a straight line. Until the decay no
@@ -164,6 +165,21 @@ class Optimizer:
     eps: float = 1e-8
     weight_decay: float = 0.1
     clip: float = 1.0  # 0: no clipping
+
+
+@dataclass
+class Muon:
+    """Muon, for the matrices of attention, MLPs, experts and connections; used when optimizer.name is muon."""
+
+    lr: float | None = None  # of the matrices, on optimizer.schedule; None: optimizer.lr
+    rms: float = (
+        0.2  # root mean square of an update at a rate of 1, whatever the matrix's shape: about AdamW's
+    )
+    momentum: float = 0.95
+    nesterov: bool = True
+    # Newton-Schulz iterations: five of Muon's coefficients, or eight of them and two that converge (DeepSeek-V4)
+    newton_schulz: Literal["5", "8+2"] = "5"
+    weight_decay: float | None = None  # None: optimizer.weight_decay
 
 
 @dataclass
@@ -245,6 +261,9 @@ class Checkpoint:
     # means its newest): at its sample where the data are the same, at the first where they are other. With resume, for
     # as long as that run has no checkpoint of its own
     load: str | None = None
+    # or begin a new run with only the weights of this checkpoint of plain residuals, and connections that leave what it
+    # computes as it is (docs/checkpoints.md)
+    init_from: str | None = None
 
 
 @dataclass
@@ -287,6 +306,7 @@ class Config:
     parallel: Parallel = field(default_factory=Parallel)
     data: Data = field(default_factory=Data)
     optimizer: Optimizer = field(default_factory=Optimizer)
+    muon: Muon = field(default_factory=Muon)
     training: Training = field(default_factory=Training)
     health: Health = field(default_factory=Health)
     diagnostics: Diagnostics = field(default_factory=Diagnostics)

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections import Counter
 
 from hcmegatron.config.schema import distributed_optimizer
-from hcmegatron.planner.counts import held_parameters
+from hcmegatron.planner.counts import MUONS, held_parameters
 from hcmegatron.planner.layout import Group, Layout
+from hcmegatron.planner.orthogonalising import orthogonalising
 from hcmegatron.planner.stage_costs import Operations
 from hcmegatron.planner.state_bytes import of_network
 
@@ -16,7 +17,7 @@ LAST_BUCKET = 0.1  # of a reduction that overlaps with backward: what is left wh
 def after_the_pipeline(layout: Layout, operations: Operations) -> Counter[str]:
     """Gradient reduction, sums over DualPipe's copies, parameter gather and optimizer, on the slowest rank."""
     parallel, rates = layout.config.parallel, operations.rates
-    weight, gradient, state = of_network(layout.config)
+    weight, gradient, _ = of_network(layout.config)
     sharded = distributed_optimizer(layout.config)
     worst: Counter[str] = Counter()
     for rank in layout.distinct_ranks:
@@ -46,10 +47,13 @@ def after_the_pipeline(layout: Layout, operations: Operations) -> Counter[str]:
             mirror = parallel.pipeline - 1 - rank
             pair = Group(2, 2 if layout.same_node(rank, mirror) else 1)
             own["mirrors"] = 2 * rates.ring(held.total() * gradient, pair)
-        shards = (dense / (layout.data if sharded else 1), experts / (layout.expert_data if sharded else 1))
-        # AdamW reads gradient and state and writes state and weight; norm, scaling and clearing pass the gradients
-        moved = sum(shards) * (gradient + 2 * state + weight) + 3 * held.total() * gradient
-        own["optimizer"] = rates.memory(moved)
+        # gradient and state are read, state and weight written; norm, scaling and clearing pass the gradients
+        moved = 3.0 * held.total() * gradient
+        for name, count in held.items():
+            state = of_network(layout.config, "matrix" if name in MUONS else "adamw").state
+            shards = layout.expert_data if name == "experts" else layout.data
+            moved += count / (shards if sharded else 1) * (gradient + 2 * state + weight)
+        own["optimizer"] = rates.memory(moved) + orthogonalising(layout, rates, rank)
         if own.total() > worst.total():
             worst = own
     return worst

@@ -11,6 +11,7 @@ parameter, that torch's AdamW keeps and fused ones do not. Layers are Megatron's
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -65,7 +66,8 @@ def parameters(config: Config, vocab_size: int, part: ModelStage) -> Iterator[He
             around[norm.key] = sizes
     # a descriptor lists its parameters as its module has them
     connection = [
-        HeldParameter(p.count, of_connections()) for p in accounting.table(config.connection, C).values()
+        HeldParameter(p.count, of_connections(config, p.optimizer_role))
+        for p in accounting.table(config.connection, C).values()
     ]
     if part.first:
         yield HeldParameter(shared_out(config, embedding), usual, alone=elsewhere)
@@ -82,7 +84,7 @@ def parameters(config: Config, vocab_size: int, part: ModelStage) -> Iterator[He
         yield from around.get("mlp_output_layernorm", [])
     if part.last:
         yield from (
-            HeldParameter(p.count, of_connections())
+            HeldParameter(p.count, of_connections(config, p.optimizer_role))
             for p in accounting.head_table(config.connection, C).values()
         )
         yield from (HeldParameter(size, usual) for size in final_norm(config).parameters.values())
@@ -91,11 +93,12 @@ def parameters(config: Config, vocab_size: int, part: ModelStage) -> Iterator[He
 
 
 def _matrices(config: Config, matrices: Sequence[Matrix]) -> Iterator[HeldParameter]:
-    usual, parallel = of_network(config), config.parallel
+    parallel = config.parallel
     routed = [matrix for matrix in matrices if matrix.split == "expert"]
     # as model.gpt.mark_weights has it
     apart = parallel.expert > 1 or parallel.expert * parallel.expert_tensor != parallel.tensor
     for matrix in matrices:
+        usual = of_network(config, matrix.optimizer_role)
         if matrix.split != "expert":
             yield HeldParameter(shared_out(config, matrix), usual)
         elif matrix is routed[0]:
@@ -112,14 +115,18 @@ class Buffer:
     """A chunk's parameters of one precision and one data-parallel group.
 
     Attributes:
+        weight, gradient: bytes of a number.
         shards: parts of the optimizer state; 1 where every rank has all of it.
+        states: bytes of master weights and moments a number, by parameter.
         places: of the parameters, numbers from the buffer's beginning.
         buckets: the same of what is reduced together, padding included.
     """
 
-    bytes: Bytes
+    weight: int
+    gradient: int
     apart: bool
     shards: int
+    states: tuple[int, ...]
     places: tuple[range, ...]
     buckets: tuple[range, ...]
 
@@ -129,25 +136,20 @@ class Buffer:
         return self.buckets[-1].stop
 
     @cached_property
-    def padding(self) -> Counter[int]:
-        """Shard -> how many of its numbers belong to no parameter."""
-        missing: Counter[int] = Counter()
-        ends = [0, *(place.stop for place in self.places)]
-        starts = [*(place.start for place in self.places), self.numbers]
-        for bucket in self.buckets:
-            size = len(bucket) // self.shards
-            for start, stop in zip(ends, starts, strict=True):
-                start, stop = max(start, bucket.start), min(stop, bucket.stop)
-                while start < stop:
-                    shard = (start - bucket.start) // size
-                    end = min(stop, bucket.start + (shard + 1) * size)
-                    missing[shard] += end - start
-                    start = end
-        return missing
-
-    def state(self, shard: int) -> int:
-        """Bytes of master weights and moments of a shard's owner."""
-        return self.bytes.state * (self.numbers // self.shards - self.padding[shard])
+    def state(self) -> Counter[int]:
+        """Bytes of master weights and moments, by shard."""
+        found: Counter[int] = Counter()
+        ends = [bucket.stop for bucket in self.buckets]
+        for place, bytes_ in zip(self.places, self.states, strict=True):
+            start = place.start
+            while start < place.stop:
+                bucket = self.buckets[bisect_right(ends, start)]
+                size = len(bucket) // self.shards
+                shard = (start - bucket.start) // size
+                stop = min(place.stop, bucket.start + (shard + 1) * size)
+                found[shard] += bytes_ * (stop - start)
+                start = stop
+        return found
 
 
 @dataclass(frozen=True)
@@ -163,16 +165,16 @@ class Resident:
 
     @property
     def weights(self) -> int:
-        return sum(buffer.numbers * buffer.bytes.weight for buffer in self.buffers)
+        return sum(buffer.numbers * buffer.weight for buffer in self.buffers)
 
     @property
     def gradients(self) -> int:
-        return sum(buffer.numbers * buffer.bytes.gradient for buffer in self.buffers)
+        return sum(buffer.numbers * buffer.gradient for buffer in self.buffers)
 
     def state(self, owner: tuple[int, int]) -> int:
         """Master weights and moments of one rank."""
         shard_of = {False: owner[0], True: owner[1]}
-        return sum(b.state(shard_of[b.apart] if b.shards > 1 else 0) for b in self.buffers)
+        return sum(b.state[shard_of[b.apart] if b.shards > 1 else 0] for b in self.buffers)
 
     @cached_property
     def most_state(self) -> int:
@@ -204,12 +206,14 @@ def resident(
     most = max(40_000_000, 1_000_000 * data) if small else None
     buffers = []
     for part in parts:
-        kinds: dict[tuple[Bytes, bool], list[HeldParameter]] = defaultdict(list)
+        kinds: dict[tuple[int, int, bool], list[HeldParameter]] = defaultdict(list)
         for parameter in parameters(config, vocab_size, part):
-            kinds[parameter.bytes, parameter.apart].append(parameter)
-        for (size, apart), own in kinds.items():
+            kinds[parameter.bytes.weight, parameter.bytes.gradient, parameter.apart].append(parameter)
+        for (weight, gradient, apart), own in kinds.items():
             shards = (data_of_experts if apart else data) if sharded else 1
-            buffers.append(Buffer(size, apart, shards, *_laid_out(own, shards, most, sharded)))
+            states = tuple(parameter.bytes.state for parameter in reversed(own))
+            places, buckets = _laid_out(own, shards, most, sharded)
+            buffers.append(Buffer(weight, gradient, apart, shards, states, places, buckets))
     owners = tuple(
         (rank // parallel.tensor, rank // of_experts) for rank in range(world_size // parallel.pipeline)
     )

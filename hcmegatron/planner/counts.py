@@ -32,6 +32,8 @@ CLASSES: tuple[Class, ...] = (
     *("router", "norms", "connections", "head"),
 )
 WHOLE = ("router", "norms", "connections")  # kept whole on every tensor-parallel rank
+# Where optimizer.name is muon. Of connections nearly all numbers are, where they predict anything.
+MUONS = ("attention", "dense", "experts", "shared experts", "connections")
 
 
 def padded_vocabulary(config: Config) -> int:

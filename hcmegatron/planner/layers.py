@@ -12,6 +12,7 @@ from typing import Literal, NamedTuple
 
 from hcmegatron.config.schema import Config, Model
 from hcmegatron.connections import accounting
+from hcmegatron.connections.kinds.descriptor import OptimizerRole
 
 
 class Matrix(NamedTuple):
@@ -24,6 +25,9 @@ class Matrix(NamedTuple):
         count: how many there are under the key: routed experts.
         active: of them that one token passes.
         into_stream: whether its output goes back into the stream.
+        optimizer_role: where optimizer.name is muon, Muon updates a `matrix`, AdamW the rest.
+        fused: rows of each of the projections that lie below one another in it; () where it is one.
+        groups: how often these rows repeat: fused queries, keys and values come group by group.
     """
 
     key: str
@@ -33,6 +37,9 @@ class Matrix(NamedTuple):
     count: int = 1
     active: int = 1
     into_stream: bool = False
+    optimizer_role: OptimizerRole = "matrix"
+    fused: tuple[int, ...] = ()
+    groups: int = 1
 
     @property
     def size(self) -> int:
@@ -74,7 +81,13 @@ def gqa(config: Config) -> list[Matrix]:
     m, (d_qk, d_v) = config.model, head_widths(config)
     groups = m.query_groups or m.heads
     return [
-        Matrix("linear_qkv.weight", m.heads * d_qk + groups * (d_qk + d_v), m.hidden_size),
+        Matrix(
+            "linear_qkv.weight",
+            m.heads * d_qk + groups * (d_qk + d_v),
+            m.hidden_size,
+            fused=(m.heads // groups * d_qk, d_qk, d_v),
+            groups=groups,
+        ),
         Matrix("linear_proj.weight", m.hidden_size, m.heads * d_v, into_stream=True),
     ]
 
@@ -113,7 +126,7 @@ def mlp(config: Config, key: str, width: int) -> list[Matrix]:
     """One MLP of `width` hidden channels, or one expert."""
     C, gates = config.model.hidden_size, 2 if config.model.activation == "swiglu" else 1
     return [
-        Matrix(f"{key}.linear_fc1.weight", gates * width, C),
+        Matrix(f"{key}.linear_fc1.weight", gates * width, C, fused=(width,) * gates if gates > 1 else ()),
         Matrix(f"{key}.linear_fc2.weight", C, width, into_stream=True),
     ]
 
@@ -124,7 +137,7 @@ def mixture(config: Config) -> list[Matrix]:
     routed = mlp(config, "mlp.experts.experts", moe.ffn_hidden_size)
     shared = mlp(config, "mlp.shared_experts", moe.shared_experts * moe.ffn_hidden_size)
     return [
-        Matrix("mlp.router.weight", moe.experts, config.model.hidden_size, "whole"),
+        Matrix("mlp.router.weight", moe.experts, config.model.hidden_size, "whole", optimizer_role="adamw"),
         *(matrix._replace(split="expert", count=moe.experts, active=moe.top_k) for matrix in routed),
         *(shared if moe.shared_experts else []),
     ]
@@ -158,10 +171,9 @@ def padded_vocab(model: Model, tensor: int, tokens: int) -> int:
 def vocabulary(config: Config, vocab_size: int) -> list[Matrix]:
     """The embedding and, where it is not the same, the output head. vocab_size: padded."""
     C = config.model.hidden_size
-    embedding = Matrix(
-        "embedding.word_embeddings.weight", vocab_size, C, active=0
-    )  # looked up, not multiplied
-    head = Matrix("output_layer.weight", vocab_size, C)
+    # looked up, not multiplied
+    embedding = Matrix("embedding.word_embeddings.weight", vocab_size, C, active=0, optimizer_role="adamw")
+    head = Matrix("output_layer.weight", vocab_size, C, optimizer_role="adamw")
     return [embedding._replace(active=1)] if config.model.tie_embeddings else [embedding, head]
 
 

@@ -31,7 +31,7 @@ _OF_TIMES = """
     parallel.pipeline parallel.tensor parallel.sequence parallel.expert parallel.expert_tensor parallel.overlap
     parallel.distributed_optimizer parallel.overlap_grad_reduce parallel.overlap_param_gather data.sequence_length
     training.micro_batch training.dtype training.threads recompute.mode recompute.block_length recompute.modules
-    implementation kernels"""
+    implementation kernels muon.newton_schulz"""
 SECTIONS = ("model", "mla", "moe", "connection")
 STAGES = "model stages"
 COPIES = (

@@ -17,7 +17,7 @@ from typing import NamedTuple
 from hcmegatron.config.schema import distributed_optimizer
 from hcmegatron.connections import accounting
 from hcmegatron.planner.buffers import resident
-from hcmegatron.planner.counts import held_parameters, padded_vocabulary
+from hcmegatron.planner.counts import MUONS, held_parameters, padded_vocabulary
 from hcmegatron.planner.layers import has_experts
 from hcmegatron.planner.layout import Layout
 from hcmegatron.planner.machines import GIB
@@ -108,21 +108,23 @@ def least_static(layout: Layout, rank: int) -> float:
     apart.
     """
     held, sharded = held_parameters(layout, rank), distributed_optimizer(layout.config)
-    usual, theirs = of_network(layout.config), of_connections()
     shares = {"experts": layout.expert_data if sharded else 1}
-    return sum(
-        count * (size.weight + size.gradient + size.state / shares.get(name, layout.data if sharded else 1))
-        for name, count in held.items()
-        for size in (theirs if name == "connections" else usual,)
-    )
+    data = layout.data if sharded else 1
+    total = 0.0
+    for name, count in held.items():
+        of_class = of_connections if name == "connections" else of_network
+        size = of_class(layout.config, "matrix" if name in MUONS else "adamw")
+        total += count * (size.weight + size.gradient + size.state / shares.get(name, data))
+    return total
 
 
 def communicators(layout: Layout) -> int:
     """Groups of several ranks that a rank belongs to."""
     parallel = layout.config.parallel
     groups = (parallel.tensor, parallel.expert, layout.data, layout.expert_data if parallel.expert > 1 else 1)
+    stage = layout.gpus // parallel.pipeline if layout.config.optimizer.name == "muon" else 1
     hops = min(2, parallel.pipeline - 1)  # to the rank before and the rank after
-    return sum(size > 1 for size in groups) + hops
+    return sum(size > 1 for size in (*groups, stage)) + hops
 
 
 def allowances(layout: Layout) -> Counter[str]:

@@ -71,10 +71,10 @@ def kept_on_first_rank(work: Callable[[], T]) -> T | None:
 
 
 def gathered(value: T, group: ProcessGroup | None = None) -> list[T]:
-    """Every rank's value, in order of rank. Collective, over the default group or another one of all ranks."""
+    """Every rank's value, in order of rank. Collective, over all ranks or those of a group."""
     import torch.distributed as dist
 
-    values: list[Any] = [None] * dist.get_world_size()
+    values: list[Any] = [None] * dist.get_world_size(group)
     dist.all_gather_object(values, value, group)
     return values
 

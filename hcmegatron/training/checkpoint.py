@@ -30,6 +30,7 @@ from hcmegatron.platform import adam
 from hcmegatron.platform.collective_failure import gathered, on_first_rank
 from hcmegatron.platform.distributed import device, timeout
 from hcmegatron.training import manifest, resume, run_directory, shard_files
+from hcmegatron.training.as_residual import weights_of_residual
 from hcmegatron.training.checkpoint_state import to_load, updating, weights_to_load
 from hcmegatron.training.checkpoint_writer import CheckpointWriter
 from hcmegatron.training.manifest import Damaged, Manifest, Progress
@@ -85,7 +86,7 @@ def find(
         try:
             verify(start)
         except Damaged as error:
-            if not resumes(config) or resume.begins_by_load(config, directory):
+            if not resumes(config) or resume.begins_by_load(config, directory) or start.weights_only:
                 raise  # there is no other to look for
             damaged.update({**start.damaged, start.path: error.what})
             continue
@@ -247,7 +248,7 @@ class Checkpoints:
         return [f"the checkpoint after step {begun.at.step}, which was being written, {end}"]
 
     def load(self, start: Start) -> None:
-        """Fill model and optimizer from a verified checkpoint.
+        """Fill model and optimizer from a verified checkpoint; of a start with weights alone, all but the connections'.
 
         Raises:
             ConfigError: it cannot be read; on every rank, whichever found it.
@@ -261,10 +262,15 @@ class Checkpoints:
                 f"checkpoint {start.path} cannot be read: {error}; every rank has to see it whole"
             ) from None
         try:
-            for pieces in to_load(self.chunks, self.optimizer):
+            wanted = to_load(self.chunks, self.optimizer)
+            if start.weights_only:
+                wanted = tuple(weights_of_residual(pieces, self.chunks) for pieces in wanted)
+            for pieces in wanted:
                 everywhere(lambda pieces=pieces: shard_files.read(pieces, start.path, stored), unreadable)
         except NotDone as error:
             raise manifest.corrupt(start.path, str(error)) from None
+        if start.weights_only:
+            return
         for optimizer in updating(self.optimizer):
             adam.set_updates(optimizer, start.manifest.updates)
         if self.folder in start.path.parents:

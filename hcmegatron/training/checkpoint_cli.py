@@ -1,4 +1,5 @@
-"""The verb `checkpoint`: what there is, what one is of, and whether it is still what was written. No torch."""
+"""The verb `checkpoint`: what there is, what one is of, whether it is still what was written; without torch. And one of
+connections that compute what residuals do, as one of residuals."""
 
 from __future__ import annotations
 
@@ -13,31 +14,43 @@ from hcmegatron.training import manifest
 from hcmegatron.training.manifest import Manifest
 
 DAMAGED = 1  # exit status of verify
-ACTIONS = ("list", "show", "verify")
+ACTIONS = ("list", "show", "verify", "contract")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The verb's own words."""
-    parser.usage = "hcmegatron checkpoint {list,show,verify} PATH"
+    parser.usage = (
+        "hcmegatron checkpoint {list,show,verify} PATH, or hcmegatron checkpoint contract PATH DIRECTORY"
+    )
     parser.description = (
         "list: the checkpoints of a run directory. show: what the newest of them, or the one named, is of. verify: "
-        "compare every byte with its checksums; exit status 1 where any differs. None of them runs anything of it."
+        "compare every byte with its checksums; exit status 1 where any differs. contract: write the newest of them, "
+        "or the one named, without its connections, as a checkpoint of residuals, into a run directory that is made; "
+        "only where they compute what residuals do. None of them runs anything of it."
     )
     parser.add_argument("action", metavar="ACTION", choices=ACTIONS, help=", ".join(ACTIONS))
     parser.add_argument("path", metavar="PATH", type=Path, help="a checkpoint, or a run directory")
+    parser.add_argument("into", metavar="DIRECTORY", type=Path, nargs="?", help="of contract: what is made")
 
 
 def main(options: argparse.Namespace) -> int:
     """Run the verb.
 
     Raises:
-        ConfigError: there is no checkpoint; for show, it is damaged.
+        ConfigError: there is no checkpoint; for show, it is damaged; for contract, see to_residual.contract.
     """
+    if (options.action == "contract") != (options.into is not None):
+        wrong = "one directory that is made" if options.into is None else f"not {options.into}"
+        raise ConfigError(
+            f"checkpoint {options.action} takes a path and {wrong}; see hcmegatron checkpoint --help"
+        )
     found = _checkpoints(options.path)
     if options.action == "list":
         return _list(found)
     if options.action == "show":
         return _show(found[-1])
+    if options.action == "contract":
+        return _contract(found[-1], options.into)
     return max([_verify(path) for path in found])
 
 
@@ -86,6 +99,16 @@ def _show(path: Path) -> int:
     for key, value in saved.config.items():
         if key not in initial or initial[key] != value:
             print(f"  {key} = {json.dumps(value)}")
+    return 0
+
+
+def _contract(path: Path, run: Path) -> int:
+    from hcmegatron.training.to_residual import (
+        contract,  # torch takes seconds, which the other actions do not
+    )
+
+    made = contract(path, run)
+    print(f"{made}: {_summary(manifest.read(made))}, of residual connections, from {path}")
     return 0
 
 

@@ -1,8 +1,9 @@
 """What a checkpoint holds: the tensors of model and optimizer, each as boxes of the whole network's tensors.
 
 Every parameter is stored once, in the precision in which the optimizer updates it, under its key in the model; Adam's
-moments are beside it, under optimizer.state.<moment>.<key>. Which rank holds what, which of Megatron's optimizers it is
-in, how those group and shard parameters, and the precision that the model computes in, are thus free to change.
+moments, or Muon's momentum, are beside it, under optimizer.state.<moment>.<key>. Which rank holds what, which of
+Megatron's optimizers it is in, how those group and shard parameters, and the precision that the model computes in, are
+thus free to change.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 
 from hcmegatron.model.gpt import unwrap
 from hcmegatron.model.param_shards import sharded_tensors
-from hcmegatron.platform.adam import moments
+from hcmegatron.training.by_role import ByRole, adam_of, moments
 from hcmegatron.training.shard_files import TensorShard
 from hcmegatron.training.tensor_boxes import boxes_of_range
 from megatron.core.dist_checkpointing.mapping import ShardedTensor
@@ -35,12 +36,12 @@ class Updated:
 
     Attributes:
         weights: what is updated: of the parameter itself, or an fp32 copy of its elements.
-        optimizer: torch's, which has the moments.
+        optimizer: torch's, or Adam and Muon, which has the moments.
     """
 
     start: int
     weights: Tensor
-    optimizer: torch.optim.Optimizer
+    optimizer: torch.optim.Optimizer | ByRole
 
 
 def to_save(chunks: list[nn.Module], optimizer: ChainedOptimizer) -> Iterator[TensorShard]:
@@ -58,8 +59,8 @@ def to_save(chunks: list[nn.Module], optimizer: ChainedOptimizer) -> Iterator[Te
 
 
 def updating(optimizer: ChainedOptimizer) -> list[torch.optim.Optimizer]:
-    """torch's optimizers in Megatron's, of which a rank without parameters of a kind has none."""
-    return [each.optimizer for each in optimizer.chained_optimizers if not each.is_stub_optimizer]
+    """torch's Adams in Megatron's optimizers, of which a rank without parameters of a kind has none."""
+    return [adam_of(each.optimizer) for each in optimizer.chained_optimizers if not each.is_stub_optimizer]
 
 
 def storages(chunks: list[nn.Module], optimizer: ChainedOptimizer) -> list[int]:
@@ -110,10 +111,6 @@ def _of_optimizer(
     part: ShardedTensor, parameter: Tensor, updated: Updated, weights: Tensor | None
 ) -> Iterator[TensorShard]:
     """The elements of a part that the optimizer holds: its weights, if given, and its moments."""
-    assert part.data.is_contiguous(), f"{part.key}: a part that is no range of its parameter's elements"
-    first = part.data.storage_offset() - parameter.storage_offset()
-    start = max(first, updated.start)
-    stop = min(first + part.data.numel(), updated.start + updated.weights.numel())
     tensors = {
         f"optimizer.state.{name}.{part.key}": moment
         for name, moment in moments(updated.optimizer, updated.weights).items()
@@ -121,14 +118,30 @@ def _of_optimizer(
     if weights is not None:
         tensors[part.key] = weights
     axes = part.prepend_axis_num
-    leading, origin = tuple(part.global_offset[:axes]), part.global_offset[axes:]
+    leading = tuple(part.global_offset[:axes])
     for key, tensor in tensors.items():
-        values, at = tensor.detach().view(-1), start - updated.start
-        for offset, size in boxes_of_range(tuple(part.local_shape), start - first, stop - first):
-            data = values[at : at + math.prod(size)].view((1,) * axes + size)
-            at += data.numel()
-            place = leading + tuple(map(sum, zip(origin, offset, strict=True)))
-            yield TensorShard(key, data, part.global_shape, place, part.allow_shape_mismatch)
+        values = tensor.detach().view(-1)
+        for first, offset, size in held_boxes(part, parameter, updated):
+            data = values[first : first + math.prod(size)].view((1,) * axes + size)
+            yield TensorShard(key, data, part.global_shape, leading + offset, part.allow_shape_mismatch)
+
+
+def held_boxes(
+    part: ShardedTensor, parameter: Tensor, updated: Updated
+) -> Iterator[tuple[int, tuple[int, ...], tuple[int, ...]]]:
+    """The elements of a part that the optimizer holds, as boxes of the whole tensor without its leading axes.
+
+    Yields:
+        (where the box begins in the flattened `updated.weights`, its offset, its size).
+    """
+    assert part.data.is_contiguous(), f"{part.key}: a part that is no range of its parameter's elements"
+    first = part.data.storage_offset() - parameter.storage_offset()
+    start = max(first, updated.start)
+    stop = min(first + part.data.numel(), updated.start + updated.weights.numel())
+    origin, at = part.global_offset[part.prepend_axis_num :], start - updated.start
+    for offset, size in boxes_of_range(tuple(part.local_shape), start - first, stop - first):
+        yield at, tuple(map(sum, zip(origin, offset, strict=True))), size
+        at += math.prod(size)
 
 
 def _updated(optimizer: ChainedOptimizer) -> dict[Tensor, Updated]:

@@ -8,7 +8,7 @@ from hcmegatron.config.errors import ConfigError
 from hcmegatron.config.schema import Config
 from hcmegatron.pipeline.configured_schedule import most_held, placement
 from hcmegatron.planner.buffers import parameters, resident
-from hcmegatron.planner.parameters import total_parameters
+from hcmegatron.planner.parameters import parameters_by_role, total_parameters
 from hcmegatron.planner.stages import ModelStage, stages
 from hcmegatron.planner.state_bytes import stream_bytes
 from hcmegatron.platform import standard_streams
@@ -25,11 +25,13 @@ def stages_of_rank(config: Config, pipeline_rank: int) -> list[ModelStage]:
 
 def copied_bytes(config: Config, vocab_size: int, ranks: RankInfo) -> float:
     """Of this machine's memory, for what its ranks copy to save it in the background: of every parameter weight and
-    two moments, each on one of all ranks."""
+    its moments, Adam's two or Muon's one, each on one of all ranks."""
     if not config.checkpoint.asynchronous:
         return 0
-    numbers = 3 * total_parameters(config, vocab_size) * ranks.local_world_size / ranks.world_size
-    return numbers * (8 if config.training.dtype == "fp64" else 4)
+    moments = {"adamw": 2, "matrix": 1 if config.optimizer.name == "muon" else 2}
+    roles = parameters_by_role(config, vocab_size)
+    numbers = sum((1 + moments[role]) * sum(parts.values()) for role, parts in roles.items())
+    return numbers * ranks.local_world_size / ranks.world_size * (8 if config.training.dtype == "fp64" else 4)
 
 
 def expected_memory(config: Config, vocab_size: int, ranks: RankInfo, micro_batches: int) -> str:

@@ -14,6 +14,7 @@ from hcmegatron.pipeline.configured_schedule import placement
 from hcmegatron.pipeline.megatron_schedule import widen_messages
 from hcmegatron.pipeline.tied_embeddings import embedding_groups
 from hcmegatron.platform.distributed import device
+from hcmegatron.training.as_residual import begin_as_residual
 from hcmegatron.training.data_parallel import DataParallel
 from megatron.core.distributed import DistributedDataParallelConfig, finalize_model_grads
 from megatron.core.process_groups_config import ProcessGroupCollection
@@ -39,6 +40,8 @@ def initialised_chunks(config: Config, tokens: int, groups: ProcessGroupCollecti
         vp_stage = index if where.stages > where.ranks else None
         model = build_chunk(config, layers[where.model_stage(stage)], tokens, groups, vp_stage)
         initialise_weights(model.to(device()), config)
+        if config.checkpoint.init_from is not None:
+            begin_as_residual(model, config)
         if where.path_of(stage):
             model.mark_copy(where.path_of(stage))
         chunks.append(model)

@@ -1,4 +1,4 @@
-"""AdamW through Megatron's optimizer, with an explicit weight-decay rule for every parameter."""
+"""AdamW, and Muon beside it, through Megatron's optimizer, with an explicit weight-decay rule for every parameter."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from hcmegatron.config import schema
 from hcmegatron.config.schema import Config, distributed_optimizer
 from hcmegatron.connections.build import parameter_of
 from hcmegatron.model.transformer_config import DTYPES
+from hcmegatron.training.optimizer_roles import matrices_to_muon
 from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
 from megatron.core.optimizer.optimizer import MegatronOptimizer
 from megatron.core.optimizer.optimizer_config import ParamKey, ParamWithNamePredicate
@@ -29,10 +30,13 @@ def decays(parameter: nn.Parameter) -> bool:
 def build_optimizer(
     config: Config, chunks: list[nn.Module], groups: ProcessGroupCollection, kind: str = "adam"
 ) -> MegatronOptimizer:
-    """The optimizer of this rank's chunks. kind: adam, or sgd without momentum (for tests)."""
-    return get_megatron_optimizer(
+    """The optimizer of this rank's chunks. Collective. kind: adam, or sgd without momentum (for tests)."""
+    optimizer = get_megatron_optimizer(
         optimizer_config(config, kind), chunks, config_overrides=multipliers(config.connection.lr_multiplier)
     )
+    if config.optimizer.name == "muon" and kind == "adam":
+        matrices_to_muon(optimizer, chunks, config, groups.tp_dp_cp)
+    return optimizer
 
 
 def optimizer_config(config: Config, kind: str) -> OptimizerConfig:

@@ -17,6 +17,7 @@ from hcmegatron.config.errors import ConfigError
 from hcmegatron.config.ineffective import ineffective
 from hcmegatron.config.schema import Config, resumes
 from hcmegatron.config.types import defaults, flatten
+from hcmegatron.connections.kinds.residual import RESIDUAL
 from hcmegatron.data.left_out import in_words
 from hcmegatron.training import manifest
 from hcmegatron.training.manifest import Damaged, Manifest, Progress
@@ -46,6 +47,7 @@ class Start:
         position: where the run goes on.
         says: one line each, for the user.
         damaged: newer checkpoints, with what is the matter with each.
+        weights_only: the run is a new one, whose optimizer and connections begin anew.
         aside: where they are now, one line each.
     """
 
@@ -55,6 +57,7 @@ class Start:
     says: tuple[str, ...]
     damaged: Mapping[Path, str]
     aside: tuple[str, ...] = ()
+    weights_only: bool = False
 
 
 def find_start(
@@ -96,14 +99,10 @@ def _find(
 ) -> Start | None:
     settings = config.checkpoint
     if begins_by_load(config, directory):
-        path = Path(settings.load)
-        if not path.is_dir():
-            what = "is no directory" if path.exists() else "there is no such directory"
-            raise ConfigError(f"checkpoint.load = {path}: {what}; name a checkpoint or a run directory")
-        path = path if (path / manifest.MANIFEST).exists() else manifest.newest(path) or path
+        path = _named("checkpoint.load", settings.load)
         return _start(config, path, manifest.read(path), text, environment, own=False)
     if not resumes(config):
-        return None
+        return _weights(config, environment)
     folder = directory / "checkpoints"
     _listed(folder)
     for path in reversed(manifest.every(folder)):
@@ -126,7 +125,42 @@ def _find(
             f"checkpoint.resume = required: there is no checkpoint in {folder}; correct run.dir, or use "
             "checkpoint.resume=auto, which begins anew"
         )
-    return None
+    return _weights(config, environment)
+
+
+def _named(key: str, value: str) -> Path:
+    """The checkpoint that a setting names, or the newest of the run directory."""
+    path = Path(value)
+    if not path.is_dir():
+        what = "is no directory" if path.exists() else "there is no such directory"
+        raise ConfigError(f"{key} = {path}: {what}; name a checkpoint or a run directory")
+    return path if (path / manifest.MANIFEST).exists() else manifest.newest(path) or path
+
+
+def _weights(config: Config, environment: dict[str, Any] | None) -> Start | None:
+    """A run's beginning with the weights of checkpoint.init_from; None where it is not set."""
+    if config.checkpoint.init_from is None:
+        return None
+    path = _named("checkpoint.init_from", config.checkpoint.init_from)
+    saved = manifest.read(path)
+    kind = saved.config.get("connection.kind")
+    if kind != RESIDUAL.name:
+        raise ConfigError(
+            f"checkpoint.init_from = {path}: its connection.kind is {kind or 'not said'}, and weights of "
+            f"{RESIDUAL.name} are what can be continued by other connections; name a checkpoint of those, or go on "
+            "with this one (checkpoint.load)"
+        )
+    for change in _changed(saved, config):
+        if RULE_OF[change.key] is Rule.ARCHITECTURE and not change.key.startswith("connection."):
+            raise ConfigError(
+                f"checkpoint {path} is of another architecture: {change.as_refused()}; set it to match"
+            )
+    check_tokenizer(config, path, saved, (environment or {}).get("tokenizer"))
+    says = (
+        f"beginning with the weights of {path}, after step {saved.step}; its optimizer state is left there: the "
+        "optimizer, the steps and the data begin anew, and connections so that the network computes what it did",
+    )
+    return Start(path, saved, Progress(0, 0), says, {}, weights_only=True)
 
 
 def _listed(folder: Path) -> None:
@@ -241,6 +275,11 @@ def _start(
     for change in by(Rule.ARCHITECTURE):
         raise ConfigError(
             f"checkpoint {path} is of another architecture: {change.as_refused()}; set it to match"
+        )
+    for change in by(Rule.STATE):
+        raise ConfigError(
+            f"checkpoint {path} is of another optimizer: {change.as_refused()}; set it to match, or begin with its "
+            f"weights alone, with checkpoint.init_from={path} and another run.dir"
         )
     check_tokenizer(config, path, saved, (environment or {}).get("tokenizer"))
     other_data = [change.as_refused() for change in by(Rule.DATA)]

@@ -12,6 +12,7 @@ class Rule(Enum):
     """What happens where a setting is another than the checkpoint's."""
 
     ARCHITECTURE = "refused: the weights are of another network"
+    STATE = "refused: what the optimizer remembers is of another kind"
     DATA = "the order of the data is another: refused where the run goes on, begun anew by checkpoint.load"
     TEXT = "compared by fingerprint, not as it is written; then as DATA, and a tokenizer as ARCHITECTURE"
     APPLIED = "takes effect on what is learnt, and is said"
@@ -27,21 +28,22 @@ _RULES = {
         model.qk_norm_across_heads model.tie_embeddings model.rope_theta model.vocab_multiple model.vocab_size
         model.document_mask mla.kv_rank mla.q_rank mla.rope_dim moe.experts moe.top_k moe.ffn_hidden_size
         moe.shared_experts moe.first_dense moe.router moe.routed_scale connection.kind""",
+    Rule.STATE: "optimizer.name",
     Rule.DATA: "data.sequence_length data.holdout data.seed",
     Rule.TEXT: "data.paths data.suffixes data.tokenizer",
     Rule.APPLIED: """
         model.hidden_dropout model.attention_dropout moe.expert_bias_rate moe.aux_loss moe.sequence_aux_loss
         moe.z_loss optimizer.lr optimizer.min_lr_ratio optimizer.schedule optimizer.warmup_steps
         optimizer.decay_steps optimizer.step_decay_at optimizer.step_decay_to optimizer.beta1 optimizer.beta2
-        optimizer.eps optimizer.weight_decay optimizer.clip training.steps training.global_batch training.dtype
-        training.seed health.on_bad_step health.loss_spike health.grad_norm_spike health.spike_window
-        health.leave_out_batches""",
+        optimizer.eps optimizer.weight_decay optimizer.clip muon.lr muon.rms muon.momentum muon.nesterov
+        muon.newton_schulz muon.weight_decay training.steps training.global_batch training.dtype training.seed
+        health.on_bad_step health.loss_spike health.grad_norm_spike health.spike_window health.leave_out_batches""",
     Rule.ROUNDING: """
         moe.grouped moe.dispatcher parallel.pipeline parallel.virtual parallel.tensor parallel.sequence
         parallel.expert parallel.expert_tensor parallel.schedule parallel.overlap parallel.distributed_optimizer
         parallel.overlap_grad_reduce parallel.overlap_param_gather training.micro_batch recompute.mode
         recompute.block_length recompute.modules implementation kernels""",
-    Rule.BEGINNING: "model.init_std",
+    Rule.BEGINNING: "model.init_std checkpoint.init_from",
     Rule.HARMLESS: """
         data.validation data.test parallel.costs parallel.timeout_s training.eval_every training.eval_batches
         training.eval_prompt training.eval_tokens training.log_every training.max_bad_steps training.threads

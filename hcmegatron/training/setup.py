@@ -38,7 +38,7 @@ from hcmegatron.platform.collective_failure import (
 )
 from hcmegatron.platform.ranks import STARTED_HERE, RankInfo
 from hcmegatron.recompute.attach import Recomputation
-from hcmegatron.training import checkpoint, resume
+from hcmegatron.training import checkpoint, optimizer_roles, resume
 from hcmegatron.training.data_parallel import DataParallel
 from hcmegatron.training.log import Log
 from hcmegatron.training.manifest import Progress
@@ -218,6 +218,7 @@ def _introduction(
         run.text.split,
         memory,
         *kernels_chosen(chunks),
+        *optimizer_roles.described(config, run.vocab_size),
         *accumulate.described(config.parallel.schedule, config.training.dtype, chunks),
         *_of_the_gpu(config, run.stepper.batches.micro_batches, pipeline_rank),
         *resume.words(config, run.directory, run.start),

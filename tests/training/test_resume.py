@@ -69,6 +69,8 @@ def test_another_value_of_any_setting_is_refused_or_said(key, tmp_path):
     rule, idle = RULE_OF[key], key in resume.ineffective(config)
     if rule is Rule.ARCHITECTURE and not idle:
         assert f"of another architecture: {key} = " in refused(config, tmp_path)
+    elif rule is Rule.STATE:
+        assert f"of another optimizer: {key} = " in refused(config, tmp_path)
     elif rule is Rule.DATA:
         assert f"of a run on other data: {key} = " in refused(config, tmp_path)
     else:

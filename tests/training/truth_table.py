@@ -51,6 +51,7 @@ LEFT_OUT = {
     "health.leave_out_batches": "it acts on a rewind, and all of these steps are finite",
     "run.dir": "it says which run is continued",
     "checkpoint.load": "it begins a new run",
+    "checkpoint.init_from": "it begins a new run",
     "run.wandb": "it needs the package wandb",
     "parallel.costs": "it needs measured costs, by which receives are posted on GPUs",
     "data.validation": "it needs prepared data sets (tests/data)",
@@ -62,6 +63,8 @@ LEFT_OUT = {
 VALUES: dict[str, list[Any]] = {
     "optimizer.clip": [0.01],
     "optimizer.eps": [0.1],
+    "muon.lr": [0.05],
+    "muon.weight_decay": [0.9],
     "optimizer.step_decay_at": [[0.8, 0.9]],
     "optimizer.step_decay_to": [[0.9, 0.1]],
     "optimizer.warmup_steps": [4],
@@ -86,6 +89,7 @@ TWO = {"global_batch": 4}
 # Bases, the cheapest first: sections over `tiny`.
 BASES: dict[str, dict[str, dict[str, Any]]] = {
     "experts": {"parallel": {"pipeline": 1}, "optimizer": STEP_DECAY},
+    "muon": {"parallel": {"pipeline": 1}, "optimizer": {"name": "muon"}},
     "cosine": {"parallel": {"pipeline": 1}, "training": {"eval_prompt": "line"}},
     "dense": {
         "parallel": {"pipeline": 1},

@@ -9,6 +9,7 @@ from hcmegatron.config.ranges import LARGEST
 from hcmegatron.config.schema import Config, resumes
 from hcmegatron.config.types import defaults
 from hcmegatron.connections import accounting
+from hcmegatron.connections.kinds import KINDS
 
 
 def check_recompute(config: Config, shown: Shown) -> None:
@@ -81,9 +82,32 @@ def check_training(config: Config, shown: Shown) -> None:
         "name earlier ones",
     )
     need(
+        not (c.init_from and c.load),
+        f"{shown('checkpoint.init_from')} and {shown('checkpoint.load')} both say where to start",
+        "give one of them",
+    )
+    need(
+        not c.init_from or accounting.kind_of(config.connection).continues_residual,
+        f"{shown('checkpoint.init_from')} with {shown('connection.kind')}, which cannot begin as the residual network",
+        "use one of " + ", ".join(name for name, kind in KINDS.items() if kind.continues_residual),
+    )
+    need(
         not resumes(config) or config.run.dir is not None,
         f"{shown('checkpoint.resume')} without run.dir",
         "set run.dir to the run directory to continue",
+    )
+
+
+def check_muon(config: Config, shown: Shown) -> None:
+    """ConfigError where rates are beyond 32-bit numbers."""
+    o, m = config.optimizer, config.muon
+    rate = (m.lr or o.lr) * max(1.0, config.connection.lr_multiplier)
+    largest = rate * max(m.rms, m.weight_decay or o.weight_decay)
+    need(
+        o.name != "muon" or largest <= LARGEST,
+        f"{shown('muon.lr')} with {shown('optimizer.lr')}, {shown('muon.rms')} and {shown('muon.weight_decay')} makes "
+        f"products beyond {LARGEST:g}, which 32-bit numbers do not hold",
+        "lower them",
     )
 
 

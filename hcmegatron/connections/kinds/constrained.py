@@ -15,6 +15,8 @@ from hcmegatron.connections.kinds.descriptor import ConnectionDescriptor, Parame
 from hcmegatron.connections.kinds.heads import Streams
 from hcmegatron.connections.kinds.shared_settings import Rooted, Trained
 
+_OPEN = 0.999  # of a gate that can still be trained: of one stream alone, whose read is normed anyway
+
 ResShape = Callable[[int], tuple[int, ...]]  # of b_res, for n streams
 
 
@@ -79,6 +81,9 @@ def constrained(
         kept: int = n * C * itemsize + max(itemsize, 4) * (width(conn) + 1 + 2 * n + n * n)
         return kept
 
+    def values_as_residual(conn: Any, k: int) -> dict[str, Any]:
+        return gates_as_residual(conn.n, k, conn.pre_eps, use_pre=conn.use_pre, use_post=conn.use_post)
+
     return ConnectionDescriptor(
         parameters=parameters,
         flops=lambda conn, C: 2 * conn.n * (conn.n + 2) * C + 2 * conn.n * C * width(conn),
@@ -87,6 +92,7 @@ def constrained(
         single_pass=lambda conn: conn.single_pass and conn.use_pre,
         folds=True,
         starts="near",
+        as_residual=values_as_residual,
         doubly_stochastic=lambda conn: conn.use_res,
         activations=_activations,
         ineffective=ineffective,
@@ -99,3 +105,29 @@ def _activations(conn: Any, own: Any, pre: Any, post: Any, res: Any) -> dict[str
     """Of the gates sigmoid(l) and 2 sigmoid(l), where sigmoid(l) = (1 + tanh(l / 2)) / 2."""
     found = {"pre": 2 * (pre - conn.pre_eps) - 1} if conn.use_pre else {}
     return found | ({"post": post - 1} if conn.use_post else {})
+
+
+def gates_as_residual(
+    n: int,
+    k: int,
+    pre_eps: float = 0.0,
+    post_eps: float = 0.0,
+    *,
+    use_pre: bool = True,
+    use_post: bool = True,
+) -> dict[str, Any]:
+    """Biases of sub-layer k's gates with which a network of equal streams is the residual one (descriptor.as_residual).
+
+    post = 1 and sum_i pre_i = 1, more of it from stream k mod n: equal streams stay equal for any res whose rows sum to
+    1, and later reads give them different gradients. Without pre the mean is read, which a doubly stochastic res
+    leaves alone, and the streams are told apart by post, whose mean is 1.
+    """
+    shares = [math.exp(i == k % n) / (n - 1 + math.e) for i in range(n)]
+    values: dict[str, Any] = {}
+    if use_pre:
+        pre = [min(share - pre_eps, _OPEN) for share in shares]
+        values["b_pre"] = [math.log(p / (1 - p)) for p in pre]
+    if use_post:
+        post = [1.0 if use_pre else 1 + (share - 1 / n) / 4 for share in shares]
+        values["b_post"] = [math.log((p - post_eps) / (2 - p + post_eps)) for p in post]
+    return values

@@ -39,6 +39,12 @@ class Parameter:
     role: Role
     optimizer_role: OptimizerRole = "adamw"
 
+    def __post_init__(self) -> None:
+        if self.optimizer_role == "matrix" and len(self.shape) != 2:
+            raise ValueError(
+                f"a parameter of shape {self.shape} is no matrix; give it optimizer_role 'adamw'"
+            )
+
     @property
     def count(self) -> int:
         """Numbers in it."""
@@ -133,6 +139,9 @@ class ConnectionDescriptor:
         folds: whether a sub-layer's fused write makes the next one's prediction, which then needs no pass of its own.
         starts: at initialisation the network equals the pre-norm one to rounding (`at`, with the mean of the streams),
             or is `near` it.
+        as_residual: values of sub-layer k's parameters, by name and as nested lists, in place of their initialisation,
+            with which equal streams stay equal and x is one of them, so that a residual network's weights compute what
+            they did, while gradients of the streams differ. None: the initialisation is so, where it `starts` at it.
         output_init_divisor: by how much the init of output projections is divided, beside GPT-2's sqrt(2 x layers).
         doubly_stochastic: whether rows and columns of the residual map sum to 1, as far as its iterations bring them.
         activations: of the module `own` and the coefficients that it read, what came out of saturating functions, from
@@ -159,6 +168,7 @@ class ConnectionDescriptor:
     products: Callable[[Any, int], int] = lambda conn, C: 0
     folds: bool = False
     starts: Literal["at", "near"] = "at"
+    as_residual: Callable[[Any, int], Mapping[str, Any]] | None = None
     output_init_divisor: Callable[[Any], float] = lambda conn: 1.0
     doubly_stochastic: Callable[[Any], bool] = lambda conn: False
     activations: Callable[[Any, Any, Any, Any, Any], dict[str, Any]] = _no_activations
@@ -166,6 +176,12 @@ class ConnectionDescriptor:
     problem: Callable[[Any, int, Shown], tuple[str, str] | None] = _no_problem
     paper_flops: Callable[[Any, int], int | None] = lambda conn, C: None
     paper_overhead: Callable[[Any], float | None] = lambda conn: None
+
+    @property
+    def continues_residual(self) -> bool:
+        """Whether it can begin as the residual network whose weights it is given. A read that is normed replaces
+        weights of that network."""
+        return not self.normalises and (self.starts == "at" or self.as_residual is not None)
 
     @property
     def fields(self) -> frozenset[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from hcmegatron.connections.kinds.constrained import gates_as_residual
 from hcmegatron.connections.kinds.descriptor import (
     NOT_NEGATIVE,
     ConnectionDescriptor,
@@ -60,6 +61,7 @@ IHC = ConnectionDescriptor(
     streams=lambda conn: conn.n,
     carry="identity",
     folds=True,
+    as_residual=lambda conn, k: gates_as_residual(conn.n, k, conn.pre_eps, conn.post_eps),
     activations=_activations,
     ineffective=_ineffective,
 )
