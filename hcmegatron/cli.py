@@ -38,6 +38,7 @@ from hcmegatron.config.types import defaults, describe_field, leaves
 from hcmegatron.platform import standard_streams
 from hcmegatron.platform.collective_failure import Ended
 from hcmegatron.platform.exit_status import CORRUPTED, DIVERGED, HANG, STOPPED, USER_ERROR
+from hcmegatron.platform.imports import uncollected
 from hcmegatron.platform.launcher_end import PATIENCE_S, already_told, tell_end
 from hcmegatron.platform.optional import require_extra
 from hcmegatron.platform.standard_streams import stand_in_for_closed
@@ -373,7 +374,8 @@ def _rank(
     from hcmegatron.platform.ranks import STARTED_HERE
 
     module, _, function = work.partition(":")
-    run = getattr(importlib.import_module(module), function)
+    with uncollected():
+        run = getattr(importlib.import_module(module), function)
     if ranks.source == "torchrun":
         end_with_parent(TORCHRUN_ENDED)  # its ranks outlive a torchrun that is killed: they save and end
     if ranks.source == STARTED_HERE:
@@ -428,14 +430,16 @@ def _start_ranks(
         work: what each does, as module:function.
         restarts: how often within an hour they are started again when one has died; None: they are not.
     """
-    import torch
-
     from hcmegatron.platform.local_launch import launch_ranks
+
+    with uncollected():
+        import torch
 
     world_size, gpus = smallest_world(config), torch.cuda.device_count()
     _check_device(config, "cuda" if gpus >= world_size else "cpu")
     if gpus == 0:
-        importlib.import_module(work.partition(":")[0])  # once, for all forks
+        with uncollected():
+            importlib.import_module(work.partition(":")[0])  # once, for all forks
     elif gpus < world_size:
         _warn(
             [f"the layout asks for {world_size} ranks and there are {gpus} GPUs: training on the CPU instead"]
