@@ -151,8 +151,8 @@ def _install_tensor_names() -> None:
 
 
 def _install_optimizers() -> None:
-    """Nothing of an optimizer is compiled here. torch's would import the tracer of torch.compile to be sure, which takes
-    longer than the rest of a small model's set-up, and some 60 MiB in every rank."""
+    """Nothing of an optimizer is compiled here. torch's would import the tracer of torch.compile to be sure, which
+    takes longer than the rest of a small model's set-up, and some 30 MiB in every rank."""
     guarded = torch._disable_dynamo(lambda: None).__code__
     for method in vars(torch.optim.Optimizer).values():
         if getattr(method, "__code__", None) is guarded:

@@ -96,7 +96,9 @@ def _listen(opened: ExitStack, backlog: int) -> tuple[socket.socket | None, _Car
         listener.listen(max(1, backlog))
         os.close(os.memfd_create("hcmegatron"))
         # abstract names belong to a network name space, of which one machine can have several
-        machine = Path("/proc/sys/kernel/random/boot_id").read_text().strip() + os.readlink("/proc/self/ns/net")
+        machine = Path("/proc/sys/kernel/random/boot_id").read_text().strip() + os.readlink(
+            "/proc/self/ns/net"
+        )
         return listener, _Card(machine, listener.getsockname(), secrets.token_bytes(16), "")
     except (OSError, AttributeError) as error:  # AttributeError: a system without memfd
         return None, _Card("", b"", b"", f"shared memory cannot be had: {error}")

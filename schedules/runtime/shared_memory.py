@@ -16,6 +16,7 @@ import struct
 import threading
 import weakref
 from collections import defaultdict, deque
+from contextlib import suppress
 from datetime import timedelta
 from queue import SimpleQueue
 from typing import NamedTuple
@@ -36,8 +37,14 @@ from schedules.schedule import Message
 
 COPIED_AT_ONCE = 1 << 17  # bytes: about as long as it takes to wake a thread
 _SENT, _POSTED, _FREE = range(3)
-_RECORD = struct.Struct("=bqqqqd")  # kind, tag; offset and capacity of the slot, bytes, arrival on an emulated link
+_RECORD = struct.Struct(
+    "=bqqqqd"
+)  # kind, tag; offset and capacity of the slot, bytes, arrival on an emulated link
 _Record = tuple[int, int, int, int, int, float]
+
+
+class Gone(RuntimeError):
+    """A peer has ended."""
 
 
 class SharedMemoryTransport(Transport):
@@ -90,7 +97,7 @@ class SharedMemoryTransport(Transport):
 
     def receive(self, message: Message, buffer: Tensor) -> Pending:
         peer, tag = self._peers[message.source_rank], message_tag(message)
-        peer.write(_POSTED, tag, 0)
+        peer.post(tag)
         return _Receive(self, peer, tag, buffer)
 
     @property
@@ -114,7 +121,7 @@ class SharedMemoryTransport(Transport):
     def give_back(self, tensor: Tensor) -> None:
         """What was received in it is not needed any more."""
         peer, slot = self._lent.pop(tensor.untyped_storage().data_ptr())
-        peer.write(_FREE, 0, slot.offset)
+        peer.free(slot.offset)
 
 
 class _LentBuffers(BufferPool):
@@ -202,8 +209,14 @@ class _Peer:
         while not sent.posted:
             self._take_in()
 
-    def write(self, kind: int, tag: int, offset: int) -> None:
-        self._write(_RECORD.pack(kind, tag, offset, 0, 0, 0.0))
+    def post(self, tag: int) -> None:
+        """A receive is."""
+        self._write(_RECORD.pack(_POSTED, tag, 0, 0, 0, 0.0))
+
+    def free(self, offset: int) -> None:
+        """A slot of the peer's is not needed any more; nor by a peer that has done its part and ended."""
+        with suppress(Gone):
+            self._write(_RECORD.pack(_FREE, 0, offset, 0, 0, 0.0))
 
     def _write(self, record: bytes) -> None:
         """Where the peer has not read for long, reads on meanwhile: it may be waiting for the same."""
@@ -265,8 +278,8 @@ class _Peer:
         else:
             self._posted[tag] += 1
 
-    def _lost(self, why: object) -> RuntimeError:
-        return RuntimeError(f"rank {self.rank} is gone: {why}")
+    def _lost(self, why: object) -> Gone:
+        return Gone(f"rank {self.rank} is gone: {why}")
 
     def _timed_out(self) -> RuntimeError:
         return RuntimeError(f"timed out after {self._limit:g} s without a word of rank {self.rank}")
@@ -310,7 +323,7 @@ class _Receive:
             self.tensor = message
         else:
             buffer.copy_(message)
-            peer.write(_FREE, 0, offset)
+            peer.free(offset)
 
 
 class _Copy(NamedTuple):
