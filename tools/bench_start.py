@@ -2,9 +2,9 @@
 
     python -m tools.bench_start [--rounds 5] [FILE] [--section.key=value ...]
 
-Runs `hcmegatron train FILE` (the quickstart) for two steps, over and over, each in a directory of its own, and tells its
-phases as rank 0 sees them. Python keeps the modules' bytecode, as it does unless told otherwise: the first run, which
-may compile it, does not count.
+Runs `hcmegatron train FILE` (the quickstart) for two steps, over and over, each in a directory of its own, and tells
+its phases as rank 0 sees them. Python keeps the modules' bytecode, as it does unless told otherwise: the first run,
+which may compile it, does not count.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from hcmegatron.config import ConfigError
+from hcmegatron.config.load import load_config
 from hcmegatron.training.observer import End, Evaluation, Observer, Step
 from tools.machine import Others, described, spread
 from tools.targets import Targets, exit_status
@@ -106,6 +108,10 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("file", nargs="?", default="configs/quickstart.yaml")
     asked, overrides = parser.parse_known_args()
+    try:
+        load_config(asked.file, overrides)
+    except ConfigError as error:
+        parser.error(str(error))
     print(described())
     settings = [asked.file, *overrides]
     run_once(settings)
