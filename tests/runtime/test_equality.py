@@ -29,7 +29,7 @@ def test_between_processes(ranks, link, shared):
     cases = [(name, lengths_for(name, ranks)) for name in GENERATORS]
     results = run_ranks(ranks, workers.train, cases, 2, link, shared, preload=PRELOAD)
     for (name, lengths), *own in zip(cases, *results, strict=True):
-        check(generate(name, ranks, len(lengths)), lengths, own)
+        check(generate(name, ranks, len(lengths)), lengths, own, shared=shared)
 
 
 def test_forward_only_gives_the_losses_and_keeps_nothing(tmp_path):
