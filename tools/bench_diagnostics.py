@@ -23,6 +23,7 @@ from hcmegatron.training.observer_registry import build_observers
 from hcmegatron.training.run import one_step
 from hcmegatron.training.setup import assemble_run
 from tools.alternate import alternating, ratio
+from tools.machine import Others, described
 from tools.targets import Targets, exit_status
 
 ROUNDS = 15
@@ -31,6 +32,8 @@ ROUNDS = 15
 def main() -> int:
     """Prints both medians, and what an observation takes; returns 1 where it adds more than 2% by default."""
     argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter).parse_args()
+    others = Others()
+    print(described())
     settings = ["parallel.pipeline=1", "parallel.schedule=megatron_1f1b", "training.threads=1"]
     settings += ["training.log_every=1000", "run.peak_tflops=0.1", "diagnostics.every=2"]
     config = load_config("configs/quickstart.yaml", [f"--{setting}" for setting in settings])
@@ -57,7 +60,7 @@ def main() -> int:
     print(f"an observation of {config.diagnostics.tokens} tokens: {steps:.2f} steps")
     target = targets.at_most("share of the time", share, 0.02)
     print(f"with diagnostics.every = {Diagnostics.every}: {share:.2%} of the time (target: {target})")
-    return exit_status(targets.missed)
+    return others.verdict(lambda: exit_status(targets.missed))
 
 
 if __name__ == "__main__":

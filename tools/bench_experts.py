@@ -28,6 +28,7 @@ from megatron.core.tensor_parallel import ColumnParallelLinear, RowParallelLinea
 from megatron.core.transformer.mlp import MLPSubmodules
 from megatron.core.transformer.moe.experts import SequentialMLP
 from tools.alternate import alternating, ratio
+from tools.machine import Others, described
 from tools.targets import Targets, exit_status
 
 ROUNDS = 15
@@ -43,6 +44,8 @@ SHAPES = (
 def main() -> int:
     """Prints medians and ratios, grouped over sequential; returns 1 where one misses its target."""
     argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter).parse_args()
+    others = Others()
+    print(described())
     config = load_config("configs/quickstart.yaml", ["--parallel.pipeline=1", "--training.threads=1"])
     alone = RankInfo(0, 1, 0, 1, "127.0.0.1", free_port(), "bench")
     targets = Targets()
@@ -50,7 +53,7 @@ def main() -> int:
         for shape in SHAPES:
             compare(shown(*shape), experts(groups, *shape), targets)
         compare("quickstart model", model(config, groups), targets)
-    return exit_status(targets.missed)
+    return others.verdict(lambda: exit_status(targets.missed))
 
 
 def shown(count: int, tokens: int, hidden_size: int, width: int, dtype: str) -> str:

@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import csv
 import importlib.util
-import platform
 import statistics
 import sys
 import time
@@ -26,6 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tools.machine import Others, described
 from tools.mhc_peers import CANDIDATES, Peer, Unavailable
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
@@ -184,9 +184,10 @@ def main() -> None:
     )
     parser.add_argument("--out", type=Path, default=Path("bench_out"))
     args = parser.parse_args()
+    others = Others()
     device = "cuda" if cuda else "cpu"
     copy = copy_bandwidth(device)
-    where = torch.cuda.get_device_name() if cuda else platform.processor() or platform.machine()
+    where = torch.cuda.get_device_name() if cuda else described()
     print(
         f"{where}, torch {torch.__version__}, {args.dtype}, copy {copy / 1e9:.0f} GB/s, {time.strftime('%Y-%m-%d')}"
     )
@@ -229,6 +230,7 @@ def main() -> None:
         writer.writeheader()
         writer.writerows(asdict(row) for row in rows)
     print(f"wrote {args.out / 'kernels.csv'}")
+    print(others)
     if importlib.util.find_spec("matplotlib") is None:
         print("no picture: matplotlib is not installed")
     else:

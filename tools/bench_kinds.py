@@ -28,6 +28,7 @@ from hcmegatron.platform.ranks import RankInfo
 from hcmegatron.training.model import build_model
 from hcmegatron.training.optimizer import build_optimizer
 from tools.alternate import alternating, ratio
+from tools.machine import Others, described
 from tools.targets import Targets, exit_status
 
 KINDS = tuple(kinds)
@@ -87,6 +88,8 @@ def main() -> int:
     parser.add_argument("--kinds", nargs="+", choices=KINDS[1:], default=KINDS[1:])
     parser.add_argument("--eager", action="store_true")
     args = parser.parse_args()
+    others = Others()
+    print(described())
     config = load_config(
         "configs/quickstart.yaml", ["--parallel.pipeline=1", "--parallel.schedule=megatron_1f1b"]
     )
@@ -105,7 +108,7 @@ def main() -> int:
         print(
             f"{name:>10}: {1e3 * statistics.median(seconds):7.1f} ms a step, {ratios[name]:.2f} of residual{target}"
         )
-    return exit_status(targets.missed)
+    return others.verdict(lambda: exit_status(targets.missed))
 
 
 if __name__ == "__main__":

@@ -41,6 +41,7 @@ from hcmegatron.training.data_parallel import DataParallel
 from hcmegatron.training.model import wrap_chunk
 from megatron.core.process_groups_config import ProcessGroupCollection
 from tools.alternate import alternating, ratio
+from tools.machine import Others, described
 
 VOCABULARY = 256
 PAPER_27B = {
@@ -178,14 +179,16 @@ def main(arguments: list[str] | None = None) -> dict[str, MeasuredForm]:
     parser.add_argument("--tokens", type=int, default=default_tokens())
     parser.add_argument("--rounds", type=int, default=20)
     args = parser.parse_args(arguments)
+    others = Others()
     found = measure(args.tokens, args.rounds)
-    where = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU, the quickstart's dimensions"
+    where = torch.cuda.get_device_name() if torch.cuda.is_available() else described()
     print(f"{where}, torch {torch.__version__}, {args.tokens} tokens, {time.strftime('%Y-%m-%d')}")
     for name, one in found.forms.items():
         print(
             f"{name:>26}: {1e3 * one.seconds:8.2f} ms, {one.ratio:.3f} of the residual, keeps {mib(one.kept)}"
         )
     print(f"the residual's rate: {found.tflops:.3g} TFLOP/s")
+    print(others)
     return found.forms
 
 

@@ -33,6 +33,7 @@ from schedules import generate
 from schedules.costs import Costs, Link
 from schedules.runtime import DistributedTransport, Runtime
 from schedules.simulate import simulate
+from tools.machine import Others, described
 from tools.targets import Targets, exit_status
 
 SHAPE = (64, 4, 64)  # of a message: small, so that what it costs is the emulated link
@@ -177,6 +178,8 @@ def main() -> int:
     parser.add_argument("--hop", type=float, default=default.hop, help="as a part of F, above 0")
     parser.add_argument("--wire", choices=["latency", "bandwidth"], default=default.wire)
     setting = LinkCase(**vars(parser.parse_args()))
+    others = Others()
+    print(described())
     if setting.hop <= 0 or setting.forward <= 0:
         parser.error(f"--hop {setting.hop} --forward {setting.forward}: both have to be above 0")
     generate(setting.schedule, setting.ranks, setting.microbatches)  # refuses impossible sizes in one line
@@ -184,7 +187,7 @@ def main() -> int:
     settings = [setting, setting.free, lockstep, lockstep.free]
     with tempfile.TemporaryDirectory() as directory:
         torch.multiprocessing.spawn(_rank_main, (f"{directory}/store", settings), nprocs=setting.ranks)
-        return exit_status(json.loads(Path(f"{directory}/store.missed").read_text()))
+        return others.verdict(lambda: exit_status(json.loads(Path(f"{directory}/store.missed").read_text())))
 
 
 if __name__ == "__main__":

@@ -45,6 +45,7 @@ from schedules.placement import Placement
 from schedules.runtime import DistributedTransport, Runtime
 from schedules.runtime.link import EmulatedLink, sleep_until
 from schedules.simulate import simulate
+from tools.machine import Others, described
 
 SHAPE = (2, 1, 4)  # of a message: small, so that what it costs is the emulated link
 LANES = {"compute": Lane.COMPUTE, "communication": Lane.COMMUNICATION}
@@ -351,13 +352,17 @@ def main() -> None:
         parser.add_argument(f"--{name}", type=int, default=getattr(default, name))
     for name in ("unit", "all-to-all", "hop"):
         parser.add_argument(f"--{name}", type=float, default=getattr(default, name.replace("-", "_")))
-    settings = modes(OverlapCase(**vars(parser.parse_args())))
+    case = parser.parse_args()
+    others = Others()
+    print(described())
+    settings = modes(OverlapCase(**vars(case)))
     generate(settings[0].schedule, settings[0].ranks, settings[0].microbatches)  # refuses impossible sizes
     with tempfile.TemporaryDirectory() as directory:
         torch.set_num_threads(1)  # a fork of a process that has used torch's threads would hang
         torch.multiprocessing.start_processes(
             _rank_main, (f"{directory}/store", settings), nprocs=settings[0].ranks, start_method="fork"
         )
+    print(others)
 
 
 if __name__ == "__main__":

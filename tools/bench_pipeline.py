@@ -2,8 +2,8 @@
 
     python -m tools.bench_pipeline [--hidden 512] [--rounds 15]
 
-Two ranks on this machine, one thread each, 8 micro-batches of one mHC model. The schedules take turns
-within one run; a step is the forward_backward_func alone, from the first rank's start to the last one's end.
+Two ranks on this machine, which share memory, one thread each, 8 micro-batches of one mHC model. The schedules
+take turns within one run; a step is the forward_backward_func alone, from the first rank's start to the last one's end.
 In every round both ranks also run F, B, I and W of their chunks side by side, with no schedule around them:
 from the round's medians the simulator computes what a step should take, with a free link, and so the analytic
 ratio of two schedules. Ratios are medians of the rounds', since the machine's own pace drifts. DualPipe's
@@ -53,6 +53,7 @@ from hcmegatron.training.model import build_model
 from megatron.core.process_groups_config import ProcessGroupCollection
 from schedules.costs import Costs, StageCosts
 from schedules.simulate import simulate
+from tools.machine import Others, described
 from tools.targets import Targets, exit_status
 
 RANKS = 2
@@ -341,8 +342,8 @@ def report(shape: Shape, found: Findings) -> tuple[str, list[str]]:
             f"{targets.below(f'{name}: host overhead', 1e6 * found.overhead[name], 100, ' µs')} |"
             for name in OURS
         ),
-        f"| gloo copying a message of {kib} KiB into its socket | {1e6 * found.gloo['send']:.0f} µs | |",
-        f"| gloo posting a receive | {1e6 * found.gloo['receive']:.0f} µs | |",
+        f"| sending a message of {kib} KiB | {1e6 * found.gloo['send']:.0f} µs | |",
+        f"| posting a receive | {1e6 * found.gloo['receive']:.0f} µs | |",
         f"| dualpipe: summing the two copies of every stage | {1e3 * found.replica_sync:.0f} ms | |",
     ]
     return "\n".join(lines), targets.missed
@@ -365,12 +366,14 @@ def main() -> int:
     parser.add_argument("--tokens", type=int, default=128, help="of a micro-batch")
     parser.add_argument("--rounds", type=int, default=15)
     shape = Shape(**vars(parser.parse_args()))
+    others = Others()
+    print(described())
     with tempfile.NamedTemporaryFile("r") as file:
         if failed := launch_ranks(partial(rank_main, shape, file.name), RANKS):
             return failed
         table, missed = json.load(file)
     print(table)
-    return exit_status(missed)
+    return others.verdict(lambda: exit_status(missed))
 
 
 if __name__ == "__main__":

@@ -33,6 +33,7 @@ from hcmegatron.data.inputs import find_files, pieces
 from hcmegatron.data.parts import batches_of
 from hcmegatron.data.prepare import Preparation
 from tools.alternate import alternating, ratio
+from tools.machine import Others, described
 from tools.targets import Targets, exit_status
 
 VOCABULARY = 8192
@@ -49,6 +50,8 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=3, help="of every pair (default: 3)")
     parser.add_argument("--memory", action="store_true", help="only peak memory, at this size and a fifth")
     options = parser.parse_args()
+    others = Others()
+    print(described())
     targets = Targets()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -73,7 +76,7 @@ def main() -> int:
             )
             for what, paths in corpora.items():
                 print(row(what, paths, tokenizer, folder, options.rounds, targets), flush=True)
-    return exit_status(targets.missed)
+    return others.verdict(lambda: exit_status(targets.missed))
 
 
 def texts_of(paths: list[str]) -> list[str]:

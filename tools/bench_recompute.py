@@ -35,6 +35,7 @@ from hcmegatron.recompute.execution import RecomputedBlocks
 from hcmegatron.recompute.meter import Meter, MeteredPolicy
 from hcmegatron.training.model import initialised_chunks
 from tools.alternate import alternating, ratio
+from tools.machine import Others, described
 from tools.targets import Targets, exit_status
 
 ROUNDS = 7
@@ -177,6 +178,8 @@ def main() -> int:
         configs = configurations(overrides)
     except ConfigError as error:
         parser.error(str(error))
+    others = Others()
+    print(described())
     bytes_held, times, _, planned = measure(configs, ROUNDS)
     for line in planned:
         print(line)
@@ -204,7 +207,7 @@ def main() -> int:
         print(
             f"with a block rebuilt {rebuilt:.2f} (target: {targets.below('with a block rebuilt', rebuilt, 0.34)})"
         )
-    return exit_status(targets.missed)
+    return others.verdict(lambda: exit_status(targets.missed))
 
 
 if __name__ == "__main__":

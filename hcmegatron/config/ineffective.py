@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from hcmegatron.config.schedule_names import MEGATRONS
 from hcmegatron.config.schema import Config
 from hcmegatron.connections import accounting
 
@@ -69,6 +70,9 @@ def _training(config: Config, unless: Unless) -> None:
     unless(
         not whole_layers, "recompute.mode is full, which leaves no nodes to interleave", "parallel.overlap"
     )
+    p = config.parallel
+    unless(p.pipeline > 1, "parallel.pipeline is 1", "parallel.transport")
+    unless(p.schedule not in MEGATRONS, f"parallel.schedule is {p.schedule}", "parallel.transport")
     judged = "training.eval_every training.eval_batches training.eval_prompt training.eval_tokens"
     unless(config.training.eval_prompt is not None, "training.eval_prompt is null", "training.eval_tokens")
     unless(own or config.data.holdout > 0, "data.holdout is 0", judged)

@@ -117,6 +117,8 @@ class Parallel:
     overlap_param_gather: bool = False
     # a file that `hcmegatron plan --measure` wrote: by it a step's time is planned, and how early receives are posted
     costs: str | None = None
+    # messages between stages on CPUs. auto: shared memory where the ranks of a pipeline are on one machine, else gloo
+    transport: Literal["auto", "gloo"] = "auto"
     timeout_s: int = 600  # without progress, or of a collective or a posted message, that end the job
 
 

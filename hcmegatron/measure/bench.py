@@ -21,15 +21,14 @@ from hcmegatron.model.gpt import unwrap
 from hcmegatron.model.transformer_config import DTYPES
 from hcmegatron.pipeline.configured_schedule import most_held, placement
 from hcmegatron.pipeline.forward_backward import build_forward_backward
-from hcmegatron.pipeline.runner import ScheduleRunner
-from hcmegatron.platform.distributed import device, timeout
+from hcmegatron.pipeline.runner import ScheduleRunner, pipeline_transport
+from hcmegatron.platform.distributed import device
 from hcmegatron.recompute.attach import Recomputation
 from hcmegatron.training import loss
 from hcmegatron.training.model import build_model, gather_parameters
 from hcmegatron.training.optimizer import build_optimizer, set_learning_rate
 from hcmegatron.training.step import Stepper
 from megatron.core.process_groups_config import ProcessGroupCollection
-from schedules.runtime.torch_distributed import DistributedTransport
 from schedules.runtime.transport import Transport
 
 ENDLESS = 1 << 30  # micro-batches, none of which is a step's last
@@ -121,9 +120,7 @@ class Bench:
         """Of the schedule; under Megatron's own, which have none, one of the same messages."""
         if isinstance(self.schedule, ScheduleRunner):
             return self.schedule.transport
-        return DistributedTransport(
-            self.groups.pp, self.where, device(), timeout=timeout(self.config.parallel)
-        )
+        return pipeline_transport(self.config.parallel, self.groups.pp, self.where)[0]
 
     def _begin(self, forward_only: bool) -> None:
         for chunk, stage, feed in zip(self.chunks, self.stages.values(), self.feeds, strict=True):

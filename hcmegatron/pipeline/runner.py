@@ -30,6 +30,8 @@ from hcmegatron.platform.sdpa import disable_persistent_sdpa
 from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.transformer.moe.moe_utils import MoEAuxLossAutoScaler
 from schedules.costs import Costs
+from schedules.placement import Placement
+from schedules.runtime.choose import cpu_transport
 from schedules.runtime.gpu import GPU
 from schedules.runtime.record import Mark, Record
 from schedules.runtime.runtime import Runtime
@@ -53,6 +55,7 @@ class ScheduleRunner:
 
     Attributes:
         record: what the last step executed, and when.
+        messages: how they go from rank to rank, in words; "" where there is nothing to choose.
         finalised: when its gradients were, where somebody listens.
         reduces: whether a step ends by summing gradients over ranks; False leaves every rank its own.
     """
@@ -90,8 +93,8 @@ class ScheduleRunner:
             )
         }
         self._own_transport = transport is None
-        self.transport = transport or DistributedTransport(
-            groups.pp, self.placement, device(), timeout=timeout(parallel)
+        self.transport, self.messages = (
+            (transport, "") if transport else pipeline_transport(parallel, groups.pp, self.placement)
         )
         self.tied = tied_weights(models) if models[0].share_embeddings_and_output_weights else None
         self.finalise_groups = embedding_groups(groups, self.placement)
@@ -291,6 +294,20 @@ MEGATRON_ONLY = (
     "pg_collection",
     "force_all_reduce",
 )
+
+
+def pipeline_transport(
+    parallel: Parallel, group: dist.ProcessGroup, where: Placement
+) -> tuple[Transport, str]:
+    """What carries a pipeline's messages as `parallel.transport` says, and its name with the reason for it, or "" where
+    there is no choice. Collective over the group."""
+    limit = timeout(parallel)
+    if GPU.present() or group.size() == 1 or parallel.transport == "gloo":
+        forced = parallel.transport == "gloo" and group.size() > 1 and not GPU.present()
+        return DistributedTransport(
+            group, where, device(), timeout=limit
+        ), forced * "gloo: parallel.transport"
+    return cpu_transport(group, where, timeout=limit)
 
 
 def _refuse(others: dict[str, Any]) -> None:

@@ -150,6 +150,30 @@ def _install_tensor_names() -> None:
     _replace(torch.nn.Module, "cuda", lambda self, *_, **__: self)
 
 
+def _install_optimizers() -> None:
+    """Nothing of an optimizer is compiled here. torch's would import the tracer of torch.compile to be sure, which
+    takes longer than the rest of a small model's set-up, and some 30 MiB in every rank."""
+    guarded = torch._disable_dynamo(lambda: None).__code__
+    for method in vars(torch.optim.Optimizer).values():
+        if getattr(method, "__code__", None) is guarded:
+            plain = method.__wrapped__
+            plain.__dynamo_disable = plain
+    for kind in (torch.optim.Adam, torch.optim.SGD):
+        _replace(kind, "step", _uncompiled(kind.step))
+
+
+def _uncompiled(step: Callable) -> Callable:
+    """An optimizer's step as torch wraps it, but for the marks that it leaves for a tracer."""
+    plain = step.__wrapped__
+
+    @functools.wraps(plain)
+    def wrapped(self: torch.optim.Optimizer, *args: Any, **kwargs: Any) -> Any:
+        with torch.set_grad_enabled(self.defaults["differentiable"]):
+            return plain(self, *args, **kwargs)
+
+    return wrapped
+
+
 def _install_collectives() -> None:
     all_to_all = torch.distributed.all_to_all_single
 
@@ -241,6 +265,7 @@ def install() -> None:
         )
     _install_cuda_names()
     _install_tensor_names()
+    _install_optimizers()
     _install_collectives()
     logging.getLogger("megatron.core.tensor_parallel.random").addFilter(_OneGenerator())
     _installed = True

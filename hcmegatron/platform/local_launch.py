@@ -26,6 +26,7 @@ from hcmegatron.config.errors import ConfigError
 from hcmegatron.platform import standard_streams
 from hcmegatron.platform.collective_failure import Ended
 from hcmegatron.platform.exit_status import HANG, STOPPED, USER_ERROR
+from hcmegatron.platform.imports import uncollected
 from hcmegatron.platform.process_signals import FORWARDED
 from hcmegatron.platform.rank_process import Failure, Worker, run_rank
 from hcmegatron.platform.ranks import STARTED_HERE, RankInfo, free_port
@@ -124,7 +125,8 @@ def start_method(world_size: int, gpus: int, module: str) -> Literal["fork", "sp
         gpus: that this process sees.
     """
     if gpus == 0:
-        importlib.import_module(module)
+        with uncollected():
+            importlib.import_module(module)
         return "fork"
     if gpus < world_size:
         standard_streams.warn(

@@ -45,9 +45,9 @@ _RULES = {
         recompute.block_length recompute.modules implementation kernels""",
     Rule.BEGINNING: "model.init_std checkpoint.init_from",
     Rule.HARMLESS: """
-        data.validation data.test parallel.costs parallel.timeout_s training.eval_every training.eval_batches
-        training.eval_prompt training.eval_tokens training.log_every training.max_bad_steps training.threads
-        health.keep_bad_steps health.compare_parameters_every health.compare_gradients_every health.on_difference
+        data.validation data.test parallel.costs parallel.timeout_s parallel.transport training.eval_every
+        training.eval_batches training.eval_prompt training.eval_tokens training.log_every training.max_bad_steps
+        training.threads health.keep_bad_steps health.compare_parameters_every health.compare_gradients_every health.on_difference
         health.diverged_after
         health.slow_factor health.slow_window checkpoint.save_every checkpoint.keep_last checkpoint.keep_at
         checkpoint.asynchronous

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,6 +26,7 @@ from hcmegatron.pipeline import cuda_streams
 from hcmegatron.pipeline.configured_schedule import most_held, training_schedule
 from hcmegatron.pipeline.forward_backward import build_forward_backward, start_watchdog
 from hcmegatron.pipeline.replica_sync import replicas_planned
+from hcmegatron.pipeline.runner import ScheduleRunner
 from hcmegatron.planner.hops import hop_costs
 from hcmegatron.planner.layers import padded_vocab
 from hcmegatron.platform import cuda_environment, standard_streams
@@ -220,6 +221,7 @@ def _introduction(
         *kernels_chosen(chunks),
         *optimizer_roles.described(config, run.vocab_size),
         *accumulate.described(config.parallel.schedule, config.training.dtype, chunks),
+        *_messages(run.stepper.schedule),
         *_of_the_gpu(config, run.stepper.batches.micro_batches, pipeline_rank),
         *resume.words(config, run.directory, run.start),
         *run.checkpoints.tidied,
@@ -234,6 +236,12 @@ def warn_of_environment(config: Config, ranks: RankInfo) -> None:
     if GPU.present() and ranks.rank == 0:
         for warning in cuda_streams.warnings(config.parallel, os.environ):
             standard_streams.tell(f"hcmegatron: {warning}")
+
+
+def _messages(schedule: Callable) -> list[str]:
+    """How messages go from stage to stage."""
+    words = schedule.messages if isinstance(schedule, ScheduleRunner) else ""
+    return [f"messages between stages: {words}"] if words else []
 
 
 def _of_the_gpu(config: Config, microbatches: int, rank: int) -> list[str]:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from hcmegatron.config import Config, ConfigError, smallest_world
 from hcmegatron.platform import standard_streams
 from hcmegatron.platform.collective_failure import Ended
+from hcmegatron.platform.imports import uncollected
 from hcmegatron.platform.launcher_end import PATIENCE_S, already_told
 from hcmegatron.training.device_check import check_device
 
@@ -36,9 +37,10 @@ def start_ranks(
         work: what each does, as module:function.
         restarts: how often within an hour they are started again when one has died; None: they are not.
     """
-    import torch
-
     from hcmegatron.platform.local_launch import launch_ranks, start_method
+
+    with uncollected():
+        import torch
 
     world_size, gpus = smallest_world(config), torch.cuda.device_count()
     check_device(config, "cuda" if gpus >= world_size else "cpu")
@@ -75,7 +77,8 @@ def run_rank(
     from hcmegatron.platform.ranks import STARTED_HERE
 
     module, _, function = work.partition(":")
-    run = getattr(importlib.import_module(module), function)
+    with uncollected():
+        run = getattr(importlib.import_module(module), function)
     if ranks.source == "torchrun":
         end_with_parent(TORCHRUN_ENDED)  # its ranks outlive a torchrun that is killed: they save and end
     if ranks.source == STARTED_HERE:

@@ -160,12 +160,14 @@ class Stepper:
 
     def rehearse(self) -> list[str]:
         """One step's forward and backward before the first, to compile and to find out-of-memory early. Where our
-        runtime posts receives ahead, every kernel and communicator is used once before. Says how long that took.
+        runtime posts receives ahead on a GPU, every kernel and communicator is used once before. Says how long that
+        took.
 
         Leaves no trace: gradients are cleared by the next step, router biases are put back.
         """
         biases = self._router_biases()
-        said = self._warm_start() if isinstance(self.schedule, ScheduleRunner) else []
+        posts_ahead = isinstance(self.schedule, ScheduleRunner)
+        said = self._warm_start() if posts_ahead and GPU.present() else []
         self.gradients(0)
         self._set_router_biases(biases)
         return said

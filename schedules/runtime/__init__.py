@@ -12,10 +12,12 @@ runtime = Runtime(
 record = runtime.step()
 """
 
+from schedules.runtime.choose import cpu_transport
 from schedules.runtime.in_process import InProcessWorld, step_all
 from schedules.runtime.p2p import PipelineError
 from schedules.runtime.record import Record, RecordedAction
 from schedules.runtime.runtime import Runtime
+from schedules.runtime.shared_memory import SharedMemoryTransport
 from schedules.runtime.stage import OverlappingStage, Stage
 from schedules.runtime.torch_distributed import DistributedTransport
 from schedules.runtime.transport import Transport
@@ -29,8 +31,10 @@ __all__ = [
     "Record",
     "RecordedAction",
     "Runtime",
+    "SharedMemoryTransport",
     "Stage",
     "Transport",
     "Watchdog",
+    "cpu_transport",
     "step_all",
 ]

@@ -75,6 +75,8 @@ class P2PChannels:
         if posted is not message:
             raise AssertionError(f"{message} is needed where {posted} was posted")
         self._wait(message, pending)
+        if self._transport.lends:
+            buffer = pending.tensor
         self._held[message.target, message.microbatch].append(buffer)
         if self._all_posted_ahead:
             self._post_next(channel)

@@ -16,7 +16,6 @@ from torch import Tensor
 
 from schedules.actions import Kind
 from schedules.costs import Costs
-from schedules.runtime.buffers import BufferPool
 from schedules.runtime.p2p import P2PChannels
 from schedules.runtime.position import Position
 from schedules.runtime.program import ActionPart, Handover, Op, compile_rank, forward_only
@@ -74,7 +73,7 @@ class Runtime:
         self._stages, self._transport, self._shape = dict(stages), transport, shape
         self._device, self._lockstep, self._watchdog = device, lockstep, watchdog
         self._overlapping = {n: stage for n, stage in stages.items() if isinstance(stage, OverlappingStage)}
-        self._pool = BufferPool(dtype, device)
+        self._pool = transport.buffers(dtype, device)
         self._broken = False
 
     def step(self, mark: Callable[[], Mark] | None = None) -> Record:

@@ -78,7 +78,7 @@ class DistributedTransport(Transport):
         if self._gloo is None:
             group = self._channels[message.channel]
             return _NcclSend(group.send([tensor], 1 - group.rank(), 0), tensor)
-        tag = _tag(message)
+        tag = message_tag(message)
         work = self._gloo.send([tensor], message.target_rank, tag)
         if self._link is None:
             return work
@@ -90,7 +90,7 @@ class DistributedTransport(Transport):
         if self._gloo is None:
             group = self._channels[message.channel]
             return group.recv([buffer], 1 - group.rank(), 0)
-        tag = _tag(message)
+        tag = message_tag(message)
         work = self._gloo.recv([buffer], message.source_rank, tag)
         if self._link is None:
             return work
@@ -98,8 +98,8 @@ class DistributedTransport(Transport):
         return _StampedReceive(work, self._gloo.recv([stamp], message.source_rank, tag + 1), stamp)
 
 
-def _tag(message: Message) -> int:
-    """Even, so that the next one is free for the stamp of an emulated link."""
+def message_tag(message: Message) -> int:
+    """Tells it from all others of a step. Even, so that the next one is free for the stamp of an emulated link."""
     if message.microbatch >= _MICROBATCHES or message.source >= _STAGES:
         raise ValueError(f"{message}: tags have room for {_MICROBATCHES} micro-batches and {_STAGES} stages")
     return ((message.microbatch * _STAGES + message.source) * 2 + (message.payload is Kind.B)) * 2

@@ -5,8 +5,10 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
+from schedules.runtime.buffers import BufferPool
 from schedules.schedule import Message
 
 
@@ -25,10 +27,16 @@ class Transport(ABC):
     received in the order in which they are sent; nothing is assumed about the order between channels, so a
     message that nobody waits for yet holds up no other.
 
-    ``receives_occupy_device``: a receive that is posted takes room on the device until its message comes.
+    ``receives_occupy_device``: a receive that is posted takes room on the device until its message comes. ``lends``:
+    messages lie in memory of the transport's own, until they are given back to its ``buffers``.
     """
 
     receives_occupy_device = False
+    lends = False
+
+    def buffers(self, dtype: torch.dtype, device: torch.device) -> BufferPool:
+        """What the messages of a pipeline are received into."""
+        return BufferPool(dtype, device)
 
     @abstractmethod
     def send(self, message: Message, tensor: Tensor) -> Pending:
@@ -37,7 +45,9 @@ class Transport(ABC):
 
     @abstractmethod
     def receive(self, message: Message, buffer: Tensor) -> Pending:
-        """Starts receiving into ``buffer``, contiguous and of the size that was sent."""
+        """Starts receiving into ``buffer``, contiguous and of the size that was sent. Of a transport that ``lends`` it
+        may be on the meta device, and only say what is expected: the message is the result's ``tensor``, then, once
+        it was waited for."""
 
     def close(self) -> None:  # noqa: B027, most have nothing to end
         """Ends what the transport has made. Between steps, and on all of its ranks."""

@@ -18,6 +18,7 @@ def config_for(schedule, moe, overlap=False, **sections):
     p = config.parallel
     p.schedule, p.pipeline, p.overlap = schedule, 2, overlap
     p.virtual = 2 if schedule == "interleaved" else None
+    p.transport = "gloo"  # as GPUs' receives, its are posted into buffers
     config.training.global_batch, config.training.micro_batch = 8, 1
     return config
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
+from types import SimpleNamespace
 from unittest import mock
 
 import torch
@@ -16,6 +17,7 @@ from hcmegatron.pipeline.configured_schedule import most_held
 from hcmegatron.pipeline.forward_backward import build_forward_backward
 from hcmegatron.platform.communicators import start_communicators
 from hcmegatron.recompute.attach import Recomputation
+from hcmegatron.training import step
 from hcmegatron.training.model import wrap_chunk
 from hcmegatron.training.optimizer import build_optimizer
 from hcmegatron.training.step import Stepper
@@ -49,7 +51,12 @@ def runs(configs: list[Config], warm: bool = True) -> list[Start]:
             schedule = build_forward_backward(config, chunks, groups, execution)
             stepper = Stepper(config, chunks, optimizer, schedule, batches, groups)
             with loading() as mode:
-                with nullcontext() if warm else mock.patch.object(Stepper, "_warm_start", lambda _: []):
+                with (
+                    mock.patch.object(
+                        step, "GPU", SimpleNamespace(present=lambda: True, synchronize=lambda: None)
+                    ),
+                    nullcontext() if warm else mock.patch.object(Stepper, "_warm_start", lambda _: []),
+                ):
                     said = stepper.rehearse()
                 rehearsed = len(mode.loaded)
                 stepper.step(0)

@@ -23,12 +23,13 @@ def test_in_process(name, ranks, late, tmp_path):
 @pytest.mark.ranks
 @pytest.mark.parametrize("ranks", SIZES)
 @pytest.mark.parametrize("link", [None, Link(1e-3, 1e6)], ids=["free", "emulated link"])
-def test_gloo(ranks, link):
+@pytest.mark.parametrize("shared", [False, True], ids=["gloo", "shared memory"])
+def test_between_processes(ranks, link, shared):
     """Two steps, of which the second has to be like the first."""
     cases = [(name, lengths_for(name, ranks)) for name in GENERATORS]
-    results = run_ranks(ranks, workers.train, cases, 2, link, preload=PRELOAD)
+    results = run_ranks(ranks, workers.train, cases, 2, link, shared, preload=PRELOAD)
     for (name, lengths), *own in zip(cases, *results, strict=True):
-        check(generate(name, ranks, len(lengths)), lengths, own)
+        check(generate(name, ranks, len(lengths)), lengths, own, shared=shared)
 
 
 def test_forward_only_gives_the_losses_and_keeps_nothing(tmp_path):

@@ -90,10 +90,11 @@ def measure(*settings):
 
 
 @pytest.mark.ranks
+@pytest.mark.parametrize("shared", [False, True], ids=["gloo", "shared memory"])
 @pytest.mark.parametrize("name", ["1f1b", "zb_v", "dualpipev"])
-def test_host_overhead_per_action(name):
+def test_host_overhead_per_action(name, shared):
     """Messages included, in processor time: the wall clock would count other processes' turns as well."""
-    for own in run_ranks(2, workers.overhead, name, 64, 8, preload=PRELOAD):
+    for own in run_ranks(2, workers.overhead, name, 64, 8, shared, preload=PRELOAD):
         assert 0 < min(own) < 100e-6
 
 

@@ -22,7 +22,7 @@ pytestmark = pytest.mark.alone
 RANKS, LIMIT = 4, 4.0
 
 
-def disturb(how, culprit, tmp_path, tcp=False):
+def disturb(how, culprit, tmp_path, tcp=False, shared=False):
     """The outcomes, and what all ranks printed."""
     port = None
     if tcp:
@@ -32,7 +32,7 @@ def disturb(how, culprit, tmp_path, tcp=False):
     outcomes = observe_ranks(
         RANKS,
         workers.disturb,
-        *(how, culprit, LIMIT, tmp_path, port),
+        *(how, culprit, LIMIT, tmp_path, port, workers.CPU, shared),
         timeout=60,
         grace=60,
         preload=("torch.distributed", "tests.runtime.workers"),
@@ -52,9 +52,13 @@ def disturb(how, culprit, tmp_path, tcp=False):
 
 
 @pytest.mark.ranks
-@pytest.mark.parametrize(("culprit", "tcp"), [(2, False), (0, True)], ids=["file store", "its host killed"])
-def test_killed(culprit, tcp, tmp_path):
-    outcomes, said = disturb("kill", culprit, tmp_path, tcp)
+@pytest.mark.parametrize(
+    ("culprit", "tcp", "shared"),
+    [(2, False, False), (0, True, False), (2, False, True)],
+    ids=["file store", "its host killed", "shared memory"],
+)
+def test_killed(culprit, tcp, shared, tmp_path):
+    outcomes, said = disturb("kill", culprit, tmp_path, tcp, shared)
     assert outcomes[culprit].exit_code == -signal.SIGKILL
     assert f"(rank {culprit})" in said  # somebody was waiting for it
     if not tcp:
@@ -62,8 +66,9 @@ def test_killed(culprit, tcp, tmp_path):
 
 
 @pytest.mark.ranks
-def test_stalled(tmp_path):
-    outcomes, said = disturb("stall", 2, tmp_path)
+@pytest.mark.parametrize("shared", [False, True], ids=["gloo", "shared memory"])
+def test_stalled(shared, tmp_path):
+    outcomes, said = disturb("stall", 2, tmp_path, shared=shared)
     assert all(outcome.exit_code in (1, EXIT_CODE) for outcome in outcomes)
     assert re.search(r"rank 2, dualpipev, step 2: action \d+ of \d+, \S*2F7\S*, computing for", said)
     assert re.search(r"waiting for the activation of micro-batch 7 from stage 2 to stage 3 \(rank 2\)", said)

@@ -16,7 +16,14 @@ import torch.distributed as dist
 
 from schedules import Action, Schedule, generate
 from schedules.costs import Link
-from schedules.runtime import DistributedTransport, Record, Runtime, Watchdog
+from schedules.runtime import (
+    DistributedTransport,
+    Record,
+    Runtime,
+    SharedMemoryTransport,
+    Transport,
+    Watchdog,
+)
 from schedules.runtime.program import Peaks
 from tests.runtime.stages import CPU, DTYPE, WIDTH, gradients, losses, shape_for, stages_of
 
@@ -34,19 +41,27 @@ def runtime(schedule: Schedule, rank: int, stages, transport, lengths, **options
     return Runtime(schedule, rank, stages, transport, shape=shape_for(lengths), dtype=DTYPE, **options)
 
 
+def transport_of(shared: bool, group, placement, link: Link | None = None) -> Transport:
+    if shared:
+        return SharedMemoryTransport(group, placement, link)
+    return DistributedTransport(group, placement, CPU, link)
+
+
 def result(stages, runtime: Runtime, record: Record) -> Result:
     return Result(losses(stages), gradients(stages), record.actions, record.peaks, runtime._pool.size)
 
 
-def train(cases: list[tuple[str, list[int]]], steps: int, link: Link | None = None) -> list[Result]:
+def train(
+    cases: list[tuple[str, list[int]]], steps: int, link: Link | None = None, shared: bool = False
+) -> list[Result]:
     """Each case is a schedule's name and the lengths of its micro-batches. Gradients are those of the last
-    step alone."""
+    step alone. shared: through shared memory."""
     group = dist.group.WORLD
     answers = []
     for name, lengths in cases:
         schedule = generate(name, group.size(), len(lengths))
         stages = stages_of(schedule, group.rank(), lengths)
-        transport = DistributedTransport(group, schedule.placement, CPU, link)
+        transport = transport_of(shared, group, schedule.placement, link)
         own = runtime(schedule, group.rank(), stages, transport, lengths)
         for _ in range(steps):
             for stage in stages.values():
@@ -95,6 +110,7 @@ def disturb(
     directory: Path,
     tcp_port: int | None,
     device: torch.device = CPU,
+    shared: bool = False,
 ) -> None:
     """A few steps, in the second of which rank ``culprit`` does not do its part; then a barrier, as a trainer
     has in its optimizer. Returns only if nothing ends the process."""
@@ -108,7 +124,10 @@ def disturb(
     lengths = [3] * 12
     schedule = generate("dualpipev", group.size(), len(lengths))
     stages = stages_of(schedule, rank, lengths)
-    transport = DistributedTransport(group, schedule.placement, device)
+    if shared:
+        transport = SharedMemoryTransport(group, schedule.placement)
+    else:
+        transport = DistributedTransport(group, schedule.placement, device)
     own = runtime(schedule, rank, stages, transport, lengths, watchdog=watchdog, device=device)
     own.step()
     time.sleep(3 * limit / 10)  # for positions to reach the store
@@ -142,7 +161,7 @@ class _Nothing:
         pass
 
 
-def overhead(name: str, microbatches: int, steps: int) -> list[float]:
+def overhead(name: str, microbatches: int, steps: int, shared: bool = False) -> list[float]:
     """Seconds of processor time per action, for every step."""
     group = dist.group.WORLD
     schedule = generate(name, group.size(), microbatches)
@@ -151,7 +170,7 @@ def overhead(name: str, microbatches: int, steps: int) -> list[float]:
         stage: _Nothing(placement.previous(stage) is None, placement.next(stage) is None)
         for stage in placement.stages_of(group.rank())
     }
-    transport = DistributedTransport(group, placement, CPU)
+    transport = transport_of(shared, group, placement)
     own = runtime(schedule, group.rank(), stages, transport, [4] * microbatches)
     seconds = []
     for _ in range(steps):

@@ -1,0 +1,92 @@
+"""Messages through shared memory: what arrives, and what is said where nothing can."""
+
+import os
+import re
+import socket
+import threading
+from contextlib import ExitStack
+
+import pytest
+import torch.multiprocessing
+
+from schedules.runtime import local_peers
+from tests.ranks import observe_ranks, run_ranks
+from tests.runtime import shared_workers
+
+pytestmark = pytest.mark.ranks
+RUN = {"preload": ("torch.distributed", "tests.runtime.shared_workers"), "timeout": 60}
+
+
+def test_every_tensor_arrives_and_slots_are_used_again():
+    assert run_ranks(2, shared_workers.exchange, **RUN) == [[], []]
+
+
+def test_ranks_that_were_spawned(tmp_path):
+    torch.multiprocessing.spawn(shared_workers.spawned, (str(tmp_path / "store"),), nprocs=2)
+
+
+def test_more_messages_than_a_connection_holds():
+    assert run_ranks(2, shared_workers.crowd, 2000, **RUN) == [True, True]
+
+
+def test_the_number_of_slots_settles():
+    for counts in run_ranks(4, shared_workers.slots, 8, **RUN):
+        assert len(set(counts[4:])) == 1, counts
+
+
+@pytest.mark.parametrize("elements", [3, 5])
+def test_a_message_of_the_wrong_size(elements):
+    assert run_ranks(2, shared_workers.wrong_size, elements, **RUN) == [
+        "",
+        f"{4 * elements} bytes of rank 0 came where 16 were expected",
+    ]
+
+
+def test_a_wait_ends():
+    _, (took, told) = run_ranks(2, shared_workers.silent, 0.5, **RUN)
+    assert told == "timed out after 0.5 s without a word of rank 0"
+    assert 0.4 < took < 5
+
+
+@pytest.mark.parametrize("sends", [False, True], ids=["receiving", "sending"])
+def test_a_peer_that_is_killed_is_noticed_and_leaves_nothing(sends, tmp_path):
+    before = set(os.listdir("/dev/shm"))
+    observe_ranks(2, shared_workers.lost, tmp_path, sends, **RUN)
+    seconds, _, told = (tmp_path / "told").read_text().partition(" ")
+    assert told.startswith("rank 0 is gone: ") and float(seconds) < 10
+    assert not {name for name in set(os.listdir("/dev/shm")) - before if "hcmegatron" in name}
+    assert not os.path.exists("/dev/shm/hcmegatron")
+
+
+@pytest.mark.parametrize(
+    ("trouble", "said"),
+    [
+        ("", "SharedMemoryTransport: shared memory"),
+        ("memfd", "DistributedTransport: gloo: shared memory cannot be had: .*Function not implemented"),
+        ("machine", "DistributedTransport: gloo: the ranks of a pipeline are on several machines"),
+        (
+            "connect",
+            "DistributedTransport: gloo: rank 0 could not connect with its neighbours: timed out",
+        ),
+    ],
+)
+def test_gloo_where_it_cannot_be_shared(trouble, said):
+    found = run_ranks(2, shared_workers.chosen, trouble, **RUN)
+    assert found[0] == found[1] and re.fullmatch(said, found[0])
+
+
+def test_a_stranger_is_not_taken_for_a_neighbour():
+    with ExitStack() as opened:
+        listener, card = local_peers._listen(opened, 2)
+        stranger = opened.enter_context(socket.socket(socket.AF_UNIX))
+        stranger.connect(card.address)
+        memory = local_peers._memory(opened)
+        socket.send_fds(stranger, [local_peers._HELLO.pack(3, b"0" * 16)], [memory])
+        called = []
+        caller = threading.Thread(target=lambda: called.append(local_peers._call(opened, 5, 0, card)))
+        caller.start()
+        found = local_peers._answer(opened, listener, card.token)
+        caller.join()
+        assert (found.rank, called[0].rank) == (5, 0)
+        os.write(found.outgoing, b"to the caller")
+        assert os.pread(called[0].incoming, 20, 0) == b"to the caller"
