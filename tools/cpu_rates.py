@@ -22,7 +22,7 @@ from hcmegatron.config import load_config
 from hcmegatron.config.load import scalar
 from hcmegatron.connections.kinds import KINDS
 from hcmegatron.planner import counts
-from hcmegatron.studies.spec import with_settings
+from hcmegatron.studies.study import with_settings
 
 STEPS = 60
 BASE: dict[str, Any] = {
