@@ -21,8 +21,9 @@ from hcmegatron.planner.rates import Assumptions
 from hcmegatron.planner.step_memory import COMPONENTS
 from hcmegatron.planner.tables import describe_config
 from hcmegatron.studies.cpu import Cpu, read_cpu
-from hcmegatron.studies.expand import StudyRun, expand
-from hcmegatron.studies.spec import Study
+from hcmegatron.studies.expand import expand
+from hcmegatron.studies.runs import StudyRun
+from hcmegatron.studies.study import Study
 
 
 @dataclass(frozen=True)

@@ -200,6 +200,11 @@ CASES = [
         (END, END + "machine: {gpus: 0}\n"),
         "s.yaml:12: machine.gpus = 0 is out of range; it must be at least 1",
     ),
+    ((END, END + "machine: {cpu: mine.yaml}\n"), "s.yaml:12: machine.cpu = mine.yaml names no file"),
+    (
+        (END, END + "machine: {cpu: mine.yaml, gpus: 8}\n"),
+        "machine.gpus = 8 is beside machine.cpu; leave one of them",
+    ),
     ((END, END + "limits: {max_gpu_hours: 1e-9}\n"), "limits.max_gpu_hours = 1e-9 is less than the"),
 ]
 
