@@ -56,10 +56,14 @@ class Axis:
     points: tuple[Point, ...]
 
 
-def read_axes(entries: Mapping[str, Entry], base: Config, folder: Path) -> tuple[Axis, ...]:
+def read_axes(
+    entries: Mapping[str, Entry], base: Config, with_settings: Config, folder: Path
+) -> tuple[Axis, ...]:
     """The axes of a file, in its order.
 
     Args:
+        base: what sizes that name another configuration are compared with.
+        with_settings: the same with the study's settings, whose numbers rules of sizes may name.
         folder: where files that sizes name are looked for.
 
     Raises:
@@ -70,17 +74,17 @@ def read_axes(entries: Mapping[str, Entry], base: Config, folder: Path) -> tuple
     for name, entry in entries.items():
         column = name.rpartition(".")[2]
         column = column if leaf.count(column) == 1 and column not in BUDGETS else name
-        points = _points(name, entry, base, folder)
+        points = _points(name, entry, base, with_settings, folder)
         _distinct(points)
         found.append(Axis(name, column, points))
     return tuple(found)
 
 
-def _points(name: str, entry: Entry, base: Config, folder: Path) -> tuple[Point, ...]:
+def _points(name: str, entry: Entry, base: Config, with_settings: Config, folder: Path) -> tuple[Point, ...]:
     if name == "kind":
         return _kinds(entry)
     if name == "size":
-        return _sizes(entry, base, folder)
+        return _sizes(entry, base, with_settings, folder)
     if name == "seed":
         return tuple(_seed(item) for item in entry.items())
     if name == "lr":
@@ -116,13 +120,13 @@ def _kinds(entry: Entry) -> tuple[Point, ...]:
     return _some(entry, points)
 
 
-def _sizes(entry: Entry, base: Config, folder: Path) -> tuple[Point, ...]:
+def _sizes(entry: Entry, base: Config, with_settings: Config, folder: Path) -> tuple[Point, ...]:
     """By a rule of one dial; or each with a name and its settings, those of another configuration among them."""
     own = entry.entries()
     if "dial" in own:
         return tuple(
             Point(f"d{size.dial}", f"d{size.dial}", size.entry, size.settings, size.why)
-            for size in sized(own, base)
+            for size in sized(own, with_settings)
         )
     points = []
     for label, size in own.items():

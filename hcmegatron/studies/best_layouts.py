@@ -8,7 +8,7 @@ from hcmegatron.config.types import flatten
 from hcmegatron.planner.rates import Assumptions
 from hcmegatron.planner.search import CHOSEN, search_layouts
 from hcmegatron.studies.plan import machine_of, shape
-from hcmegatron.studies.spec import Study
+from hcmegatron.studies.study import Study
 
 
 class BestLayouts:

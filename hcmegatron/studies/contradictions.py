@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from hcmegatron.studies.axes import BUDGETS
+from hcmegatron.studies.study import Study
 from hcmegatron.studies.tree import Entry
-
-if TYPE_CHECKING:
-    from hcmegatron.studies.spec import Study
 
 # Settings that a study gives to its runs by itself.
 OWN = {

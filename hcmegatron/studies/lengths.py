@@ -13,7 +13,7 @@ from hcmegatron.studies import rules
 from hcmegatron.studies.axes import Point
 from hcmegatron.studies.matching import baseline, number_of_parameters
 from hcmegatron.studies.sections import Decay
-from hcmegatron.studies.spec import Study, with_settings
+from hcmegatron.studies.study import Study, with_settings
 
 LONGEST = 2**31 - 1  # steps
 

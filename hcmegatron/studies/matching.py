@@ -9,7 +9,7 @@ from hcmegatron.config.errors import ConfigError
 from hcmegatron.config.schema import Config
 from hcmegatron.planner import counts
 from hcmegatron.studies.axes import Point
-from hcmegatron.studies.spec import Study, with_settings
+from hcmegatron.studies.study import Study, with_settings
 
 WIDEST = 2**20  # of an MLP
 

@@ -20,8 +20,10 @@ from hcmegatron.planner.plan import HOUR, make_plan
 from hcmegatron.planner.rates import Assumptions
 from hcmegatron.planner.step_memory import COMPONENTS
 from hcmegatron.planner.tables import describe_config
-from hcmegatron.studies.expand import StudyRun, expand
-from hcmegatron.studies.spec import Study
+from hcmegatron.studies.cpu import Cpu, read_cpu
+from hcmegatron.studies.expand import expand
+from hcmegatron.studies.runs import StudyRun
+from hcmegatron.studies.study import Study
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,7 @@ class StepPlan:
         seconds: None where it cannot.
         layout: in words.
         why_not: what keeps it from running, in words; empty where it fits.
+        start: seconds of a process beside its steps; of GPUs none is known.
     """
 
     parameters: Counter[counts.Class]
@@ -45,6 +48,7 @@ class StepPlan:
     seconds: float | None
     layout: str
     why_not: str
+    start: float = 0.0
 
     @property
     def total(self) -> int:
@@ -78,7 +82,9 @@ class PlannedRun:
     @property
     def hours(self) -> float | None:
         """Without validation, checkpoints or interruptions; None where it cannot be laid out."""
-        return None if self.step.seconds is None else self.step.seconds * self.steps / HOUR
+        if self.step.seconds is None:
+            return None
+        return (self.step.seconds * self.steps + self.step.start * (1 + len(self.run.branches))) / HOUR
 
     @property
     def gpu_hours(self) -> float | None:
@@ -91,7 +97,7 @@ class StudyPlan:
     """All runs of a study, planned."""
 
     study: Study
-    machine: Machine
+    machine: Machine | Cpu
     rows: tuple[PlannedRun, ...]
 
     @property
@@ -137,7 +143,9 @@ def plan_study(study: Study, chosen: Chosen | None = None) -> StudyPlan:
     Raises:
         ConfigError: the study, its machine or a run's costs cannot be read.
     """
-    machine, known, rows = machine_of(study), {}, []
+    machine = cpu_of(study) or machine_of(study)
+    known: dict[str, StepPlan] = {}
+    rows = []
     for run in expand(study):
         config = study.config(run)
         key = shape(config)
@@ -145,6 +153,23 @@ def plan_study(study: Study, chosen: Chosen | None = None) -> StudyPlan:
             known[key] = _step(chosen(config) if chosen else config, machine, study.machine.gpus)
         rows.append(PlannedRun(run, known[key], study.machine.gpus))
     return StudyPlan(study, machine, tuple(rows))
+
+
+def cpu_of(study: Study) -> Cpu | None:
+    """The study's CPU, where it is planned for one.
+
+    Raises:
+        ConfigError: its file cannot be read, or the study names GPUs beside it.
+    """
+    if study.machine.cpu is None:
+        return None
+    for key in ("machine.gpu", "machine.gpus"):
+        if key in study.sources:
+            raise study.error(key, "is beside machine.cpu; leave one of them out")
+    path = study.file.parent / study.machine.cpu
+    if not path.is_file():
+        raise study.error("machine.cpu", f"names no file ({path}); correct it")
+    return read_cpu(path)
 
 
 def machine_of(study: Study) -> Machine:
@@ -178,7 +203,7 @@ def shape(config: Config) -> str:
     return repr(parts)
 
 
-def _step(config: Config, machine: Machine, gpus: int) -> StepPlan:
+def _step(config: Config, machine: Machine | Cpu, gpus: int) -> StepPlan:
     """One step of a configuration, with what it counts where it cannot be laid out."""
     whole = counts.whole_model(config)
     active = counts.parameters(config, whole, active=True).total()
@@ -187,6 +212,9 @@ def _step(config: Config, machine: Machine, gpus: int) -> StepPlan:
         "active": active,
         "flops": 3.0 * counts.forward_flops(config, whole).total(),
     }
+    if isinstance(machine, Cpu):
+        seconds = machine.seconds(config)
+        return StepPlan(**counted, peak=None, seconds=seconds, layout="", why_not="", start=machine.start_s)
     costs = None
     if config.parallel.costs is not None:
         costs = measured.read(config.parallel.costs)

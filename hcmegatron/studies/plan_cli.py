@@ -51,6 +51,10 @@ def main(options: argparse.Namespace) -> int:
     if options.search:
         from hcmegatron.studies.best_layouts import BestLayouts
 
+        if study.machine.cpu:
+            raise ConfigError(
+                f"--search: {study.file} is planned for a CPU, whose processes have no layout; leave it out"
+            )
         best = BestLayouts(study)
         plan = plan_study(study, best)
     else:

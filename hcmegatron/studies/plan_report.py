@@ -26,7 +26,7 @@ def show_plan(plan: StudyPlan) -> None:
     groups = _groups(plan.rows)
     say(headline(plan))
     console.print(_parameters(plan, groups))
-    console.print(_runs(groups))
+    console.print(_runs(groups, unit(plan)))
     say(_layouts(groups))
     say(_reasons(plan, groups))
     say(summary(plan))
@@ -50,12 +50,27 @@ def summary(plan: StudyPlan) -> list[str]:
     tokens = sum(row.run.tokens / row.run.steps * row.steps for row in plan.rows)
     unfit = [row for row in plan.rows if not row.fits]
     lines = [
-        f"all: {tokens / 1e9:,.4g} B tokens, {plan.flops:.3g} FLOPs, {amount(plan.hours)} hours, "
-        f"{amount(plan.gpu_hours)} GPU-hours; no time for validation, checkpoints or failures"
+        f"all: {short(tokens)} tokens, {plan.flops:.3g} FLOPs, {amount(plan.hours)} hours"
+        + (f" ({60 * plan.hours:.1f} minutes), " if plan.hours < 1 else ", ")
+        + f"{amount(plan.gpu_hours)} {unit(plan)}-hours; no time for validation, checkpoints or failures"
     ]
     if unfit:
-        lines.append(f"{len(unfit)} of {len(plan.rows)} runs do not fit")
+        absent = " and have no hours in this" if any(row.hours is None for row in unfit) else ""
+        lines.append(f"{len(unfit)} of {len(plan.rows)} runs do not fit{absent}")
     return lines
+
+
+def unit(plan: StudyPlan) -> str:
+    """What hours are of."""
+    return "core" if plan.study.machine.cpu else "GPU"
+
+
+def short(tokens: float) -> str:
+    """196K, 39.3B."""
+    for size, letter in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "K")):
+        if tokens >= size:
+            return f"{tokens / size:.4g}{letter}"
+    return f"{tokens:.0f}"
 
 
 def amount(value: float | None) -> str:
@@ -139,10 +154,21 @@ def by_part(step: StepPlan) -> dict[str, int]:
     }
 
 
-def _runs(groups: dict[str, list[PlannedRun]]) -> Table:
+def _runs(groups: dict[str, list[PlannedRun]], unit: str) -> Table:
     """Lengths, costs and whether they fit."""
     table = Table(box=box.SIMPLE_HEAD, title="runs, with their branches", title_justify="left")
-    for name in ("", "runs", "lr", "B tokens", "steps", "FLOPs", "GiB a GPU", "fits", "hours", "GPU-hours"):
+    for name in (
+        "",
+        "runs",
+        "lr",
+        "tokens",
+        "steps",
+        "FLOPs",
+        f"GiB a {unit}",
+        "fits",
+        "hours",
+        f"{unit}-hours",
+    ):
         table.add_column(name, justify="right" if name else "left", overflow="fold")
     for own in groups.values():
         row = own[0]
@@ -150,11 +176,11 @@ def _runs(groups: dict[str, list[PlannedRun]]) -> Table:
             row.run.name if len(own) == 1 else _without_seed(row),
             str(len(own)),
             f"{row.run.axes['lr']:.3g}",
-            f"{row.run.tokens / 1e9:.4g}",
+            short(row.run.tokens),
             f"{row.run.steps:,}" + (f" + {row.steps - row.run.steps:,}" if row.run.branches else ""),
             f"{row.flops:.2e}".replace("e+", "e"),
             "-" if row.step.peak is None else gib(row.step.peak),
-            "yes" if row.fits else "NO",
+            "NO" if not row.fits else "-" if row.step.peak is None else "yes",
             amount(row.hours),
             amount(row.gpu_hours),
         )

@@ -78,6 +78,8 @@ class OnMachine:
     """What each run is planned for."""
 
     gpu: str = _key("h100")  # as `hcmegatron plan --gpu`: a name, or a file, relative to the study's
+    # in its place: a file of a CPU's times, relative to the study's, that `python -m tools.cpu_rates` wrote
+    cpu: str | None = _key(None)
     gpus: int = _key(1, AT_LEAST_1)  # of one run
     jobs: int = _key(1, AT_LEAST_1)  # runs at a time
 
