@@ -447,11 +447,7 @@ STUDY = [
     "--study.machine.gpus=1",
     *("--study.settings.data.paths=[text.txt]", "--study.settings.data.holdout=0.1"),
     *("--study.settings.optimizer.schedule=wsd", "--study.decay.branches=[0.5]"),
-    *(
-        ()
-        if SOAK
-        else ("--study.axes.kind=[residual]", "--study.axes.size=null", "--study.settings.model.layers=2")
-    ),
+    *(() if SOAK else ("--study.exclude=[{kind: [hc, mhc]}, {size: [9b, 27b, 3b-1t]}]",)),
 ]
 STUDY_RUNS = 12 if SOAK else 1
 
