@@ -1,4 +1,4 @@
-"""A study under fire: python -m tools.study_storm --folder DIR [--study laptop --quick] [--kills 10]
+"""A study under fire: python -m tools.study_storm [--folder DIR] [--study laptop --quick] [--kills 10]
 
 `hcmegatron study run` is killed again and again while it trains, in turn with its whole process group and one of its
 runs' processes (SIGKILL both), and continued by the same command. Wanted: nothing runs on after a kill, and in the end
@@ -23,9 +23,11 @@ from typing import Any
 
 import psutil
 
+from hcmegatron.config.errors import ConfigError
 from hcmegatron.report.inputs.json_lines import read_lines
 from hcmegatron.studies.collect import collect
 from hcmegatron.studies.record import Record, read_record
+from hcmegatron.studies.spec import read_study
 from tools.kill_storm.command import Command, until
 from tools.kill_storm.judge import differences
 
@@ -44,7 +46,7 @@ def main(argv: list[str] | None = None) -> int:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--folder", type=Path, required=True)
+    parser.add_argument("--folder", type=Path, default=Path("bench_out/study_storm"))
     parser.add_argument("--study", default="laptop", help="its file, or a packaged one's name")
     parser.add_argument("--kills", type=int, default=10)
     parser.add_argument("--seed", type=int, default=0)
@@ -52,6 +54,10 @@ def main(argv: list[str] | None = None) -> int:
     asked, words = parser.parse_known_args(argv)
     if asked.study == "laptop" and not words:
         words = ["--quick"]
+    try:
+        read_study(asked.study, words)
+    except ConfigError as error:
+        parser.error(str(error))
     try:
         print(
             *storm(asked.folder.resolve(), [asked.study, *words], asked.kills, asked.seed, asked.jobs),

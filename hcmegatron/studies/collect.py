@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,7 +13,7 @@ from hcmegatron.studies import accounts, measures
 from hcmegatron.studies.directory import difference_of
 from hcmegatron.studies.learnt import digest
 from hcmegatron.studies.record import Entry, Record
-from hcmegatron.studies.state import State, state_of
+from hcmegatron.studies.state import has_diverged, state_of
 
 Row = dict[str, Any]
 
@@ -51,14 +50,6 @@ def collect(record: Record) -> Collected:
         config = configured(record, entry)
         rows.append(_row(record, entry, config, lines[entry.name] if path is None else path, diverged))
     return Collected(_same_columns(rows), missing)
-
-
-def has_diverged(entry: Entry, states: Mapping[str, State]) -> bool:
-    """Whether a point has no loss because its run diverged: itself, or the run that it was to branch from."""
-    own = states[entry.name].name
-    if own == "diverged":
-        return True
-    return entry.trunk is not None and own == "waiting" and states[entry.trunk].name == "diverged"
 
 
 def configured(record: Record, entry: Entry) -> Config:

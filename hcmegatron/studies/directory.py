@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import fcntl
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import IO
@@ -37,29 +38,32 @@ class StudyDirectory:
     def __init__(self, path: Path, study: str, tasks: Sequence[Task]) -> None:
         self.path, self.says = path, list[str]()
         before = self._before(study)
+        self.configs = {task.name: self._placed(task) for task in tasks}
+        entries = tuple(_entry(task, self.configs[task.name]) for task in tasks)
+        self.record = Record(path, study, entries)
         try:
             path.mkdir(parents=True, exist_ok=True)
             self.lock = _locked(path)
-            configs = {task.name: self._placed(task) for task in tasks}
-            for task in tasks:
-                self._refuse_other(task.name, configs[task.name])
-            (path / "configs").mkdir(exist_ok=True)
-            (path / "runs").mkdir(exist_ok=True)
-            for name, config in configs.items():
-                file = path / "configs" / f"{name}.yaml"
-                text = dump_config(config)
-                if not file.exists() or file.read_text(encoding="utf-8") != text:
-                    replace_text(file, text)
-            entries = [_entry(task, configs[task.name]) for task in tasks]
-            write_record(path, study, entries)
+            with _closed_on_error(self.lock):
+                for name, config in self.configs.items():
+                    self._refuse_other(name, config)
+                self._write()
         except OSError as error:
             raise ConfigError(
                 f"run_dir = {path} cannot be written: {error.filename}: {error.strerror}; choose another"
             ) from None
-        self.record = Record(path, study, tuple(entries))
-        self.configs = configs
         if before is not None:
             self.says = _changes(before.entries, entries)
+
+    def _write(self) -> None:
+        """The configurations, where they are not as they are to be, and the record."""
+        for folder in ("configs", "runs"):
+            (self.path / folder).mkdir(exist_ok=True)
+        for name, config in self.configs.items():
+            file, text = self.record.config_file(name), dump_config(config)
+            if not file.exists() or file.read_text(encoding="utf-8") != text:
+                replace_text(file, text)
+        write_record(self.record)
 
     def _before(self, study: str) -> Record | None:
         """What the directory was before; None where it is new."""
@@ -154,6 +158,16 @@ def _changes(before: Sequence[Entry], now: Sequence[Entry]) -> list[str]:
         if names:
             said.append(f"{len(names)} runs {words}: {names[0]}" + (" and others" if len(names) > 1 else ""))
     return said
+
+
+@contextmanager
+def _closed_on_error(lock: IO[str]) -> Iterator[None]:
+    """Give a lock back where what is done under it fails."""
+    try:
+        yield
+    except BaseException:
+        lock.close()
+        raise
 
 
 def _locked(path: Path) -> IO[str]:

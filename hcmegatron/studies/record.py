@@ -4,7 +4,6 @@ study's file."""
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -80,13 +79,16 @@ def read_record(path: Path) -> Record:
         ) from None
 
 
-def write_record(path: Path, study: str, entries: Sequence[Entry]) -> None:
+def write_record(record: Record) -> None:
     """Write it, whole or not at all. OSError where that is not possible."""
     runs = {
-        entry.name: {key: value for key, value in vars(entry).items() if key != "name"} for entry in entries
+        entry.name: {key: value for key, value in vars(entry).items() if key != "name"}
+        for entry in record.entries
     }
-    text = yaml.dump({"study": study, "runs": runs}, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
-    replace_text(path / FILE, f"# Written by `hcmegatron study`, and anew with every call.\n{text}")
+    text = yaml.dump(
+        {"study": record.study, "runs": runs}, Dumper=_Dumper, sort_keys=False, allow_unicode=True
+    )
+    replace_text(record.path / FILE, f"# Written by `hcmegatron study`, and anew with every call.\n{text}")
 
 
 def replace_text(file: Path, text: str) -> None:

@@ -13,8 +13,9 @@ from hcmegatron.studies.directory import StudyDirectory
 from hcmegatron.studies.expand import expand
 from hcmegatron.studies.runner import Runner, forget_failures
 from hcmegatron.studies.slots import Slots, cores_of_machine, gpus_of_machine
-from hcmegatron.studies.spec import Study, read_study
+from hcmegatron.studies.spec import read_study
 from hcmegatron.studies.state import state_of
+from hcmegatron.studies.study import Study
 from hcmegatron.studies.tasks import Task, tasks
 
 

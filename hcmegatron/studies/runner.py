@@ -21,7 +21,7 @@ from hcmegatron.studies.child import Child
 from hcmegatron.studies.directory import StudyDirectory
 from hcmegatron.studies.record import Entry
 from hcmegatron.studies.slots import Slot, Slots
-from hcmegatron.studies.state import State, checkpoint, is_complete, newest_step, note, state_of
+from hcmegatron.studies.state import State, checkpoint, has_diverged, is_complete, newest_step, note, state_of
 from launch.progress import last_line
 from launch.queue import require_idle
 
@@ -147,7 +147,11 @@ class Runner:
 
     def _finish(self) -> int:
         """What is left, in words; the exit status."""
-        left = [entry for entry in self.record.entries if not self.states[entry.name].has_result]
+        left = [
+            entry
+            for entry in self.record.entries
+            if not self.states[entry.name].has_result and not has_diverged(entry, self.states)
+        ]
         if self.asked is not None and left:
             self.say(
                 f"stopped by {self.asked.name}: {len(left)} of {len(self.states)} runs are left; "
@@ -155,23 +159,18 @@ class Runner:
             )
             return STOPPED
         failed = [entry for entry in left if self.states[entry.name].name == "failed"]
-        lost = [entry for entry in left if entry not in failed]
         if failed:
             self.say(
                 f"{len(failed)} runs failed: {failed[0].name}{' and others' if len(failed) > 1 else ''}; --again tries "
                 "them once more"
             )
-        unstarted = [entry for entry in lost if not self._began_to_diverge(entry)]
+        unstarted = [entry for entry in left if entry not in failed]
         if unstarted:
             self.say(
                 f"{len(unstarted)} branches have no checkpoint to begin with: {unstarted[0].name}"
                 f"{' and others' if len(unstarted) > 1 else ''}"
             )
         return int(bool(failed or unstarted))
-
-    def _began_to_diverge(self, entry: Entry) -> bool:
-        """Whether a branch has no start because its run has diverged before."""
-        return entry.trunk is not None and self.states[entry.trunk].name == "diverged"
 
     def _refuse_large(self, gpus: int) -> None:
         """ConfigError where a run needs more GPUs than there are."""

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import os
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 from hcmegatron.platform.exit_status import DIVERGED, STOPPED
 from hcmegatron.report.inputs.json_lines import read_lines
 from hcmegatron.report.inputs.lock import held
+from hcmegatron.studies.record import Entry
 from launch.progress import last_line
 
 STARTS = "study.jsonl"  # in a run directory: every start and end of it by `study run`
@@ -57,6 +59,14 @@ def state_of(run: Path, steps: int) -> State:
     if failures or launched not in (None, 0, STOPPED, DIVERGED):
         return State("failed", step, max(1, failures))
     return State("interrupted" if (run / "metrics.jsonl").exists() else "waiting", step)
+
+
+def has_diverged(entry: Entry, states: Mapping[str, State]) -> bool:
+    """Whether a point has no loss because its run diverged: itself, or the run that it was to branch from."""
+    own = states[entry.name].name
+    if own == "diverged":
+        return True
+    return entry.trunk is not None and own == "waiting" and states[entry.trunk].name == "diverged"
 
 
 def newest_step(run: Path) -> int:

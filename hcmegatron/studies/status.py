@@ -20,10 +20,9 @@ from rich.table import Table
 from hcmegatron.config.load import read_config
 from hcmegatron.report.inputs.json_lines import JsonLines
 from hcmegatron.studies.accounts import flops
-from hcmegatron.studies.collect import has_diverged
 from hcmegatron.studies.collect_cli import add_study, recorded
 from hcmegatron.studies.record import Entry, Record
-from hcmegatron.studies.state import State, state_of
+from hcmegatron.studies.state import State, has_diverged, state_of
 
 EVERY_S = 2.0
 RATE_STEPS = 50  # the newest, of which a speed is the median

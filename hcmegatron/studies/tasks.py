@@ -6,8 +6,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from hcmegatron.config.schema import Config
-from hcmegatron.studies.expand import Branch, StudyRun, branch_settings
-from hcmegatron.studies.spec import Study, with_settings
+from hcmegatron.studies.expand import branch_settings
+from hcmegatron.studies.runs import Branch, StudyRun
+from hcmegatron.studies.study import Study, with_settings
 
 
 @dataclass(frozen=True)

@@ -438,49 +438,18 @@ def test_a_time_limit_that_is_reached(site, capsys):
     site.wait(job, "COMPLETED")
 
 
-# The mHC paper's study, made small; under make soak with all of its kinds and two of its sizes.
+# The mHC paper's study in miniature, with branches; under make soak as it comes with the program.
 SOAK = "SOAK" in os.environ
-STUDY_KINDS = "{residual: , hc: {kind: dhc}, mhc: }" if SOAK else "[residual]"
-STUDY_LAYERS = {"3b": 2, "9b": 3} if SOAK else {"3b": 2}
-STUDY_SIZES = ", ".join(
-    f"{size}: {{model.layers: {layers}, model.hidden_size: 16, model.ffn_hidden_size: 24}}"
-    for size, layers in STUDY_LAYERS.items()
-)
-STUDY_RUNS = 6 if SOAK else 1
 STUDY = [
     "mhc-scaling",
+    "--miniature",
     "--study.run_dir=study",
     "--study.machine.gpus=1",
-    f"--study.axes.kind={STUDY_KINDS}",
-    f"--study.axes.size={{{STUDY_SIZES}}}",
-    "--study.decay.branches=[0.5]",
-    *(
-        f"--study.settings.{key}={value}"
-        for key, value in {
-            "model.heads": 2,
-            "model.head_dim": 8,
-            "model.vocab_size": 261,
-            "mla.kv_rank": 8,
-            "mla.rope_dim": 4,
-            "moe.experts": 4,
-            "moe.top_k": 2,
-            "moe.ffn_hidden_size": 8,
-            "data.paths": "[text.txt]",
-            "data.holdout": 0.1,
-            "data.sequence_length": 32,
-            "optimizer.schedule": "wsd",
-            "optimizer.warmup_steps": 2,
-            "training.steps": 8,
-            "training.global_batch": 2,
-            "training.dtype": "fp32",
-            "training.eval_batches": 1,
-            "training.threads": 1,
-            "diagnostics.every": 0,
-            "run.tensorboard": "false",
-            "run.peak_tflops": 0.01,
-        }.items()
-    ),
+    *("--study.settings.data.paths=[text.txt]", "--study.settings.data.holdout=0.1"),
+    *("--study.settings.optimizer.schedule=wsd", "--study.decay.branches=[0.5]"),
+    *(() if SOAK else ("--study.exclude=[{kind: [hc, mhc]}, {size: [9b, 27b, 3b-1t]}]",)),
 ]
+STUDY_RUNS = 12 if SOAK else 1
 
 
 def test_a_study_is_launched_once_and_its_branches_follow_their_runs(site, capsys):
@@ -507,4 +476,4 @@ def test_a_study_is_launched_once_and_its_branches_follow_their_runs(site, capsy
     )
     assert main(["study", "collect", "study"]) == 0
     assert f"{2 * runs} rows, 0 of them diverged" in capsys.readouterr().out
-    assert list(losses(f"study/runs/{next(iter(branches))}")) == [4]
+    assert min(losses(f"study/runs/{next(iter(branches))}")) > 1

@@ -116,7 +116,7 @@ def test_a_real_study_that_is_killed_three_times_comes_to_the_same(tmp_path, cap
     assert branch["loss"] == next(line["loss"] for line in own if line["kind"] == "validation")
     assert branch["grad_norm_max"] == max(line["grad_norm"] for line in path)
     assert branch["hours"] == pytest.approx(sum(line["seconds"] for line in path) / 3600)
-    assert own[0]["step"] == 7 and own[-1]["lr"] < before[-1]["lr"] if "lr" in own[-1] else True
+    assert path[-1]["lr"] < path[5]["lr"]  # it decays
     assert main(["study", "status", str(tmp_path / "storm")]) == 0
     assert "6 runs: 6 finished" in capsys.readouterr().out
 

@@ -33,6 +33,19 @@ def test_what_is_equal_is_continued_bit_for_bit(tmp_path):
         assert found.position == Progress(4, 64)
 
 
+def test_a_run_that_begins_with_another_ones_checkpoint_goes_on_from_its_own(tmp_path):
+    theirs = saved(tmp_path / "theirs", made(training={"steps": 9}))
+    branch = made(training={"steps": 8}, checkpoint={"load": str(theirs)})
+    begun = start(branch, tmp_path / "own")
+    assert begun.path == theirs and begun.says[0].endswith("with changes")
+    own = saved(tmp_path / "own", branch, step=6)
+    assert start(branch, tmp_path / "own").says == (f"continuing from {own} after step 6, bit for bit",)
+    (own / "__0_0.distcp").unlink()  # never silently back to the other one
+    assert "no checkpoint in" in refused(branch, tmp_path / "own")
+    branch.checkpoint.resume = "never"
+    assert start(branch, tmp_path / "own").path == theirs
+
+
 OTHER = {bool: lambda v: not v, int: lambda v: v + 1, float: lambda v: v / 2 + 0.1, str: lambda v: "other"}
 OTHER |= {list: lambda v: [*v, 0.95], type(None): lambda v: 2}
 
