@@ -15,6 +15,7 @@ from hcmegatron.studies.words import counted
 
 FEWEST = 3  # sizes, and counts of tokens, that a law of both takes
 BUDGETS = 4  # of compute that a law of it takes: it has three numbers
+PLACES = 3  # of an arm that a law shares with others: it has two numbers of its own
 FOLLOWED = 4  # starts of a fit
 WIDEST = 10.0  # ratio of an interval's ends beyond which a factor is not known
 
@@ -38,7 +39,8 @@ class Multipliers(NamedTuple):
 
     Attributes:
         law: as a formula, and of which points.
-        factors: of every arm but the baseline; without an interval where it spans more than WIDEST.
+        factors: of every arm with points enough but the baseline; without an interval where it spans more than
+            WIDEST.
         drawn: what a bootstrap draws together.
     """
 
@@ -83,7 +85,12 @@ def multipliers(
         return "there is no baseline"
     if len(results.arms) < 2:
         return "there is the baseline alone"
-    everywhere = _comparable(results, None)
+    everywhere = tuple(
+        point
+        for arm in results.arms
+        if len({point.place for point in finished_points(results, arm)}) >= PLACES
+        for point in finished_points(results, arm)
+    )
     found = _from_size_and_tokens(results, everywhere, bootstraps, level)
     if isinstance(found, Multipliers):
         return found
@@ -108,7 +115,7 @@ def multipliers(
 def _from_size_and_tokens(
     results: Results, points: tuple[Point, ...], bootstraps: int, level: float
 ) -> Multipliers | str:
-    base = [point for point in points if point.arm == results.baseline]
+    base = finished_points(results, results.baseline)
     sizes = len({point.place.size for point in base})
     counts = len({point.place.tokens for point in base})
     if sizes < FEWEST or counts < FEWEST:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from hcmegatron.report.charts import Table
-from hcmegatron.studies.arm_laws import ArmLaw, Multipliers
+from hcmegatron.studies.arm_laws import PLACES, ArmLaw, Multipliers
 from hcmegatron.studies.figures.plot import Panel, Plot, Series, Style, row_series
 from hcmegatron.studies.fit import Fit
 from hcmegatron.studies.gaps import Interval
@@ -118,6 +118,11 @@ def multiplier_table(results: Results, found: Multipliers, level: float) -> Tabl
             if number.endswith(f"[{name}]") and number.startswith("m_")
         ]
         rows.append((name, str(factor.count), multiplier_words(factor), ", ".join(parts) or "–"))
+    rows += [
+        (results.names[arm], "", f"none: it takes finished runs at {PLACES} places", "–")
+        for arm in results.arms
+        if arm not in found.factors and arm != results.baseline
+    ]
     title = (
         f"Compute multiplier over {results.names[results.baseline] if results.baseline else ''}: {found.law}"
     )
