@@ -68,7 +68,7 @@ class GatedResidual(Connection):
         like = {"dtype": dtype, "device": device}
         self.kernels, self.eps = kernels, norm_eps
         u = (torch.arange(n, device=device) == index % n).to(dtype) - 1 / n
-        W_d = torch.randn(n * C, r, generator=torch.Generator().manual_seed(index)) / C**0.5
+        W_d = torch.randn(n * C, r, generator=torch.Generator().manual_seed(index), device="cpu") / C**0.5
         self.gamma = nn.Parameter((2 + 2 * u).unsqueeze(1).repeat(1, C))
         self.W_d = nn.Parameter(W_d.to(**like))
         self.W_u = nn.Parameter(torch.zeros(r, n * C, **like))
