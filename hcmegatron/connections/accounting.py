@@ -19,7 +19,10 @@ from hcmegatron.connections.kinds.descriptor import (
     Shown,
     together,
 )
-from hcmegatron.connections.kinds.heads import HEADS, LAST_MIX
+from hcmegatron.connections.kinds.heads import HEADS
+
+# Of single-pass kinds, whatever connection.contract says: the pre that the last sub-layer predicted.
+_LAST_MIX = Head("last mix", "hcmegatron.connections.expand_contract:LastMix", flops=lambda n, C: 2 * n * C)
 
 
 def kind_of(conn: Settings) -> ConnectionDescriptor:
@@ -35,7 +38,7 @@ def head_of(conn: Settings) -> Head:
         return HEADS["sum"]
     own: Any = conn  # with the fields of its kind
     if single_pass(conn):
-        return LAST_MIX
+        return _LAST_MIX
     contract = own.contract
     if contract not in HEADS:
         raise ValueError(f"connection.contract={contract!r}: choose one of {', '.join(HEADS)}")

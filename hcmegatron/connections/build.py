@@ -34,8 +34,8 @@ def connection(
     """The connection of one sub-layer: `connection("mhc", hidden_size=512, streams=4, index=3)`.
 
     Args:
-        kind: residual, shc, dhc (2409.19606), sfc, dfc (2503.14125), mhc (2512.24880), ihc, gr (2608.30320), or one
-            that was registered.
+        kind: residual, shc, dhc (2409.19606), sfc, dfc (2503.14125), mhc (2512.24880), mhc_lite (2601.05732), krom
+            (2601.21579), ihc, gr (2608.30320), or one that was registered.
         hidden_size: C, of the sub-layer's input and output.
         index: of the sub-layer, counted from 0 through the whole network (attention and MLP each count one). Initial
             values depend on it: it is what lets the streams differ.

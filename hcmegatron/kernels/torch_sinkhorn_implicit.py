@@ -14,7 +14,7 @@ that no flow outgrows its weight and beta stays as large as dM, also where M is 
 are tiny.
 
 Exact where the iterations have converged. After a finite number it is the gradient of the limit, taken at the matrix
-that they reached; how far that is from the gradient of the iterations is in docs/kernels.md.
+that they reached; how far that is from the gradient of the iterations is in docs/mhc.md.
 """
 
 from __future__ import annotations

@@ -35,14 +35,12 @@ def backward(M, dM, N: tl.constexpr):
         W += m[:, :, None] * m[:, None, :]
         F += g[:, :, None] * m[:, None, :] - m[:, :, None] * g[:, None, :]
     beta = tl.zeros([BT, NP], tl.float32)
-    for i in tl.static_range(N - 1):
-        k: tl.constexpr = N - 1 - i
+    for k in tl.static_range(N - 1, 0, -1):
         w, f = tl.where(lane < k, _row(W, k, NP), 0.0), tl.where(lane < k, _row(F, k, NP), 0.0)
         share = _over(w, tl.sum(w, axis=1, keep_dims=True))
         W += share[:, :, None] * w[:, None, :]
         F += share[:, :, None] * f[:, None, :] - f[:, :, None] * share[:, None, :]
-    for i in tl.static_range(N - 1):
-        k: tl.constexpr = i + 1
+    for k in tl.static_range(1, N):
         w, f = tl.where(lane < k, _row(W, k, NP), 0.0), tl.where(lane < k, _row(F, k, NP), 0.0)
         potential = _over(tl.sum(f + w * beta, axis=1), tl.sum(w, axis=1))
         beta = tl.where(lane == k, potential[:, None], beta)

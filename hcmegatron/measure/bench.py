@@ -8,7 +8,6 @@ import torch
 import torch.distributed as dist
 
 from hcmegatron.config.schema import Config, micro_batch_tokens
-from hcmegatron.connections import accounting
 from hcmegatron.data.blend import PreparedCorpus
 from hcmegatron.data.corpus import Corpus
 from hcmegatron.data.dataset import Batches
@@ -18,6 +17,7 @@ from hcmegatron.data.tokenizer_registry import build_tokenizer
 from hcmegatron.measure.messages import Hop, collectives
 from hcmegatron.measure.stages import StageClock, Times, UndividedStage, done, timed
 from hcmegatron.model.gpt import unwrap
+from hcmegatron.model.message import message_width
 from hcmegatron.model.transformer_config import DTYPES
 from hcmegatron.pipeline.configured_schedule import most_held, placement
 from hcmegatron.pipeline.forward_backward import build_forward_backward
@@ -146,9 +146,10 @@ class Bench:
 
 
 def message_shape(config: Config, groups: ProcessGroupCollection) -> tuple[int, int, int]:
-    """[s, b, n*C] of a message between stages."""
+    """[s, b, width] of a message between stages."""
     parts = groups.tp.size() if config.parallel.sequence else 1
-    width = config.model.hidden_size * accounting.streams(config.connection)
+    dtype = DTYPES[config.training.dtype]
+    width = message_width(config.connection, config.model.hidden_size, dtype)
     return config.data.sequence_length // parts, config.training.micro_batch, width
 
 

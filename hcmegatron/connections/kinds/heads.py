@@ -36,10 +36,6 @@ HEADS: dict[str, Head] = {
 }
 
 
-# Of single-pass kinds, whatever connection.contract says: the pre that the last sub-layer predicted.
-LAST_MIX = Head("last mix", f"{_ENDS}:LastMix", flops=lambda n, C: 2 * n * C)
-
-
 @dataclass
 class Streams(Several):
     """Of kinds that widen the stream n times. Others have nothing to contract."""
