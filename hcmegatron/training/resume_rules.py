@@ -49,7 +49,8 @@ _RULES = {
         training.eval_batches training.eval_prompt training.eval_tokens training.log_every training.max_bad_steps
         training.threads health.keep_bad_steps health.compare_parameters_every health.compare_gradients_every
         health.on_difference health.diverged_after health.slow_factor health.slow_window
-        checkpoint.save_every checkpoint.keep_last checkpoint.keep_at checkpoint.asynchronous diagnostics.every diagnostics.tokens diagnostics.ablation_every
+        checkpoint.save_every checkpoint.keep_last checkpoint.keep_at checkpoint.asynchronous
+        diagnostics.every diagnostics.tokens diagnostics.ablation_every
         checkpoint.resume checkpoint.load run.dir run.tensorboard run.wandb run.observers run.profile_at
         run.overcommit run.peak_tflops""",
 }

@@ -20,18 +20,20 @@ COUNT = 2
 
 
 def timeouts() -> tuple[list, list]:
-    """Seconds given to the transport, and to the groups that a schedule with two directions makes."""
+    """Seconds given to the transports, and to the groups that a schedule with two directions makes."""
     config = small_config("mhc", False)
     config.parallel.schedule, config.parallel.pipeline, config.parallel.timeout_s = "dualpipe", 2, 77
     with (
         groups_of(config) as groups,
         mock.patch.object(dist, "new_group", wraps=dist.new_group) as new_group,
-        mock.patch.object(runner, "DistributedTransport", wraps=runner.DistributedTransport) as transport,
+        mock.patch.object(runner, "DistributedTransport", wraps=runner.DistributedTransport) as gloo,
+        mock.patch.object(runner, "cpu_transport", wraps=runner.cpu_transport) as shared,
     ):
-        build_forward_backward(config, build_model(config, VOCAB, groups), groups, Execution())
+        for config.parallel.transport in ("auto", "gloo"):
+            build_forward_backward(config, build_model(config, VOCAB, groups), groups, Execution())
     return tuple(
-        [call.kwargs["timeout"].total_seconds() for call in calls.call_args_list]
-        for calls in (transport, new_group)
+        [call.kwargs["timeout"].total_seconds() for call in calls]
+        for calls in (shared.call_args_list + gloo.call_args_list, new_group.call_args_list)
     )
 
 
