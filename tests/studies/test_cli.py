@@ -59,7 +59,7 @@ def test_residuals_of_any_table_as_figures(table, tmp_path, capsys):
     assert (
         main(["study", "fit", "--csv", table, "--bootstraps", "20", "--plot", str(tmp_path / "plots")]) == 0
     )
-    assert f"{tmp_path / 'plots'}: residuals, isoflop as SVG, PNG and CSV\n" == capsys.readouterr().err
+    assert f"{tmp_path / 'plots'}: residuals as SVG, PNG and CSV\n" == capsys.readouterr().err
     with open(tmp_path / "plots" / "residuals.csv") as stream:
         rows = list(csv.DictReader(stream))
     assert len(rows) == 3 * 30 and max(abs(float(row["y"])) for row in rows) < 1e-6
