@@ -54,6 +54,19 @@ def test_other_names_and_the_compute_multiplier(tmp_path, capsys):
     assert "L = E + K/(m C)^gamma" in told and "m[mhc]                1.4 " in told
 
 
+def test_residuals_of_any_table_as_figures(table, tmp_path, capsys):
+    """A law that is exact leaves none; every run is in the file once for N, D and the prediction."""
+    assert (
+        main(["study", "fit", "--csv", table, "--bootstraps", "20", "--plot", str(tmp_path / "plots")]) == 0
+    )
+    assert f"{tmp_path / 'plots'}: residuals as SVG, PNG and CSV\n" == capsys.readouterr().err
+    with open(tmp_path / "plots" / "residuals.csv") as stream:
+        rows = list(csv.DictReader(stream))
+    assert len(rows) == 3 * 30 and max(abs(float(row["y"])) for row in rows) < 1e-6
+    assert [float(row["x"]) for row in rows[:30]] == pytest.approx(N.tolist())
+    assert (tmp_path / "plots" / "residuals.png").stat().st_size > 1000
+
+
 def test_what_is_left_out_is_said(tmp_path, capsys):
     """A kind of two runs has no law of its own, and one budget says nothing of growth."""
     rows = [

@@ -8,7 +8,7 @@ from scipy.optimize import approx_fprime
 
 from hcmegatron.studies.fit import DELTA, _resampled, fit_law, objective
 from hcmegatron.studies.isoflop import growth, profiles
-from hcmegatron.studies.laws import compute_law, loss_law
+from hcmegatron.studies.laws import compute_law, loss_law, shared_law
 from tests.studies.known import EXACT, KINDS, OF_COMPUTE, C, D, N
 
 
@@ -22,6 +22,17 @@ def test_compute_multipliers_without_noise_are_found_to_the_digit():
     law = compute_law(C, KINDS.tolist(), "residual")
     assert law.names == ("E", "K", "gamma", "m[dhc]", "m[mhc]")
     assert fit_law(law, OF_COMPUTE).values == pytest.approx([1.7, 70, 0.11, 1.1, 1.4], rel=1e-4)
+
+
+def test_factors_of_size_and_tokens_without_noise_are_found_to_the_digit():
+    """And by the best starts alone: the second kind is as the first one at 1.3 N and 1.1 D."""
+    n, d, kinds = np.tile(N, 2), np.tile(D, 2), np.repeat(["residual", "mhc"], len(N))
+    losses = np.concatenate([EXACT, 1.8 + 480 / (1.3 * N) ** 0.35 + 2100 / (1.1 * D) ** 0.37])
+    law = shared_law(n, d, kinds.tolist(), "residual")
+    assert law.names[5:] == ("m_N[mhc]", "m_D[mhc]")
+    found = fit_law(law, losses, followed=2)
+    assert found.values == pytest.approx([1.8, 480, 2100, 0.35, 0.37, 1.3, 1.1], rel=1e-4)
+    assert found.undetermined() == []
 
 
 @pytest.mark.parametrize("law", [loss_law(N, D), compute_law(C, KINDS.tolist(), "residual")])
