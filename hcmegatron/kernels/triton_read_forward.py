@@ -157,7 +157,7 @@ def _mixture(
     N: tl.constexpr,
     K: tl.constexpr,
     NP: tl.constexpr,
-    R: tl.constexpr,
+    RC: tl.constexpr,
     RP: tl.constexpr,
     SCALE_STRIDE: tl.constexpr,
     USE_RES: tl.constexpr,
@@ -172,9 +172,9 @@ def _mixture(
     out, entry = coefficients.entries(N, NP, TRANSPOSE_OUT)
     if USE_RES and RES_MAP != "sinkhorn":
         value, logits, scale = coefficients.vector(
-            TT, SCALE, BIAS, rows, inside, start, R, K, RP, SCALE_STRIDE
+            TT, SCALE, BIAS, rows, inside, start, RC, K, RP, SCALE_STRIDE
         )
-        M = permutations.forward(logits, N, NP, R, RES_MAP)
+        M = permutations.forward(logits, N, NP, RC, RES_MAP)
     elif USE_RES:
         at, entry = coefficients.entries(N, NP, TRANSPOSE_IN)
         outside = sinkhorn.padding(N, NP)
@@ -214,7 +214,7 @@ def read_forward(
     K: tl.constexpr,
     KP: tl.constexpr,
     NP: tl.constexpr,
-    R: tl.constexpr,
+    RC: tl.constexpr,
     RP: tl.constexpr,
     PARTS: tl.constexpr,
     SCALE_STRIDE: tl.constexpr,
@@ -327,7 +327,7 @@ def read_forward(
             N,
             K,
             NP,
-            R,
+            RC,
             RP,
             SCALE_STRIDE,
             USE_RES,
