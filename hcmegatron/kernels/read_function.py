@@ -40,7 +40,7 @@ def _coefficients(options: ReadOptions) -> dict[str, Any]:
     """The same for the kernels that make the coefficients or pull them back."""
     return {
         "NP": power_of_two(options.n),
-        "R": options.res_columns,
+        "RC": options.res_columns,
         "RP": power_of_two(options.res_columns),
         "RES_MAP": options.res_map,
         "ITERATIONS": options.iterations,

@@ -98,7 +98,7 @@ def read_backward_coefficients(
     C: tl.constexpr,
     K: tl.constexpr,
     NP: tl.constexpr,
-    R: tl.constexpr,
+    RC: tl.constexpr,
     RP: tl.constexpr,
     SCALE_STRIDE: tl.constexpr,
     IP: tl.constexpr,
@@ -141,16 +141,16 @@ def read_backward_coefficients(
             start: tl.constexpr = N * USE_PRE + N * USE_POST
             if USE_RES and RES_MAP != "sinkhorn":
                 t, logits, scale = coefficients.vector(
-                    TT, SCALE_RES, BIAS_RES, rows, inside, start, R, K, RP, SCALE_STRIDE
+                    TT, SCALE_RES, BIAS_RES, rows, inside, start, RC, K, RP, SCALE_STRIDE
                 )
-                rmask = inside[:, None] & (tl.arange(0, RP) < R)[None, :]
+                rmask = inside[:, None] & (tl.arange(0, RP) < RC)[None, :]
                 dl = tl.zeros([BT, RP], tl.float32)
                 if HAS_DRES:
                     out, entry = coefficients.entries(N, NP, False)
                     mask3 = inside[:, None, None] & entry
                     dM = tl.load(DRES + rows[:, None, None] * (N * N) + out, mask=mask3, other=0.0)
-                    dl = tl.where(rmask, permutations.backward(logits, dM, N, NP, R, RES_MAP), 0.0)
-                along += _leave(DP, sums, dl, t, scale, inv_r, rows, rmask, start, R, K, RP)
+                    dl = tl.where(rmask, permutations.backward(logits, dM, N, NP, RC, RES_MAP), 0.0)
+                along += _leave(DP, sums, dl, t, scale, inv_r, rows, rmask, start, RC, K, RP)
             elif USE_RES:
                 at, entry = coefficients.entries(N, NP, TRANSPOSE_IN)
                 mask3 = inside[:, None, None] & entry

@@ -144,7 +144,7 @@ def _mixture(
     N: tl.constexpr,
     K: tl.constexpr,
     NP: tl.constexpr,
-    R: tl.constexpr,
+    RC: tl.constexpr,
     RP: tl.constexpr,
     SCALE_STRIDE: tl.constexpr,
     USE_RES: tl.constexpr,
@@ -159,9 +159,9 @@ def _mixture(
     out, entry = coefficients.entries(N, NP, TRANSPOSE_OUT)
     if USE_RES and RES_MAP != "sinkhorn":
         value, logits, scale = coefficients.vector(
-            TT, SCALE, BIAS, rows, inside, start, R, K, RP, SCALE_STRIDE
+            TT, SCALE, BIAS, rows, inside, start, RC, K, RP, SCALE_STRIDE
         )
-        M = permutations.forward(logits, N, NP, R, RES_MAP)
+        M = permutations.forward(logits, N, NP, RC, RES_MAP)
     elif USE_RES:
         at, entry = coefficients.entries(N, NP, TRANSPOSE_IN)
         outside = sinkhorn.padding(N, NP)
@@ -201,7 +201,7 @@ def read_forward(
     K: tl.constexpr,
     KP: tl.constexpr,
     NP: tl.constexpr,
-    R: tl.constexpr,
+    RC: tl.constexpr,
     RP: tl.constexpr,
     PARTS: tl.constexpr,
     SCALE_STRIDE: tl.constexpr,
@@ -315,7 +315,7 @@ def read_forward(
             N,
             K,
             NP,
-            R,
+            RC,
             RP,
             SCALE_STRIDE,
             USE_RES,
