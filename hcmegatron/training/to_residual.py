@@ -6,6 +6,9 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +56,8 @@ def contract(source: Path, run: Path) -> Path:
     partial = path.with_suffix(".partial")
     try:
         partial.mkdir(parents=True)
-        dcp.save(kept, storage_writer=dcp.FileSystemWriter(partial, sync_files=True), no_dist=True)
+        with _one_process():
+            dcp.save(kept, storage_writer=dcp.FileSystemWriter(partial, sync_files=True), no_dist=True)
         names = [file.name for file in partial.iterdir()]
         settings = {**saved.config, "connection.kind": RESIDUAL.name}
         dataclasses.replace(saved, config=settings, files=summed(partial, names)).write(partial)
@@ -71,8 +75,17 @@ def _tensors(source: Path) -> dict[str, Tensor]:
         for key, entry in stored.items()
         if hasattr(entry, "size")
     }
-    dcp.load(tensors, storage_reader=Reader(source), no_dist=True)
+    with _one_process():
+        dcp.load(tensors, storage_reader=Reader(source), no_dist=True)
     return tensors
+
+
+@contextmanager
+def _one_process() -> Iterator[None]:
+    """Without torch's warning that this is one process, which is meant."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)
+        yield
 
 
 def _weight(key: str) -> str:

@@ -38,7 +38,7 @@ def test_the_function_stays_and_the_streams_part(name, residual, tmp_path):
         (before, apart), (after, parted) = found["before"], found["after"]
         assert before == pytest.approx(loss, rel=2e-6) and after != before
         if KINDS[connection["kind"]].streams(config.connection) > 1:
-            assert parted > 1e-3 > apart or connection.get("use_pre") is False < apart < parted
+            assert parted > 3e-4 and (apart < 1e-6 or "use_pre" in connection)
     log = (tmp_path / "run/train.log").read_text()
     assert (
         f"beginning with the weights of {source}/checkpoints/step-{STEPS:08d}, after step {STEPS}; its" in log
