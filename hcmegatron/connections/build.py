@@ -112,7 +112,7 @@ def build_connection(
 
     conn: config.schema.Connection or its like. index: k, the sub-layer counted from 0 through the whole
     network (attention and FFN each count one). Initial values are a function of (conn, hidden_size, k) and
-    draw no random numbers, so every layout starts the same. dtype: of the parameters, fp32 whatever the
+    leave torch's generators alone, so every layout starts the same. dtype: of the parameters, fp32 whatever the
     streams' is. kernels: as in hcmegatron.kernels.select, for streams of dtype `streams`, the parameters' if not
     given. Raises ValueError where accounting.check or select do.
     """

@@ -21,8 +21,12 @@ SUBLAYERS, TOKENS, N, C = 5, 3, 2, 16
 K = N * N + 2 * N
 
 
-def stack(kernels, **options):
-    return Stack("mhc", N, SUBLAYERS, C, kernels=kernels, **options)
+FOLDING = {"mhc": {}, "mhc single pass": {"single_pass": True}, "mhc_lite": {}, "ihc": {}}
+kinds = pytest.mark.parametrize("kind", FOLDING)
+
+
+def stack(kernels, kind="mhc", **options):
+    return Stack(kind.split()[0], N, SUBLAYERS, C, kernels=kernels, **FOLDING[kind], **options)
 
 
 def run(model, activation_policy, tokens=TOKENS):
@@ -49,10 +53,11 @@ def reads(monkeypatch):
     return seen
 
 
-def test_every_read_but_the_first_is_handed_its_projection(reads):
-    folded = run(stack("triton"), ActivationPolicy())
+@kinds
+def test_every_read_but_the_first_is_handed_its_projection(reads, kind):
+    folded = run(stack("triton", kind), ActivationPolicy())
     assert reads == [False] + [True] * (SUBLAYERS - 1)
-    for ours, plain in zip(folded, run(stack("torch"), ActivationPolicy()), strict=True):
+    for ours, plain in zip(folded, run(stack("torch", kind), ActivationPolicy()), strict=True):
         torch.testing.assert_close(ours, plain, rtol=1e-5, atol=1e-5)
 
 
@@ -64,10 +69,15 @@ def test_a_connection_without_a_projection_takes_none(reads):
     assert reads == [False, True, False, True, True]
 
 
-@pytest.mark.parametrize("lengths", [[5], [1, 2, 2], [2, 3]])
-@pytest.mark.parametrize("dropout", [0.0, 0.3])
-def test_across_a_recomputed_blocks_boundary_bit_for_bit(reads, lengths, dropout):
-    model = stack("triton", dropout=dropout)
+@pytest.mark.parametrize(
+    ("kind", "lengths", "dropout"),
+    [
+        *(("mhc", lengths, dropout) for lengths in ([5], [1, 2, 2], [2, 3]) for dropout in (0.0, 0.3)),
+        *((kind, [2, 3], 0.3) for kind in FOLDING if kind != "mhc"),
+    ],
+)
+def test_across_a_recomputed_blocks_boundary_bit_for_bit(reads, kind, lengths, dropout):
+    model = stack("triton", kind, dropout=dropout)
     plain = run(model, ActivationPolicy())
     reads.clear()
     rebuilt = run(model, BlockCheckpoint(lengths))

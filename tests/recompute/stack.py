@@ -27,9 +27,10 @@ class Stack(nn.Module):
         norm="rmsnorm",
         dtype=torch.float32,
         kernels="torch",
+        **settings,
     ):
         super().__init__()
-        conn = Connection(kind=kind, n=n)
+        conn = Connection(kind=kind, n=n, **settings)
         self.C, self.width, self.dtype = C, streams(conn), dtype
         torch.manual_seed(1)
         config = SimpleNamespace(params_dtype=dtype, sequence_parallel=False)
