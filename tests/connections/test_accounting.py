@@ -68,6 +68,14 @@ def test_disabled_parts_of_mhc_own_no_parameters(off):
     )
 
 
+def test_mhc_without_its_matrix_costs_what_an_identity_carry_does():
+    without, ihc = config("mhc", n=4, use_res=False), config("ihc", n=4)
+    assert (
+        accounting.flops(without, 96) == accounting.flops(ihc, 96) < accounting.flops(config("mhc", n=4), 96)
+    )
+    assert accounting.saved_bytes(without, 96, 2) == accounting.saved_bytes(ihc, 96, 2)
+
+
 def test_contract_head_counts():
     conn = config("mhc", contract="head")
     head = build_contract(conn, 8, norm_eps=1e-6)

@@ -78,15 +78,21 @@ def constrained(
     def saved_bytes(conn: Any, C: int, itemsize: int) -> int:
         """The streams, t and 1 / r, pre for the read, post and res for the write: those two keep no copies of H."""
         n = conn.n
-        kept: int = n * C * itemsize + max(itemsize, 4) * (width(conn) + 1 + 2 * n + n * n)
+        kept: int = n * C * itemsize + max(itemsize, 4) * (width(conn) + 1 + 2 * n + n * n * conn.use_res)
         return kept
+
+    def flops(conn: Any, C: int) -> int:
+        """Without a matrix the carry is the identity, and no product."""
+        n = conn.n
+        counted: int = 2 * n * (n * conn.use_res + 2) * C + 2 * n * C * width(conn)
+        return counted
 
     def values_as_residual(conn: Any, k: int) -> dict[str, Any]:
         return gates_as_residual(conn.n, k, conn.pre_eps, use_pre=conn.use_pre, use_post=conn.use_post)
 
     return ConnectionDescriptor(
         parameters=parameters,
-        flops=lambda conn, C: 2 * conn.n * (conn.n + 2) * C + 2 * conn.n * C * width(conn),
+        flops=flops,
         saved_bytes=saved_bytes,
         streams=lambda conn: conn.n,
         single_pass=lambda conn: conn.single_pass and conn.use_pre,
