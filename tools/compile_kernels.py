@@ -71,6 +71,11 @@ def sub_layer(n: int, C: int, dtype: torch.dtype, T: int, **options: Any) -> lis
     return compile_offline.launches_of(run)
 
 
+def residual_map(n: int, C: int, dtype: torch.dtype, T: int, **options: Any) -> list[compile_offline.Launch]:
+    """Of a sub-layer's launches, those that make res of its logits: in no others it is another code than mHC's."""
+    return [launch for launch in sub_layer(n, C, dtype, T, **options) if "RES_MAP" in launch.arguments]
+
+
 def identity(n: int, C: int, dtype: torch.dtype, T: int) -> list[compile_offline.Launch]:
     """The launches of one ihc sub-layer, as those of mHC's."""
     return sub_layer(n, C, dtype, T, use_res=False)
@@ -122,11 +127,11 @@ LAUNCHES: dict[str, Callable[..., list[compile_offline.Launch]]] = {
     "gr": gated,
     "fc": frac,
     "dropout": dropped_out,
-    "mhc_lite": partial(sub_layer, res_map="permutations"),
-    "krom": partial(sub_layer, res_map="kronecker"),
-    "implicit": partial(sub_layer, sinkhorn_backward="implicit"),
+    "mhc_lite": partial(residual_map, res_map="permutations"),
+    "krom": partial(residual_map, res_map="kronecker"),
+    "implicit": partial(residual_map, sinkhorn_backward="implicit"),
 }
-OF_EVERY_KIND = ("mhc", "ihc", "gr", "fc", "dropout")  # the other variants differ from mhc in two kernels
+OF_EVERY_KIND = ("mhc", "ihc", "gr", "fc", "dropout")
 
 
 def launches(

@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from itertools import product
 
 import pytest
 
@@ -117,11 +118,14 @@ def test_the_27b_shape(sm):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("sm", [80, 90, 100])
-def test_ihc_and_gr_of_the_27b_shape(sm):
+@pytest.mark.parametrize(
+    ("variant", "sms", "kernels"),
+    [("ihc", ["90"], KERNELS), ("gr", ["80", "90", "100"], GATED | {"write_forward", "write_backward"})],
+)
+def test_ihc_and_gr_of_the_27b_shape(variant, sms, kernels):
     """ihc runs mHC's kernels; gr's are as they should be: nothing spilled, and no matrix of their own."""
-    reports = compile_all("--sm", str(sm), "--hidden", "2560", "--variant", "ihc", "gr")
-    assert {r["name"] for r in reports} == KERNELS | GATED
+    reports = compile_all("--sm", *sms, "--hidden", "2560", "--variant", variant)
+    assert {(str(r["sm"]), r["name"]) for r in reports} == set(product(sms, kernels))
     for r in reports:
         fits(r)
         if r["name"] != "read_backward_sums":
@@ -159,10 +163,11 @@ def test_fc_bias_and_dropout_on_hopper():
 
 @pytest.mark.slow
 def test_other_residual_maps_fit_hopper():
-    """What makes res of its logits is in two kernels, and in no others."""
+    """What makes res of its logits is in two kernels, and in no others; after a fold one of them is another."""
     variants = ["mhc_lite", "krom", "implicit"]
     reports = compile_all("--sm", "90", "--hidden", "2560", "--variant", *variants)
-    assert {r["name"] for r in reports} == KERNELS and len(reports) == len(variants) * (len(KERNELS) + 1)
+    found = [r["name"] for r in reports]
+    assert sorted(found) == sorted(3 * ["read_backward_coefficients", "read_forward", "read_forward"])
     for r in reports:
         fits(r)
 
