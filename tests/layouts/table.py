@@ -92,12 +92,15 @@ def assemble(found: list) -> dict[tuple, np.ndarray]:
 
 
 def cells(
-    row: str, references: dict[tuple[str, str], Outcome], networks: Any
+    row: str,
+    references: dict[tuple[str, str], Outcome],
+    networks: Any,
+    kinds: tuple[str, ...] = KINDS,
 ) -> dict[tuple[str, str], float]:
     """The errors of one row, by (architecture, kind). networks: (architecture, kind, parallel) -> Config."""
     world_size, parallel = ROWS[row]
     there = [a for a in ARCHITECTURES if (row, a) not in MISSING]
-    places = [(architecture, kind) for architecture in there for kind in KINDS]
+    places = [(architecture, kind) for architecture in there for kind in kinds]
     ranks = run(world_size, [networks(*place, **parallel) for place in places])
     return {
         place: largest_error(references[place], [rank[index] for rank in ranks])

@@ -1,5 +1,7 @@
 """Every layout gives the loss, gradients and updated parameters of one process; planted faults do not."""
 
+from itertools import product
+
 import pytest
 
 from tests.layouts import table
@@ -16,10 +18,20 @@ def references():
     return dict(zip(places, table.alone([small(*place) for place in places]), strict=True))
 
 
-@pytest.mark.parametrize("row", table.ROWS)
-def test_layout(row, references):
-    found = table.cells(row, references, small)
-    assert set(found) == {place for place in references if (row, place[0]) not in table.MISSING}
+# A row each: they share mHC's module, or its write. `python -m tests.layouts.table` has every kind in every row.
+IN_TURN = ("ihc", "gr", "mhc_lite", "krom")
+ALWAYS = tuple(kind for kind in table.KINDS if kind not in IN_TURN)
+
+
+@pytest.mark.parametrize(
+    ("row", "kinds"),
+    [(row, (*ALWAYS, IN_TURN[i % len(IN_TURN)])) for i, row in enumerate(table.ROWS)],
+    ids=table.ROWS,
+)
+def test_layout(row, kinds, references):
+    found = table.cells(row, references, small, kinds)
+    there = [architecture for architecture in table.ARCHITECTURES if (row, architecture) not in table.MISSING]
+    assert set(found) == set(product(there, kinds))
     assert {place: error for place, error in found.items() if error > LIMIT} == {}
 
 
