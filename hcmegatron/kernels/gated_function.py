@@ -17,12 +17,14 @@ from hcmegatron.kernels import tiles, torch_gated, triton_gated
 @contextmanager
 def _products(R: Tensor) -> Iterator[None]:
     """Products of fp32 numbers run in TF32 beside streams of 16 bits, as mHC's do, in fp32 beside others."""
-    before = torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = tiles.precision(R) == "tf32"
+    matmul = torch.backends.cuda.matmul
+    before = matmul.fp32_precision  # reading allow_tf32 is an error where this alone has been set
+    matmul.allow_tf32 = tiles.precision(R) == "tf32"  # sets both
     try:
         yield
     finally:
-        torch.backends.cuda.matmul.allow_tf32 = before
+        matmul.allow_tf32 = before == "tf32"
+        matmul.fp32_precision = before
 
 
 def _normed(R: Tensor, gamma: Tensor, inverse: Tensor, shift: Tensor, eps: float, *, given: bool) -> Tensor:

@@ -49,6 +49,22 @@ def test_fp32(path, T, n, C):
             assert (got - want).abs().max() <= 1e-5 * want.abs().max().clamp(min=1)
 
 
+@pytest.mark.parametrize("before", ["none", "ieee", "tf32"])
+def test_precision_of_products_is_left_as_it_was(before):
+    """Whichever of torch's two settings a program uses: reading the older one fails where only the newer is set."""
+    matmul = torch.backends.cuda.matmul
+    assert (matmul.allow_tf32, matmul.fp32_precision) == (False, "none")
+    try:
+        matmul.fp32_precision = before
+        for dtype, fast in ((torch.bfloat16, True), (torch.float32, False)):
+            with gated_function._products(torch.empty(1, 1, 1, dtype=dtype)):
+                assert matmul.allow_tf32 == fast
+            assert matmul.fp32_precision == before
+    finally:
+        matmul.allow_tf32 = False
+        matmul.fp32_precision = "none"
+
+
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_16_bit_streams_are_rounded_once(path, dtype):
