@@ -147,6 +147,7 @@ def per_sublayer(
 ) -> tuple[Count, Count]:
     """Forward and backward of one sub-layer's connection; T's own multiplication not counted."""
     conn = Connection(kind=kind, n=n)
+    chain(conn, kernels, 1, with_bias=with_bias, dropout=dropout)  # makes the tables that are made once
     longer, shorter = (chain(conn, kernels, L, with_bias=with_bias, dropout=dropout) for L in (5, 4))
     ways = tuple(a - b for a, b in zip(longer, shorter, strict=True))
     for way in ways:
