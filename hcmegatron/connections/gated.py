@@ -74,7 +74,9 @@ class GatedResidual(Connection):
         self.W_u = nn.Parameter(torch.zeros(r, n * C, **like))
         self.W_w = nn.Parameter(torch.zeros(n * C, n, **like))
 
-    def read(self, H: Tensor, projection: Projection | None = None) -> tuple[Tensor, Coefficients]:
+    def read(
+        self, H: Tensor, projection: Projection | None = None, mix: Tensor | None = None
+    ) -> tuple[Tensor, Coefficients]:
         """R [s,b,n,C] -> x [s,b,C], normed, and (pre, s, I, R)."""
         dtype, lead = compute_dtype(H), H.shape[:2]
         weights = (weight.to(dtype) for weight in (self.gamma, self.W_d, self.W_u, self.W_w))

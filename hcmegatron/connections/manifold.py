@@ -117,7 +117,7 @@ class Manifold(Connection):
     @staticmethod
     def reads_with_previous(conn: Any) -> bool:
         """Whether x is read with the pre of the sub-layer before."""
-        return conn.single_pass and conn.use_pre
+        return bool(conn.single_pass and conn.use_pre)
 
     # What another kind with mHC's gates makes differently: res, out of the logits L that are predicted for it.
 

@@ -68,6 +68,7 @@ def connect(group: dist.ProcessGroup, neighbours: Iterable[int]) -> dict[int, Lo
             for peer in wanted:
                 if peer > rank:
                     peers[peer] = _call(opened, rank, peer, cards[peer])
+            assert listener is not None  # or its card has told of the trouble
             for _ in range(sum(peer < rank for peer in wanted)):
                 found = _answer(opened, listener, card.token)
                 peers[found.rank] = found

@@ -6,6 +6,7 @@ from __future__ import annotations
 import time
 from collections import defaultdict, deque
 from collections.abc import Callable, Sequence
+from typing import cast
 
 from torch import Tensor
 
@@ -14,7 +15,7 @@ from schedules.runtime.buffers import BufferPool
 from schedules.runtime.position import Position
 from schedules.runtime.program import Channel, Program
 from schedules.runtime.record import Mark, Sent, Waited
-from schedules.runtime.transport import Pending, Transport
+from schedules.runtime.transport import Lent, Pending, Transport
 from schedules.schedule import Message
 
 
@@ -76,7 +77,7 @@ class P2PChannels:
             raise AssertionError(f"{message} is needed where {posted} was posted")
         self._wait(message, pending)
         if self._transport.lends:
-            buffer = pending.tensor
+            buffer = cast(Lent, pending).tensor
         self._held[message.target, message.microbatch].append(buffer)
         if self._all_posted_ahead:
             self._post_next(channel)

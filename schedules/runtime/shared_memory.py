@@ -194,8 +194,8 @@ class _Peer:
             ctypes.memmove(slot.address, tensor.data_ptr(), size)
             self._write(record)
         else:
-            sent.copied = threading.Event()
-            self._copies.put(_Copy(self, sent, tensor, slot.address, size, record))
+            sent.copied = copied = threading.Event()
+            self._copies.put(_Copy(self, sent, copied, tensor, slot.address, size, record))
         return sent
 
     def next_arrived(self, tag: int) -> _Record:
@@ -331,6 +331,7 @@ class _Copy(NamedTuple):
 
     peer: _Peer
     sent: _Send
+    copied: threading.Event
     tensor: Tensor
     address: int
     size: int
@@ -345,5 +346,5 @@ def _copy_all(copies: SimpleQueue[_Copy | None]) -> None:
             copy.peer.write_from_thread(copy.record)
         except RuntimeError as error:
             copy.sent.failure = error
-        copy.sent.copied.set()
+        copy.copied.set()
         del copy  # and the tensor

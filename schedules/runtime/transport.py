@@ -22,6 +22,12 @@ class Pending(Protocol):
         ...
 
 
+class Lent(Pending, Protocol):
+    """A receive whose message lies in the transport's own memory."""
+
+    tensor: Tensor  # once it was waited for
+
+
 class Transport(ABC):
     """Messages are told apart by channel (stage edge and direction) and micro-batch. Those of one channel are
     received in the order in which they are sent; nothing is assumed about the order between channels, so a
