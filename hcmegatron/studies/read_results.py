@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections import Counter, defaultdict
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 
@@ -13,7 +12,7 @@ from hcmegatron.config import Config
 from hcmegatron.config.errors import ConfigError
 from hcmegatron.config.types import flatten
 from hcmegatron.connections.kinds import KINDS
-from hcmegatron.studies.arms import Arm, arm_of, teller, word
+from hcmegatron.studies.arms import Arm, arm_of, word
 from hcmegatron.studies.results import Place, Point, Results, rate_key
 from hcmegatron.studies.table import Table
 
@@ -34,7 +33,6 @@ def read_results(
     baseline: str,
     flops: str | None = None,
     axes: Sequence[str] = (),
-    directory: Path | None = None,
 ) -> Results:
     """The results of a table.
 
@@ -42,10 +40,10 @@ def read_results(
         baseline: the kind that gaps are to.
         flops: the column of C; None: the first of FLOPS that there is, or else 6 N D.
         axes: columns that tell runs apart, beside those of settings.
-        directory: of the study, whose configurations say what the table has no column for.
 
     Raises:
-        ConfigError: a column that has to be there is not, or two rows are of one arm, place, seed and learning rate.
+        ConfigError: a column that has to be there is not, or two rows are of one arm, place, seed and learning rate, or
+            losses have different units.
     """
     columns = tuple(
         str(column) for column in table.rows[0] if "/" not in str(column)
@@ -76,12 +74,12 @@ def read_results(
             f"{table.path}: no row has parameters and tokens; collect the study once runs have begun"
         )
     places = _placed(sizes, others, groups, tokens, kept)
-    told = teller(directory)
+    labels = words("label", [""] * count)
     points = tuple(
         Point(
             runs[i],
             groups[i],
-            arm_of(kinds[i], dict(own[i]), told(runs[i])),
+            arm_of(kinds[i], labels[i], dict(own[i])),
             places[i],
             seeds[i],
             *(float(column[i]) for column in figures),
@@ -90,7 +88,8 @@ def read_results(
         for i in kept
     )
     _refuse_doubles(points, table.path)
-    return Results(points, _baseline(points, baseline), frozenset(columns), flops_column, count - len(points))
+    first, left_out = _baseline(points, baseline), count - len(points)
+    return Results(points, first, frozenset(columns), flops_column, table.loss_unit(), left_out)
 
 
 def _baseline(points: Sequence[Point], name: str) -> Arm | None:

@@ -80,8 +80,8 @@ def _summary(
         ]
     for found in list(last_gaps(results, gaps).values())[-1:]:
         said += [
-            f"{results.names[arm]} at {place_words(gap.place)}: {interval_words(gap.gap)} nats, {verdict(gap.gap)}, "
-            f"{counted(gap.gap.count, 'pair')} of runs, {gap.diverged} diverged."
+            f"{results.names[arm]} at {place_words(gap.place)}: {interval_words(gap.gap)} {results.unit}, "
+            f"{verdict(gap.gap)}, {counted(gap.gap.count, 'pair')} of runs, {gap.diverged} diverged."
             for arm, gap in found.items()
         ]
     return tuple(said)

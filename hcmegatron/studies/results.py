@@ -72,12 +72,14 @@ class Results:
         baseline: that gaps are to; None where the table has none of the kind.
         columns: of the table.
         flops_column: that C was read from, or how it was computed.
+        unit: of losses: nats a byte, as `study collect` says; nats where the table does not say of what.
     """
 
     points: tuple[Point, ...]
     baseline: Arm | None
     columns: frozenset[str]
     flops_column: str
+    unit: str
     left_out: int = 0
 
     @cached_property
