@@ -125,7 +125,10 @@ def _placed(
     kept: Sequence[int],
 ) -> dict[int, Place]:
     """The place of every row. Tokens of one place are the same to a step; or, where runs have as many as their own size
-    asks for, those of the same budget and the same point of the run."""
+    asks for, those of the same budget and the same point of the run. What no rows differ in is in no place."""
+    values = [dict(others[i]) for i in kept]
+    names = dict.fromkeys(name for own in values for name in own)
+    differs = {name for name in names if len({own.get(name) for own in values}) > 1}
     nearly = _near(tokens, SAME)
     of_run: dict[str, set[float]] = defaultdict(set)
     for i in kept:
@@ -136,7 +139,7 @@ def _placed(
         point = sorted(of_run[groups[i]]).index(float(tokens[i])) if budgeted else nearly[i]
         rows[sizes[i], others[i], point].append(i)
     return {
-        i: Place(size, float(np.mean(tokens[own])), other)
+        i: Place(size, float(np.mean(tokens[own])), tuple(pair for pair in other if pair[0] in differs))
         for (size, other, _), own in rows.items()
         for i in own
     }

@@ -75,7 +75,8 @@ def _summary(
     ]
     if isinstance(shares, Multipliers):
         said += [
-            f"{results.names[arm]}: the baseline needs {multiplier_words(factor)} times its compute for the same loss."
+            f"{results.names[arm]}: the baseline needs {multiplier_words(factor)} times its compute for the same loss"
+            + (", not told apart from once." if factor.low <= 1 <= factor.high else ".")
             for arm, factor in shares.factors.items()
         ]
     for found in list(last_gaps(results, gaps).values())[-1:]:

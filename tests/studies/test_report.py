@@ -177,6 +177,31 @@ def test_a_multiplier_from_compute_where_sizes_and_tokens_rise_together(report):
     assert "mhc: the gap goes as C^-0.110 (-0.110 to -0.110), through 5 budgets" in found.words("gap")
 
 
+def test_an_arm_with_two_points_has_no_multiplier(report):
+    """The law of compute has two numbers for it, one of them its own."""
+    sizes = (1e7, 1e8, 1e9, 1e10, 1e11)
+    rows = [
+        row(kind, 0, 1.7 + 70 / (m * 120 * n * n) ** 0.11, f"d{i}") | {"parameters": n, "tokens": 20 * n}
+        for kind, m, some in (("residual", 1.0, sizes), ("mhc", 1.3, sizes), ("dhc", 1.2, sizes[:2]))
+        for i, n in enumerate(some)
+    ]
+    found = report(rows)
+    assert [line[0] for line in found.table("laws").rows if "none: it takes" in line[2]] == ["dhc"]
+    assert [series.name for series in found.plot("multipliers").panels[0].series] == ["mhc"]
+
+
+def test_places_do_not_name_what_all_runs_have_in_common(report):
+    rows = [
+        row(kind, 0, 3.0, tokens_per_parameter=20, weight_decay=decay)
+        for kind in ("residual", "mhc")
+        for decay in (0.0, 0.1)
+    ]
+    assert [line[1] for line in report(rows).table("losses").rows[:2]] == [
+        "size s, 2B tokens, weight_decay 0",
+        "size s, 2B tokens, weight_decay 0.1",
+    ]
+
+
 def test_ratios_over_tokens_are_of_the_largest_size_with_several(report):
     rows = [
         row(kind, 0, loss, size)
