@@ -84,7 +84,7 @@ class Results:
 
     @cached_property
     def arms(self) -> tuple[Arm, ...]:
-        """The baseline first, then by kind as they are registered, then by label and settings."""
+        """The baseline first, then by kind as they are registered, then by settings and label."""
         return tuple(sorted({point.arm for point in self.points}, key=self._order))
 
     def _order(self, arm: Arm) -> tuple[object, ...]:
@@ -94,6 +94,7 @@ class Results:
             known,
             arm.kind,
             [(name, _sortable(value)) for name, value in arm.settings],
+            arm.label,
         )
 
     @cached_property

@@ -79,15 +79,16 @@ def test_a_table_alone_tells_arms_of_one_kind_apart(tmp_path, capsys):
         results = read_results(Table(str(claim.path / table)), "residual")
         assert results.unit == "nats a byte" and [results.names[arm] for arm in results.arms] == [
             "residual",
+            "mhc-n2",
             "mhc-none",
             "mhc-res",
-            "mhc-n2",
             "mhc",
             "mhc-slow",
         ]
         switches = [[arm.get(f"use_{name}") for name in ("pre", "post", "res")] for arm in results.arms]
-        assert switches == [[""] * 3, ["false"] * 3, ["false", "false", "true"], *[["true"] * 3] * 3]
-        assert [arm.get("n") for arm in results.arms] == ["", "4", "4", "2", "4", "4"]
+        on = ["true"] * 3
+        assert switches == [[""] * 3, on, ["false"] * 3, ["false", "false", "true"], on, on]
+        assert [arm.get("n") for arm in results.arms] == ["", "2", "4", "4", "4", "4"]
     own = tmp_path / "alone"
     capsys.readouterr()
     assert main(["study", "report", "--table", str(claim.path / "table.csv"), "--out", str(own)]) == 0
