@@ -85,13 +85,7 @@ def multipliers(
         return "there is no baseline"
     if len(results.arms) < 2:
         return "there is the baseline alone"
-    everywhere = tuple(
-        point
-        for arm in results.arms
-        if len({point.place for point in finished_points(results, arm)}) >= PLACES
-        for point in finished_points(results, arm)
-    )
-    found = _from_size_and_tokens(results, everywhere, bootstraps, level)
+    found = _from_size_and_tokens(results, _comparable(results), bootstraps, level)
     if isinstance(found, Multipliers):
         return found
     budgets = len(places)
@@ -161,8 +155,10 @@ def _factors(
     return fit, "runs of one size and seed, of all arms" if paired else "points of one run", factors
 
 
-def _comparable(results: Results, places: Sequence[Place] | None) -> tuple[Point, ...]:
-    return tuple(point for arm in results.arms for point in finished_points(results, arm, places))
+def _comparable(results: Results, places: Sequence[Place] | None = None) -> tuple[Point, ...]:
+    """Those of arms that have enough of them."""
+    points = [finished_points(results, arm, places) for arm in results.arms]
+    return tuple(point for own in points if len({p.place for p in own}) >= PLACES for point in own)
 
 
 def _column(points: Sequence[Point], name: str) -> Array:

@@ -1,18 +1,14 @@
-"""Arms, what a study compares: a kind of connection with all that it was set to, as the table's columns say, or else as
-the run's configuration does, or else by default."""
+"""Arms, what a study compares: a kind of connection with all that it was set to, as the table's columns say, or else by
+default."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
-from pathlib import Path
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
-import yaml
-
-from hcmegatron.config.types import Loader
+from hcmegatron.config.schema import Config
 from hcmegatron.connections.kinds import KINDS
-from hcmegatron.studies.record import FILE, read_record
 
 
 class Arm(NamedTuple):
@@ -32,41 +28,38 @@ class Arm(NamedTuple):
         return dict(self.settings).get(setting, default)
 
 
-class Told(NamedTuple):
-    """What a study's directory tells of a run: its kind's label, and the `connection` section."""
-
-    label: str
-    connection: Mapping[str, Any]
-
-
-def arm_of(kind: str, columns: Mapping[str, str], told: Told) -> Arm:
+def arm_of(kind: str, label: str, columns: Mapping[str, str]) -> Arm:
     """The arm of a row.
 
     Args:
+        label: "": the kind's own name.
         columns: of connections' settings, those that have a value there.
     """
-    label = told.label or kind
+    fields = defaults(kind)
+    if fields is None:
+        return Arm(kind, label or kind, tuple(columns.items()))
+    written = {name: word(value) for name, value in fields.items()}
+    return Arm(
+        kind, label or kind, tuple({**written, **{k: v for k, v in columns.items() if k in fields}}.items())
+    )
+
+
+def defaults(kind: str) -> dict[str, Any] | None:
+    """The fields of a kind with their defaults; None of one that is not known."""
     descriptor = KINDS.get(kind)
     if descriptor is None:
-        return Arm(kind, label, tuple(columns.items()))
-    fields = {field.name: field.default for field in dataclasses.fields(descriptor.settings)}
-    written = {name: word(told.connection.get(name, default)) for name, default in fields.items()}
-    return Arm(kind, label, tuple({**written, **{k: v for k, v in columns.items() if k in fields}}.items()))
+        return None
+    return {field.name: field.default for field in dataclasses.fields(descriptor.settings)}
 
 
-def teller(directory: Path | None) -> Callable[[str], Told]:
-    """What is told of runs by their names: by a study's directory, and nothing without one."""
-    labels = {}
-    if directory is not None and (directory / FILE).is_file():
-        labels = {entry.name: str(entry.axes.get("kind", "")) for entry in read_record(directory).entries}
-
-    def told(run: str) -> Told:
-        if directory is None:
-            return Told("", {})
-        files = (directory / "configs" / f"{run}.yaml", directory / "runs" / run / "config.yaml")
-        return Told(labels.get(run, ""), next((_connection(file) for file in files if file.is_file()), {}))
-
-    return told
+def columns_of(configs: Iterable[Config]) -> tuple[str, ...]:
+    """The connections' settings that a table of these runs needs, for `arm_of` to know their arms: those that one of
+    them has otherwise than by default."""
+    found: dict[str, None] = {}
+    for connection in (config.connection for config in configs):
+        fields = defaults(connection.kind) or {}
+        found |= {name: None for name, value in fields.items() if getattr(connection, name) != value}
+    return tuple(found)
 
 
 def word(value: object) -> str:
@@ -81,15 +74,3 @@ def word(value: object) -> str:
     except ValueError:
         return text
     return str(int(number)) if number.is_integer() else repr(number)
-
-
-def _connection(file: Path) -> Mapping[str, Any]:
-    """That section of a configuration as it is dumped; the whole of 500 files would take seconds."""
-    text = f"\n{file.read_text(encoding='utf-8')}".partition("\nconnection:\n")[2]
-    lines = []
-    for line in text.splitlines():
-        if line and line[0] not in " #":
-            break
-        lines.append(line)
-    found = yaml.load("\n".join(lines), Loader)
-    return found if isinstance(found, dict) else {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,11 +11,13 @@ from hcmegatron.config import Config, ConfigError, read_config
 from hcmegatron.connections import accounting
 from hcmegatron.report.inputs.json_lines import read_lines
 from hcmegatron.studies import accounts, measures
+from hcmegatron.studies.arms import columns_of
 from hcmegatron.studies.directory import difference_of
 from hcmegatron.studies.learnt import digest
 from hcmegatron.studies.record import Entry, Record
 from hcmegatron.studies.state import has_diverged, state_of
 
+LOSS_UNIT = "nats a byte"  # of evaluations
 Row = dict[str, Any]
 
 
@@ -36,19 +39,22 @@ def collect(record: Record) -> Collected:
         ConfigError: a run directory is of another configuration, or a configuration was changed.
     """
     states = {entry.name: state_of(record.run_dir(entry.name), entry.steps) for entry in record.entries}
+    diverged = {entry.name: has_diverged(entry, states) for entry in record.entries}
+    missing = {
+        name: state.name for name, state in states.items() if not diverged[name] and state.name != "finished"
+    }
+    kept = [entry for entry in record.entries if entry.name not in missing]
+    configs = {entry.name: configured(record, entry) for entry in kept}
+    settings = columns_of(configs.values())
     lines: dict[str, list[dict[str, Any]]] = {}
-    rows, missing = [], {}
-    for entry in record.entries:
-        diverged = has_diverged(entry, states)
-        if not diverged and states[entry.name].name != "finished":
-            missing[entry.name] = states[entry.name].name
-            continue
+    rows = []
+    for entry in kept:
         for name in filter(None, (entry.trunk, entry.name)):
             if name not in lines:
                 lines[name] = read_lines(record.run_dir(name) / "metrics.jsonl")
         path = measures.path_of(lines[entry.trunk], entry.at_step, lines[entry.name]) if entry.trunk else None
-        config = configured(record, entry)
-        rows.append(_row(record, entry, config, lines[entry.name] if path is None else path, diverged))
+        steps = lines[entry.name] if path is None else path
+        rows.append(_row(record, entry, configs[entry.name], settings, steps, diverged[entry.name]))
     return Collected(_same_columns(rows), missing)
 
 
@@ -72,18 +78,28 @@ def configured(record: Record, entry: Entry) -> Config:
     return config
 
 
-def _row(record: Record, entry: Entry, config: Config, entries: list[dict[str, Any]], diverged: bool) -> Row:
+def _row(
+    record: Record,
+    entry: Entry,
+    config: Config,
+    settings: Sequence[str],
+    entries: list[dict[str, Any]],
+    diverged: bool,
+) -> Row:
     nothing = {"loss": math.nan}
     held = nothing if diverged else measures.evaluated(entries, "validation", entry.steps) or nothing
     tested = {} if diverged else measures.evaluated(entries, "test", entry.steps)
     connection = config.connection
+    idle = accounting.ineffective_fields(connection)
     return {
         "run": entry.name,
         "study": record.study,
         "group": entry.trunk or entry.name,
         "point": entry.branch or "final",
         "kind": connection.kind,
-        "n": 1 if "n" in accounting.ineffective_fields(connection) else connection.n,
+        "label": entry.axes.get("kind", connection.kind),
+        "n": 1 if "n" in idle else connection.n,
+        **{name: None if name in idle else getattr(connection, name) for name in settings if name != "n"},
         **{name: value for name, value in entry.axes.items() if name not in ("kind", "n", "tokens", "lr")},
         "lr": config.optimizer.lr,
         "tokens": entry.tokens,
@@ -91,6 +107,7 @@ def _row(record: Record, entry: Entry, config: Config, entries: list[dict[str, A
         **accounts.parameters(config),
         **accounts.flops(config, entry.tokens),
         **held,
+        "loss_unit": LOSS_UNIT,
         **{f"test_{name}": value for name, value in tested.items()},
         "diverged": diverged,
         **measures.of_training(entries),

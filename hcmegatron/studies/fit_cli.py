@@ -87,7 +87,8 @@ def main(options: argparse.Namespace) -> int:
         raise ConfigError(f"{options.csv}: {error}") from None
     report |= found
     if options.plot:
-        _plot(options, residuals, compute[kept], parameters[kept], losses[kept], kinds)
+        unit = table.loss_unit() if options.loss == "loss" else "nats"
+        _plot(options, residuals, compute[kept], parameters[kept], losses[kept], kinds, unit)
     print(json.dumps(report, indent=1) if options.json else "\n".join(_told(report)))
     return 0
 
@@ -188,11 +189,12 @@ def _plot(
     parameters: Array,
     losses: Array,
     kinds: NDArray[np.str_] | None,
+    unit: str,
 ) -> None:
     from hcmegatron.studies.figures.draw import write
     from hcmegatron.studies.figures.fit_figures import fit_plots
 
-    plots = fit_plots(residuals, compute, parameters, losses, kinds)
+    plots = fit_plots(residuals, compute, parameters, losses, kinds, unit)
     write(plots, options.plot, "--plot")
     said = ", ".join(plot.name for plot in plots)
     tell(f"{options.plot}: {said} as SVG, PNG and CSV")

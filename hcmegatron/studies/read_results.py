@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections import Counter, defaultdict
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 
@@ -13,7 +12,7 @@ from hcmegatron.config import Config
 from hcmegatron.config.errors import ConfigError
 from hcmegatron.config.types import flatten
 from hcmegatron.connections.kinds import KINDS
-from hcmegatron.studies.arms import Arm, arm_of, teller, word
+from hcmegatron.studies.arms import Arm, arm_of, word
 from hcmegatron.studies.results import Place, Point, Results, rate_key
 from hcmegatron.studies.table import Table
 
@@ -34,7 +33,6 @@ def read_results(
     baseline: str,
     flops: str | None = None,
     axes: Sequence[str] = (),
-    directory: Path | None = None,
 ) -> Results:
     """The results of a table.
 
@@ -42,10 +40,10 @@ def read_results(
         baseline: the kind that gaps are to.
         flops: the column of C; None: the first of FLOPS that there is, or else 6 N D.
         axes: columns that tell runs apart, beside those of settings.
-        directory: of the study, whose configurations say what the table has no column for.
 
     Raises:
-        ConfigError: a column that has to be there is not, or two rows are of one arm, place, seed and learning rate.
+        ConfigError: a column that has to be there is not, or two rows are of one arm, place, seed and learning rate, or
+            losses have different units.
     """
     columns = tuple(
         str(column) for column in table.rows[0] if "/" not in str(column)
@@ -76,12 +74,12 @@ def read_results(
             f"{table.path}: no row has parameters and tokens; collect the study once runs have begun"
         )
     places = _placed(sizes, others, groups, tokens, kept)
-    told = teller(directory)
+    labels = words("label", [""] * count)
     points = tuple(
         Point(
             runs[i],
             groups[i],
-            arm_of(kinds[i], dict(own[i]), told(runs[i])),
+            arm_of(kinds[i], labels[i], dict(own[i])),
             places[i],
             seeds[i],
             *(float(column[i]) for column in figures),
@@ -90,7 +88,8 @@ def read_results(
         for i in kept
     )
     _refuse_doubles(points, table.path)
-    return Results(points, _baseline(points, baseline), frozenset(columns), flops_column, count - len(points))
+    first, left_out = _baseline(points, baseline), count - len(points)
+    return Results(points, first, frozenset(columns), flops_column, table.loss_unit(), left_out)
 
 
 def _baseline(points: Sequence[Point], name: str) -> Arm | None:
@@ -126,7 +125,10 @@ def _placed(
     kept: Sequence[int],
 ) -> dict[int, Place]:
     """The place of every row. Tokens of one place are the same to a step; or, where runs have as many as their own size
-    asks for, those of the same budget and the same point of the run."""
+    asks for, those of the same budget and the same point of the run. What no rows differ in is in no place."""
+    values = [dict(others[i]) for i in kept]
+    names = dict.fromkeys(name for own in values for name in own)
+    differs = {name for name in names if len({own.get(name) for own in values}) > 1}
     nearly = _near(tokens, SAME)
     of_run: dict[str, set[float]] = defaultdict(set)
     for i in kept:
@@ -137,7 +139,7 @@ def _placed(
         point = sorted(of_run[groups[i]]).index(float(tokens[i])) if budgeted else nearly[i]
         rows[sizes[i], others[i], point].append(i)
     return {
-        i: Place(size, float(np.mean(tokens[own])), other)
+        i: Place(size, float(np.mean(tokens[own])), tuple(pair for pair in other if pair[0] in differs))
         for (size, other, _), own in rows.items()
         for i in own
     }

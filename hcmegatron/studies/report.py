@@ -75,13 +75,14 @@ def _summary(
     ]
     if isinstance(shares, Multipliers):
         said += [
-            f"{results.names[arm]}: the baseline needs {multiplier_words(factor)} times its compute for the same loss."
+            f"{results.names[arm]}: the baseline needs {multiplier_words(factor)} times its compute for the same loss"
+            + (", not told apart from once." if factor.low <= 1 <= factor.high else ".")
             for arm, factor in shares.factors.items()
         ]
     for found in list(last_gaps(results, gaps).values())[-1:]:
         said += [
-            f"{results.names[arm]} at {place_words(gap.place)}: {interval_words(gap.gap)} nats, {verdict(gap.gap)}, "
-            f"{counted(gap.gap.count, 'pair')} of runs, {gap.diverged} diverged."
+            f"{results.names[arm]} at {place_words(gap.place)}: {interval_words(gap.gap)} {results.unit}, "
+            f"{verdict(gap.gap)}, {counted(gap.gap.count, 'pair')} of runs, {gap.diverged} diverged."
             for arm, gap in found.items()
         ]
     return tuple(said)

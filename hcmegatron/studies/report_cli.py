@@ -51,9 +51,7 @@ def main(options: argparse.Namespace) -> int:
     from hcmegatron.studies.table import Table
 
     table = Table(str(path), "--table" if options.table else "study report")
-    results = read_results(
-        table, options.baseline or "residual", options.flops, options.axis, options.directory
-    )
+    results = read_results(table, options.baseline or "residual", options.flops, options.axis)
     sections = study_sections(results, options.directory, options.level, options.bootstraps)
     out = options.out or (
         path.with_name(f"{path.stem}-report") if options.table else options.directory / "report"

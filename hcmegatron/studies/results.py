@@ -72,17 +72,19 @@ class Results:
         baseline: that gaps are to; None where the table has none of the kind.
         columns: of the table.
         flops_column: that C was read from, or how it was computed.
+        unit: of losses: nats a byte, as `study collect` says; nats where the table does not say of what.
     """
 
     points: tuple[Point, ...]
     baseline: Arm | None
     columns: frozenset[str]
     flops_column: str
+    unit: str
     left_out: int = 0
 
     @cached_property
     def arms(self) -> tuple[Arm, ...]:
-        """The baseline first, then by kind as they are registered, then by label and settings."""
+        """The baseline first, then by kind as they are registered, then by settings and label."""
         return tuple(sorted({point.arm for point in self.points}, key=self._order))
 
     def _order(self, arm: Arm) -> tuple[object, ...]:
@@ -92,6 +94,7 @@ class Results:
             known,
             arm.kind,
             [(name, _sortable(value)) for name, value in arm.settings],
+            arm.label,
         )
 
     @cached_property

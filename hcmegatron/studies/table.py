@@ -11,6 +11,7 @@ import numpy as np
 from hcmegatron.config.errors import ConfigError
 from hcmegatron.studies.laws import Array
 
+UNIT = "loss_unit"  # a column
 TRUTHS = {"true": True, "1": True, "false": False, "0": False, "": False}
 
 
@@ -79,6 +80,19 @@ class Table:
                 raise ConfigError(f"{self.path}, row {line}: {column} = {word} is neither true nor false")
             found.append(TRUTHS[word.lower()])
         return found
+
+    def loss_unit(self) -> str:
+        """Of the losses: nats a byte, as `study collect` writes it; nats where no column says of what.
+
+        Raises:
+            ConfigError: rows have different ones.
+        """
+        units = sorted(set(filter(None, self.words(UNIT)))) if UNIT in self.rows[0] else []
+        if len(units) > 1:
+            raise ConfigError(
+                f"{self.path}: {UNIT} = {' and '.join(units)}, which do not compare; make a table of each"
+            )
+        return units[0] if units else "nats"
 
 
 def _csv(path: str) -> list[dict[str, str | None]]:

@@ -7,8 +7,23 @@ import pytest
 
 from hcmegatron.cli import main
 from hcmegatron.studies.collect import write_table
+from hcmegatron.studies.directory import StudyDirectory
+from hcmegatron.studies.read_results import read_results
+from hcmegatron.studies.run_cli import opened
 from hcmegatron.studies.table import Table
+from tests.studies import study_workers
 from tests.studies.known import EXACT, KINDS, OF_COMPUTE, C, D, N
+from tests.studies.miniature import MINIATURE, write_study
+
+ABLATION = """
+  kind:
+    residual:
+    mhc-res: {kind: mhc, use_pre: false, use_post: false}
+    mhc-none: {kind: mhc, use_pre: false, use_post: false, use_res: false}
+    mhc-n2: {kind: mhc, n: 2}
+    mhc-slow: {kind: mhc, optimizer.beta2: 0.9}
+    mhc:
+"""
 
 
 def test_fit_takes_it_as_it_is(tmp_path, capsys):
@@ -49,3 +64,33 @@ def test_columns_of_several_types_and_of_none(tmp_path):
         table = Table(str(file))
         assert table.words("b") == ["1", "x"] and table.words("c") == ["", ""] and table.words("d")[0] == ""
         assert table.numbers("a").tolist() == [1.0, 0.5]
+
+
+def test_a_table_alone_tells_arms_of_one_kind_apart(tmp_path, capsys):
+    """By their settings, and those that differ in other sections by their labels."""
+    text = MINIATURE.replace("  kind: [residual, shc]\n", ABLATION[1:])
+    study, found = opened(write_study(tmp_path, text), [f"--study.run_dir={tmp_path}/study"])
+    claim = StudyDirectory(study.run_dir, study.name, found)
+    claim.lock.close()
+    for entry in claim.record.entries:
+        study_workers.finished(claim.record.run_dir(entry.name), entry.steps)
+    assert main(["study", "collect", str(claim.path)]) == 0
+    for table in ("table.csv", "table.parquet"):
+        results = read_results(Table(str(claim.path / table)), "residual")
+        assert results.unit == "nats a byte" and [results.names[arm] for arm in results.arms] == [
+            "residual",
+            "mhc-n2",
+            "mhc-none",
+            "mhc-res",
+            "mhc",
+            "mhc-slow",
+        ]
+        switches = [[arm.get(f"use_{name}") for name in ("pre", "post", "res")] for arm in results.arms]
+        on = ["true"] * 3
+        assert switches == [[""] * 3, on, ["false"] * 3, ["false", "false", "true"], on, on]
+        assert [arm.get("n") for arm in results.arms] == ["", "2", "4", "4", "4", "4"]
+    own = tmp_path / "alone"
+    capsys.readouterr()
+    assert main(["study", "report", "--table", str(claim.path / "table.csv"), "--out", str(own)]) == 0
+    assert (own / "tables" / "ablation.csv").read_text().count("\n") == 4
+    assert "Held-out losses, nats a byte" in (own / "report.html").read_text()

@@ -7,6 +7,7 @@ import re
 import pytest
 
 from hcmegatron.cli import main
+from hcmegatron.config.errors import ConfigError
 from hcmegatron.report.charts import Table as Shown
 from hcmegatron.report.charts import Words
 from hcmegatron.studies.figures.plot import NotDrawn, Plot
@@ -21,7 +22,7 @@ class Report:
     """The sections of a table's report, undrawn."""
 
     def __init__(self, path, baseline="residual", directory=None):
-        self.results = read_results(Table(str(path)), baseline, directory=directory)
+        self.results = read_results(Table(str(path)), baseline)
         self.sections = {s.name: s.parts for s in study_sections(self.results, directory, 0.9, 20)}
         self.parts = [part for parts in self.sections.values() for part in parts]
 
@@ -176,6 +177,31 @@ def test_a_multiplier_from_compute_where_sizes_and_tokens_rise_together(report):
     assert "mhc: the gap goes as C^-0.110 (-0.110 to -0.110), through 5 budgets" in found.words("gap")
 
 
+def test_an_arm_with_two_points_has_no_multiplier(report):
+    """The law of compute has two numbers for it, one of them its own."""
+    sizes = (1e7, 1e8, 1e9, 1e10, 1e11)
+    rows = [
+        row(kind, 0, 1.7 + 70 / (m * 120 * n * n) ** 0.11, f"d{i}") | {"parameters": n, "tokens": 20 * n}
+        for kind, m, some in (("residual", 1.0, sizes), ("mhc", 1.3, sizes), ("dhc", 1.2, sizes[:2]))
+        for i, n in enumerate(some)
+    ]
+    found = report(rows)
+    assert [line[0] for line in found.table("laws").rows if "none: it takes" in line[2]] == ["dhc"]
+    assert [series.name for series in found.plot("multipliers").panels[0].series] == ["mhc"]
+
+
+def test_places_do_not_name_what_all_runs_have_in_common(report):
+    rows = [
+        row(kind, 0, 3.0, tokens_per_parameter=20, weight_decay=decay)
+        for kind in ("residual", "mhc")
+        for decay in (0.0, 0.1)
+    ]
+    assert [line[1] for line in report(rows).table("losses").rows[:2]] == [
+        "size s, 2B tokens, weight_decay 0",
+        "size s, 2B tokens, weight_decay 0.1",
+    ]
+
+
 def test_ratios_over_tokens_are_of_the_largest_size_with_several(report):
     rows = [
         row(kind, 0, loss, size)
@@ -200,6 +226,21 @@ def test_iso_flop_profiles_have_their_parabola_and_their_least(report):
     least = found.series("isoflop", "6e+17 FLOPs: least")
     assert (least.x[0], least.y[0]) == pytest.approx((1e8, 3.0))
     assert len(found.series("isoflop", "6e+17 FLOPs").x) == 10
+
+
+def test_losses_have_the_unit_that_their_table_says(report):
+    def labels(unit):
+        found = report([row(kind, 0, 3.0, loss_unit=unit) for kind in ("residual", "mhc")])
+        return found.table("losses").title
+
+    assert [labels(unit) for unit in ("nats a token", "", None)] == [
+        "Held-out losses, nats a token",
+        *["Held-out losses, nats"] * 2,
+    ]
+    with pytest.raises(ConfigError, match="loss_unit = nats a byte and nats a token, which do not compare"):
+        report(
+            [row("mhc", seed, 3.0, loss_unit=f"nats a {what}") for seed, what in enumerate(("byte", "token"))]
+        )
 
 
 @pytest.mark.parametrize(
@@ -277,9 +318,6 @@ def study(folder, losses):
         (folder / "runs" / name / "metrics.jsonl").write_text(
             "".join(json.dumps(one) + "\n" for one in entries)
         )
-        (folder / "runs" / name / "config.yaml").write_text(
-            "# x\nconnection:\n  kind: mhc\n  n: 2\n# y\nrun:\n  n: 9\n"
-        )
         rows.append(row(kind, seed, 4.6 + offset) | {"run": name, "group": name})
     return written(folder / "table.csv", rows)
 
@@ -292,7 +330,6 @@ def test_the_gap_over_training_and_a_study_on_one_page(tmp_path, capsys):
     series = found.series("gap-training", "mhc")
     assert (series.x[0], series.x[-1]) == (1, 40) and series.y == pytest.approx([-0.2] * 40)
     assert series.low == pytest.approx([-0.2 - 6.313752 * 0.1] * 40, rel=1e-5) and set(series.counts) == {2}
-    assert found.results.arms[1].get("n") == "2"
     assert main(["study", "report", str(tmp_path)]) == 0
     said = capsys.readouterr().out
     assert f"{tmp_path}/report/report.html\n" in said and "1 figures as SVG, PNG and CSV" in said

@@ -116,6 +116,7 @@ def test_the_packaged_studies():
     """Each can be planned, and each of its variants; what the papers' take is known."""
     assert packaged_studies() == [
         "ablation",
+        "connections",
         "expansion",
         "laptop",
         "mhc-scaling",
@@ -129,6 +130,9 @@ def test_the_packaged_studies():
             plan = plan_study(read_study(name, [f"--{variant}"] if variant else []))
             assert all(row.fits for row in plan.rows), [row.step.why_not for row in plan.rows]
             rows |= {f"{plan.study.name}/{row.run.name}": row for row in plan.rows}
+    same = [rows[f"connections-same-flops/{kind}-seed1-2.2e11flop"] for kind in ("residual", "mhc")]
+    assert [row.flops for row in same] == pytest.approx([2.2e11] * 2, rel=2e-3)
+    assert same[0].run.tokens == rows["connections/residual-525Ktok-seed1"].run.tokens > same[1].run.tokens
     assert rows["mhc-scaling/mhc-27b-seed1"].step.active == pytest.approx(4.14e9, rel=1e-3)
     assert rows["mhc-scaling/mhc-3b-1t-seed1"].run.tokens == pytest.approx(1.05e12, rel=2e-3)
     assert rows["olmo-hc/dhc-n4-1b"].step.parameters["connections"] == 394_048

@@ -42,7 +42,7 @@ def ablation(
     panels = tuple(
         Panel(
             f"size {size}",
-            "loss gap, nats",
+            f"loss gap, {results.unit}",
             "",
             tuple(
                 row_series(names[row], row, found[arm].gap, styles[arm])

@@ -42,7 +42,7 @@ def expansion(
         Panel(
             f"size {size}",
             "n: streams, of FC fractions",
-            "loss gap, nats",
+            f"loss gap, {results.unit}",
             tuple(
                 series
                 for number, (name, line) in enumerate(lines.items())

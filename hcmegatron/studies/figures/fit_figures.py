@@ -23,24 +23,25 @@ def fit_plots(
     parameters: Array,
     losses: Array,
     kinds: NDArray[np.str_] | None,
+    unit: str,
 ) -> list[Plot]:
     """Residuals of the laws, of the law of compute where there are kinds, and iso-FLOP profiles where there are any.
 
     Args:
         residuals: of the laws of N and D by kind, and of the law of compute, which is called COMPUTE.
-        compute, parameters, losses: C, N and loss of all runs, [runs]; kinds: [runs], or none.
+        compute, parameters, losses: C, N and loss of all runs, [runs]; kinds: [runs], or none; unit: of losses.
     """
     names = np.full(len(losses), "all runs") if kinds is None else kinds
     looks = {"all runs": Style(COLOURS[0])} if kinds is None else kind_styles(names.tolist())
     rows = {name: np.flatnonzero(names == name) for name in dict.fromkeys(names.tolist())}
     own = [(part, looks[part.name]) for part in residuals if part.name != COMPUTE]
-    plots = [residual_plot("residuals", f"Residuals of {FORMULA}", own)] if own else []
+    plots = [residual_plot("residuals", f"Residuals of {FORMULA}", own, unit)] if own else []
     for part in residuals:
         if part.name == COMPUTE:
             shared = [_rows(part, name, of, looks) for name, of in rows.items()]
-            plots.append(residual_plot("residuals-compute", f"Residuals of {COMPUTE}", shared))
+            plots.append(residual_plot("residuals-compute", f"Residuals of {COMPUTE}", shared, unit))
     parts = [Losses(name, looks[name], compute[of], parameters[of], losses[of]) for name, of in rows.items()]
-    return plots + [part for part in isoflop(parts) if isinstance(part, Plot)]
+    return plots + [part for part in isoflop(parts, unit) if isinstance(part, Plot)]
 
 
 def _rows(

@@ -15,7 +15,6 @@ from hcmegatron.studies.results import Arm, Results
 from hcmegatron.studies.trajectories import Trajectory
 from hcmegatron.studies.words import place_words
 
-NATS = "loss gap, nats"
 PANELS = 3  # of sizes: the largest
 _Styles = Mapping[Arm, Style]
 
@@ -29,7 +28,7 @@ def over_training(results: Results, found: Sequence[Trajectory], styles: _Styles
             means, lows, highs, counts = (np.array(part) for part in zip(*each.gaps, strict=True))
             name, style = results.names[each.arm], styles[each.arm]
             series.append(Series(name, each.steps, means, style, "band", lows, highs, tuple(counts.tolist())))
-        panels.append(Panel(place_words(place), "step", NATS, tuple(series), reference=0))
+        panels.append(Panel(place_words(place), "step", "loss gap, nats a token", tuple(series), reference=0))
     return Plot(
         "gap-training",
         "Loss gap to the baseline over training",
@@ -57,7 +56,7 @@ def over_compute(
         name = f"{results.names[arm]}: power law"
         series.append(Series(name, x, law(x), styles[arm], "line", legend=False))
     words = f"training FLOPs of the baseline ({results.flops_column})"
-    panel = Panel("", words, NATS, tuple(series), "x", reference=0, dodge=True)
+    panel = Panel("", words, f"loss gap, {results.unit}", tuple(series), "x", reference=0, dodge=True)
     return Plot(
         "gap-compute",
         title,

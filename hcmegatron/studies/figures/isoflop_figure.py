@@ -27,7 +27,7 @@ class Losses(NamedTuple):
     loss: Array
 
 
-def isoflop(parts: Sequence[Losses]) -> list[Table | Plot | NotDrawn]:
+def isoflop(parts: Sequence[Losses], unit: str) -> list[Table | Plot | NotDrawn]:
     """A panel for each part with a budget that three sizes were trained with."""
     panels, rows, left_out = [], [], 0
     for part in parts:
@@ -40,7 +40,7 @@ def isoflop(parts: Sequence[Losses]) -> list[Table | Plot | NotDrawn]:
         for number, own in enumerate(found[i] for i in shown):
             shade = 0.3 + 0.7 * (number + 1) / len(shown)
             series += _budget(part, own, part.style._replace(variant=number, shade=shade))
-        panels.append(Panel(part.name, "parameters", "held-out loss, nats", tuple(series), "x"))
+        panels.append(Panel(part.name, "parameters", f"held-out loss, {unit}", tuple(series), "x"))
         known = profiles(part.compute, part.parameters, part.loss)
         grown = growth(known)
         for profile in known:

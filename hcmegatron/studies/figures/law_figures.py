@@ -71,7 +71,9 @@ def law_plot(results: Results, laws: Mapping[Arm, ArmLaw], styles: _Styles) -> P
                 series += _size(
                     law.fit, own, f"size {size}", styles[arm]._replace(variant=number, shade=shade)
                 )
-        panels.append(Panel(results.names[arm], "tokens", "held-out loss, nats", tuple(series), "xy"))
+        panels.append(
+            Panel(results.names[arm], "tokens", f"held-out loss, {results.unit}", tuple(series), "xy")
+        )
     note = f"Points are runs, curves the fitted {FORMULA} of each arm, drawn where it was run and no further."
     return Plot("laws", "Laws of the loss", tuple(panels), note)
 
@@ -135,14 +137,15 @@ def multiplier_words(factor: Interval) -> str:
     return interval_words(factor, ".3f") + unknown
 
 
-def residual_plot(name: str, title: str, parts: Sequence[tuple[Residuals, Style]]) -> Plot:
+def residual_plot(name: str, title: str, parts: Sequence[tuple[Residuals, Style]], unit: str) -> Plot:
     """Residuals of log loss over N, over D and over the prediction: a law that fits leaves no shape in them.
 
     Args:
         parts: of every law, or of every kind in one, with its style.
+        unit: of losses.
     """
     panels = []
-    for axis, words in enumerate(("parameters", "tokens", "predicted loss, nats")):
+    for axis, words in enumerate(("parameters", "tokens", f"predicted loss, {unit}")):
         series = tuple(
             Series(
                 part.name,

@@ -59,14 +59,14 @@ def law_parts(
             )
             for arm, law in laws.items()
         ]
-        residuals = residual_plot("residuals", f"Residuals of {FORMULA}", shown)
+        residuals = residual_plot("residuals", f"Residuals of {FORMULA}", shown, results.unit)
         parts += [law_table(results, laws, level), Words(warned), law_plot(results, laws, looks), residuals]
     losses = [
         Losses(results.names[arm], looks[arm], *(_of(own, name) for name in ("flops", "parameters", "loss")))
         for arm, own in points.items()
         if own
     ]
-    return (*parts, *isoflop(losses))
+    return (*parts, *isoflop(losses, results.unit))
 
 
 def _of(points: Sequence[Point], name: str) -> np.ndarray:

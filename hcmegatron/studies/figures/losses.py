@@ -47,4 +47,4 @@ def losses(results: Results, gaps: Sequence[Gap], level: float) -> Table:
         "ratio",
         "beside the baseline",
     )
-    return Table("Held-out losses, nats", head, tuple(rows))
+    return Table(f"Held-out losses, {results.unit}", head, tuple(rows))

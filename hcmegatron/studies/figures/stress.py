@@ -86,7 +86,7 @@ def stress(
     )
     size = max((each.place.size for each in found), key=results.sizes.index)
     shown = [each for each in found if each.place.size == size]
-    panels = [_panel(results, shown, styles, "loss", "held-out loss, nats")]
+    panels = [_panel(results, shown, styles, "loss", f"held-out loss, {results.unit}")]
     if any(each.spikes.count for each in shown):
         panels.append(_panel(results, shown, styles, "spikes", "spikes a run"))
     panels.append(_diverged(results, shown, styles))
