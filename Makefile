@@ -42,7 +42,7 @@ test: $(READY)
 	$(BIN)/python -m pytest $(SHARED) -m 'not alone and not cuda'; others=$$?; \
 	$(BIN)/python -m pytest -m 'alone or cuda' && exit $$others
 
-# What Megatron-Core's version can break, for the generation that CI's `make test` has not run (docs/limits.md):
+# What Megatron-Core's version can break, for the generation that CI does not test (docs/limits.md):
 #   make generation PYTHON=python3.12
 GENERATION ?= tests/layouts tests/model tests/pipeline tests/platform/test_versions.py tests/platform/test_optional.py \
 	tests/platform/test_adam.py tests/training/test_resharding.py tests/training/test_optimizer.py \

@@ -7,6 +7,7 @@ import shlex
 import pytest
 
 from hcmegatron import cli
+from hcmegatron.connections.kinds import KINDS
 from hcmegatron.data import cli as data_cli
 from tests.ranks import ROOT
 
@@ -66,3 +67,22 @@ def test_every_setting_that_is_named_exists():
     named = set(re.findall(rf"(?<![\w./-])(?:--)?((?:{sections})\.[a-z_]+)(?![\w.(*/]|\.py)", README))
     unknown = {key for key in named - leaves().keys() if not key.endswith((".py", ".yaml", ".md"))}
     assert len(named) > 9 and unknown == set(), unknown
+
+
+def test_the_readme_counts_the_kinds():
+    words = [
+        "one",
+        "two",
+        "three",
+        "four",
+        "five",
+        "six",
+        "seven",
+        "eight",
+        "nine",
+        "ten",
+        "eleven",
+        "twelve",
+    ]
+    (counted,) = re.findall(r"\*\*(\w+) kinds of connection, and the plain residual", README)
+    assert counted.lower() == words[len(KINDS.keys() - {"residual"}) - 1]
