@@ -33,7 +33,7 @@ CONTROLS: dict[str, tuple[str, ...]] = {
     ),
     "schedules/runtime/in_process.py _Receiving.wait wait_event": (IN_PROCESS,),
     "schedules/runtime/in_process.py _Receiving.wait record_stream": (IN_PROCESS,),
-    "schedules/runtime/p2p.py P2PChannels._wait wait": ("1f1b-p2-sfc-none-dense", _ACROSS),
+    "schedules/runtime/p2p.py P2PChannels._wait wait": ("1f1b-p2-shc-none-dense", _ACROSS),
 }
 
 # What has such a name and orders nothing on a device, or nothing that this checker could miss.
