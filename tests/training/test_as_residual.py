@@ -1,10 +1,7 @@
 """Connections over a residual checkpoint's weights compute what it did, and then part; what cannot be is refused."""
 
 import argparse
-import json
 import math
-import re
-from statistics import mean
 
 import pytest
 import torch
@@ -15,7 +12,7 @@ from hcmegatron.connections.kinds import KINDS
 from hcmegatron.connections.kinds.manifold import MHC, ManifoldSettings
 from hcmegatron.training import checkpoint_cli, resume
 from tests.ranks import run_ranks
-from tests.training import as_residual_workers, health_workers, workers
+from tests.training import as_residual_workers, workers
 from tests.training.as_residual_table import STEPS, WARM, corpus, network
 from tests.training.reshard_cases import RUN
 
@@ -46,24 +43,6 @@ def test_the_function_stays_and_the_streams_part(name, residual, tmp_path):
     assert (
         f"beginning with the weights of {source}/checkpoints/step-{STEPS:08d}, after step {STEPS}; its" in log
     )
-
-
-@pytest.mark.ranks
-def test_a_bad_step_does_not_go_back_there_and_is_replayed_from_there(residual, tmp_path):
-    """Optimizer and connections are not as they were. The weights move by next to nothing until the bad step."""
-    text, source, _ = residual
-    health = {"loss_spike": 6.0, "spike_window": 4, "keep_bad_steps": 1, "on_bad_step": "rewind"}
-    config = network(
-        text, tmp_path / "run", {"kind": "mhc"}, {}, health=health, checkpoint={"init_from": str(source)}
-    )
-    config.optimizer.lr, config.moe.expert_bias_rate = 1e-9, 0.0
-    ((replayed,),) = run_ranks(1, health_workers.replayed_with, config, "8:50", [{}], **RUN)
-    log = (tmp_path / "run/train.log").read_text()
-    assert re.search("skipped: .* at step 5, .*; there is no checkpoint to go back to yet; 1 skipped", log)
-    (kept,) = (tmp_path / "run/anomalies").glob("*.json")
-    losses = [float(loss) for loss in re.findall(r": loss (\S+), gradient norm", replayed)[1:]]
-    assert f"weights: {source}/checkpoints/step-{STEPS:08d}, after step {STEPS}; " in replayed
-    assert mean(losses) == pytest.approx(json.loads(kept.read_text())["loss"] - 50, abs=1e-4)
 
 
 @pytest.mark.parametrize("n", [1, 2, 4])
