@@ -79,12 +79,13 @@ class BadSteps(Observer):
         )
 
     def _checkpoint(self) -> Start | None:
-        """The newest whole checkpoint of this run, or the one that it began with."""
+        """The newest whole checkpoint of this run, or the one that it went on from. One of which it had the weights
+        alone is no way back: optimizer and connections are not as they were then."""
         config, run = self.run.config, self.run
-        own = replace(config, checkpoint=replace(config.checkpoint, resume="auto", load=None))
+        own = replace(config, checkpoint=replace(config.checkpoint, resume="auto", load=None, init_from=None))
         writer = run.checkpoints.writer
         found = checkpoint.find(own, run.directory, writer.text, claimed=True, environment=writer.environment)
-        if found is not None or run.start is None:
+        if found is not None or run.start is None or run.start.weights_only:
             return found
         try:
             checkpoint.verify(run.start)  # it may have gone since

@@ -119,14 +119,20 @@ def verify_files(path: Path, written: Manifest) -> None:
             raise found
 
 
-def load_weights(chunks: list[nn.Module], path: Path) -> None:
+def load_weights(chunks: list[nn.Module], path: Path, of_residual: bool = False) -> None:
     """Fill the network's weights, where there is no optimizer. Collective.
+
+    Args:
+        of_residual: all but the connections', which stay as they are.
 
     Raises:
         NotDone: they cannot be read, or are not those of the checkpoint.
     """
     stored = everywhere(lambda: shard_files.shapes(path), unreadable)
-    everywhere(lambda: shard_files.read(weights_to_load(chunks), path, stored), unreadable)
+    wanted = weights_to_load(chunks)
+    if of_residual:
+        wanted = weights_of_residual(wanted, chunks)
+    everywhere(lambda: shard_files.read(wanted, path, stored), unreadable)
 
 
 def _set_aside(start: Start, directory: Path, claimed: bool) -> Start:

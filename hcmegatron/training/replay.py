@@ -42,7 +42,13 @@ CLASSES = {
 }
 
 
-def replay(config: Config, samples: np.ndarray, tokens: np.ndarray, checkpoint: Path | None) -> Iterator[str]:
+def replay(
+    config: Config,
+    samples: np.ndarray,
+    tokens: np.ndarray,
+    checkpoint: Path | None,
+    of_residual: bool = False,
+) -> Iterator[str]:
     """Run micro-batches forward and backward, each by itself; nothing is updated.
 
     Args:
@@ -50,6 +56,7 @@ def replay(config: Config, samples: np.ndarray, tokens: np.ndarray, checkpoint: 
         samples: [B], their numbers in the whole training run, by which dropout draws its masks.
         tokens: [B, S + 1].
         checkpoint: whose weights are used; None: those that the configuration initialises.
+        of_residual: it is of residuals, which the connections over its weights begin as.
 
     Yields:
         Lines for the user: of the weights where they are not finite, then of every micro-batch.
@@ -62,7 +69,7 @@ def replay(config: Config, samples: np.ndarray, tokens: np.ndarray, checkpoint: 
     with process_groups(config, alone) as groups:
         (chunk,) = build_model(config, tokenizer.vocab_size, groups)
         if checkpoint is not None:
-            _load(chunk, checkpoint)
+            _load(chunk, checkpoint, of_residual)
         odd = [name for name, weights in unwrap(chunk).named_parameters() if not finite(weights)]
         if odd:
             yield f"weights that are not finite: {', '.join(odd[:8])}{' ...' if odd[8:] else ''}"
@@ -86,10 +93,10 @@ def kind_of(parameter: str) -> str:
     return next((kind for part, kind in CLASSES.items() if part in parameter), "others")
 
 
-def _load(chunk: nn.Module, checkpoint: Path) -> None:
+def _load(chunk: nn.Module, checkpoint: Path, of_residual: bool) -> None:
     """Fill the network's weights; ConfigError where they are not those of the checkpoint."""
     try:
-        load_weights([chunk], checkpoint)
+        load_weights([chunk], checkpoint, of_residual)
     except NotDone as error:
         raise ConfigError(
             f"checkpoint {checkpoint} does not fit the network of the kept step: {error}; name one of the same network "

@@ -11,6 +11,7 @@ from typing import Any
 from hcmegatron.config import Config, ConfigError, check_config
 from hcmegatron.config.schema import Health, Parallel, Recompute
 from hcmegatron.config.types import defaults, unflatten
+from hcmegatron.connections.kinds.residual import RESIDUAL
 from hcmegatron.training import kept_steps, manifest
 
 
@@ -58,7 +59,9 @@ def main(options: argparse.Namespace) -> int:
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     from hcmegatron.training.replay import replay
 
-    for line in replay(config, samples, tokens, path):
+    warm = config.checkpoint.init_from is not None and saved is not None
+    of_residual = warm and saved.config.get("connection.kind") == RESIDUAL.name
+    for line in replay(config, samples, tokens, path, of_residual):
         print(line, flush=True)
     return 0
 

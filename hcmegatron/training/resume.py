@@ -277,9 +277,10 @@ def _start(
             f"checkpoint {path} is of another architecture: {change.as_refused()}; set it to match"
         )
     for change in by(Rule.STATE):
+        alone = f", or begin with its weights alone, with checkpoint.init_from={path} and another run.dir"
         raise ConfigError(
-            f"checkpoint {path} is of another optimizer: {change.as_refused()}; set it to match, or begin with its "
-            f"weights alone, with checkpoint.init_from={path} and another run.dir"
+            f"checkpoint {path} is of another optimizer: {change.as_refused()}; set it to match"
+            + alone * (saved.config.get("connection.kind") == RESIDUAL.name)
         )
     check_tokenizer(config, path, saved, (environment or {}).get("tokenizer"))
     other_data = [change.as_refused() for change in by(Rule.DATA)]

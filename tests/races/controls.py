@@ -33,7 +33,7 @@ CONTROLS: dict[str, tuple[str, ...]] = {
     ),
     "schedules/runtime/in_process.py _Receiving.wait wait_event": (IN_PROCESS,),
     "schedules/runtime/in_process.py _Receiving.wait record_stream": (IN_PROCESS,),
-    "schedules/runtime/p2p.py P2PChannels._wait wait": ("1f1b-p2-sfc-none-dense", _ACROSS),
+    "schedules/runtime/p2p.py P2PChannels._wait wait": ("1f1b-p2-shc-none-dense", _ACROSS),
 }
 
 # What has such a name and orders nothing on a device, or nothing that this checker could miss.
@@ -62,6 +62,9 @@ EXEMPT: dict[str, str] = {
         )
     },
     "hcmegatron/platform/local_launch.py _Launch._wait wait": "a process, not a stream",
+    "hcmegatron/studies/runner.py Runner.run wait": "a process, not a stream",
+    "hcmegatron/studies/runner.py Runner.run wait 2": "a process, not a stream",
+    "hcmegatron/studies/runner.py Runner._ended wait": "a process, not a stream",
     "hcmegatron/train_from_python.py _in_a_process wait": "a process, not a stream",
     "hcmegatron/training/checkpoint.py Checkpoints.rescue wait": "a thread, not a stream",
     "hcmegatron/training/model.py gather_parameters start_param_sync": (
@@ -73,6 +76,7 @@ EXEMPT: dict[str, str] = {
     "hcmegatron/training/step.py Stepper._warm_start synchronize": "for a time to print",
     "schedules/runtime/gpu.py Gpu.synchronize synchronize": "what others call, each of whom stands here itself",
     "schedules/runtime/record.py Record.events synchronize": "for times to read",
+    "schedules/runtime/shared_memory.py _Send.wait wait": "a thread, between CPUs",
     "schedules/runtime/torch_distributed.py _channel_groups wait": (
         "set-up: nobody reads the token, and the next line waits for the whole device"
     ),

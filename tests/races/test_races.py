@@ -97,7 +97,7 @@ def test_what_is_taken_away_is_missed(name, without):
 
 @ranks
 def test_messages_over_streams_give_the_gradients_of_the_cpu():
-    """Bit for bit: the transport for GPUs, with receives posted late, beside gloo's."""
+    """Bit for bit: the transport for GPUs, with receives posted late, beside those between CPUs."""
     for name in ALIKE:
         config = variants()[name].config()
         emulated = found(name)

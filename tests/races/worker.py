@@ -11,8 +11,9 @@ from unittest import mock
 
 import torch
 import torch._dynamo  # torch's optimizers import it when they are made: here once for all ranks
+import torch.distributed as dist
 
-from hcmegatron.config.schema import Config, micro_batch_tokens
+from hcmegatron.config.schema import Config, Parallel, micro_batch_tokens
 from hcmegatron.model.gpt import unwrap
 from hcmegatron.model.nodes import Lane, Node
 from hcmegatron.model.wgrad_store import WeightGradStore
@@ -21,13 +22,14 @@ from hcmegatron.pipeline.configured_schedule import most_held
 from hcmegatron.pipeline.forward_backward import build_forward_backward
 from hcmegatron.pipeline.lanes import Lanes
 from hcmegatron.pipeline.micro_batch_graph import MicroBatchGraph
-from hcmegatron.platform.distributed import megatron_groups
+from hcmegatron.platform.distributed import megatron_groups, timeout
 from hcmegatron.recompute.attach import Recomputation
 from hcmegatron.training import model
 from hcmegatron.training.optimizer import build_optimizer, set_learning_rate
 from hcmegatron.training.step import Stepper
 from megatron.core.transformer.moe import token_dispatcher
 from schedules.actions import Kind
+from schedules.placement import Placement
 from schedules.runtime.in_process import InProcessWorld
 from schedules.runtime.torch_distributed import DistributedTransport
 from schedules.schedule import Message
@@ -59,7 +61,7 @@ def found(
     streams.install()
     with (
         nccl.installed(collectives.Channel),
-        mock.patch.object(runner, "DistributedTransport", _transport),
+        mock.patch.object(runner, "pipeline_transport", _transport),
         collectives.on_streams(),
         megatron_groups(config) as groups,
         _stepper(config, groups, small_buckets) as stepper,
@@ -180,9 +182,11 @@ def _to_host(tensor: Any, as_numpy: bool = False, record_stream: bool = False) -
     return copy.numpy() if as_numpy else copy
 
 
-def _transport(group: object, where: object, device: object, **options: object) -> DistributedTransport:
+def _transport(
+    parallel: Parallel, group: dist.ProcessGroup, where: Placement
+) -> tuple[DistributedTransport, str]:
     """The one for GPUs."""
-    return DistributedTransport(group, where, torch.device("cuda"), **options)
+    return DistributedTransport(group, where, torch.device("cuda"), timeout=timeout(parallel)), ""
 
 
 def essence(log: list[Item]) -> list[Item]:

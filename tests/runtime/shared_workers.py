@@ -99,8 +99,8 @@ def crowd(count: int) -> bool:
     return all(bool((buffer == number).all()) for number, buffer in enumerate(buffers))
 
 
-def slots(steps: int) -> list[int]:
-    """The number after each step of a pipeline."""
+def slots(steps: int) -> tuple[list[int], int]:
+    """The number after each step of a pipeline, and that of a step's messages to this rank."""
     group = dist.group.WORLD
     lengths = [3 + m % 4 for m in range(12)]
     schedule = generate("dualpipev", group.size(), len(lengths))
@@ -112,7 +112,7 @@ def slots(steps: int) -> list[int]:
         own.step()
         dist.barrier()
         found.append(transport.slots)
-    return found
+    return found, sum(map(len, own.program.receives.values()))
 
 
 def wrong_size(sent: int) -> str:

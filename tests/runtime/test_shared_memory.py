@@ -29,9 +29,10 @@ def test_more_messages_than_a_connection_holds():
     assert run_ranks(2, shared_workers.crowd, 2000, **RUN) == [True, True]
 
 
-def test_the_number_of_slots_settles():
-    for counts in run_ranks(4, shared_workers.slots, 8, **RUN):
-        assert len(set(counts[4:])) == 1, counts
+def test_slots_are_no_more_than_messages_under_way_at_once():
+    """How many that is depends on who is faster; after a step there are none."""
+    for counts, messages in run_ranks(4, shared_workers.slots, 8, **RUN):
+        assert max(counts) <= messages, counts
 
 
 @pytest.mark.parametrize("elements", [3, 5])
