@@ -62,11 +62,15 @@ def state_of(run: Path, steps: int) -> State:
 
 
 def has_diverged(entry: Entry, states: Mapping[str, State]) -> bool:
-    """Whether a point has no loss because its run diverged: itself, or the run that it was to branch from."""
+    """Whether a point has no loss because its run diverged: itself, or the run that it was to branch from, before the
+    checkpoint that it begins with."""
     own = states[entry.name].name
     if own == "diverged":
         return True
-    return entry.trunk is not None and own == "waiting" and states[entry.trunk].name == "diverged"
+    if entry.trunk is None or own != "waiting":
+        return False
+    trunk = states[entry.trunk]
+    return trunk.name == "diverged" and trunk.step < entry.at_step
 
 
 def newest_step(run: Path) -> int:

@@ -15,7 +15,7 @@ from hcmegatron.studies.launch_cli import planned, sized
 from hcmegatron.studies.record import read_record
 from hcmegatron.studies.run_cli import opened
 from hcmegatron.studies.slots import Slots
-from hcmegatron.studies.state import State, note, state_of
+from hcmegatron.studies.state import State, has_diverged, note, state_of
 from launch.job import LaunchError
 from tests.studies.miniature import RUNS, write_study
 
@@ -190,6 +190,13 @@ def test_states_from_files_alone(tmp_path):
     with (run / ".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         assert state_of(run, 16) == State("running", 4)
+
+
+def test_a_branch_diverged_with_its_run_only_where_that_left_no_checkpoint(study):
+    claim = claimed(study)
+    states = dict.fromkeys(RUNS, State("waiting", 0)) | {"shc-seed1": State("diverged", 8)}
+    found = {entry.name: has_diverged(entry, states) for entry in claim.record.entries}
+    assert [name for name in RUNS if found[name]] == ["shc-seed1", "shc-seed1--at0.75"]
 
 
 def test_a_job_of_slurm_says_how_it_ended(tmp_path):
