@@ -28,6 +28,9 @@ ENDING_S = 5.0  # for which a command that was killed may keep the lock
 class StudyDirectory:
     """A study's directory, whose lock this process holds until it ends, with the study's runs written into it.
 
+    Args:
+        baseline: of its report.
+
     Attributes:
         says: what has changed since the last call, one line each.
 
@@ -35,12 +38,12 @@ class StudyDirectory:
         ConfigError: it is another study's or in use; a run in it is of another configuration; or it cannot be written.
     """
 
-    def __init__(self, path: Path, study: str, tasks: Sequence[Task]) -> None:
+    def __init__(self, path: Path, study: str, tasks: Sequence[Task], baseline: str | None = None) -> None:
         self.path, self.says = path, list[str]()
         before = self._before(study)
         self.configs = {task.name: self._placed(task) for task in tasks}
         entries = tuple(_entry(task, self.configs[task.name]) for task in tasks)
-        self.record = Record(path, study, entries)
+        self.record = Record(path, study, entries, baseline)
         try:
             path.mkdir(parents=True, exist_ok=True)
             self.lock = _locked(path)

@@ -43,7 +43,7 @@ def main(options: argparse.Namespace) -> int:
     cores, gpus = cores_of_machine(), gpus_of_machine()
     if not 1 <= jobs <= 1024:
         raise ConfigError(f"--jobs = {jobs}: is out of range; use 1 to 1024")
-    directory = StudyDirectory(study.run_dir, study.name, found)
+    directory = StudyDirectory(study.run_dir, study.name, found, study.report.baseline)
     for line in directory.says:
         standard_streams.tell(f"hcmegatron: {line}")
     for entry in directory.record.entries if options.again else ():

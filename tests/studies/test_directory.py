@@ -28,7 +28,7 @@ def study(tmp_path, monkeypatch):
 
 def claimed(study, *words):
     own, found = opened(study, list(words))
-    claim = StudyDirectory(own.run_dir, own.name, found)
+    claim = StudyDirectory(own.run_dir, own.name, found, own.report.baseline)
     claim.lock.close()
     return claim
 
@@ -63,6 +63,14 @@ def test_what_is_written(study):
     before = {path: path.stat().st_mtime_ns for path in claim.path.glob("configs/*")}
     claimed(study)
     assert before == {path: path.stat().st_mtime_ns for path in claim.path.glob("configs/*")}
+
+
+def test_the_reports_baseline_is_written_and_files_without_one_are_read(study):
+    claim = claimed(study, "--study.report.baseline=shc")
+    file = claim.path / "study.yaml"
+    assert read_record(claim.path).baseline == "shc"
+    file.write_text(file.read_text().replace("baseline: shc\n", ""))
+    assert read_record(claim.path).baseline is None
 
 
 def test_another_studys_directory_or_somebodys(study, tmp_path):

@@ -12,6 +12,7 @@ from hcmegatron.report.charts import Table as Shown
 from hcmegatron.report.charts import Words
 from hcmegatron.studies.figures.plot import NotDrawn, Plot
 from hcmegatron.studies.figures.styles import kind_styles, styles
+from hcmegatron.studies.record import Record, write_record
 from hcmegatron.studies.read_results import read_results
 from hcmegatron.studies.report import study_sections
 from hcmegatron.studies.table import Table
@@ -340,8 +341,16 @@ def test_the_gap_over_training_and_a_study_on_one_page(tmp_path, capsys):
     assert len(lines) == 40 and float(lines[7]["y"]) == pytest.approx(-0.2) and lines[7]["runs"] == "2"
     files = {file.name for file in (tmp_path / "report" / "figures").iterdir()}
     assert files == {f"gap-training.{ending}" for ending in ("svg", "png", "csv")}
-    with open(tmp_path / "report" / "tables" / "losses.csv") as stream:
-        assert [line["gap"][:7] for line in csv.DictReader(stream)] == ["–", "-0.2000"]
+    assert gaps_of(tmp_path) == ["–", "-0.2000"]
+    write_record(Record(tmp_path, "s", (), "mhc"))
+    assert main(["study", "report", str(tmp_path)]) == 0 and gaps_of(tmp_path) == ["–", "+0.2000"]
+    assert main(["study", "report", str(tmp_path), "--baseline", "residual"]) == 0
+    assert gaps_of(tmp_path) == ["–", "-0.2000"]
+
+
+def gaps_of(folder):
+    with open(folder / "report" / "tables" / "losses.csv") as stream:
+        return [line["gap"][:7] for line in csv.DictReader(stream)]
 
 
 @pytest.mark.parametrize(
