@@ -199,6 +199,7 @@ def shape(config: Config) -> str:
         *(config.model, config.mla, config.moe, config.connection, config.parallel, config.recompute),
         *(config.data.sequence_length, config.data.tokenizer, config.implementation, config.kernels),
         *(training.global_batch, training.micro_batch, training.dtype, config.optimizer.eps),
+        *(config.optimizer.name, config.muon),
     )
     return repr(parts)
 

@@ -33,6 +33,12 @@ def test_a_run_is_planned_as_the_planner_plans_its_configuration(tmp_path):
     assert (row.step.peak, row.step.seconds, row.fits) == (alone.peak, alone.seconds, True)
 
 
+def test_an_optimizer_has_its_own_plan_of_a_step(tmp_path):
+    kinds, optimizers = ("kind: [residual, mhc]", "kind: [residual]"), ("  seed: [1, 2]", "  optimizer.name: [adamw, muon]")
+    rows = planned(tmp_path, kinds, optimizers, ("[32, 64]", "[64]")).rows
+    assert len(rows) == 2 and rows[0].step.peak != rows[1].step.peak
+
+
 def test_the_whole_is_the_sum_and_jobs_share_the_time(tmp_path):
     alone, two = (planned(tmp_path, overrides=[f"--study.machine.jobs={jobs}"]) for jobs in (1, 2))
     hours = [row.hours for row in alone.rows]
