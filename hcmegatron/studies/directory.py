@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import IO
 
 from hcmegatron.config import Config, ConfigError, dump_config, read_config
+from hcmegatron.config.checks import check_config
 from hcmegatron.studies.learnt import difference, digest
 from hcmegatron.studies.record import FILE, Entry, Record, read_record, replace_text, write_record
 from hcmegatron.studies.state import checkpoint
@@ -98,14 +99,19 @@ class StudyDirectory:
     def _placed(self, task: Task) -> Config:
         """A task's configuration with its directory, and the checkpoint that a branch begins with."""
         runs = self.path / "runs"
-        load = None
-        if task.branch is not None:
+        settings = replace(task.config.checkpoint, load=None)
+        if task.branch is not None:  # which begins with its run's weights, whatever that began with
             load = str(checkpoint(runs / task.run.name, task.branch.at_step))
-        return replace(
-            task.config,
-            run=replace(task.config.run, dir=str(runs / task.name)),
-            checkpoint=replace(task.config.checkpoint, load=load),
+            settings = replace(settings, load=load, init_from=None)
+        placed = replace(
+            task.config, run=replace(task.config.run, dir=str(runs / task.name)), checkpoint=settings
         )
+        if task.branch is not None:  # a run was checked as it was worked out
+            try:
+                check_config(placed)
+            except ConfigError as error:
+                raise ConfigError(f"run {task.name}: {error}") from None
+        return placed
 
     def _refuse_other(self, name: str, config: Config) -> None:
         """ConfigError where a run has begun with what would come to another result."""

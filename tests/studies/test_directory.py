@@ -73,6 +73,18 @@ def test_the_reports_baseline_is_written_and_files_without_one_are_read(study):
     assert read_record(claim.path).baseline is None
 
 
+def test_a_branch_begins_with_its_runs_weights_and_not_with_what_that_began_with(study):
+    configs = claimed(study, "--study.settings.checkpoint.init_from=there").configs
+    assert configs["shc-seed1"].checkpoint.init_from == "there"
+    assert configs["shc-seed1--at0.5"].checkpoint.init_from is None
+
+
+def test_a_branch_that_is_no_configuration_is_one_line(study):
+    """The run has a step 12, and its first branch has not."""
+    said = refused(study, "--study.settings.run.profile_at=[12]")
+    assert said.startswith("run residual-seed1--at0.5: run.profile_at = [12] with training.steps = 8 names a step")
+
+
 def test_another_studys_directory_or_somebodys(study, tmp_path):
     claimed(study)
     other = tmp_path / "other.yaml"
