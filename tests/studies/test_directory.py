@@ -85,6 +85,13 @@ def test_a_branch_that_is_no_configuration_is_one_line(study):
     assert said.startswith("run residual-seed1--at0.5: run.profile_at = [12] with training.steps = 8 names a step")
 
 
+@pytest.mark.parametrize("verb", ["run", "launch"])
+def test_a_study_that_takes_more_than_its_limits_is_not_begun(verb, study, capsys):
+    assert main(["study", verb, str(study), "--study.limits.max_gpu_hours=1e-12"]) == 2
+    assert "limits.max_gpu_hours=1e-12: is less than the " in capsys.readouterr().err
+    assert not Path("runs").exists()
+
+
 def test_another_studys_directory_or_somebodys(study, tmp_path):
     claimed(study)
     other = tmp_path / "other.yaml"
