@@ -31,6 +31,7 @@ class StudyDirectory:
 
     Args:
         baseline: of its report.
+        write: False: only look, whoever holds it.
 
     Attributes:
         says: what has changed since the last call, one line each.
@@ -39,19 +40,23 @@ class StudyDirectory:
         ConfigError: it is another study's or in use; a run in it is of another configuration; or it cannot be written.
     """
 
-    def __init__(self, path: Path, study: str, tasks: Sequence[Task], baseline: str | None = None) -> None:
+    def __init__(
+        self, path: Path, study: str, tasks: Sequence[Task], baseline: str | None = None, write: bool = True
+    ) -> None:
         self.path, self.says = path, list[str]()
         before = self._before(study)
         self.configs = {task.name: self._placed(task) for task in tasks}
         entries = tuple(_entry(task, self.configs[task.name]) for task in tasks)
         self.record = Record(path, study, entries, baseline)
         try:
-            path.mkdir(parents=True, exist_ok=True)
-            self.lock = _locked(path)
-            with _closed_on_error(self.lock):
-                for name, config in self.configs.items():
-                    self._refuse_other(name, config)
-                self._write()
+            if write:
+                path.mkdir(parents=True, exist_ok=True)
+                self.lock = _locked(path)
+                with _closed_on_error(self.lock):
+                    self._refuse_others()
+                    self._write()
+            else:
+                self._refuse_others()
         except OSError as error:
             raise ConfigError(
                 f"run_dir = {path} cannot be written: {error.filename}: {error.strerror}; choose another"
@@ -113,14 +118,15 @@ class StudyDirectory:
                 raise ConfigError(f"run {task.name}: {error}") from None
         return placed
 
-    def _refuse_other(self, name: str, config: Config) -> None:
+    def _refuse_others(self) -> None:
         """ConfigError where a run has begun with what would come to another result."""
-        run = self.path / "runs" / name
-        if what := difference_of(run, config):
-            raise ConfigError(
-                f"{run} is a run of another configuration: {what}; move it away to train it anew, or choose another "
-                "--study.run_dir for the changed study"
-            )
+        for name, config in self.configs.items():
+            run = self.path / "runs" / name
+            if what := difference_of(run, config):
+                raise ConfigError(
+                    f"{run} is a run of another configuration: {what}; move it away to train it anew, or choose another "
+                    "--study.run_dir for the changed study"
+                )
 
 
 def difference_of(run: Path, config: Config) -> str:
