@@ -89,6 +89,14 @@ CASES = [
         (AXES, AXES + "  model.heads: [2]\n"),
         "axes.model.heads both set model.heads; leave it out of one of them",
     ),
+    (
+        ("model.layers: 2\n  optimizer.schedule: wsd\n", "training.max_bad_steps: 4\nstop: {diverged_steps: 8}\n"),
+        "s.yaml:3: settings.training.max_bad_steps = 4 gives training.max_bad_steps, and so does stop.diverged_steps",
+    ),
+    (
+        ("seed: [1, 2]", "health.diverged_after: [5, 6]\nstop: {diverged_steps: 8}"),
+        "gives health.diverged_after, and so does stop.diverged_steps; leave one of them out",
+    ),
     ((END, END + "decay: {}\n"), None),
     (
         ("model.layers: 2", "run.dir: x"),
