@@ -46,7 +46,7 @@ def test_what_diverged_or_has_no_partner_is_counted(tmp_path):
     rows += [row("mhc", 0, 2.9), row("mhc", 1, None), row("mhc", 3, 2.8)]
     (gap,) = paired_gaps(results(tmp_path, rows), 0.9)
     assert gap.gap[0] == pytest.approx(-0.1) and gap.gap.count == 1
-    assert (gap.diverged, gap.baseline_diverged, gap.unpaired) == (1, 1, 2)
+    assert (gap.diverged, gap.unpaired) == (1, 2)
 
 
 def test_only_runs_of_one_place_are_compared(tmp_path):
