@@ -55,7 +55,9 @@ def main(options: argparse.Namespace) -> int:
     """
     study, found = opened(options.file, options.more)
     site = {"name": study.name} | sized(site_settings(options), study.machine.gpus)
-    directory = StudyDirectory(study.run_dir, study.name, found, study.report.baseline, write=not options.print)
+    directory = StudyDirectory(
+        study.run_dir, study.name, found, study.report.baseline, write=not options.print
+    )
     for line in directory.says:
         standard_streams.tell(f"hcmegatron: {line}")
     entries = directory.record.entries

@@ -23,7 +23,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--out", metavar="DIR", type=Path, help="default: DIR/report, or NAME-report beside the table"
     )
-    parser.add_argument("--baseline", metavar="KIND", help="what gaps are to (default: the study's, or residual)")
+    parser.add_argument(
+        "--baseline", metavar="KIND", help="what gaps are to (default: the study's, or residual)"
+    )
     parser.add_argument("--flops", metavar="COLUMN", help="compute (default: the first there is, or 6 N D)")
     parser.add_argument(
         "--axis", metavar="COLUMN", action="append", default=[], help="a column that tells runs apart"

@@ -90,7 +90,10 @@ CASES = [
         "axes.model.heads both set model.heads; leave it out of one of them",
     ),
     (
-        ("model.layers: 2\n  optimizer.schedule: wsd\n", "training.max_bad_steps: 4\nstop: {diverged_steps: 8}\n"),
+        (
+            "model.layers: 2\n  optimizer.schedule: wsd\n",
+            "training.max_bad_steps: 4\nstop: {diverged_steps: 8}\n",
+        ),
         "s.yaml:3: settings.training.max_bad_steps = 4 gives training.max_bad_steps, and so does stop.diverged_steps",
     ),
     (

@@ -81,8 +81,10 @@ def test_a_branch_begins_with_its_runs_weights_and_not_with_what_that_began_with
 
 def test_a_branch_that_is_no_configuration_is_one_line(study):
     """The run has a step 12, and its first branch has not."""
-    said = refused(study, "--study.settings.run.profile_at=[12]")
-    assert said.startswith("run residual-seed1--at0.5: run.profile_at = [12] with training.steps = 8 names a step")
+    said = refused(study, "--study.settings.run.profile_at=[12]", "--study.settings.parallel.schedule=1f1b")
+    assert said.startswith(
+        "run residual-seed1--at0.5: run.profile_at = [12] with training.steps = 8 names a step"
+    )
 
 
 @pytest.mark.parametrize("verb", ["run", "launch"])

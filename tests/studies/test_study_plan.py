@@ -34,7 +34,10 @@ def test_a_run_is_planned_as_the_planner_plans_its_configuration(tmp_path):
 
 
 def test_an_optimizer_has_its_own_plan_of_a_step(tmp_path):
-    kinds, optimizers = ("kind: [residual, mhc]", "kind: [residual]"), ("  seed: [1, 2]", "  optimizer.name: [adamw, muon]")
+    kinds, optimizers = (
+        ("kind: [residual, mhc]", "kind: [residual]"),
+        ("  seed: [1, 2]", "  optimizer.name: [adamw, muon]"),
+    )
     rows = planned(tmp_path, kinds, optimizers, ("[32, 64]", "[64]")).rows
     assert len(rows) == 2 and rows[0].step.peak != rows[1].step.peak
 
