@@ -158,6 +158,7 @@ def _entry(task: Task, config: Config) -> Entry:
         tokens=task.tokens,
         axes=dict(task.run.axes),
         digest=digest(config),
+        evaluation="test" if config.data.test else "validation",
     )
 
 

@@ -61,7 +61,10 @@ def main(options: argparse.Namespace) -> int:
     for line in directory.says:
         standard_streams.tell(f"hcmegatron: {line}")
     entries = directory.record.entries
-    states = {entry.name: state_of(directory.record.run_dir(entry.name), entry.steps) for entry in entries}
+    states = {
+        entry.name: state_of(directory.record.run_dir(entry.name), entry.steps, entry.evaluation)
+        for entry in entries
+    }
     taken = {
         name: words
         for name, state in states.items()

@@ -26,6 +26,7 @@ class Entry:
         branch: its name among the branches of its trunk.
         steps, tokens: after which it is finished.
         axes: column -> value.
+        evaluation: the kind of its last one.
         digest: of what it learns from its configuration (learnt.py).
     """
 
@@ -37,6 +38,7 @@ class Entry:
     tokens: int
     axes: dict[str, Any]
     digest: str
+    evaluation: str = "validation"
 
 
 @dataclass(frozen=True)

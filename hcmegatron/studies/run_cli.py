@@ -49,7 +49,7 @@ def main(options: argparse.Namespace) -> int:
         standard_streams.tell(f"hcmegatron: {line}")
     for entry in directory.record.entries if options.again else ():
         run = directory.record.run_dir(entry.name)
-        if state_of(run, entry.steps).name == "failed":
+        if state_of(run, entry.steps, entry.evaluation).name == "failed":
             forget_failures(run)
     preload(bool(gpus))
     return Runner(directory, Slots(jobs, cores, gpus), study.retries, _say).run()

@@ -143,7 +143,7 @@ class Runner:
             self.say(f"{entry.name}: ended at step {state.step} ({_how(status)})")
 
     def _state(self, entry: Entry) -> State:
-        return state_of(self.record.run_dir(entry.name), entry.steps)
+        return state_of(self.record.run_dir(entry.name), entry.steps, entry.evaluation)
 
     def _finish(self) -> int:
         """What is left, in words; the exit status."""

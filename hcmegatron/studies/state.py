@@ -37,17 +37,20 @@ class State(NamedTuple):
         return self.name in ("finished", "diverged")
 
 
-def state_of(run: Path, steps: int) -> State:
+def state_of(run: Path, steps: int, evaluation: str = "validation") -> State:
     """The state of the run in a directory.
 
     Args:
         steps: at which it is finished.
+        evaluation: the kind of its last one.
     """
     if held(run / ".lock"):
         return State("running", newest_step(run))
     ends = [entry for entry in read_lines(run / STARTS) if entry.get("event") == "ended"]
     step, launched = newest_step(run), _launched(run)
-    if step == steps and (_evaluated(run, steps) or launched == 0 or (ends and ends[-1].get("status") == 0)):
+    if step == steps and (
+        _evaluated(run, steps, evaluation) or launched == 0 or (ends and ends[-1].get("status") == 0)
+    ):
         return State("finished", step)
     if last_line(run / "train.log").startswith("ended by Diverged"):
         return State("diverged", step)
@@ -100,10 +103,10 @@ def note(run: Path, event: str, **facts: object) -> None:
         os.close(descriptor)
 
 
-def _evaluated(run: Path, step: int) -> bool:
-    """Whether held-out text was evaluated after a step, which is the last thing that a run without test sets does."""
+def _evaluated(run: Path, step: int, kind: str) -> bool:
+    """Whether there was an evaluation of a kind after a step: the last one is the last thing that a run does."""
     entries = reversed(read_lines(run / "metrics.jsonl"))
-    return any(entry.get("kind") == "validation" and entry.get("step") == step for entry in entries)
+    return any(entry.get("kind") == kind and entry.get("step") == step for entry in entries)
 
 
 def _launched(run: Path) -> int | None:

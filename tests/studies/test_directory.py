@@ -228,6 +228,19 @@ def test_a_branch_diverged_with_its_run_only_where_that_left_no_checkpoint(study
     assert [name for name in RUNS if found[name]] == ["shc-seed1", "shc-seed1--at0.75"]
 
 
+def test_a_run_with_test_sets_is_finished_once_they_are_evaluated(study, tmp_path):
+    assert {entry.evaluation for entry in claimed(study).record.entries} == {"validation"}
+    tests = f"--study.settings.data.test={{mine: {study}}}"
+    assert {entry.evaluation for entry in claimed(study, tests).record.entries} == {"test"}
+    run = tmp_path / "run"
+    finish(run, 16)
+    ended(run, -9, step=16)
+    assert (state_of(run, 16).name, state_of(run, 16, "test").name) == ("finished", "failed")
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 16, "kind": "test", "loss": 2.0}\n')
+    assert state_of(run, 16, "test").name == "finished"
+
+
 def test_a_job_of_slurm_says_how_it_ended(tmp_path):
     for name, status, state in (("a", "1 a rank died", "failed"), ("b", "75 told to stop", "waiting")):
         (tmp_path / name / "launch").mkdir(parents=True)
