@@ -3,17 +3,19 @@
 import fcntl
 import json
 import shutil
+import threading
 from pathlib import Path
 
 import pytest
 
 from hcmegatron.cli import main
 from hcmegatron.config import ConfigError, dump_config, read_config
-from hcmegatron.studies import directory
+from hcmegatron.studies import directory, runner
 from hcmegatron.studies.directory import StudyDirectory
 from hcmegatron.studies.launch_cli import planned, sized
 from hcmegatron.studies.record import read_record
 from hcmegatron.studies.run_cli import opened
+from hcmegatron.studies.runner import require_ended
 from hcmegatron.studies.slots import Slots
 from hcmegatron.studies.state import State, has_diverged, note, state_of
 from launch.job import LaunchError
@@ -239,6 +241,17 @@ def test_a_run_with_test_sets_is_finished_once_they_are_evaluated(study, tmp_pat
     with (run / "metrics.jsonl").open("a") as file:
         file.write('{"step": 16, "kind": "test", "loss": 2.0}\n')
     assert state_of(run, 16, "test").name == "finished"
+
+
+def test_the_runs_of_a_command_that_was_killed_may_end_first(tmp_path, monkeypatch):
+    with (tmp_path / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        threading.Timer(0.3, fcntl.flock, (lock, fcntl.LOCK_UN)).start()
+        require_ended([tmp_path])
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        monkeypatch.setattr(runner, "ENDING_S", 0.1)
+        with pytest.raises(LaunchError, match="a run is going on there"):
+            require_ended([tmp_path])
 
 
 def test_a_job_of_slurm_says_how_it_ended(tmp_path):
