@@ -47,7 +47,7 @@ def state_of(run: Path, steps: int, evaluation: str = "validation") -> State:
     if held(run / ".lock"):
         return State("running", newest_step(run))
     ends = [entry for entry in read_lines(run / STARTS) if entry.get("event") == "ended"]
-    step, launched = newest_step(run), _launched(run)
+    step, launched = newest_step(run), _launched(run, ends[-1]["time"] if ends else 0.0)
     if step == steps and (
         _evaluated(run, steps, evaluation) or launched == 0 or (ends and ends[-1].get("status") == 0)
     ):
@@ -109,10 +109,13 @@ def _evaluated(run: Path, step: int, kind: str) -> bool:
     return any(entry.get("kind") == kind and entry.get("step") == step for entry in entries)
 
 
-def _launched(run: Path) -> int | None:
-    """The status with which a job's script has ended for good; None where none has."""
+def _launched(run: Path, since: float) -> int | None:
+    """The status with which a job's script has ended for good; None where none has since then, seconds since 1970."""
+    file = run / "launch/ended"
     try:
-        word = (run / "launch/ended").read_text().partition(" ")[0]
+        if file.stat().st_mtime < since:
+            return None
+        word = file.read_text().partition(" ")[0]
     except OSError:
         return None
     return int(word) if word.isdigit() else None

@@ -2,6 +2,7 @@
 
 import fcntl
 import json
+import os
 import shutil
 import threading
 from pathlib import Path
@@ -259,6 +260,9 @@ def test_a_job_of_slurm_says_how_it_ended(tmp_path):
         (tmp_path / name / "launch").mkdir(parents=True)
         (tmp_path / name / "launch/ended").write_text(status + "\n")
         assert state_of(tmp_path / name, 16).name == state
+    os.utime(tmp_path / "a/launch/ended", (1e9, 1e9))
+    ended(tmp_path / "a", 75)  # `study run` has trained it since
+    assert state_of(tmp_path / "a", 16).name == "waiting"
 
 
 def test_cores_belong_to_places_and_gpus_to_whoever_is_next():
