@@ -208,6 +208,14 @@ CASES = [
     ((END, END + "machine: {gpu: h10}\n"), "s.yaml:12: machine.gpu = h10 is unknown; there are a100, h100,"),
     ((END, END + "machine: {gpu: mine.yaml}\n"), "s.yaml:12: machine.gpu = mine.yaml names no file"),
     (
+        (END, END + "run_dir: ~nobody-here/s\n"),
+        "run_dir = ~nobody-here/s begins with ~nobody-here, which is nobody's",
+    ),
+    (
+        (END, END + "machine: {gpu: ~nobody-here/g.yaml}\n"),
+        "s.yaml:12: machine.gpu = ~nobody-here/g.yaml begins with ~nobody-here, which is nobody's home",
+    ),
+    (
         (END, END + "machine: {gpus: 0}\n"),
         "s.yaml:12: machine.gpus = 0 is out of range; it must be at least 1",
     ),
