@@ -4,6 +4,8 @@ import fcntl
 import json
 import os
 import shutil
+import signal
+import subprocess
 import threading
 from pathlib import Path
 
@@ -12,6 +14,7 @@ import pytest
 from hcmegatron.cli import main
 from hcmegatron.config import ConfigError, dump_config, read_config
 from hcmegatron.studies import directory, runner
+from hcmegatron.studies.child import Child
 from hcmegatron.studies.directory import StudyDirectory
 from hcmegatron.studies.launch_cli import planned, sized
 from hcmegatron.studies.record import read_record
@@ -253,6 +256,14 @@ def test_the_runs_of_a_command_that_was_killed_may_end_first(tmp_path, monkeypat
         monkeypatch.setattr(runner, "ENDING_S", 0.1)
         with pytest.raises(LaunchError, match="a run is going on there"):
             require_ended([tmp_path])
+
+
+def test_a_child_that_leads_no_group_yet_is_killed_too():
+    child = Child.__new__(Child)
+    with subprocess.Popen(["sleep", "60"]) as process:
+        child.pid = process.pid
+        child.tell(signal.SIGKILL)
+        assert process.wait(10) == -signal.SIGKILL
 
 
 def test_a_job_of_slurm_says_how_it_ended(tmp_path):
