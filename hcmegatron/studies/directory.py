@@ -124,8 +124,8 @@ class StudyDirectory:
             run = self.path / "runs" / name
             if what := difference_of(run, config):
                 raise ConfigError(
-                    f"{run} is a run of another configuration: {what}; move it away to train it anew, or choose another "
-                    "--study.run_dir for the changed study"
+                    f"{run} is a run of another configuration: {what}; move it away to train it anew, or choose "
+                    "another --study.run_dir for the changed study"
                 )
 
 

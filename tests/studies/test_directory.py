@@ -236,7 +236,7 @@ def test_a_branch_diverged_with_its_run_only_where_that_left_no_checkpoint(study
 
 def test_a_run_with_test_sets_is_finished_once_they_are_evaluated(study, tmp_path):
     assert {entry.evaluation for entry in claimed(study).record.entries} == {"validation"}
-    tests = f"--study.settings.data.test={{mine: {study}}}"
+    tests = "--study.settings.data.test=[mine]"
     assert {entry.evaluation for entry in claimed(study, tests).record.entries} == {"test"}
     run = tmp_path / "run"
     finish(run, 16)

@@ -12,8 +12,8 @@ from hcmegatron.report.charts import Table as Shown
 from hcmegatron.report.charts import Words
 from hcmegatron.studies.figures.plot import NotDrawn, Plot
 from hcmegatron.studies.figures.styles import kind_styles, styles
-from hcmegatron.studies.record import Record, write_record
 from hcmegatron.studies.read_results import read_results
+from hcmegatron.studies.record import Record, write_record
 from hcmegatron.studies.report import study_sections
 from hcmegatron.studies.table import Table
 from tests.studies.tables import grid, row, written
