@@ -94,7 +94,7 @@ def owners_of(
 
 
 def rounds(held: Sequence[Sequence[Box]], costs: Mapping[Place, float], most: int) -> Iterator[Round]:
-    """All matrices, in rounds of `most` numbers a rank on average.
+    """All matrices, in rounds of which ranks hold `most` numbers on average: as many come back to them.
 
     Args:
         held: by rank, the boxes that its optimizer holds. Ranks that hold the same elements hold the same boxes.
@@ -110,7 +110,7 @@ def rounds(held: Sequence[Sequence[Box]], costs: Mapping[Place, float], most: in
     current: list[Place] = []
     numbers = 0
     for place in sorted(sources):
-        size = sum(box.numbers for box in sources[place])
+        size = sum(box.numbers * len(having) for box, having in sources[place].items())
         if current and numbers + size > most * len(held):
             yield _round(current, sources, holders, costs, len(held))
             current, numbers = [], 0
