@@ -128,11 +128,13 @@ def _round(
     ranks: int,
 ) -> Round:
     owners = owners_of({place: costs[place] for place in places}, holders, ranks)
-    return Round(
-        owners,
-        {
-            box: owners[place] if owners[place] in having else having[0]
-            for place in places
-            for box, having in sorted(sources[place].items())
-        },
-    )
+    found: dict[Box, int] = {}
+    load = [0] * ranks  # numbers that a rank sends to owners
+    for place in places:
+        for box, having in sorted(sources[place].items()):
+            if owners[place] in having:
+                found[box] = owners[place]
+            else:
+                found[box] = min(having, key=lambda rank: (load[rank], rank))
+                load[found[box]] += box.numbers
+    return Round(owners, found)

@@ -167,3 +167,14 @@ def test_what_all_ranks_hold_comes_back_in_bounded_rounds(ranks):
         for rank in range(ranks):
             back = returning(each, held, rank)
             assert sum(box.numbers for some in back.received for box in some) <= 32
+
+
+def test_ranks_that_hold_the_same_send_alike():
+    """Four ranks with the upper half of eight matrices and four with the lower: half of what is owned is elsewhere."""
+    halves = [[Box(place(name), (row, 0), (2, 4)) for name in "abcdefgh"] for row in (0, 2)]
+    held = [halves[rank // 4] for rank in range(8)]
+    (each,) = rounds(held, {box.place: 1.0 for box in halves[0]}, most=1000)
+    sent = [0] * 8
+    for box, source in each.sources.items():
+        sent[source] += box.numbers * (each.owners[box.place] != source)
+    assert sent == [8] * 8
