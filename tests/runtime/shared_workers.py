@@ -171,7 +171,7 @@ def chosen(trouble: str) -> str:
     troubles = {
         "memfd": mock.patch.object(os, "memfd_create", side_effect=refuse),
         "machine": mock.patch.object(Path, "read_text", lambda _: "another"),
-        "connect": mock.patch.object(local_peers, "_answer", side_effect=ConnectionError),
+        "connect": mock.patch.object(local_peers, "_answer", side_effect=ConnectionError("out of order")),
     }
     lengths = [3] * 8
     schedule = generate("dualpipev", group.size(), len(lengths))
