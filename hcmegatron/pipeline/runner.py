@@ -211,7 +211,8 @@ class ScheduleRunner:
             stage.listen(times)
 
     def close(self) -> None:
-        """End the groups that this runner has made, on all ranks; ending torch.distributed ends them too."""
+        """End what this runner has made, on all ranks: groups, which torch.distributed's end ends too, and connections
+        and shared memory, which go with the runner."""
         if self._own_transport:
             self.transport.close()
         if self.replica_sync:

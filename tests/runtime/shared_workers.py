@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import time
@@ -113,6 +114,35 @@ def slots(steps: int) -> tuple[list[int], int]:
         dist.barrier()
         found.append(transport.slots)
     return found, sum(map(len, own.program.receives.values()))
+
+
+def mapped() -> int:
+    """Mappings of the transports' memory in this process."""
+    return Path("/proc/self/maps").read_text().count("memfd:hcmegatron")
+
+
+def described() -> int:
+    """Descriptors of the transports' memory in this process."""
+    links = [os.readlink(path) for path in Path("/proc/self/fd").iterdir() if path.is_symlink()]
+    return sum("memfd:hcmegatron" in link for link in links)
+
+
+def many_and_dropped(count: int) -> list[tuple[int, int]]:
+    """Descriptors and mappings while `count` messages are under way each way, and after the transport was dropped."""
+    group = dist.group.WORLD
+    rank, peer = group.rank(), 1 - group.rank()
+    transport = SharedMemoryTransport(group, line(2))
+    pool = transport.buffers(torch.float32, workers.CPU)
+    receives = [transport.receive(message(peer, rank, m), pool.take((3,))) for m in range(count)]
+    sends = [transport.send(message(rank, peer, m), torch.ones(3)) for m in range(count)]
+    for pending in (*sends, *receives):
+        pending.wait()
+    found = [(described(), mapped())]
+    dist.barrier()
+    del transport, pool, receives, sends, pending
+    gc.collect()
+    dist.barrier()
+    return [*found, (described(), mapped())]
 
 
 def wrong_size(sent: int) -> str:

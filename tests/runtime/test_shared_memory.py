@@ -10,6 +10,7 @@ import pytest
 import torch.multiprocessing
 
 from schedules.runtime import local_peers
+from schedules.runtime.shared_slots import IncomingSlots, OutgoingSlots
 from tests.ranks import observe_ranks, run_ranks
 from tests.runtime import shared_workers
 
@@ -33,6 +34,22 @@ def test_slots_are_no_more_than_messages_under_way_at_once():
     """How many that is depends on who is faster; after a step there are none."""
     for counts, messages in run_ranks(4, shared_workers.slots, 8, **RUN):
         assert max(counts) <= messages, counts
+
+
+def test_messages_take_no_descriptors_and_a_dropped_transport_leaves_nothing():
+    for under_way, after in run_ranks(2, shared_workers.many_and_dropped, 200, **RUN):
+        assert under_way == (2, 400)  # this rank's memory and its peer's
+        assert after == (0, 0)
+
+
+def test_no_memory_is_told_as_transports_do():
+    with ExitStack() as opened:
+        memory = local_peers._memory(opened)
+        assert OutgoingSlots(memory).add(8).capacity == 4096
+        with pytest.raises(RuntimeError, match=r"no shared memory for a message of \d+ bytes: "):
+            OutgoingSlots(memory).add(1 << 62)
+    with pytest.raises(RuntimeError, match=r"no shared memory for a message of 4096 bytes: .*Bad file"):
+        IncomingSlots(memory).at(0, 4096)
 
 
 @pytest.mark.parametrize("elements", [3, 5])
