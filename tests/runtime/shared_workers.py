@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import json
 import os
 import signal
 import time
@@ -121,6 +122,12 @@ def mapped() -> int:
     return Path("/proc/self/maps").read_text().count("memfd:hcmegatron")
 
 
+def shared_names() -> list[str]:
+    """Of what this process shares with others."""
+    maps = (line.split(maxsplit=5) for line in Path("/proc/self/maps").read_text().splitlines())
+    return sorted({parts[5] for parts in maps if parts[1] == "rw-s" and len(parts) > 5})
+
+
 def described() -> int:
     """Descriptors of the transports' memory in this process."""
     links = [os.readlink(path) for path in Path("/proc/self/fd").iterdir() if path.is_symlink()]
@@ -177,7 +184,8 @@ def silent(seconds: float) -> tuple[float, str]:
 
 
 def lost(directory: Path, sends: bool) -> None:
-    """Rank 0 is killed while rank 1 waits for it, as the sender of a large message or as the receiver of one."""
+    """Rank 0 is killed while rank 1 waits for it, as the sender of a large message or as the receiver of one. Rank 1
+    writes down how long it waited, under which names it shares memory, and how often once it has dropped it."""
     group = dist.group.WORLD
     transport = SharedMemoryTransport(group, line(2))
     if group.rank() == 0:
@@ -190,7 +198,11 @@ def lost(directory: Path, sends: bool) -> None:
         else:
             transport.receive(message(0, 1, 0), torch.empty(4)).wait()
     except RuntimeError as error:
-        (directory / "told").write_text(f"{time.monotonic() - began:.1f} {error}")
+        seconds, told = time.monotonic() - began, str(error)
+    names = shared_names()
+    del transport
+    gc.collect()
+    (directory / "told").write_text(json.dumps([seconds, told, names, described() + mapped()]))
 
 
 def chosen(trouble: str) -> str:
