@@ -44,7 +44,7 @@ def test_a_copy_that_finds_no_memory_costs_the_save_and_not_the_run():
 
 
 def test_a_folder_that_cannot_be_listed_is_said_and_costs_no_save(tmp_path, monkeypatch):
-    def stale(saved, keep):
+    def stale(saved, *_):
         raise OSError(116, "Stale file handle", str(saved.parent))
 
     monkeypatch.setattr(manifest, "outdated", stale)
