@@ -134,7 +134,9 @@ def gates_as_residual(
     shares = [math.exp(i == k % n) / (n - 1 + math.e) for i in range(n)]
     values: dict[str, Any] = {}
     if use_pre and not pre_eps < min(shares):
-        raise ValueError(f"connection.pre_eps = {pre_eps} is not below {min(shares):.3g}, what pre begins with")
+        raise ValueError(
+            f"connection.pre_eps = {pre_eps} is not below {min(shares):.3g}, what pre begins with"
+        )
     if use_post and not post_eps < 1:
         raise ValueError(f"connection.post_eps = {post_eps} is not below 1, what post begins with")
     if use_pre:
