@@ -21,14 +21,15 @@ from hcmegatron.model.message import message_width
 from hcmegatron.model.transformer_config import DTYPES
 from hcmegatron.pipeline.configured_schedule import most_held, placement
 from hcmegatron.pipeline.forward_backward import build_forward_backward
-from hcmegatron.pipeline.runner import ScheduleRunner, pipeline_transport
-from hcmegatron.platform.distributed import device
+from hcmegatron.pipeline.runner import ScheduleRunner
+from hcmegatron.platform.distributed import device, timeout
 from hcmegatron.recompute.attach import Recomputation
 from hcmegatron.training import loss
 from hcmegatron.training.model import build_model, gather_parameters
 from hcmegatron.training.optimizer import build_optimizer, set_learning_rate
 from hcmegatron.training.step import Stepper
 from megatron.core.process_groups_config import ProcessGroupCollection
+from schedules.runtime.torch_distributed import DistributedTransport
 from schedules.runtime.transport import Transport
 
 ENDLESS = 1 << 30  # micro-batches, none of which is a step's last
@@ -117,10 +118,11 @@ class Bench:
         return sizes
 
     def _transport(self) -> Transport:
-        """Of the schedule; under Megatron's own, which have none, one of the same messages."""
+        """Of the schedule; under Megatron's own, which have none, torch.distributed's, whose calls are theirs."""
         if isinstance(self.schedule, ScheduleRunner):
             return self.schedule.transport
-        return pipeline_transport(self.config.parallel, self.groups.pp, self.where)[0]
+        limit = timeout(self.config.parallel)
+        return DistributedTransport(self.groups.pp, self.where, device(), timeout=limit)
 
     def _begin(self, forward_only: bool) -> None:
         for chunk, stage, feed in zip(self.chunks, self.stages.values(), self.feeds, strict=True):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from itertools import count
+from typing import cast
 
 import torch
 import torch.distributed as dist
@@ -14,7 +15,7 @@ from hcmegatron.platform.distributed import device
 from schedules.actions import Kind
 from schedules.placement import Placement
 from schedules.runtime.torch_distributed import channels
-from schedules.runtime.transport import Pending, Transport
+from schedules.runtime.transport import Lent, Pending, Transport
 from schedules.schedule import Message
 
 REPEATS = 12
@@ -24,11 +25,13 @@ WORK = 4  # hops' time, while which a rank computes beside its messages: none is
 
 class Hop:
     """Messages between this pipeline rank and a neighbour, over channels that a step uses; ranks 0 and 1, 2 and 3 and
-    so on are pairs, which exchange at the same time. A last rank without a partner does nothing. Collective.
+    so on are pairs, which exchange at the same time. A last rank without a partner does nothing. Messages are received
+    as in a step: into the transport's own buffers. Collective.
     """
 
     def __init__(self, transport: Transport, where: Placement, rank: int, message: Tensor) -> None:
-        self.transport, self.message, self.buffer = transport, message, torch.empty_like(message)
+        self.transport, self.message = transport, message
+        self._buffers, self._shape = transport.buffers(message.dtype, message.device), tuple(message.shape)
         self._numbers = count()
         self._first = rank % 2 == 0
         self._out = self._in = None
@@ -63,25 +66,33 @@ class Hop:
         payload, source, target, ranks = self._out
         return self.transport.send(Message(payload, source, target, number, *ranks), self.message)
 
-    def _receive(self, number: int) -> Pending:
+    def _receive(self, number: int) -> Callable[[], None]:
+        """Posts it; what is returned waits for the message and gives its buffer back."""
         payload, source, target, ranks = self._in
-        return self.transport.receive(Message(payload, source, target, number, *ranks), self.buffer)
+        buffer = self._buffers.take(self._shape)
+        coming = self.transport.receive(Message(payload, source, target, number, *ranks), buffer)
+
+        def arrived() -> None:
+            coming.wait()
+            self._buffers.give_back(cast(Lent, coming).tensor if self.transport.lends else buffer)
+
+        return arrived
 
     def _there_and_back(self) -> None:
         number = next(self._numbers)
-        coming = self._receive(number)
+        arrived = self._receive(number)
         if not self._first:
-            coming.wait()
+            arrived()
         self._send(number).wait()
         if self._first:
-            coming.wait()
+            arrived()
 
     def _beside(self) -> None:
         number = next(self._numbers)
-        coming = self._receive(number)
+        arrived = self._receive(number)
         going = self._send(number)
         self._work()
-        coming.wait()
+        arrived()
         going.wait()
 
 

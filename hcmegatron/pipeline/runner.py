@@ -211,7 +211,8 @@ class ScheduleRunner:
             stage.listen(times)
 
     def close(self) -> None:
-        """End the groups that this runner has made, on all ranks; ending torch.distributed ends them too."""
+        """End what this runner has made, on all ranks: groups, which torch.distributed's end ends too, and connections
+        and shared memory, which go with the runner."""
         if self._own_transport:
             self.transport.close()
         if self.replica_sync:
@@ -300,14 +301,15 @@ def pipeline_transport(
     parallel: Parallel, group: dist.ProcessGroup, where: Placement
 ) -> tuple[Transport, str]:
     """What carries a pipeline's messages as `parallel.transport` says, and its name with the reason for it, or "" where
-    there is no choice. Collective over the group."""
+    nothing was chosen. Collective over the group."""
     limit = timeout(parallel)
-    if GPU.present() or group.size() == 1 or parallel.transport == "gloo":
-        forced = parallel.transport == "gloo" and group.size() > 1 and not GPU.present()
-        return DistributedTransport(
-            group, where, device(), timeout=limit
-        ), forced * "gloo: parallel.transport"
-    return cpu_transport(group, where, timeout=limit)
+    forced = parallel.transport == "gloo" and group.size() > 1
+    if not (GPU.present() or group.size() == 1 or forced):
+        return cpu_transport(group, where, timeout=limit)
+    words = ""
+    if forced:
+        words = "NCCL, for parallel.transport is of CPUs" if GPU.present() else "gloo: parallel.transport"
+    return DistributedTransport(group, where, device(), timeout=limit), words
 
 
 def _refuse(others: dict[str, Any]) -> None:

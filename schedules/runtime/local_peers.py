@@ -11,6 +11,7 @@ import os
 import secrets
 import socket
 import struct
+import time
 from collections.abc import Iterable
 from contextlib import ExitStack
 from pathlib import Path
@@ -19,6 +20,8 @@ from typing import NamedTuple
 import torch.distributed as dist
 
 MEETING_S = 30.0  # for all ranks to connect, which are there by then
+HELLO_S = 5.0  # for one that has connected to say who it is
+_STRANGERS = 8  # may wait at the door beside the neighbours
 _HELLO = struct.Struct("=q16s")  # the rank that connects, and the token of the one that it connects to
 
 
@@ -73,6 +76,7 @@ def connect(group: dist.ProcessGroup, neighbours: Iterable[int]) -> dict[int, Lo
                 found = _answer(opened, listener, card.token)
                 peers[found.rank] = found
         except OSError as error:
+            opened.close()  # so that its neighbours see the end, and do not wait for it
             trouble = f"rank {rank} could not connect with its neighbours: {error}"
         troubles = [trouble] * group.size()
         dist.all_gather_object(troubles, trouble, group=group)
@@ -84,8 +88,8 @@ def connect(group: dist.ProcessGroup, neighbours: Iterable[int]) -> dict[int, Lo
 
 
 def _refuse(troubles: list[str]) -> None:
-    if found := next(filter(None, troubles), None):
-        raise Unreachable(found)
+    if found := dict.fromkeys(filter(None, troubles)):
+        raise Unreachable("; ".join(found))
 
 
 def _listen(opened: ExitStack, backlog: int) -> tuple[socket.socket | None, _Card]:
@@ -94,7 +98,7 @@ def _listen(opened: ExitStack, backlog: int) -> tuple[socket.socket | None, _Car
         listener = opened.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
         listener.settimeout(MEETING_S)
         listener.bind("")
-        listener.listen(max(1, backlog))
+        listener.listen(backlog + _STRANGERS)
         os.close(os.memfd_create("hcmegatron"))
         # abstract names belong to a network name space, of which one machine can have several
         machine = Path("/proc/sys/kernel/random/boot_id").read_text().strip() + os.readlink(
@@ -116,23 +120,32 @@ def _call(opened: ExitStack, rank: int, peer: int, card: _Card) -> LocalPeer:
 
 
 def _answer(opened: ExitStack, listener: socket.socket, token: bytes) -> LocalPeer:
-    """The next caller that knows the token; any process of the machine can find the name."""
-    while True:
-        connection = opened.enter_context(listener.accept()[0])
-        connection.settimeout(MEETING_S)
-        hello, incoming = _receive(opened, connection)
-        rank, shown = _HELLO.unpack(hello)
-        if secrets.compare_digest(shown, token):
-            break
-    outgoing = _memory(opened)
-    socket.send_fds(connection, [hello], [outgoing])
-    return LocalPeer(rank, connection, outgoing, incoming)
+    """The next caller that knows the token. Any process of the machine can find the name: one that shows another token,
+    leaves or says nothing is shown out."""
+    deadline = time.monotonic() + MEETING_S
+    while (left := deadline - time.monotonic()) > 0:
+        listener.settimeout(left)
+        with ExitStack() as own:
+            connection = own.enter_context(listener.accept()[0])
+            connection.settimeout(min(HELLO_S, left))
+            try:
+                hello, incoming = _receive(own, connection)
+            except OSError:
+                continue
+            rank, shown = _HELLO.unpack(hello)
+            if secrets.compare_digest(shown, token):
+                outgoing = _memory(own)
+                socket.send_fds(connection, [hello], [outgoing])
+                opened.enter_context(own.pop_all())
+                return LocalPeer(rank, connection, outgoing, incoming)
+    raise TimeoutError("timed out")
 
 
 def _receive(opened: ExitStack, connection: socket.socket) -> tuple[bytes, int]:
     hello, descriptors, _, _ = socket.recv_fds(connection, _HELLO.size, 1)
     for descriptor in descriptors:
         opened.callback(os.close, descriptor)
+        os.set_inheritable(descriptor, False)
     if len(hello) != _HELLO.size or len(descriptors) != 1:
         raise ConnectionError("a peer has closed its end")
     return hello, descriptors[0]

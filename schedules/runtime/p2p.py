@@ -106,7 +106,13 @@ class P2PChannels:
     def release(self, part: Action) -> None:
         """Nothing received for the part's stage and micro-batch is needed any more."""
         for buffer in self._held.pop((part.stage, part.microbatch), ()):
-            self._pool.give_back(buffer)
+            try:
+                self._pool.give_back(buffer)
+            except RuntimeError as error:  # a lent one's sender is told
+                reason = str(error).partition("\n")[0]
+                raise PipelineError(
+                    f"{self._position}: could not give back what {part} received: {reason}"
+                ) from error
             self.buffers -= 1
 
     def finish(self) -> None:

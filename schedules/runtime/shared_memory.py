@@ -49,7 +49,8 @@ class Gone(RuntimeError):
 
 class SharedMemoryTransport(Transport):
     """``group``'s rank r is rank r of the pipeline; all of them are on this machine, and tensors on its CPU. Creating
-    one is collective over the group; it may serve several runtimes, one step at a time.
+    one is collective over the group; it may serve several runtimes, one step at a time. Whoever drops it need not close
+    it: connections and memory end with what was sent.
 
     ``link`` emulates a slower wire. ``timeout``: how long a message may take; None: torch's default.
 
@@ -163,7 +164,9 @@ class _Peer:
         # The kernel's own, for with Python's every read takes a call more.
         timeval = struct.pack("@ll", int(limit), int(limit % 1 * 1e6))
         self._connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, timeval)
-        self._memory = peer.outgoing, peer.incoming
+        # of whoever still sends, where the transport is dropped
+        self.close = weakref.finalize(self, _close, peer)
+        self.close.atexit = False  # the system does it
         self.outgoing, self.incoming = OutgoingSlots(peer.outgoing), IncomingSlots(peer.incoming)
         # by tag:
         self._unposted: dict[int, deque[_Send]] = defaultdict(deque)
@@ -171,11 +174,6 @@ class _Peer:
         self._arrived: dict[int, deque[_Record]] = defaultdict(deque)
         self._read = bytearray(_RECORD.size * 256)
         self._partial = 0  # bytes of a record whose rest is still to come
-
-    def close(self) -> None:
-        self._connection.close()
-        for descriptor in self._memory:
-            os.close(descriptor)
 
     def send(self, tag: int, tensor: Tensor, size: int, arrival: float) -> _Send:
         """Starts sending a contiguous tensor of ``size`` bytes."""
@@ -283,6 +281,12 @@ class _Peer:
 
     def _timed_out(self) -> RuntimeError:
         return RuntimeError(f"timed out after {self._limit:g} s without a word of rank {self.rank}")
+
+
+def _close(peer: LocalPeer) -> None:
+    peer.connection.close()
+    os.close(peer.outgoing)
+    os.close(peer.incoming)
 
 
 class _Send:

@@ -3,13 +3,22 @@ gives it back."""
 
 from __future__ import annotations
 
+import ctypes
 import mmap
 import os
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
 
 _Shape = tuple[int, ...]
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.mmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long)
+_libc.mmap.restype = ctypes.c_void_p
+_libc.munmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t)
+_FAILED = ctypes.c_void_p(-1).value
 
 
 class Slot:
@@ -17,7 +26,7 @@ class Slot:
 
     def __init__(self, descriptor: int, offset: int, capacity: int) -> None:
         self.offset, self.capacity = offset, capacity
-        self._bytes = torch.frombuffer(mmap.mmap(descriptor, capacity, offset=offset), dtype=torch.uint8)
+        self._bytes = torch.frombuffer(_mapped(descriptor, offset, capacity), dtype=torch.uint8)
         self.address = self._bytes.data_ptr()
         self._views: dict[tuple[torch.dtype, _Shape], Tensor] = {}
 
@@ -28,6 +37,26 @@ class Slot:
             size = torch.Size(shape).numel() * dtype.itemsize
             found = self._views[dtype, shape] = self._bytes[:size].view(dtype).view(shape)
         return found
+
+
+def _mapped(descriptor: int, offset: int, capacity: int) -> ctypes.Array[ctypes.c_ubyte]:
+    """Shared memory, mapped for as long as somebody holds what is returned. The system's own call, for Python's keeps a
+    descriptor for every mapping, of which a process may have few."""
+    how = mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_SHARED
+    address = _libc.mmap(None, capacity, *how, descriptor, offset)
+    if address == _FAILED:
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+    found = (ctypes.c_ubyte * capacity).from_address(address)
+    weakref.finalize(found, _libc.munmap, address, capacity).atexit = False  # a thread may be writing then
+    return found
+
+
+@contextmanager
+def _needed(size: int) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise RuntimeError(f"no shared memory for a message of {size} bytes: {error}") from error
 
 
 class OutgoingSlots:
@@ -50,10 +79,11 @@ class OutgoingSlots:
 
     def add(self, size: int) -> Slot:
         """A new slot, in use. A power of two, so that messages of like sizes share slots; memory that no message has
-        touched costs nothing."""
+        touched costs nothing. RuntimeError where the system has none."""
         capacity = max(mmap.ALLOCATIONGRANULARITY, 1 << (size - 1).bit_length())
-        os.ftruncate(self._descriptor, self._end + capacity)
-        slot = Slot(self._descriptor, self._end, capacity)
+        with _needed(size):
+            os.ftruncate(self._descriptor, self._end + capacity)
+            slot = Slot(self._descriptor, self._end, capacity)
         self._end += capacity
         self._used[slot.offset] = slot
         return slot
@@ -73,7 +103,9 @@ class IncomingSlots:
         return len(self._slots)
 
     def at(self, offset: int, capacity: int) -> Slot:
+        """RuntimeError where it cannot be mapped."""
         slot = self._slots.get(offset)
         if slot is None:
-            slot = self._slots[offset] = Slot(self._descriptor, offset, capacity)
+            with _needed(capacity):
+                slot = self._slots[offset] = Slot(self._descriptor, offset, capacity)
         return slot

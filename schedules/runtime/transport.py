@@ -46,8 +46,9 @@ class Transport(ABC):
 
     @abstractmethod
     def send(self, message: Message, tensor: Tensor) -> Pending:
-        """Starts sending what the current stream has computed into ``tensor`` (contiguous). Never waits for
-        the receiver. The tensor must not change until the result's ``wait`` has returned."""
+        """Starts sending what the current stream has computed into ``tensor`` (contiguous). Does not wait
+        for the receiver to want it, though it may for one whose connection is full of what it has not read yet. The
+        tensor must not change until the result's ``wait`` has returned."""
 
     @abstractmethod
     def receive(self, message: Message, buffer: Tensor) -> Pending:

@@ -37,6 +37,8 @@ def test_steps_are_planned_from_operations(tmp_path):
         run_ranks(2, workers.row, config, 3, str(tmp_path / f"row {number}"), **RANKS)[0]
         for number, config in enumerate(configs)
     ]
+    found, carriers = zip(*found, strict=True)
+    assert carriers == (["SharedMemoryTransport"], ["DistributedTransport"], [])  # as their steps' messages
     pairs, megatrons, data = (row.costs for row in found)
     for config, row in zip(configs, found, strict=True):
         row.costs.require(config, 2, "costs")
@@ -55,6 +57,11 @@ def test_steps_are_planned_from_operations(tmp_path):
     assert "weight" not in megatrons.settings and "latency" in megatrons.settings
     assert 0 <= megatrons.settings["occupied"] <= megatrons.others["hop"]["seconds"]
     assert "latency" not in data.settings and data.settings["hop_bytes"] == 32 * 2 * 64 * 4
+
+
+@pytest.mark.ranks
+def test_messages_are_measured_as_a_step_receives_them():
+    assert run_ranks(2, workers.hop, preload=RANKS["preload"], timeout=60) == [(True, 0, True)] * 2
 
 
 def test_the_slower_of_those_that_do_the_same_counts(tmp_path):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import json
 import os
 import signal
 import time
@@ -115,6 +117,41 @@ def slots(steps: int) -> tuple[list[int], int]:
     return found, sum(map(len, own.program.receives.values()))
 
 
+def mapped() -> int:
+    """Mappings of the transports' memory in this process."""
+    return Path("/proc/self/maps").read_text().count("memfd:hcmegatron")
+
+
+def shared_names() -> list[str]:
+    """Of what this process shares with others."""
+    maps = (line.split(maxsplit=5) for line in Path("/proc/self/maps").read_text().splitlines())
+    return sorted({parts[5] for parts in maps if parts[1] == "rw-s" and len(parts) > 5})
+
+
+def described() -> int:
+    """Descriptors of the transports' memory in this process."""
+    links = [os.readlink(path) for path in Path("/proc/self/fd").iterdir() if path.is_symlink()]
+    return sum("memfd:hcmegatron" in link for link in links)
+
+
+def many_and_dropped(count: int) -> list[tuple[int, int]]:
+    """Descriptors and mappings while `count` messages are under way each way, and after the transport was dropped."""
+    group = dist.group.WORLD
+    rank, peer = group.rank(), 1 - group.rank()
+    transport = SharedMemoryTransport(group, line(2))
+    pool = transport.buffers(torch.float32, workers.CPU)
+    receives = [transport.receive(message(peer, rank, m), pool.take((3,))) for m in range(count)]
+    sends = [transport.send(message(rank, peer, m), torch.ones(3)) for m in range(count)]
+    for pending in (*sends, *receives):
+        pending.wait()
+    found = [(described(), mapped())]
+    dist.barrier()
+    del transport, pool, receives, sends, pending
+    gc.collect()
+    dist.barrier()
+    return [*found, (described(), mapped())]
+
+
 def wrong_size(sent: int) -> str:
     """What the receiver is told."""
     group = dist.group.WORLD
@@ -147,7 +184,8 @@ def silent(seconds: float) -> tuple[float, str]:
 
 
 def lost(directory: Path, sends: bool) -> None:
-    """Rank 0 is killed while rank 1 waits for it, as the sender of a large message or as the receiver of one."""
+    """Rank 0 is killed while rank 1 waits for it, as the sender of a large message or as the receiver of one. Rank 1
+    writes down how long it waited, under which names it shares memory, and how often once it has dropped it."""
     group = dist.group.WORLD
     transport = SharedMemoryTransport(group, line(2))
     if group.rank() == 0:
@@ -160,7 +198,11 @@ def lost(directory: Path, sends: bool) -> None:
         else:
             transport.receive(message(0, 1, 0), torch.empty(4)).wait()
     except RuntimeError as error:
-        (directory / "told").write_text(f"{time.monotonic() - began:.1f} {error}")
+        seconds, told = time.monotonic() - began, str(error)
+    names = shared_names()
+    del transport
+    gc.collect()
+    (directory / "told").write_text(json.dumps([seconds, told, names, described() + mapped()]))
 
 
 def chosen(trouble: str) -> str:
@@ -171,7 +213,7 @@ def chosen(trouble: str) -> str:
     troubles = {
         "memfd": mock.patch.object(os, "memfd_create", side_effect=refuse),
         "machine": mock.patch.object(Path, "read_text", lambda _: "another"),
-        "connect": mock.patch.object(local_peers, "_answer", side_effect=ConnectionError),
+        "connect": mock.patch.object(local_peers, "_answer", side_effect=ConnectionError("out of order")),
     }
     lengths = [3] * 8
     schedule = generate("dualpipev", group.size(), len(lengths))
