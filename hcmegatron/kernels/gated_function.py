@@ -17,14 +17,24 @@ from hcmegatron.kernels import tiles, torch_gated, triton_gated
 @contextmanager
 def _products(R: Tensor) -> Iterator[None]:
     """Products of fp32 numbers run in TF32 beside streams of 16 bits, as mHC's do, in fp32 beside others."""
-    matmul = torch.backends.cuda.matmul
-    before = matmul.fp32_precision  # reading allow_tf32 is an error where this alone has been set
-    matmul.allow_tf32 = tiles.precision(R) == "tf32"  # sets both
+    matmul, cpus = torch.backends.cuda.matmul, torch.backends.mkldnn.matmul
+    before = (
+        matmul.fp32_precision,
+        cpus.fp32_precision,
+    )  # reading allow_tf32 is an error where these alone have been set
+    try:
+        whole = torch.get_float32_matmul_precision()
+    except RuntimeError:  # as is reading this one then
+        whole = None
+    matmul.allow_tf32 = tiles.precision(R) == "tf32"  # sets all of them but the processor's
     try:
         yield
     finally:
-        matmul.allow_tf32 = before == "tf32"
-        matmul.fp32_precision = before
+        if whole is None:
+            matmul.allow_tf32 = before[0] == "tf32"
+        else:
+            torch.set_float32_matmul_precision(whole)
+        matmul.fp32_precision, cpus.fp32_precision = before
 
 
 def _normed(R: Tensor, gamma: Tensor, inverse: Tensor, shift: Tensor, eps: float, *, given: bool) -> Tensor:

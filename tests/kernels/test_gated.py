@@ -65,6 +65,23 @@ def test_precision_of_products_is_left_as_it_was(before):
         matmul.fp32_precision = "none"
 
 
+@pytest.mark.parametrize("before", ["highest", "high", "medium"])
+def test_and_so_is_that_of_all_backends(before):
+    matmuls = torch.backends.cuda.matmul, torch.backends.mkldnn.matmul
+    try:
+        torch.set_float32_matmul_precision(before)
+        own = [matmul.fp32_precision for matmul in matmuls]
+        for dtype, fast in ((torch.bfloat16, True), (torch.float32, False)):
+            with gated_function._products(torch.empty(1, 1, 1, dtype=dtype)):
+                assert matmuls[0].allow_tf32 == fast
+            assert torch.get_float32_matmul_precision() == before
+            assert [matmul.fp32_precision for matmul in matmuls] == own
+    finally:
+        torch.set_float32_matmul_precision("highest")
+        for matmul in matmuls:
+            matmul.fp32_precision = "none"
+
+
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_16_bit_streams_are_rounded_once(path, dtype):

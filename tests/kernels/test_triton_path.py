@@ -391,3 +391,20 @@ def test_training_with_triton_gives_the_losses_of_torch():
             losses[kernels].append(loss.item())
     assert losses["torch"][-1] < losses["torch"][0]
     assert losses["triton"] == pytest.approx(losses["torch"], rel=1e-5)
+
+
+def test_a_single_pass_read_keeps_no_copy_of_the_streams():
+    H = torch.randn(5, 4, 8).bfloat16().requires_grad_()
+    mix = torch.rand(5, 4, requires_grad=True)
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.dtype) or t, lambda t: t):
+        x = triton_path._Mixed.apply(mix, H)
+    assert kept == [torch.float32, torch.bfloat16]
+    plain = torch.bmm(mix.unsqueeze(1), H.float()).squeeze(1).bfloat16()
+    dx = torch.randn(5, 8).bfloat16()
+    for ours, autograds in zip(
+        (x, *torch.autograd.grad(x, (mix, H), dx)),
+        (plain, *torch.autograd.grad(plain, (mix, H), dx)),
+        strict=True,
+    ):
+        assert torch.equal(ours, autograds)

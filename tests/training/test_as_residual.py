@@ -88,10 +88,9 @@ def test_what_cannot_be_is_said_in_a_line(residual, tmp_path):
         assert "\n" not in str(error.value)
 
 
-def test_a_kind_that_cannot_begin_so_is_refused(monkeypatch, tmp_path):
-    monkeypatch.setattr(type(KINDS["mhc"]), "continues_residual", property(lambda kind: kind.name == "shc"))
-    with pytest.raises(ConfigError, match="cannot begin as the residual network; use one of shc"):
-        start(tmp_path / "text.txt", tmp_path, tmp_path)
+def test_a_kind_that_cannot_begin_so_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match="gr, which cannot begin as the residual network; use one of resid"):
+        start(tmp_path / "text.txt", tmp_path, tmp_path, connection={"kind": "gr"})
 
 
 @pytest.fixture(scope="module")
