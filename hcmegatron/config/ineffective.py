@@ -44,6 +44,10 @@ def _model(config: Config, unless: Unless) -> None:
 def _training(config: Config, unless: Unless) -> None:
     schedule = f"optimizer.schedule is {config.optimizer.schedule}"
     unless(config.checkpoint.init_from is None, "checkpoint.init_from has the weights", "model.init_std")
+    kind = accounting.kind_of(config.connection)
+    if kind.as_residual and "pre_init" in kind.fields:
+        as_residual = "with checkpoint.init_from it begins as the residual network"
+        unless(config.checkpoint.init_from is None, as_residual, "connection.pre_init")
     step = config.optimizer.schedule == "step"
     unless(step, schedule, "optimizer.step_decay_at optimizer.step_decay_to")
     unless(config.optimizer.schedule in ("cosine", "wsd"), schedule, "optimizer.min_lr_ratio")

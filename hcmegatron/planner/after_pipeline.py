@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 
 from hcmegatron.config.schema import distributed_optimizer
-from hcmegatron.planner.counts import MUONS, held_parameters
+from hcmegatron.planner.counts import held_matrices, held_parameters
 from hcmegatron.planner.layout import Group, Layout
 from hcmegatron.planner.orthogonalising import orthogonalising
 from hcmegatron.planner.stage_costs import Operations
@@ -49,10 +49,12 @@ def after_the_pipeline(layout: Layout, operations: Operations) -> Counter[str]:
             own["mirrors"] = 2 * rates.ring(held.total() * gradient, pair)
         # gradient and state are read, state and weight written; norm, scaling and clearing pass the gradients
         moved = 3.0 * held.total() * gradient
+        matrices = held_matrices(layout, rank)
+        of_matrices, of_others = (of_network(layout.config, role).state for role in ("matrix", "adamw"))
         for name, count in held.items():
-            state = of_network(layout.config, "matrix" if name in MUONS else "adamw").state
             shards = layout.expert_data if name == "experts" else layout.data
-            moved += count / (shards if sharded else 1) * (gradient + 2 * state + weight)
+            state = matrices[name] * of_matrices + (count - matrices[name]) * of_others
+            moved += (count * (gradient + weight) + 2 * state) / (shards if sharded else 1)
         own["optimizer"] = rates.memory(moved) + orthogonalising(layout, rates, rank)
         if own.total() > worst.total():
             worst = own

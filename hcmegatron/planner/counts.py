@@ -10,6 +10,7 @@ from typing import Literal
 
 from hcmegatron.config.schema import Config
 from hcmegatron.connections import accounting
+from hcmegatron.connections.kinds.descriptor import Parameters
 from hcmegatron.planner.layers import (
     Matrix,
     attention,
@@ -32,8 +33,12 @@ CLASSES: tuple[Class, ...] = (
     *("router", "norms", "connections", "head"),
 )
 WHOLE = ("router", "norms", "connections")  # kept whole on every tensor-parallel rank
-# Where optimizer.name is muon. Of connections nearly all numbers are, where they predict anything.
-MUONS = ("attention", "dense", "experts", "shared experts", "connections")
+MUONS = (
+    "attention",
+    "dense",
+    "experts",
+    "shared experts",
+)  # where optimizer.name is muon; connections in part
 
 
 def padded_vocabulary(config: Config) -> int:
@@ -109,6 +114,24 @@ def rank_parameters(config: Config, stages: Iterable[ModelStage]) -> Counter[Cla
 def held_parameters(layout: Layout, rank: int) -> Counter[Class]:
     """`rank_parameters` of a pipeline rank."""
     return layout.once(("parameters", rank), lambda: rank_parameters(layout.config, layout.held(rank)))
+
+
+def held_matrices(layout: Layout, rank: int) -> Counter[Class]:
+    """Of `held_parameters` those that Muon updates where optimizer.name is muon."""
+    config, C = layout.config, layout.config.model.hidden_size
+    held, stages = held_parameters(layout, rank), layout.held(rank)
+    found: Counter[Class] = Counter({name: held[name] for name in MUONS})
+    sub_layers = 2 * sum(len(stage.layers) for stage in stages)
+    found["connections"] = sub_layers * _matrices(accounting.table(config.connection, C))
+    found["connections"] += sum(stage.last for stage in stages) * _matrices(
+        accounting.head_table(config.connection, C)
+    )
+    return found
+
+
+def _matrices(table: Parameters) -> int:
+    """Numbers of a connection's parameters that are Muon's."""
+    return sum(p.count for p in table.values() if p.optimizer_role == "matrix")
 
 
 def forward_flops(config: Config, stage: ModelStage) -> Counter[Class]:

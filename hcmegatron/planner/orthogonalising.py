@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from hcmegatron.config.schema import distributed_optimizer
 from hcmegatron.connections import accounting
-from hcmegatron.planner.counts import MUONS, held_parameters
+from hcmegatron.planner.counts import held_matrices
 from hcmegatron.planner.layers import Matrix, attention, feed_forward
 from hcmegatron.planner.layout import Group, Layout
 from hcmegatron.planner.newton_schulz import iterations, sides
@@ -23,12 +23,12 @@ def orthogonalising(layout: Layout, rates: Rates, rank: int) -> float:
         return 0.0
     ranks = layout.gpus // layout.config.parallel.pipeline
     computed = sum(_seconds(layout, rates, matrix) for matrix in _of_stage(layout, rank)) / ranks
-    held, sharded = held_parameters(layout, rank), distributed_optimizer(layout.config)
-    shards = {name: layout.expert_data if name == "experts" else layout.data for name in MUONS}
-    updated = sum(held[name] / (shards[name] if sharded else 1) for name in MUONS)
+    held, sharded = held_matrices(layout, rank), distributed_optimizer(layout.config)
+    shards = {name: layout.expert_data if name == "experts" else layout.data for name in held}
+    updated = sum(count / (shards[name] if sharded else 1) for name, count in held.items())
     parallel = layout.config.parallel
     split = sharded or max(parallel.tensor, parallel.expert_tensor) > 1
-    gathered = sum(held[name] / shards[name] for name in MUONS) if split else 0.0
+    gathered = sum(count / shards[name] for name, count in held.items()) if split else 0.0
     group = Group(ranks, min(ranks, layout.machine.gpus_per_node))
     size = of_network(layout.config).gradient
     return computed + sum(rates.all_to_all(count * size, group, 1) for count in (gathered, updated))

@@ -17,7 +17,7 @@ from typing import NamedTuple
 from hcmegatron.config.schema import distributed_optimizer
 from hcmegatron.connections import accounting
 from hcmegatron.planner.buffers import resident
-from hcmegatron.planner.counts import MUONS, held_parameters, padded_vocabulary
+from hcmegatron.planner.counts import held_matrices, held_parameters, padded_vocabulary
 from hcmegatron.planner.layers import has_experts
 from hcmegatron.planner.layout import Layout
 from hcmegatron.planner.machines import GIB
@@ -110,11 +110,13 @@ def least_static(layout: Layout, rank: int) -> float:
     held, sharded = held_parameters(layout, rank), distributed_optimizer(layout.config)
     shares = {"experts": layout.expert_data if sharded else 1}
     data = layout.data if sharded else 1
-    total = 0.0
+    total, matrices = 0.0, held_matrices(layout, rank)
     for name, count in held.items():
         of_class = of_connections if name == "connections" else of_network
-        size = of_class(layout.config, "matrix" if name in MUONS else "adamw")
-        total += count * (size.weight + size.gradient + size.state / shares.get(name, data))
+        of_role = (("matrix", matrices[name]), ("adamw", count - matrices[name]))
+        for role, numbers in of_role:
+            size = of_class(layout.config, role)
+            total += numbers * (size.weight + size.gradient + size.state / shares.get(name, data))
     return total
 
 

@@ -62,9 +62,9 @@ class Child:
         """Send it a signal. SIGKILL goes to all that it has started."""
         with suppress(ProcessLookupError):
             if number == signal.SIGKILL:
-                os.killpg(self.pid, number)
-            else:
-                os.kill(self.pid, number)
+                with suppress(ProcessLookupError):  # it has just been forked, and leads no group yet
+                    os.killpg(self.pid, number)
+            os.kill(self.pid, number)
 
 
 def _run(arguments: Sequence[str], log: Path, slot: Slot, after: Callable[[], None], parent: int) -> None:

@@ -38,7 +38,10 @@ def collect(record: Record) -> Collected:
     Raises:
         ConfigError: a run directory is of another configuration, or a configuration was changed.
     """
-    states = {entry.name: state_of(record.run_dir(entry.name), entry.steps) for entry in record.entries}
+    states = {
+        entry.name: state_of(record.run_dir(entry.name), entry.steps, entry.evaluation)
+        for entry in record.entries
+    }
     diverged = {entry.name: has_diverged(entry, states) for entry in record.entries}
     missing = {
         name: state.name for name, state in states.items() if not diverged[name] and state.name != "finished"

@@ -64,6 +64,9 @@ def _replaced(study: Study, written: dict[str, Entry]) -> None:
     ):
         if getattr(study, section) is not None and key in written:
             raise written[key].error(f"gives {key}, which {section} works out; leave one of them out")
+    for key in ("health.diverged_after", "training.max_bad_steps"):
+        if study.stop.diverged_steps and key in written:
+            raise written[key].error(f"gives {key}, and so does stop.diverged_steps; leave one of them out")
     for name in ("learning_rate", "batch"):
         section = getattr(study, name)
         if section is not None and not section.rule:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import IO
 
 from hcmegatron.config import Config, ConfigError, dump_config, read_config
+from hcmegatron.config.checks import check_config
 from hcmegatron.studies.learnt import difference, digest
 from hcmegatron.studies.record import FILE, Entry, Record, read_record, replace_text, write_record
 from hcmegatron.studies.state import checkpoint
@@ -28,6 +29,10 @@ ENDING_S = 5.0  # for which a command that was killed may keep the lock
 class StudyDirectory:
     """A study's directory, whose lock this process holds until it ends, with the study's runs written into it.
 
+    Args:
+        baseline: of its report.
+        write: False: only look, whoever holds it.
+
     Attributes:
         says: what has changed since the last call, one line each.
 
@@ -35,19 +40,23 @@ class StudyDirectory:
         ConfigError: it is another study's or in use; a run in it is of another configuration; or it cannot be written.
     """
 
-    def __init__(self, path: Path, study: str, tasks: Sequence[Task]) -> None:
+    def __init__(
+        self, path: Path, study: str, tasks: Sequence[Task], baseline: str | None = None, write: bool = True
+    ) -> None:
         self.path, self.says = path, list[str]()
         before = self._before(study)
         self.configs = {task.name: self._placed(task) for task in tasks}
         entries = tuple(_entry(task, self.configs[task.name]) for task in tasks)
-        self.record = Record(path, study, entries)
+        self.record = Record(path, study, entries, baseline)
         try:
-            path.mkdir(parents=True, exist_ok=True)
-            self.lock = _locked(path)
-            with _closed_on_error(self.lock):
-                for name, config in self.configs.items():
-                    self._refuse_other(name, config)
-                self._write()
+            if write:
+                path.mkdir(parents=True, exist_ok=True)
+                self.lock = _locked(path)
+                with _closed_on_error(self.lock):
+                    self._refuse_others()
+                    self._write()
+            else:
+                self._refuse_others()
         except OSError as error:
             raise ConfigError(
                 f"run_dir = {path} cannot be written: {error.filename}: {error.strerror}; choose another"
@@ -95,23 +104,29 @@ class StudyDirectory:
     def _placed(self, task: Task) -> Config:
         """A task's configuration with its directory, and the checkpoint that a branch begins with."""
         runs = self.path / "runs"
-        load = None
-        if task.branch is not None:
+        settings = replace(task.config.checkpoint, load=None)
+        if task.branch is not None:  # which begins with its run's weights, whatever that began with
             load = str(checkpoint(runs / task.run.name, task.branch.at_step))
-        return replace(
-            task.config,
-            run=replace(task.config.run, dir=str(runs / task.name)),
-            checkpoint=replace(task.config.checkpoint, load=load),
+            settings = replace(settings, load=load, init_from=None)
+        placed = replace(
+            task.config, run=replace(task.config.run, dir=str(runs / task.name)), checkpoint=settings
         )
+        if task.branch is not None:  # a run was checked as it was worked out
+            try:
+                check_config(placed)
+            except ConfigError as error:
+                raise ConfigError(f"run {task.name}: {error}") from None
+        return placed
 
-    def _refuse_other(self, name: str, config: Config) -> None:
+    def _refuse_others(self) -> None:
         """ConfigError where a run has begun with what would come to another result."""
-        run = self.path / "runs" / name
-        if what := difference_of(run, config):
-            raise ConfigError(
-                f"{run} is a run of another configuration: {what}; move it away to train it anew, or choose another "
-                "--study.run_dir for the changed study"
-            )
+        for name, config in self.configs.items():
+            run = self.path / "runs" / name
+            if what := difference_of(run, config):
+                raise ConfigError(
+                    f"{run} is a run of another configuration: {what}; move it away to train it anew, or choose "
+                    "another --study.run_dir for the changed study"
+                )
 
 
 def difference_of(run: Path, config: Config) -> str:
@@ -143,6 +158,7 @@ def _entry(task: Task, config: Config) -> Entry:
         tokens=task.tokens,
         axes=dict(task.run.axes),
         digest=digest(config),
+        evaluation="test" if config.data.test else "validation",
     )
 
 

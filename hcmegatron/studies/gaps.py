@@ -37,7 +37,7 @@ class Gap(NamedTuple):
         gap: the arm's loss less the baseline's, nats, over the pairs.
         ratio: the one divided by the other, the interval taken of its log.
         unpaired: runs of either that finished and have no partner of their seed that did.
-        diverged, baseline_diverged: runs that did; they have no gap, and are counted.
+        diverged: runs of the arm that did; they have no gap, and are counted.
     """
 
     arm: Arm
@@ -47,7 +47,6 @@ class Gap(NamedTuple):
     ratio: Interval
     unpaired: int
     diverged: int
-    baseline_diverged: int
 
 
 def t_interval(values: Sequence[float], level: float) -> Interval:
@@ -90,7 +89,6 @@ def _gap(own: Sequence[Point], base: Sequence[Point], level: float) -> Gap:
         Interval(*np.exp(logs[:3]).tolist(), logs.count),
         len(losses[0].keys() ^ losses[1].keys()),
         sum(point.diverged for point in own),
-        sum(point.diverged for point in base),
     )
 
 

@@ -55,11 +55,16 @@ def main(options: argparse.Namespace) -> int:
     """
     study, found = opened(options.file, options.more)
     site = {"name": study.name} | sized(site_settings(options), study.machine.gpus)
-    directory = StudyDirectory(study.run_dir, study.name, found)
+    directory = StudyDirectory(
+        study.run_dir, study.name, found, study.report.baseline, write=not options.print
+    )
     for line in directory.says:
         standard_streams.tell(f"hcmegatron: {line}")
     entries = directory.record.entries
-    states = {entry.name: state_of(directory.record.run_dir(entry.name), entry.steps) for entry in entries}
+    states = {
+        entry.name: state_of(directory.record.run_dir(entry.name), entry.steps, entry.evaluation)
+        for entry in entries
+    }
     taken = {
         name: words
         for name, state in states.items()

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from hcmegatron.config.errors import ConfigError
+from hcmegatron.config.load import at_home
 from hcmegatron.config.schema import Config
 from hcmegatron.planner import counts, measured
 from hcmegatron.planner.machines import MACHINES, Machine, find_machine, gib, load_machine
@@ -166,10 +167,7 @@ def cpu_of(study: Study) -> Cpu | None:
     for key in ("machine.gpu", "machine.gpus"):
         if key in study.sources:
             raise study.error(key, "is beside machine.cpu; leave one of them out")
-    path = study.file.parent / study.machine.cpu
-    if not path.is_file():
-        raise study.error("machine.cpu", f"names no file ({path}); correct it")
-    return read_cpu(path)
+    return read_cpu(_beside(study, "machine.cpu", study.machine.cpu))
 
 
 def machine_of(study: Study) -> Machine:
@@ -186,10 +184,18 @@ def machine_of(study: Study) -> Machine:
             raise study.error(
                 "machine.gpu", f"is unknown; there are {', '.join(MACHINES)}, or your own FILE.yaml"
             ) from None
-    path = study.file.parent / name
+    return load_machine(_beside(study, "machine.gpu", name))
+
+
+def _beside(study: Study, key: str, name: str) -> Path:
+    """The file that a key of the study names: beside the study's, or anywhere. ConfigError where there is none."""
+    try:
+        path = study.file.parent / at_home(name)
+    except ConfigError as error:
+        raise study.error(key, str(error)) from None
     if not path.is_file():
-        raise study.error("machine.gpu", f"names no file ({path}); correct it")
-    return load_machine(path)
+        raise study.error(key, f"names no file ({path}); correct it")
+    return path
 
 
 def shape(config: Config) -> str:
@@ -199,6 +205,7 @@ def shape(config: Config) -> str:
         *(config.model, config.mla, config.moe, config.connection, config.parallel, config.recompute),
         *(config.data.sequence_length, config.data.tokenizer, config.implementation, config.kernels),
         *(training.global_batch, training.micro_batch, training.dtype, config.optimizer.eps),
+        *(config.optimizer.name, config.muon),
     )
     return repr(parts)
 

@@ -73,7 +73,7 @@ def read_results(
         raise ConfigError(
             f"{table.path}: no row has parameters and tokens; collect the study once runs have begun"
         )
-    places = _placed(sizes, others, groups, tokens, kept)
+    places = _placed(sizes, others, groups, words("point", [""] * count), tokens, kept)
     labels = words("label", [""] * count)
     points = tuple(
         Point(
@@ -121,11 +121,13 @@ def _placed(
     sizes: Sequence[str],
     others: Sequence[Values],
     groups: Sequence[str],
+    named: Sequence[str],
     tokens: np.ndarray,
     kept: Sequence[int],
 ) -> dict[int, Place]:
     """The place of every row. Tokens of one place are the same to a step; or, where runs have as many as their own size
-    asks for, those of the same budget and the same point of the run. What no rows differ in is in no place."""
+    asks for, those of the same budget and the same point of the run: as the table names it, or else the how manieth of
+    its rows. What no rows differ in is in no place."""
     values = [dict(others[i]) for i in kept]
     names = dict.fromkeys(name for own in values for name in own)
     differs = {name for name in names if len({own.get(name) for own in values}) > 1}
@@ -136,7 +138,9 @@ def _placed(
     rows: dict[tuple[str, Values, object], list[int]] = defaultdict(list)
     for i in kept:
         budgeted = any(name in BUDGETS for name, _ in others[i])
-        point = sorted(of_run[groups[i]]).index(float(tokens[i])) if budgeted else nearly[i]
+        point: object = nearly[i]
+        if budgeted:
+            point = named[i] or sorted(of_run[groups[i]]).index(float(tokens[i]))
         rows[sizes[i], others[i], point].append(i)
     return {
         i: Place(size, float(np.mean(tokens[own])), tuple(pair for pair in other if pair[0] in differs))

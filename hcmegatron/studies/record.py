@@ -26,6 +26,7 @@ class Entry:
         branch: its name among the branches of its trunk.
         steps, tokens: after which it is finished.
         axes: column -> value.
+        evaluation: the kind of its last one.
         digest: of what it learns from its configuration (learnt.py).
     """
 
@@ -37,15 +38,21 @@ class Entry:
     tokens: int
     axes: dict[str, Any]
     digest: str
+    evaluation: str = "validation"
 
 
 @dataclass(frozen=True)
 class Record:
-    """A study's directory as it was written last."""
+    """A study's directory as it was written last.
+
+    Attributes:
+        baseline: of its report; None where the study names none.
+    """
 
     path: Path
     study: str
     entries: tuple[Entry, ...]
+    baseline: str | None = None
 
     def run_dir(self, name: str) -> Path:
         """Where a run of this name trains."""
@@ -66,7 +73,7 @@ def read_record(path: Path) -> Record:
     try:
         found = yaml.load(file.read_text(encoding="utf-8"), _Loader)
         entries = tuple(Entry(name, **fields) for name, fields in found["runs"].items())
-        return Record(path, found["study"], entries)
+        return Record(path, found["study"], entries, found.get("baseline"))
     except FileNotFoundError:
         raise ConfigError(
             f"{path}: is no study's directory (there is no {FILE}); begin the study with `hcmegatron study run`"
@@ -85,9 +92,8 @@ def write_record(record: Record) -> None:
         entry.name: {key: value for key, value in vars(entry).items() if key != "name"}
         for entry in record.entries
     }
-    text = yaml.dump(
-        {"study": record.study, "runs": runs}, Dumper=_Dumper, sort_keys=False, allow_unicode=True
-    )
+    found = {"study": record.study, "baseline": record.baseline, "runs": runs}
+    text = yaml.dump(found, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
     replace_text(record.path / FILE, f"# Written by `hcmegatron study`, and anew with every call.\n{text}")
 
 

@@ -7,6 +7,7 @@ import importlib.util
 from pathlib import Path
 
 from hcmegatron.config.errors import ConfigError
+from hcmegatron.studies.record import FILE, read_record
 from schedules import output_files
 
 TABLES = ("table.parquet", "table.csv")  # as `study collect` writes them
@@ -22,7 +23,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--out", metavar="DIR", type=Path, help="default: DIR/report, or NAME-report beside the table"
     )
-    parser.add_argument("--baseline", metavar="KIND", help="what gaps are to (default: residual)")
+    parser.add_argument(
+        "--baseline", metavar="KIND", help="what gaps are to (default: the study's, or residual)"
+    )
     parser.add_argument("--flops", metavar="COLUMN", help="compute (default: the first there is, or 6 N D)")
     parser.add_argument(
         "--axis", metavar="COLUMN", action="append", default=[], help="a column that tells runs apart"
@@ -51,7 +54,8 @@ def main(options: argparse.Namespace) -> int:
     from hcmegatron.studies.table import Table
 
     table = Table(str(path), "--table" if options.table else "study report")
-    results = read_results(table, options.baseline or "residual", options.flops, options.axis)
+    baseline = options.baseline or _baseline(options.directory) or "residual"
+    results = read_results(table, baseline, options.flops, options.axis)
     sections = study_sections(results, options.directory, options.level, options.bootstraps)
     out = options.out or (
         path.with_name(f"{path.stem}-report") if options.table else options.directory / "report"
@@ -73,6 +77,13 @@ def main(options: argparse.Namespace) -> int:
         f"{out / 'figures'}: {len(plots)} figures as SVG, PNG and CSV; {out / 'tables'}: {len(texts)} tables as CSV"
     )
     return 0
+
+
+def _baseline(directory: Path | None) -> str | None:
+    """That the study in a directory names; None where it names none, or there is a table alone."""
+    if directory is None or not (directory / FILE).exists():
+        return None
+    return read_record(directory).baseline
 
 
 def _check(options: argparse.Namespace) -> Path:

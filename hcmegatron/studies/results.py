@@ -58,6 +58,11 @@ class Point:
     diverged: bool
 
     @property
+    def is_run(self) -> bool:
+        """Whether it is a run's end, and not a decay's."""
+        return self.run == self.group
+
+    @property
     def finished(self) -> bool:
         """Whether it has a loss, and did not diverge."""
         return math.isfinite(self.loss) and not self.diverged

@@ -11,6 +11,7 @@ from hcmegatron.platform.optional import require_extra
 from hcmegatron.studies.child import preload
 from hcmegatron.studies.directory import StudyDirectory
 from hcmegatron.studies.expand import expand
+from hcmegatron.studies.plan import plan_study
 from hcmegatron.studies.runner import Runner, forget_failures
 from hcmegatron.studies.slots import Slots, cores_of_machine, gpus_of_machine
 from hcmegatron.studies.spec import read_study
@@ -43,20 +44,26 @@ def main(options: argparse.Namespace) -> int:
     cores, gpus = cores_of_machine(), gpus_of_machine()
     if not 1 <= jobs <= 1024:
         raise ConfigError(f"--jobs = {jobs}: is out of range; use 1 to 1024")
-    directory = StudyDirectory(study.run_dir, study.name, found)
+    directory = StudyDirectory(study.run_dir, study.name, found, study.report.baseline)
     for line in directory.says:
         standard_streams.tell(f"hcmegatron: {line}")
     for entry in directory.record.entries if options.again else ():
         run = directory.record.run_dir(entry.name)
-        if state_of(run, entry.steps).name == "failed":
+        if state_of(run, entry.steps, entry.evaluation).name == "failed":
             forget_failures(run)
     preload(bool(gpus))
     return Runner(directory, Slots(jobs, cores, gpus), study.retries, _say).run()
 
 
 def opened(file: Path, words: list[str]) -> tuple[Study, tuple[Task, ...]]:
-    """A study and all that is to be trained for it."""
+    """A study and all that is to be trained for it.
+
+    Raises:
+        ConfigError: a mistake in the file, or the study takes more than its limits.
+    """
     study = read_study(file, words)
+    if study.limits.max_hours is not None or study.limits.max_gpu_hours is not None:
+        plan_study(study).require_within_limits()
     return study, tasks(study, expand(study))
 
 

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from multiprocessing.connection import wait
 from pathlib import Path
@@ -18,12 +19,12 @@ from hcmegatron.config import ConfigError, smallest_world
 from hcmegatron.platform.exit_status import DIVERGED, STOPPED
 from hcmegatron.platform.process_signals import FORWARDED
 from hcmegatron.studies.child import Child
-from hcmegatron.studies.directory import StudyDirectory
+from hcmegatron.studies.directory import ENDING_S, StudyDirectory
 from hcmegatron.studies.record import Entry
 from hcmegatron.studies.slots import Slot, Slots
 from hcmegatron.studies.state import State, checkpoint, has_diverged, is_complete, newest_step, note, state_of
 from launch.progress import last_line
-from launch.queue import require_idle
+from launch.queue import lock_holders, require_idle
 
 LOG = "study.log"  # in a run directory: what its processes said
 PAUSE_S = 0.3  # between two looks whether a branch can begin
@@ -63,8 +64,7 @@ class Runner:
         """
         if not self._left():
             self.say(f"nothing to train: all {len(self.states)} runs have ended")
-        for entry in self._left():
-            require_idle(self.record.run_dir(entry.name))
+        require_ended([self.record.run_dir(entry.name) for entry in self._left()])
         with self._signals():
             try:
                 while True:
@@ -143,7 +143,7 @@ class Runner:
             self.say(f"{entry.name}: ended at step {state.step} ({_how(status)})")
 
     def _state(self, entry: Entry) -> State:
-        return state_of(self.record.run_dir(entry.name), entry.steps)
+        return state_of(self.record.run_dir(entry.name), entry.steps, entry.evaluation)
 
     def _finish(self) -> int:
         """What is left, in words; the exit status."""
@@ -210,6 +210,15 @@ def _how(status: int) -> str:
     if status > 128:
         return f"a rank was killed by {signal.Signals(status - 128).name}"
     return {DIVERGED: "diverged", STOPPED: "told to stop"}.get(status, f"status {status}")
+
+
+def require_ended(runs: Sequence[Path]) -> None:
+    """LaunchError where a job of one of them waits or runs; those of a command that was killed have ENDING_S to end."""
+    deadline = time.monotonic() + ENDING_S
+    while any(map(lock_holders, runs)) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    for run in runs:
+        require_idle(run)
 
 
 def forget_failures(run: Path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from hcmegatron.config.errors import ConfigError
-from hcmegatron.config.load import read_config
+from hcmegatron.config.load import at_home, read_config
 from hcmegatron.studies.axes import read_axes
 from hcmegatron.studies.contradictions import check_study
 from hcmegatron.studies.exclusions import read_exclusions
@@ -75,6 +75,10 @@ def _study(tree: Tree, file: Path, name: str) -> Study:
     retries = scalar("retries", int, 2)
     if retries < 0:
         raise tree["retries"].error("is out of range; it must be 0 or more")  # type: ignore[union-attr]
+    try:
+        run_dir = Path(at_home(scalar("run_dir", str, f"runs/studies/{name}")))
+    except ConfigError as error:
+        raise tree["run_dir"].error(str(error)) from None  # type: ignore[union-attr]
     sources = {f"settings.{key}": entry for key, entry in written.items()}
     for section in SECTIONS:
         sources |= {f"{section}.{key}": entry for key, entry in _section(tree, section).items()}
@@ -84,7 +88,7 @@ def _study(tree: Tree, file: Path, name: str) -> Study:
         file=file,
         about=scalar("about", str, ""),
         base=base,
-        run_dir=Path(scalar("run_dir", str, f"runs/studies/{name}")),
+        run_dir=run_dir,
         settings=settings,
         axes=axes,
         exclude=read_exclusions(exclude, axes) if isinstance(exclude, Entry) else (),

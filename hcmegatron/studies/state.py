@@ -37,17 +37,20 @@ class State(NamedTuple):
         return self.name in ("finished", "diverged")
 
 
-def state_of(run: Path, steps: int) -> State:
+def state_of(run: Path, steps: int, evaluation: str = "validation") -> State:
     """The state of the run in a directory.
 
     Args:
         steps: at which it is finished.
+        evaluation: the kind of its last one.
     """
     if held(run / ".lock"):
         return State("running", newest_step(run))
     ends = [entry for entry in read_lines(run / STARTS) if entry.get("event") == "ended"]
-    step, launched = newest_step(run), _launched(run)
-    if step == steps and (_evaluated(run, steps) or launched == 0 or (ends and ends[-1].get("status") == 0)):
+    step, launched = newest_step(run), _launched(run, ends[-1]["time"] if ends else 0.0)
+    if step == steps and (
+        _evaluated(run, steps, evaluation) or launched == 0 or (ends and ends[-1].get("status") == 0)
+    ):
         return State("finished", step)
     if last_line(run / "train.log").startswith("ended by Diverged"):
         return State("diverged", step)
@@ -62,11 +65,15 @@ def state_of(run: Path, steps: int) -> State:
 
 
 def has_diverged(entry: Entry, states: Mapping[str, State]) -> bool:
-    """Whether a point has no loss because its run diverged: itself, or the run that it was to branch from."""
+    """Whether a point has no loss because its run diverged: itself, or the run that it was to branch from, before the
+    checkpoint that it begins with."""
     own = states[entry.name].name
     if own == "diverged":
         return True
-    return entry.trunk is not None and own == "waiting" and states[entry.trunk].name == "diverged"
+    if entry.trunk is None or own != "waiting":
+        return False
+    trunk = states[entry.trunk]
+    return trunk.name == "diverged" and trunk.step < entry.at_step
 
 
 def newest_step(run: Path) -> int:
@@ -96,16 +103,19 @@ def note(run: Path, event: str, **facts: object) -> None:
         os.close(descriptor)
 
 
-def _evaluated(run: Path, step: int) -> bool:
-    """Whether held-out text was evaluated after a step, which is the last thing that a run without test sets does."""
+def _evaluated(run: Path, step: int, kind: str) -> bool:
+    """Whether there was an evaluation of a kind after a step: the last one is the last thing that a run does."""
     entries = reversed(read_lines(run / "metrics.jsonl"))
-    return any(entry.get("kind") == "validation" and entry.get("step") == step for entry in entries)
+    return any(entry.get("kind") == kind and entry.get("step") == step for entry in entries)
 
 
-def _launched(run: Path) -> int | None:
-    """The status with which a job's script has ended for good; None where none has."""
+def _launched(run: Path, since: float) -> int | None:
+    """The status with which a job's script has ended for good; None where none has since then, seconds since 1970."""
+    file = run / "launch/ended"
     try:
-        word = (run / "launch/ended").read_text().partition(" ")[0]
+        if file.stat().st_mtime < since:
+            return None
+        word = file.read_text().partition(" ")[0]
     except OSError:
         return None
     return int(word) if word.isdigit() else None

@@ -78,7 +78,7 @@ class Watch:
         states = {
             entry.name: self.over[entry.name].state
             if entry.name in self.over
-            else state_of(self.record.run_dir(entry.name), entry.steps)
+            else state_of(self.record.run_dir(entry.name), entry.steps, entry.evaluation)
             for entry in self.record.entries
         }
         found = []

@@ -58,9 +58,12 @@ def trajectories(results: Results, places: list[Place], curves: Curves, level: f
 
 
 def _smoothed(points: list[Point], curves: Curves) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """By seed: steps and smoothed losses; runs that diverged are in it as far as they have a loss."""
+    """By seed: steps and smoothed losses; runs that diverged are in it as far as they have a loss. Of a decay alone
+    there is no curve: its run's goes on without it."""
     found = {}
     for point in points:
+        if not point.is_run:
+            continue
         curve = curves(point.group)
         if len(curve) and curve.has("loss"):
             losses = moving_mean(curve["loss"], window_of(len(curve)))

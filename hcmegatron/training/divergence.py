@@ -26,8 +26,8 @@ class Divergence(Observer):
     def __init__(self, run: TrainingRun) -> None:
         self.limit, self.warmup = run.config.health.diverged_after, run.config.optimizer.warmup_steps
         self.guess = math.log(run.text.tokenizer.vocab_size)
-        done = run.position.step
-        self.row = on_first_rank(lambda: self._before(run.directory / "metrics.jsonl", done))
+        self.metrics = run.directory / "metrics.jsonl"
+        self.row = self._before(run.position.step)
 
     def on_step(self, step: Step) -> None:
         """Count it.
@@ -45,11 +45,14 @@ class Divergence(Observer):
             )
 
     def on_rewind(self, rewind: Rewind) -> None:
-        """The steps come once more."""
-        self.row = 0
+        """The steps come once more, and the row is as it was before them."""
+        self.row = self._before(rewind.to.step)
 
-    def _before(self, metrics: Path, done: int) -> int:
-        """How many steps in a row it were when the run ended that goes on after step `done`."""
+    def _before(self, done: int) -> int:
+        """How many steps in a row it were after step `done`, with which the run goes on."""
+        return on_first_rank(lambda: self._counted(self.metrics, done))
+
+    def _counted(self, metrics: Path, done: int) -> int:
         if done <= self.warmup or not metrics.exists():
             return 0
         row = 0

@@ -94,7 +94,7 @@ def owners_of(
 
 
 def rounds(held: Sequence[Sequence[Box]], costs: Mapping[Place, float], most: int) -> Iterator[Round]:
-    """All matrices, in rounds of `most` numbers a rank on average.
+    """All matrices, in rounds of which ranks hold `most` numbers on average: as many come back to them.
 
     Args:
         held: by rank, the boxes that its optimizer holds. Ranks that hold the same elements hold the same boxes.
@@ -110,7 +110,7 @@ def rounds(held: Sequence[Sequence[Box]], costs: Mapping[Place, float], most: in
     current: list[Place] = []
     numbers = 0
     for place in sorted(sources):
-        size = sum(box.numbers for box in sources[place])
+        size = sum(box.numbers * len(having) for box, having in sources[place].items())
         if current and numbers + size > most * len(held):
             yield _round(current, sources, holders, costs, len(held))
             current, numbers = [], 0
@@ -128,11 +128,13 @@ def _round(
     ranks: int,
 ) -> Round:
     owners = owners_of({place: costs[place] for place in places}, holders, ranks)
-    return Round(
-        owners,
-        {
-            box: owners[place] if owners[place] in having else having[0]
-            for place in places
-            for box, having in sorted(sources[place].items())
-        },
-    )
+    found: dict[Box, int] = {}
+    load = [0] * ranks  # numbers that a rank sends to owners
+    for place in places:
+        for box, having in sorted(sources[place].items()):
+            if owners[place] in having:
+                found[box] = owners[place]
+            else:
+                found[box] = min(having, key=lambda rank: (load[rank], rank))
+                load[found[box]] += box.numbers
+    return Round(owners, found)

@@ -15,12 +15,14 @@ from typing import Any
 import torch
 import torch.distributed.checkpoint as dcp
 from torch import Tensor
+from torch.distributed.checkpoint.api import CheckpointException
 
 from hcmegatron.config.errors import ConfigError
 from hcmegatron.config.types import unflatten
 from hcmegatron.connections import accounting
 from hcmegatron.connections.build import build_connection
 from hcmegatron.connections.kinds.residual import RESIDUAL
+from hcmegatron.platform.collective_failure import in_one_line
 from hcmegatron.training import manifest
 from hcmegatron.training.checkpoint_index import Reader
 from hcmegatron.training.checksums import summed
@@ -62,10 +64,20 @@ def contract(source: Path, run: Path) -> Path:
         settings = {**saved.config, "connection.kind": RESIDUAL.name}
         dataclasses.replace(saved, config=settings, files=summed(partial, names)).write(partial)
         manifest.publish(partial, path)
-    except OSError as error:
+    except BaseException as error:
         shutil.rmtree(run, ignore_errors=True)
-        raise ConfigError(f"{run} cannot be written: {error.strerror}; name another directory") from None
+        if not isinstance(error, OSError | CheckpointException):
+            raise
+        raise ConfigError(f"{run} cannot be written: {_reason(error)}; name another directory") from None
     return path
+
+
+def _reason(error: OSError | CheckpointException) -> str:
+    """What went wrong, in one line. torch wraps it, in what is no Exception."""
+    cause: BaseException = error
+    if isinstance(error, CheckpointException) and error.failures:
+        cause, _ = next(iter(error.failures.values()))
+    return (isinstance(cause, OSError) and cause.strerror) or in_one_line(cause)
 
 
 def _tensors(source: Path) -> dict[str, Tensor]:

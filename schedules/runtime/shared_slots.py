@@ -39,7 +39,7 @@ class Slot:
         return found
 
 
-def _mapped(descriptor: int, offset: int, capacity: int) -> ctypes.Array:
+def _mapped(descriptor: int, offset: int, capacity: int) -> ctypes.Array[ctypes.c_ubyte]:
     """Shared memory, mapped for as long as somebody holds what is returned. The system's own call, for Python's keeps a
     descriptor for every mapping, of which a process may have few."""
     how = mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_SHARED

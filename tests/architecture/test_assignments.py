@@ -16,6 +16,7 @@ OWN = {"self", "cls", "ctx"}
 # Attributes of the same names as ours, on objects that are not ours.
 NAMESAKES = {
     ("hcmegatron.cli", "more"): "of the command line's options, which the verb's main reads",
+    ("hcmegatron.connections.build", "_connection"): "our mark on a parameter",
     ("hcmegatron.data.huggingface", "decoder"): "of the library's tokenizers",
     ("hcmegatron.kernels.compile_offline", "run"): "Triton's compiled functions",
     ("hcmegatron.model.gpt", "shared"): "Megatron's mark on a parameter",

@@ -133,8 +133,12 @@ def _saturation(
     kind, S = config.connection.kind, len(post)
     own = direct["own"]
     found: dict[str, Any] = {}
-    if kind == "mhc":
+    sizes: list[np.ndarray] = []
+    if kind in ("mhc", "mhc_lite", "krom", "ihc"):
         sizes = [np.concatenate([2 * pre[k] - 1, post[k] - 1], 1) for k in range(S)]
+    elif kind == "gr":
+        sizes = [post[k] - 1 for k in range(S)]
+    if kind in ("mhc", "mhc_lite", "krom"):
         error, spread = [], []
         for k in range(S):
             each = [max(abs(m.sum(0) - 1).max(), abs(m.sum(1) - 1).max()) for m in res[k]]
@@ -142,16 +146,15 @@ def _saturation(
             centred = [_centred(np.log(m)) for m in res[k]]
             spread.append(np.mean([m.max() - m.min() for m in centred]))
         found |= {"doubly_stochastic_error": error, "residual_logit_range": spread}
-    elif kind in ("dhc", "dfc"):
+    if kind in ("dhc", "dfc"):
         names = ("A_m", "B", "A_r") if kind == "dhc" else ("Y", "B", "A")
-        sizes = []
         for k in range(S):
             parts = [
                 (value[k] - own[k][name].T) / own[k][scale]
                 for value, name, scale in zip((pre, post, res), names, ("s_a", "s_b", "s_a"), strict=True)
             ]
             sizes.append(np.concatenate([part.reshape(len(part), -1) for part in parts], 1))
-    else:
+    if not sizes:
         return {}
     found["gate_saturation"] = [np.mean(np.abs(size) > 0.98) for size in sizes]
     found["logit_max"] = [math.atanh(min(np.abs(size).max(), 1 - 1e-7)) for size in sizes]

@@ -121,13 +121,17 @@ def _goes(name, case):
 def _errors(expected, found):
     """By name, relative to the largest entry of an array. Gradients of single parameters may cancel to next to nothing,
     and are relative to the sub-layers' as ablations, which are differences of losses, to losses. Of logits what is
-    compared is what tanh has left of them."""
+    compared is what tanh has left of them, and of sums how far they are from 1."""
     assert found.keys() == expected.keys()
     errors = {}
     for name, value in expected.items():
         other, scale = found[name], value
         if name == "logit_max":
             value, other = np.tanh(value), np.tanh(other)
+        if name == "doubly_stochastic_error":
+            scale = 1  # rows and columns sum to; of exact maps the error is rounding alone
+        if name == "residual_std":
+            scale = expected["residual_map"]  # whose rounding the spread of nearly equal entries has
         if name.startswith("ablation"):
             scale = expected["loss"]
         if name.startswith("gradient_norm"):

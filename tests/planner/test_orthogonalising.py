@@ -1,6 +1,9 @@
 """What Muon adds to a plan, and what it saves."""
 
+import pytest
+
 from hcmegatron.planner.after_pipeline import after_the_pipeline
+from hcmegatron.planner.counts import held_matrices, held_parameters
 from hcmegatron.planner.measured import shape
 from hcmegatron.planner.orthogonalising import orthogonalising
 from hcmegatron.planner.step_memory import communicators, least_static, static_memory
@@ -35,6 +38,24 @@ def test_a_moment_less_and_time_for_matrices():
         after_the_pipeline(*each)["optimizer"] for each in ((adamw, of_adamw), (muon, of_muon))
     )
     assert without < with_it
+
+
+def test_muons_numbers_of_a_connection_are_its_matrices():
+    """gr's are AdamW's, nearly all of mHC's are Muon's."""
+    for kind, share in (("gr", 0.0), ("mhc", 0.999)):
+        layout, _ = planned(connection__kind=kind, **MUON)
+        for rank in layout.distinct_ranks:
+            of_muon, held = (
+                held_matrices(layout, rank)["connections"],
+                held_parameters(layout, rank)["connections"],
+            )
+            assert share <= of_muon / held <= min(1, 2 * share)
+            assert least_static(layout, rank) <= sum(static_memory(layout, rank).values())
+    gr, without = planned(connection__kind="gr", **MUON)[0], planned(connection__kind="gr")[0]
+    shards = {"experts": gr.expert_data}
+    less = sum(4 * count / shards.get(name, gr.data) for name, count in held_matrices(gr, 0).items())
+    assert held_matrices(gr, 0)["experts"] == held_parameters(gr, 0)["experts"] > 0
+    assert least_static(without, 0) - least_static(gr, 0) == pytest.approx(less)  # and nothing of connections
 
 
 def test_more_iterations_and_fewer_ranks_take_longer():

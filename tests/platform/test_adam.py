@@ -6,7 +6,12 @@ from hcmegatron.platform.adam import moments, set_updates, updates
 
 
 class Fused(torch.optim.SGD):
-    """As Transformer Engine's and apex's: the count is in the group."""
+    """As Transformer Engine's and apex's: the count is in the group, and does not go up in one without parameters."""
+
+    def step(self, closure=None):
+        for group in self.param_groups:
+            if group["params"]:
+                group["step"] = group.get("step", 0) + 1
 
 
 def test_both_places_of_the_count():
@@ -27,3 +32,14 @@ def test_both_places_of_the_count():
         parameter.grad = torch.ones_like(parameter)
     adam.step()
     assert [int(adam.state[parameter]["step"]) for parameter in parameters] == [8, 8]
+
+
+def test_a_group_without_parameters_does_not_count():
+    """As of a flat shard that has nothing of a group."""
+    here = [torch.zeros(3, requires_grad=True)]
+    fused = Fused([{"params": here}, {"params": []}], lr=1.0)
+    set_updates(fused, 7)
+    fused.step()
+    assert updates(fused) == 8
+    fused.param_groups[1]["step"] = 7  # of a state from before the group was empty
+    assert updates(fused) == 8

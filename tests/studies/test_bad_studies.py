@@ -89,6 +89,17 @@ CASES = [
         (AXES, AXES + "  model.heads: [2]\n"),
         "axes.model.heads both set model.heads; leave it out of one of them",
     ),
+    (
+        (
+            "model.layers: 2\n  optimizer.schedule: wsd\n",
+            "training.max_bad_steps: 4\nstop: {diverged_steps: 8}\n",
+        ),
+        "s.yaml:3: settings.training.max_bad_steps = 4 gives training.max_bad_steps, and so does stop.diverged_steps",
+    ),
+    (
+        ("seed: [1, 2]", "health.diverged_after: [5, 6]\nstop: {diverged_steps: 8}"),
+        "gives health.diverged_after, and so does stop.diverged_steps; leave one of them out",
+    ),
     ((END, END + "decay: {}\n"), None),
     (
         ("model.layers: 2", "run.dir: x"),
@@ -196,6 +207,14 @@ CASES = [
     # the machine
     ((END, END + "machine: {gpu: h10}\n"), "s.yaml:12: machine.gpu = h10 is unknown; there are a100, h100,"),
     ((END, END + "machine: {gpu: mine.yaml}\n"), "s.yaml:12: machine.gpu = mine.yaml names no file"),
+    (
+        (END, END + "run_dir: ~nobody-here/s\n"),
+        "run_dir = ~nobody-here/s begins with ~nobody-here, which is nobody's",
+    ),
+    (
+        (END, END + "machine: {gpu: ~nobody-here/g.yaml}\n"),
+        "s.yaml:12: machine.gpu = ~nobody-here/g.yaml begins with ~nobody-here, which is nobody's home",
+    ),
     (
         (END, END + "machine: {gpus: 0}\n"),
         "s.yaml:12: machine.gpus = 0 is out of range; it must be at least 1",

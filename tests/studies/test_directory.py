@@ -2,20 +2,26 @@
 
 import fcntl
 import json
+import os
 import shutil
+import signal
+import subprocess
+import threading
 from pathlib import Path
 
 import pytest
 
 from hcmegatron.cli import main
 from hcmegatron.config import ConfigError, dump_config, read_config
-from hcmegatron.studies import directory
+from hcmegatron.studies import directory, runner
+from hcmegatron.studies.child import Child
 from hcmegatron.studies.directory import StudyDirectory
 from hcmegatron.studies.launch_cli import planned, sized
 from hcmegatron.studies.record import read_record
 from hcmegatron.studies.run_cli import opened
+from hcmegatron.studies.runner import require_ended
 from hcmegatron.studies.slots import Slots
-from hcmegatron.studies.state import State, note, state_of
+from hcmegatron.studies.state import State, has_diverged, note, state_of
 from launch.job import LaunchError
 from tests.studies.miniature import RUNS, write_study
 
@@ -28,7 +34,7 @@ def study(tmp_path, monkeypatch):
 
 def claimed(study, *words):
     own, found = opened(study, list(words))
-    claim = StudyDirectory(own.run_dir, own.name, found)
+    claim = StudyDirectory(own.run_dir, own.name, found, own.report.baseline)
     claim.lock.close()
     return claim
 
@@ -63,6 +69,35 @@ def test_what_is_written(study):
     before = {path: path.stat().st_mtime_ns for path in claim.path.glob("configs/*")}
     claimed(study)
     assert before == {path: path.stat().st_mtime_ns for path in claim.path.glob("configs/*")}
+
+
+def test_the_reports_baseline_is_written_and_files_without_one_are_read(study):
+    claim = claimed(study, "--study.report.baseline=shc")
+    file = claim.path / "study.yaml"
+    assert read_record(claim.path).baseline == "shc"
+    file.write_text(file.read_text().replace("baseline: shc\n", ""))
+    assert read_record(claim.path).baseline is None
+
+
+def test_a_branch_begins_with_its_runs_weights_and_not_with_what_that_began_with(study):
+    configs = claimed(study, "--study.settings.checkpoint.init_from=there").configs
+    assert configs["shc-seed1"].checkpoint.init_from == "there"
+    assert configs["shc-seed1--at0.5"].checkpoint.init_from is None
+
+
+def test_a_branch_that_is_no_configuration_is_one_line(study):
+    """The run has a step 12, and its first branch has not."""
+    said = refused(study, "--study.settings.run.profile_at=[12]", "--study.settings.parallel.schedule=1f1b")
+    assert said.startswith(
+        "run residual-seed1--at0.5: run.profile_at = [12] with training.steps = 8 names a step"
+    )
+
+
+@pytest.mark.parametrize("verb", ["run", "launch"])
+def test_a_study_that_takes_more_than_its_limits_is_not_begun(verb, study, capsys):
+    assert main(["study", verb, str(study), "--study.limits.max_gpu_hours=1e-12"]) == 2
+    assert "limits.max_gpu_hours=1e-12: is less than the " in capsys.readouterr().err
+    assert not Path("runs").exists()
 
 
 def test_another_studys_directory_or_somebodys(study, tmp_path):
@@ -192,11 +227,53 @@ def test_states_from_files_alone(tmp_path):
         assert state_of(run, 16) == State("running", 4)
 
 
+def test_a_branch_diverged_with_its_run_only_where_that_left_no_checkpoint(study):
+    claim = claimed(study)
+    states = dict.fromkeys(RUNS, State("waiting", 0)) | {"shc-seed1": State("diverged", 8)}
+    found = {entry.name: has_diverged(entry, states) for entry in claim.record.entries}
+    assert [name for name in RUNS if found[name]] == ["shc-seed1", "shc-seed1--at0.75"]
+
+
+def test_a_run_with_test_sets_is_finished_once_they_are_evaluated(study, tmp_path):
+    assert {entry.evaluation for entry in claimed(study).record.entries} == {"validation"}
+    tests = "--study.settings.data.test=[mine]"
+    assert {entry.evaluation for entry in claimed(study, tests).record.entries} == {"test"}
+    run = tmp_path / "run"
+    finish(run, 16)
+    ended(run, -9, step=16)
+    assert (state_of(run, 16).name, state_of(run, 16, "test").name) == ("finished", "failed")
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 16, "kind": "test", "loss": 2.0}\n')
+    assert state_of(run, 16, "test").name == "finished"
+
+
+def test_the_runs_of_a_command_that_was_killed_may_end_first(tmp_path, monkeypatch):
+    with (tmp_path / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        threading.Timer(0.3, fcntl.flock, (lock, fcntl.LOCK_UN)).start()
+        require_ended([tmp_path])
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        monkeypatch.setattr(runner, "ENDING_S", 0.1)
+        with pytest.raises(LaunchError, match="a run is going on there"):
+            require_ended([tmp_path])
+
+
+def test_a_child_that_leads_no_group_yet_is_killed_too():
+    child = Child.__new__(Child)
+    with subprocess.Popen(["sleep", "60"]) as process:
+        child.pid = process.pid
+        child.tell(signal.SIGKILL)
+        assert process.wait(10) == -signal.SIGKILL
+
+
 def test_a_job_of_slurm_says_how_it_ended(tmp_path):
     for name, status, state in (("a", "1 a rank died", "failed"), ("b", "75 told to stop", "waiting")):
         (tmp_path / name / "launch").mkdir(parents=True)
         (tmp_path / name / "launch/ended").write_text(status + "\n")
         assert state_of(tmp_path / name, 16).name == state
+    os.utime(tmp_path / "a/launch/ended", (1e9, 1e9))
+    ended(tmp_path / "a", 75)  # `study run` has trained it since
+    assert state_of(tmp_path / "a", 16).name == "waiting"
 
 
 def test_cores_belong_to_places_and_gpus_to_whoever_is_next():
@@ -252,7 +329,7 @@ def test_the_scripts_of_a_launch(study, capsys):
     assert main(["study", "launch", str(study), "--print", "--study.run_dir=s"]) == 0
     said = capsys.readouterr().out
     assert "#SBATCH --array=0-1\n" in said or "#SBATCH --array=0,1\n" in said
-    assert "#SBATCH --output=launch/branches-1-%a.log" in said and not Path("s/runs/launch").exists()
+    assert "#SBATCH --output=launch/branches-1-%a.log" in said and not Path("s").exists()
     assert main(["study", "launch", str(study), "--study.run_dir=s"]) == 0
     script = Path("s/runs/launch/branches-2.sh").read_text()
     assert f"    [1]={Path.cwd()}/s/runs/shc-seed1--at0.75\n" in script

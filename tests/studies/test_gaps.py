@@ -46,7 +46,7 @@ def test_what_diverged_or_has_no_partner_is_counted(tmp_path):
     rows += [row("mhc", 0, 2.9), row("mhc", 1, None), row("mhc", 3, 2.8)]
     (gap,) = paired_gaps(results(tmp_path, rows), 0.9)
     assert gap.gap[0] == pytest.approx(-0.1) and gap.gap.count == 1
-    assert (gap.diverged, gap.baseline_diverged, gap.unpaired) == (1, 1, 2)
+    assert (gap.diverged, gap.unpaired) == (1, 2)
 
 
 def test_only_runs_of_one_place_are_compared(tmp_path):
@@ -75,6 +75,19 @@ def test_places_of_runs_with_a_budget_of_their_own(tmp_path):
     found = paired_gaps(results(tmp_path, rows), 0.9)
     assert [gap.place.tokens for gap in found] == pytest.approx([0.55e9, 1.1e9])
     assert [gap.gap.count for gap in found] == [1, 1]
+
+
+def test_a_branch_that_is_missing_moves_no_other_point_of_its_run(tmp_path):
+    rows = [
+        row(kind, 0, 3.0 - share, tokens_per_parameter=10, point=point)
+        | {"tokens": share * tokens, "group": kind, "run": f"{kind}-{point}"}
+        for kind, tokens in (("residual", 1e9), ("mhc", 1.2e9))
+        for share, point in ((0.25, "at0.25"), (0.5, "at0.5"), (1, "final"))
+        if (kind, point) != ("mhc", "at0.25")
+    ]
+    found = paired_gaps(results(tmp_path, rows), 0.9)
+    assert [gap.place.tokens for gap in found] == pytest.approx([0.55e9, 1.1e9])
+    assert [gap.gap.mean for gap in found] == pytest.approx([0, 0])
 
 
 def test_each_arm_is_at_its_best_rate(tmp_path):

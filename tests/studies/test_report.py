@@ -13,6 +13,7 @@ from hcmegatron.report.charts import Words
 from hcmegatron.studies.figures.plot import NotDrawn, Plot
 from hcmegatron.studies.figures.styles import kind_styles, styles
 from hcmegatron.studies.read_results import read_results
+from hcmegatron.studies.record import Record, write_record
 from hcmegatron.studies.report import study_sections
 from hcmegatron.studies.table import Table
 from tests.studies.tables import grid, row, written
@@ -340,8 +341,33 @@ def test_the_gap_over_training_and_a_study_on_one_page(tmp_path, capsys):
     assert len(lines) == 40 and float(lines[7]["y"]) == pytest.approx(-0.2) and lines[7]["runs"] == "2"
     files = {file.name for file in (tmp_path / "report" / "figures").iterdir()}
     assert files == {f"gap-training.{ending}" for ending in ("svg", "png", "csv")}
-    with open(tmp_path / "report" / "tables" / "losses.csv") as stream:
-        assert [line["gap"][:7] for line in csv.DictReader(stream)] == ["–", "-0.2000"]
+    assert gaps_of(tmp_path) == ["–", "-0.2000"]
+    write_record(Record(tmp_path, "s", (), "mhc"))
+    assert main(["study", "report", str(tmp_path)]) == 0 and gaps_of(tmp_path) == ["–", "+0.2000"]
+    assert main(["study", "report", str(tmp_path), "--baseline", "residual"]) == 0
+    assert gaps_of(tmp_path) == ["–", "-0.2000"]
+
+
+def test_a_decay_has_not_its_runs_curve(tmp_path):
+    """Of kinds that share a decay's tokens alone, nothing is drawn; of a run's end, its curves are."""
+    study(tmp_path, {("residual", 0): 0.0, ("mhc", 0): -0.1})
+
+    def rows(**mhc_ends_with):
+        ends = [
+            row(kind, 0, loss) | {"run": f"{kind}-0", "group": f"{kind}-0", "tokens": tokens}
+            for kind, loss, tokens in (("residual", 4.6, 4e9), ("mhc", 4.5, mhc_ends_with["tokens"]))
+        ]
+        decays = [{**end, "run": f"{end['run']}--at0.5", "tokens": 1e9} for end in ends]
+        return written(tmp_path / "table.csv", [*ends, *decays])
+
+    title = "Loss gap to the baseline over training"
+    assert Report(rows(tokens=8e9), directory=tmp_path).why(title).startswith("no pair of runs")
+    assert len(Report(rows(tokens=4e9), directory=tmp_path).plot("gap-training").panels) == 1
+
+
+def gaps_of(folder):
+    with open(folder / "report" / "tables" / "losses.csv") as stream:
+        return [line["gap"][:7] for line in csv.DictReader(stream)]
 
 
 @pytest.mark.parametrize(

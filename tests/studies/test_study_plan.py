@@ -33,6 +33,23 @@ def test_a_run_is_planned_as_the_planner_plans_its_configuration(tmp_path):
     assert (row.step.peak, row.step.seconds, row.fits) == (alone.peak, alone.seconds, True)
 
 
+def test_an_optimizer_has_its_own_plan_of_a_step(tmp_path):
+    kinds, optimizers = (
+        ("kind: [residual, mhc]", "kind: [residual]"),
+        ("  seed: [1, 2]", "  optimizer.name: [adamw, muon]"),
+    )
+    rows = planned(tmp_path, kinds, optimizers, ("[32, 64]", "[64]")).rows
+    assert len(rows) == 2 and rows[0].step.peak != rows[1].step.peak
+
+
+def test_files_may_be_at_home(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home/small.yaml").write_text("extends: h100\nmemory_gib: 0.8\n")
+    plan = planned(tmp_path, (END, END + "machine: {gpu: ~/small.yaml}\nrun_dir: ~/runs\n"))
+    assert plan.machine.memory_gib == 0.8 and plan.study.run_dir == tmp_path / "home/runs"
+
+
 def test_the_whole_is_the_sum_and_jobs_share_the_time(tmp_path):
     alone, two = (planned(tmp_path, overrides=[f"--study.machine.jobs={jobs}"]) for jobs in (1, 2))
     hours = [row.hours for row in alone.rows]

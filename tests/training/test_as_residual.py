@@ -1,16 +1,19 @@
 """Connections over a residual checkpoint's weights compute what it did, and then part; what cannot be is refused."""
 
 import argparse
+import errno
 import math
+import os
 
 import pytest
 import torch
+import torch.distributed.checkpoint as dcp
 
 from hcmegatron import cli
 from hcmegatron.config import ConfigError, check_config
 from hcmegatron.connections.kinds import KINDS
 from hcmegatron.connections.kinds.manifold import MHC, ManifoldSettings
-from hcmegatron.training import checkpoint_cli, resume
+from hcmegatron.training import checkpoint_cli, resume, to_residual
 from tests.ranks import run_ranks
 from tests.training import as_residual_workers, workers
 from tests.training.as_residual_table import STEPS, WARM, corpus, network
@@ -139,3 +142,26 @@ def test_what_cannot_be_contracted(residual, at_its_beginning, tmp_path):
         assert "\n" not in str(error.value) and not (tmp_path / "new").exists()
     with pytest.raises(ConfigError, match="contract takes a path and one directory that is made"):
         checkpoint_cli.main(argparse.Namespace(action="contract", path=source, into=None))
+
+
+@pytest.mark.ranks
+def test_a_full_disk_is_said_and_leaves_nothing(at_its_beginning, tmp_path, monkeypatch):
+    def raises(error):
+        def write(*_):
+            raise error
+
+        return write
+
+    full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    for target, name in ((dcp.FileSystemWriter, "write_data"), (to_residual, "summed")):
+        with monkeypatch.context() as patched:
+            patched.setattr(target, name, raises(full))
+            with pytest.raises(
+                ConfigError, match="new cannot be written: No space left on device; name"
+            ) as said:
+                to_residual.contract(at_its_beginning / "checkpoints/step-00000001", tmp_path / "new")
+            assert "\n" not in str(said.value) and not (tmp_path / "new").exists()
+    monkeypatch.setattr(to_residual, "summed", raises(KeyboardInterrupt()))
+    with pytest.raises(KeyboardInterrupt):
+        to_residual.contract(at_its_beginning / "checkpoints/step-00000001", tmp_path / "new")
+    assert not (tmp_path / "new").exists()

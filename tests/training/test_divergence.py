@@ -12,7 +12,7 @@ from hcmegatron.training import divergence
 from hcmegatron.training.bad_steps import Diverged
 from hcmegatron.training.divergence import Divergence
 from hcmegatron.training.manifest import Progress
-from hcmegatron.training.observer import Step
+from hcmegatron.training.observer import Rewind, Step
 from hcmegatron.training.step import StepResult
 from tests.small_configs import put
 
@@ -52,11 +52,16 @@ def test_after_so_many_steps_in_a_row_that_are_no_better_than_a_guess(run):
     assert end_of(Divergence(run), [low, low, high, high, low] * 3) is None
 
 
-def test_what_is_repeated_counts_anew(run):
+def test_what_is_repeated_counts_anew_and_what_was_before_stays(run):
+    """As for a run that is cut off after the repetition has begun."""
     observer = Divergence(run)
     assert end_of(observer, [9.0, 9.0, 9.0, 9.0]) is None
-    observer.on_rewind(None)
-    assert end_of(observer, [9.0, 9.0, 9.0], first=4) == 6
+    lines = [json.dumps({"step": n, "kind": "train", "loss": 9.0}) for n in (1, 2, 3)]
+    (run.directory / "metrics.jsonl").write_text("\n".join(lines))
+    observer.on_rewind(Rewind(None, Progress(3, 6), range(0)))
+    assert end_of(observer, [9.0, 9.0, 9.0], first=4) == 5
+    observer.on_rewind(Rewind(None, Progress(2, 4), range(0)))
+    assert end_of(observer, [9.0, 9.0, 9.0], first=3) == 5
 
 
 def test_a_run_that_goes_on_ends_where_it_would_have_ended(run):

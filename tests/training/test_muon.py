@@ -148,9 +148,33 @@ def test_what_one_rank_sends_another_receives():
 def test_large_networks_go_in_rounds():
     boxes = [Box(place(name), (0, 0), (4, 4)) for name in "abcde"]
     costs = {box.place: 1.0 for box in boxes}
-    found = list(rounds([boxes, boxes], costs, most=16))
+    found = list(rounds([boxes, boxes], costs, most=32))
     assert [sorted(p.key for p in each.owners) for each in found] == [["a", "b"], ["c", "d"], ["e"]]
     assert all(set(each.owners.values()) == {0, 1} for each in found[:2])
     one = gathering(found[0], 0, 2)
     assert not one.travels  # both hold all of it
     assert returning(found[0], [boxes, boxes], 0).travels
+
+
+@pytest.mark.parametrize("ranks", [2, 4, 8])
+def test_what_all_ranks_hold_comes_back_in_bounded_rounds(ranks):
+    """Replicated state: every rank gets all matrices of a round back."""
+    boxes = [Box(place(name), (0, 0), (4, 4)) for name in "abcdefgh"]
+    held = [boxes] * ranks
+    found = list(rounds(held, {box.place: 1.0 for box in boxes}, most=32))
+    assert sorted(p for each in found for p in each.owners) == sorted(box.place for box in boxes)
+    for each in found:
+        for rank in range(ranks):
+            back = returning(each, held, rank)
+            assert sum(box.numbers for some in back.received for box in some) <= 32
+
+
+def test_ranks_that_hold_the_same_send_alike():
+    """Four ranks with the upper half of eight matrices and four with the lower: half of what is owned is elsewhere."""
+    halves = [[Box(place(name), (row, 0), (2, 4)) for name in "abcdefgh"] for row in (0, 2)]
+    held = [halves[rank // 4] for rank in range(8)]
+    (each,) = rounds(held, {box.place: 1.0 for box in halves[0]}, most=1000)
+    sent = [0] * 8
+    for box, source in each.sources.items():
+        sent[source] += box.numbers * (each.owners[box.place] != source)
+    assert sent == [8] * 8

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from hcmegatron.config.checks.layout import check_world, smallest_world, stages_a_rank
-from hcmegatron.config.checks.refusals import Shown, need
+from hcmegatron.config.checks.refusals import Shown, need, refuse
 from hcmegatron.config.ineffective import ineffective
 from hcmegatron.config.ranges import LARGEST
 from hcmegatron.config.schema import Config, resumes
@@ -91,10 +91,28 @@ def check_training(config: Config, shown: Shown) -> None:
         f"{shown('checkpoint.init_from')} with {shown('connection.kind')}, which cannot begin as the residual network",
         "use one of " + ", ".join(name for name, kind in KINDS.items() if kind.continues_residual),
     )
+    if c.init_from:
+        _check_values_as_residual(config, shown)
     need(
         not resumes(config) or config.run.dir is not None,
         f"{shown('checkpoint.resume')} without run.dir",
         "set run.dir to the run directory to continue",
+    )
+
+
+def _check_values_as_residual(config: Config, shown: Shown) -> None:
+    """ConfigError where the connection has no values with which it is the residual network."""
+    kind, start = accounting.kind_of(config.connection), shown("checkpoint.init_from")
+    try:
+        values = kind.as_residual(config.connection, 0) if kind.as_residual else {}
+    except ValueError as error:
+        refuse(f"{start} cannot begin as the residual network: {error}", "lower it")
+    alone = config.connection.n == 1 and "b_pre" in values
+    need(
+        not alone or config.model.norm_position == "pre",
+        f"{start} with {shown('connection.n')} and {shown('model.norm_position')} cannot begin as the residual "
+        "network: the gate of one stream is below 1, and no norm takes that out",
+        "set connection.use_pre=false" if "use_pre" in kind.fields else "use connection.n of 2 or more",
     )
 
 

@@ -127,9 +127,18 @@ def gates_as_residual(
     post = 1 and sum_i pre_i = 1, more of it from stream k mod n: equal streams stay equal for any res whose rows sum to
     1, and later reads give them different gradients. Without pre the mean is read, which a doubly stochastic res
     leaves alone, and the streams are told apart by post, whose mean is 1.
+
+    Raises:
+        ValueError: an epsilon alone is as much as a gate has to be.
     """
     shares = [math.exp(i == k % n) / (n - 1 + math.e) for i in range(n)]
     values: dict[str, Any] = {}
+    if use_pre and not pre_eps < min(shares):
+        raise ValueError(
+            f"connection.pre_eps = {pre_eps} is not below {min(shares):.3g}, what pre begins with"
+        )
+    if use_post and not post_eps < 1:
+        raise ValueError(f"connection.post_eps = {post_eps} is not below 1, what post begins with")
     if use_pre:
         pre = [min(share - pre_eps, _OPEN) for share in shares]
         values["b_pre"] = [math.log(p / (1 - p)) for p in pre]

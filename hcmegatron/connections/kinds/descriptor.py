@@ -142,6 +142,7 @@ class ConnectionDescriptor:
         as_residual: values of sub-layer k's parameters, by name and as nested lists, in place of their initialisation,
             with which equal streams stay equal and x is one of them, so that a residual network's weights compute what
             they did, while gradients of the streams differ. None: the initialisation is so, where it `starts` at it.
+            ValueError, in words, where settings leave no such values.
         output_init_divisor: by how much the init of output projections is divided, beside GPT-2's sqrt(2 x layers).
         doubly_stochastic: whether rows and columns of the residual map sum to 1, as far as its iterations bring them.
         activations: of the module `own` and the coefficients that it read, what came out of saturating functions, from

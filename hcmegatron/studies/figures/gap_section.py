@@ -43,7 +43,8 @@ def _over_training(
     title = "Loss gap to the baseline over training"
     if directory is None:
         return NotDrawn(title, "a table has no curves; name the study's directory")
-    last = [next(iter(found.values())).place for found in last_gaps(results, gaps).values()][-PANELS:]
+    ends = [gap for gap in gaps if any(point.is_run for point in results.best(gap.arm, gap.place))]
+    last = [next(iter(found.values())).place for found in last_gaps(results, ends).values()][-PANELS:]
     found = trajectories(results, last, read_curves(directory), level)
     if not found:
         return NotDrawn(title, f"no pair of runs has a metrics.jsonl under {directory / 'runs'}")
