@@ -9,7 +9,9 @@ def main() -> int:
     """The command line's exit status. What is wrong with the installation is one line, too."""
     try:
         from hcmegatron import cli
+        from hcmegatron.platform.imports import process_is_ours
 
+        process_is_ours()
         return cli.main()
     except InstallationError as error:
         print(f"hcmegatron: error: {error}", file=sys.stderr)

@@ -26,7 +26,7 @@ import torch.multiprocessing
 from torch import Tensor
 
 if __name__ == "__main__":
-    # Ranks are forked, which CUDA does not survive: hidden before anything asks for a GPU.
+    # Messages between CPUs: no rank needs a GPU, nor makes a context on one.
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 from schedules import Schedule, generate

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from hcmegatron.connections.sinkhorn import sinkhorn
 from hcmegatron.kernels import torch_sinkhorn, torch_sinkhorn_implicit
+from tools.machine import Others, described
 
 SCALES = (0.1, 0.5, 1.0, 2.0, 3.0, 5.0, 10.0)
 LIMIT = 400
@@ -68,6 +69,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=31)
     args = parser.parse_args()
     torch.set_num_threads(1)
+    print(described())
+    others = Others()
     backs: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
         "iterations": lambda L, dM: torch_sinkhorn.backward(L, dM, args.iterations, "none"),
         "implicit": lambda L, dM: torch_sinkhorn_implicit.backward(
@@ -93,6 +96,7 @@ def main() -> None:
     print(f"\n{args.tokens} tokens, n = {N}, one thread:")
     for name, run in timed.items():
         print(f"{name}: {milliseconds(run, args.rounds):.2f} ms")
+    print(others)
 
 
 if __name__ == "__main__":

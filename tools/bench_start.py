@@ -69,19 +69,20 @@ class Marks(Observer):
 
 
 def run_once(settings: list[str]) -> dict[str, float]:
-    """Seconds of every phase of one run."""
+    """Seconds of every phase of one run. SystemExit, with what the run has said, where it failed."""
     environ = {key: value for key, value in os.environ.items() if key != "PYTHONDONTWRITEBYTECODE"}
     own = [f"--training.steps={STEPS}", "--run.observers=[tools.bench_start:Marks]"]
     with tempfile.TemporaryDirectory() as folder:
         own.append(f"--run.dir={folder}/run")
         began = time.monotonic()
-        subprocess.run(
-            [sys.executable, "-m", "hcmegatron", "train", *settings, *own],
-            check=True,
-            capture_output=True,
-            env=environ,
-        )
-        marks = json.loads(Path(folder, "run", FILE).read_text()) | {"exit": time.monotonic()}
+        command = [sys.executable, "-m", "hcmegatron", "train", *settings, *own]
+        done = subprocess.run(command, capture_output=True, text=True, env=environ)
+        exited, path = time.monotonic(), Path(folder, "run", FILE)
+        if done.returncode:
+            raise SystemExit(f"{done.stderr}bench_start: the run has ended with status {done.returncode}")
+        marks = (json.loads(path.read_text()) if path.exists() else {}) | {"exit": exited}
+    if missing := [end for _, end in PHASES if end not in marks]:
+        raise SystemExit(f"{done.stderr}bench_start: the run has left no mark of: {', '.join(missing)}")
     ends = [began, *(marks[end] for _, end in PHASES)]
     return {end: ends[index + 1] - ends[index] for index, (_, end) in enumerate(PHASES)}
 

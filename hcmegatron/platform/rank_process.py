@@ -15,6 +15,7 @@ from typing import NamedTuple
 from hcmegatron.config.errors import ConfigError
 from hcmegatron.platform.collective_failure import Ended, PeerFailed
 from hcmegatron.platform.exit_status import USER_ERROR
+from hcmegatron.platform.imports import process_is_ours
 from hcmegatron.platform.process_signals import FORWARDED, end_with_parent
 from hcmegatron.platform.ranks import RankInfo
 
@@ -43,6 +44,7 @@ def run_rank(
         parent: the process that started it, with which it ends.
         heard: the signals that are not ignored.
     """
+    process_is_ours()
     os.setpgid(0, 0)  # the terminal's Ctrl-C goes to the parent alone, which passes it on
     end_with_parent(signal.SIGKILL)
     if os.getppid() != parent:

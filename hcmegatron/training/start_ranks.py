@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import importlib
 import os
+import sys
 import time
 import traceback
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -77,7 +79,7 @@ def run_rank(
     from hcmegatron.platform.ranks import STARTED_HERE
 
     module, _, function = work.partition(":")
-    with uncollected():
+    with nullcontext() if module in sys.modules else uncollected():
         run = getattr(importlib.import_module(module), function)
     if ranks.source == "torchrun":
         end_with_parent(TORCHRUN_ENDED)  # its ranks outlive a torchrun that is killed: they save and end

@@ -38,3 +38,8 @@ def _differentiable(kind: type[torch.optim.Optimizer], options: dict[str, float]
     parameter.grad = torch.ones(2)
     optimizer.step()
     return parameter.requires_grad and parameter.grad_fn is not None
+
+
+def done(*_: object) -> int:
+    """A rank's work, with a status that no mistake has."""
+    return 7
