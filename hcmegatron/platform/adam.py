@@ -1,9 +1,12 @@
 """Adam's state by parameter, whichever Adam is there: torch's, Transformer Engine's or apex's.
 
-torch keeps the count of updates beside each parameter's moments, the others in the parameter group.
+torch keeps the count of updates beside each parameter's moments, the others in the parameter group. They do not count
+in a group without parameters.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,7 +29,7 @@ def updates(optimizer: torch.optim.Optimizer) -> int:
     if isinstance(optimizer, torch.optim.Adam):
         counts = {int(state["step"]) for state in optimizer.state.values()}
     else:
-        counts = {int(group["step"]) for group in optimizer.param_groups if "step" in group}
+        counts = {int(group["step"]) for group in _with_parameters(optimizer) if "step" in group}
     assert len(counts) <= 1, f"parameters that were updated {sorted(counts)} times"
     return max(counts, default=0)
 
@@ -37,5 +40,9 @@ def set_updates(optimizer: torch.optim.Optimizer, count: int) -> None:
         for state in optimizer.state.values():
             state["step"] = torch.tensor(float(count))
     else:
-        for group in optimizer.param_groups:
+        for group in _with_parameters(optimizer):
             group["step"] = count
+
+
+def _with_parameters(optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:
+    return [group for group in optimizer.param_groups if group["params"]]
