@@ -54,10 +54,8 @@ EXEMPT: dict[str, str] = {
         f"hcmegatron/measure/{where}": "measuring: one operation at a time, and the host waits for each"
         for where in (
             "messages.py Hop._beside wait",
-            "messages.py Hop._beside wait 2",
             "messages.py Hop._there_and_back wait",
-            "messages.py Hop._there_and_back wait 2",
-            "messages.py Hop._there_and_back wait 3",
+            "messages.py Hop._receive.arrived wait",
             "stages.py done synchronize",
         )
     },
