@@ -11,7 +11,7 @@ from tests.ranks import ROOT
 
 EXAMPLES = ROOT / "examples"
 KINDS_SHOWN = "from hcmegatron.connections.kinds import KINDS; print(*KINDS)"
-OWN = ["residual", "shc", "dhc", "sfc", "dfc", "mhc", "ihc", "gr"]
+OWN = ["residual", "shc", "dhc", "sfc", "dfc", "mhc", "mhc_lite", "krom", "ihc", "gr"]
 
 
 def python(*words, path, **environment):
