@@ -102,8 +102,10 @@ def test_two_ranks():
         plain, *others = [next(results) for _ in configs]
         for config, other in zip(configs[1:], others, strict=True):
             assert_same_bits(plain, other, (name, config.recompute))
+        # the plan does not count the gates that a single-pass hop keeps: a tenth of so small a network (docs/limits.md)
+        within = 0.11 if name == "single pass" else 0.05
         for rank in others[0]:
-            assert rank.measured == pytest.approx(rank.planned, rel=0.05), name
+            assert rank.measured == pytest.approx(rank.planned, rel=within), name
 
 
 def test_selective_alone_and_with_block():
