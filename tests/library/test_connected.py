@@ -97,7 +97,10 @@ def test_calling_a_connection_says_what_to_do():
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        ({"kind": "mch"}, "connection.kind='mch': choose one of residual, shc, dhc, sfc, dfc, mhc, mhc_lite, krom, ihc, gr"),
+        (
+            {"kind": "mch"},
+            "connection.kind='mch': choose one of residual, shc, dhc, sfc, dfc, mhc, mhc_lite, krom, ihc, gr",
+        ),
         ({"hidden_size": 0}, "hidden_size=0: must be a whole number of at least 1"),
         ({"index": -1}, "index=-1: must be a whole number, 0 for the network's first sub-layer"),
         ({"stream": 2}, "stream=2: no setting of mhc; did you mean streams?"),
