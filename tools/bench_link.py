@@ -16,14 +16,12 @@ import argparse
 import json
 import os
 import tempfile
-import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
 import torch.multiprocessing
-from torch import Tensor
 
 if __name__ == "__main__":
     # Ranks are forked, which CUDA does not survive: hidden before anything asks for a GPU.
@@ -34,6 +32,7 @@ from schedules.costs import Costs, Link
 from schedules.runtime import DistributedTransport, Runtime
 from schedules.simulate import simulate
 from tools.machine import Others, described
+from tools.sleeping_stage import sleeping_stages
 from tools.targets import Targets, exit_status
 
 SHAPE = (64, 4, 64)  # of a message: small, so that what it costs is the emulated link
@@ -70,30 +69,6 @@ class LinkCase:
         return simulate(schedule, costs).makespan * self.forward
 
 
-class SleepingStage:
-    """Takes its time and passes on a tensor, where somebody needs one."""
-
-    def __init__(self, forward: float, first: bool, last: bool) -> None:
-        self._forward = forward
-        self._output = None if last else torch.zeros(SHAPE)
-        self._input_grad = None if first else torch.zeros(SHAPE)
-
-    def forward(self, microbatch: int, input: Tensor | None) -> Tensor | None:
-        time.sleep(self._forward)
-        return self._output
-
-    def backward(self, microbatch: int, output_grad: Tensor | None) -> Tensor | None:
-        time.sleep(2 * self._forward)
-        return self._input_grad
-
-    def backward_input(self, microbatch: int, output_grad: Tensor | None) -> Tensor | None:
-        time.sleep(self._forward)
-        return self._input_grad
-
-    def backward_weight(self, microbatch: int) -> None:
-        time.sleep(self._forward)
-
-
 def measure(settings: list[LinkCase]) -> list[float]:
     """Seconds of a step, from the first rank's start to the last one's end, for each setting in turn. Runs on
     every rank of the default group, all with the same settings; the same answer everywhere."""
@@ -102,12 +77,7 @@ def measure(settings: list[LinkCase]) -> list[float]:
     for setting in settings:
         schedule = generate(setting.schedule, group.size(), setting.microbatches)
         placement = schedule.placement
-        stages = {
-            stage: SleepingStage(
-                setting.forward, placement.previous(stage) is None, placement.next(stage) is None
-            )
-            for stage in placement.stages_of(group.rank())
-        }
+        stages = sleeping_stages(placement, group.rank(), setting.forward, torch.zeros(SHAPE))
         cpu = torch.device("cpu")
         size = torch.Size(SHAPE).numel() * torch.float32.itemsize
         link = setting.link(size, setting.forward) if setting.hop else None

@@ -16,14 +16,12 @@ import json
 import os
 import statistics
 import tempfile
-import time
 from functools import partial
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
 import torch.multiprocessing
-from torch import Tensor
 
 if __name__ == "__main__":
     # Messages between CPUs: no rank needs a GPU, nor makes a context on one.
@@ -32,6 +30,7 @@ if __name__ == "__main__":
 from schedules import Schedule, generate
 from schedules.runtime import DistributedTransport, Runtime, SharedMemoryTransport, Transport
 from tools.machine import Others, described, spread
+from tools.sleeping_stage import sleeping_stages
 from tools.targets import Targets, exit_status
 
 CPU = torch.device("cpu")
@@ -40,40 +39,11 @@ FREE = "free link"
 SHARED, GLOO = "shared memory", "gloo"
 
 
-class SleepingStage:
-    """Takes its time and passes on a tensor, where somebody needs one."""
-
-    def __init__(self, forward: float, output: Tensor | None, input_grad: Tensor | None) -> None:
-        self._forward, self._output, self._input_grad = forward, output, input_grad
-
-    def forward(self, microbatch: int, input: Tensor | None) -> Tensor | None:
-        time.sleep(self._forward)
-        return self._output
-
-    def backward(self, microbatch: int, output_grad: Tensor | None) -> Tensor | None:
-        time.sleep(2 * self._forward)
-        return self._input_grad
-
-    def backward_input(self, microbatch: int, output_grad: Tensor | None) -> Tensor | None:
-        time.sleep(self._forward)
-        return self._input_grad
-
-    def backward_weight(self, microbatch: int) -> None:
-        time.sleep(self._forward)
-
-
 def pipeline(schedule: Schedule, transport: Transport, forward: float, elements: int) -> Runtime:
     """This rank's part, with messages of so many fp32 numbers."""
     where, rank = schedule.placement, dist.get_rank()
     message = torch.zeros(elements)
-    stages = {
-        stage: SleepingStage(
-            forward,
-            None if where.next(stage) is None else message,
-            None if where.previous(stage) is None else message,
-        )
-        for stage in where.stages_of(rank)
-    }
+    stages = sleeping_stages(where, rank, forward, message)
     return Runtime(
         schedule, rank, stages, transport, shape=lambda _: (elements,), dtype=torch.float32, device=CPU
     )

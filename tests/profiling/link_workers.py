@@ -15,7 +15,8 @@ from hcmegatron.profiling.recording import rank_step
 from schedules import generate
 from schedules.runtime import DistributedTransport, Runtime
 from schedules.runtime.link import EmulatedLink
-from tools.bench_link import SHAPE, LinkCase, SleepingStage
+from tools.bench_link import SHAPE, LinkCase
+from tools.sleeping_stage import SleepingStage
 
 CPU = torch.device("cpu")
 SIZE = torch.Size(SHAPE).numel() * torch.float32.itemsize
@@ -71,9 +72,14 @@ def profiled(case: LinkCase, steps: int = 1) -> tuple[RankRecord, list[Truth]]:
     """This rank's record and the emulation's own of some steps, after one that warms up."""
     group = dist.group.WORLD
     schedule = generate(case.schedule, group.size(), case.microbatches)
-    where, truth = schedule.placement, Truth([], [])
+    where, truth, message = schedule.placement, Truth([], []), torch.zeros(SHAPE)
     stages = {
-        stage: _Stage(truth.slept, case.forward, where.previous(stage) is None, where.next(stage) is None)
+        stage: _Stage(
+            truth.slept,
+            case.forward,
+            None if where.next(stage) is None else message,
+            None if where.previous(stage) is None else message,
+        )
         for stage in where.stages_of(group.rank())
     }
     link = _Link(truth.sent, case.link(SIZE, case.forward))
