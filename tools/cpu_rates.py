@@ -8,6 +8,7 @@ than it does the clock's: the difference of two that differ in one thing is what
 
 from __future__ import annotations
 
+import argparse
 import importlib
 import os
 import resource
@@ -92,4 +93,7 @@ def rates() -> dict[str, Any]:
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    ).parse_args()
     print(yaml.safe_dump(rates(), sort_keys=False), end="")

@@ -24,6 +24,7 @@ __all__ = [
     "evaluation_schedule",
     "first_micro_batches",
     "is_megatrons",
+    "least_micro_batches",
     "most_held",
     "placement",
     "training_schedule",
@@ -44,6 +45,12 @@ def evaluated_micro_batches(parallel: Parallel, microbatches: int) -> int:
     in_turn = descriptor(parallel).microbatches_multiple(parallel.pipeline)
     multiple = math.lcm(len(placement(parallel).paths), in_turn)
     return -(-microbatches // multiple) * multiple
+
+
+def least_micro_batches(parallel: Parallel) -> int:
+    """The least number of micro-batches that a step under the schedule can have."""
+    misfit = descriptor(parallel).misfit(parallel.pipeline, 1)
+    return misfit.smallest if misfit else 1
 
 
 def evaluation_schedule(where: Placement, microbatches: int) -> Schedule:

@@ -32,10 +32,7 @@ def after_the_pipeline(layout: Layout, operations: Operations) -> Counter[str]:
         )
         if not sharded:  # one all-reduce
             reduced, gathered = reduced + gathered, 0.0
-        one = [
-            operations.of_stage(layout.placement.model_stage(s)).phases
-            for s in layout.placement.stages_of(rank)
-        ]
+        one = [operations.of_stage(stage).phases for stage in layout.model_stages[rank]]
         if parallel.overlap_grad_reduce:
             behind = sum(dgrad + wgrad for _, dgrad, wgrad in one)
             reduced = max(LAST_BUCKET * reduced, reduced - behind)

@@ -118,6 +118,10 @@ def held_parameters(layout: Layout, rank: int) -> Counter[Class]:
 
 def held_matrices(layout: Layout, rank: int) -> Counter[Class]:
     """Of `held_parameters` those that Muon updates where optimizer.name is muon."""
+    return layout.once(("matrices", rank), lambda: _rank_matrices(layout, rank))
+
+
+def _rank_matrices(layout: Layout, rank: int) -> Counter[Class]:
     config, C = layout.config, layout.config.model.hidden_size
     held, stages = held_parameters(layout, rank), layout.held(rank)
     found: Counter[Class] = Counter({name: held[name] for name in MUONS})

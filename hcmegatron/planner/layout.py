@@ -95,11 +95,20 @@ class Layout:
         def find() -> list[int]:
             found: dict[Any, int] = {}
             for rank in range(self.placement.ranks):
-                shape = tuple((*self.layers_of_kinds(c), c.first, c.last) for c in self.held(rank))
+                shape = tuple(map(self.kind_of, self.model_stages[rank]))
                 found.setdefault(shape, rank)
             return list(found.values())
 
         return self.once("distinct ranks", find)
+
+    def kind_of(self, stage: int) -> tuple[int, int, bool, bool]:
+        """Model stages that are alike: how many layers are dense and have experts, embedding, head."""
+
+        def find() -> tuple[int, int, bool, bool]:
+            held = self.stages[stage]
+            return (*self.layers_of_kinds(held), held.first, held.last)
+
+        return self.once(("kind", stage), find)
 
     def layers_of_kinds(self, stage: ModelStage) -> tuple[int, int]:
         """How many layers are dense, and how many have experts."""

@@ -107,9 +107,9 @@ class Operations:
 
     def of_stage(self, stage: int) -> StageOperations:
         """A model stage's; stages with as many layers of each kind are one."""
-        held = self.layout.stages[stage]
-        kind = (*self.layout.layers_of_kinds(held), held.first, held.last)
+        kind = self.layout.kind_of(stage)
         if kind not in self._stages:
+            held = self.layout.stages[stage]
             pieces = [self.of_layer(layer) for layer in held.layers]
             outside = [
                 self._end(name) for name, there in (("embedding", held.first), ("head", held.last)) if there

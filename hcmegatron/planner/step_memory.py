@@ -218,7 +218,8 @@ def _sent(layout: Layout, simulation: Simulation) -> list[list[_Sent]]:
     """How long each rank holds what it sends."""
     depths = None
     if not is_megatrons(layout.config.parallel):  # which drop a message when it has gone
-        depths = receive_depths(simulation.schedule)
+        schedule = simulation.schedule
+        depths = layout.once(("receives", schedule.microbatches), lambda: receive_depths(schedule))
     channels: dict[tuple[int, int], list[Transfer]] = defaultdict(list)
     for transfer in sorted(simulation.transfers, key=lambda transfer: transfer.produced):
         channels[transfer.message.channel].append(transfer)

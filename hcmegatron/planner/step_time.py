@@ -153,15 +153,15 @@ def lower_bound(layout: Layout, operations: Operations) -> float:
     split = layout.config.parallel.schedule in SPLIT_BACKWARD
     least, before, after = [], [0.0], [0.0]
     for stage in range(where.model_stages):
-        seconds = operations.of_stage(stage).seconds
-        least.append(seconds.total() - (seconds["all-to-alls"] if hides else 0.0))
-        forward, dgrad, wgrad = operations.of_stage(stage).phases
+        own = operations.of_stage(stage)
+        least.append(own.seconds.total() - (own.seconds["all-to-alls"] if hides else 0.0))
+        forward, dgrad, wgrad = own.phases
         before.append(before[-1] + forward)
         after.append(after[-1] + dgrad + (0.0 if split else wgrad))
     pipeline = 0.0
     each = layout.microbatches / len(where.paths)
-    for own in layout.model_stages:
-        busy = each * sum(least[stage] for stage in own)
-        last = 0.0 if split else after[min(own)]
-        pipeline = max(pipeline, before[min(own)] + busy + last)
+    for chunks in layout.model_stages:
+        busy = each * sum(least[stage] for stage in chunks)
+        last = 0.0 if split else after[min(chunks)]
+        pipeline = max(pipeline, before[min(chunks)] + busy + last)
     return pipeline + after_the_pipeline(layout, operations).total()

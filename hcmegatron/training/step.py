@@ -18,7 +18,11 @@ from hcmegatron.data.dataset import Batches
 from hcmegatron.data.feed import TENSORS, Feed, MicroBatchTensors, filled_up, unused_tensors
 from hcmegatron.model.execution import Execution, running
 from hcmegatron.model.gpt import unwrap
-from hcmegatron.pipeline.configured_schedule import evaluated_micro_batches, first_micro_batches
+from hcmegatron.pipeline.configured_schedule import (
+    evaluated_micro_batches,
+    first_micro_batches,
+    least_micro_batches,
+)
 from hcmegatron.pipeline.runner import ScheduleRunner
 from hcmegatron.pipeline.unreduced import unreduced
 from hcmegatron.training import loss
@@ -89,13 +93,14 @@ class Stepper:
         """loss.summed of this rank for one micro-batch of the step after `seen` samples, the same on all data-parallel
         ranks; its gradients are each rank's own, not reduced. Leaves no trace but in them, which the next step clears.
 
-        A pipeline runs as many of it as a step has: its schedule may need them.
+        A pipeline runs as many of it as a step has: its schedule may need them. One rank runs its schedule's least.
         """
         self.clear()
         counts = [router.local_tokens_per_expert.clone() for router in self.balanced]
         batch = self.batches.of_rank(0, seen, 0)
         with unreduced(self.schedule, self.chunks):
-            count = 1 if self.groups.pp.size() == 1 else self.batches.micro_batches
+            one_rank = self.groups.pp.size() == 1
+            count = least_micro_batches(self.config.parallel) if one_rank else self.batches.micro_batches
             numbers = {"first_sample": batch["first_sample"]}
             sums, _ = self._run(lambda _: batch, lambda _: numbers, count, forward_only=False)
         for router, tokens in zip(self.balanced, counts, strict=True):

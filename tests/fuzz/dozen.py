@@ -42,14 +42,14 @@ def traits(case: Case) -> set[tuple]:
             (key, str(value))
             for key, value in flatten(config).items()
             if key not in space.FIXED and key not in idle and key not in SLOW
-            if len(set(map(str, space.values(key)))) < 10
+            if key in space.STRUCTURE or len(set(map(str, space.values(key)))) < 10
         }
     return found
 
 
 def _gain(new: set[tuple]) -> int:
     """What a run is built around counts more."""
-    return sum(8 if key in space.STRUCTURE else 1 for key, _ in new)
+    return sum(16 if key in space.STRUCTURE else 1 for key, _ in new)
 
 
 def _quick(case: Case) -> bool:

@@ -142,7 +142,7 @@ def _train(
         if others:
             raise Finding(f"{what} was refused on some ranks", str(refusals))
         if "\n" in line or any(report.steps for report in reports):
-            raise Finding(f"{what} was refused too late or in several lines", said)
+            raise Finding(f"{what} was refused too late or in several lines", f"{line}\n{said}")
         raise Refused(f"{what}: {line}")
     expected = 3 - first
     if any(report.steps != expected for report in reports):

@@ -117,10 +117,10 @@ def test_the_projection_crosses_the_cuts_of_an_overlapped_pass(reads):
     model.zero_grad()
     torch.manual_seed(5)
     x, micro_batch, passing = model.input(TOKENS), MicroBatch(), MicroBatchGraph(Lanes(torch.device("cpu")))
-    passing.begin(x.view_as(x), SUBLAYERS)
+    passing.begin((x.view_as(x),), SUBLAYERS)
     for layer, parts in enumerate(zip(model.sublayers, model.linears, strict=True)):
         passing.forward(layer, node(*parts), micro_batch)
-    output = passing.end()
+    output, *_ = passing.end()
     output.square().sum().backward()
     passing.begin_backward()
     for layer in reversed(range(SUBLAYERS)):

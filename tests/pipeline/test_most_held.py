@@ -2,8 +2,10 @@
 
 import pytest
 
+from hcmegatron.config.errors import ConfigError
+from hcmegatron.config.schedule_names import MEGATRONS, SCHEDULES
 from hcmegatron.config.schema import Config
-from hcmegatron.pipeline.configured_schedule import most_held
+from hcmegatron.pipeline.configured_schedule import least_micro_batches, most_held, training_schedule
 
 
 def held(schedule, pipeline, microbatches, virtual=None):
@@ -32,3 +34,20 @@ def test_gpipe_holds_all():
 
 def test_split_backward_defers_where_fewer_wait():
     assert held("zb_h1", 4, 16) == [(4, 0), (3, 1), (2, 2), (1, 3)]
+
+
+@pytest.mark.parametrize("pipeline", [1, 2, 4])
+@pytest.mark.parametrize("schedule", sorted(SCHEDULES.keys() - MEGATRONS))
+def test_no_schedule_takes_fewer_than_its_least(schedule, pipeline):
+    config = Config()
+    config.parallel.schedule, config.parallel.pipeline = schedule, pipeline
+    found = [m for m in range(1, 17) if taken(config.parallel, m)]
+    if pipeline > 1 or schedule != "dualpipe":  # whose ranks come in pairs
+        assert least_micro_batches(config.parallel) == found[0]
+
+
+def taken(parallel, microbatches):
+    try:
+        return bool(training_schedule(parallel, microbatches).actions)
+    except ConfigError:
+        return False

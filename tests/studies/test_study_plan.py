@@ -13,6 +13,7 @@ from hcmegatron.studies.expand import expand
 from hcmegatron.studies.places import packaged_studies
 from hcmegatron.studies.plan import plan_study
 from hcmegatron.studies.spec import read_study
+from tests.pace import pace
 from tests.studies.files import written
 
 END = "  baseline: residual\n"
@@ -160,5 +161,5 @@ def test_five_hundred_runs_are_planned_in_ten_seconds_of_process_time():
     began = time.process_time()
     seeds = ["--study.axes.seed=" + str(list(range(28)))]
     assert len(plan_study(read_study("laptop", seeds)).rows) == 504
-    assert time.process_time() - began < 10
+    assert time.process_time() - began < 10 * pace()
     assert len(expand(read_study("laptop", seeds))) == 504

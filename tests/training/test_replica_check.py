@@ -76,6 +76,14 @@ def test_who_is_odd_in_words():
                 "health": {"compare_gradients_every": 1},
             },
         ),
+        (  # which one micro-batch is too few for
+            2,
+            {
+                "parallel": {**ONE, "schedule": "dualpipev"},
+                "training": {"global_batch": 4},
+                "health": {"compare_gradients_every": 1},
+            },
+        ),
         (
             2,
             {
@@ -86,7 +94,7 @@ def test_who_is_odd_in_words():
             },
         ),
     ],
-    ids=["tensor", "data", "mirrors"],
+    ids=["tensor", "data", "two micro-batches at least", "mirrors"],
 )
 def test_an_even_run_agrees(ranks, sections, text, tmp_path):
     config = tiny(text, tmp_path / "run", **sections)

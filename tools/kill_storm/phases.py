@@ -8,8 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from hcmegatron import cli
-from hcmegatron.training import checkpoint, run, step
+from hcmegatron.training import checkpoint, run, start_ranks, step
 
 PHASES = ("start", "load", "rehearsal", "step", "evaluation", "save")
 PARTIAL = "checkpoints/*.partial"
@@ -41,7 +40,7 @@ class Phases:
         self._around(checkpoint.Checkpoints, "save", "save", "step")
         self._around(step.Stepper, "rehearse", "rehearsal", "step")
         self._around(run, "evaluate", "evaluation", "step")
-        self._around(cli, "_rank", "start", "start")
+        self._around(start_ranks, "run_rank", "start", "start")
 
     def _around(self, owner: Any, name: str, during: str, after: str) -> None:
         usual: Callable[..., Any] = getattr(owner, name)
