@@ -178,8 +178,8 @@ class _Chunk:
     def end(self) -> Callable[[nn.Module, Any], None]:
         """Before the contraction."""
 
-        def hook(contract: nn.Module, inputs: tuple[Tensor]) -> None:
-            (H,) = inputs
+        def hook(contract: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            H, *_ = inputs  # after it the pre of a single-pass connection
             positions, rows, tokens = self.recording.place(self.micro_batch("end"), len(H))
             self.recording.add(len(self.recording.record) - 1, tokens, H[positions, rows], {}, {})
 

@@ -191,10 +191,10 @@ class _zeroed:
         for each in self.chunk.decoder.sublayers:
             own = each.connection
             read, write = own.read, own.write
-            own.read = lambda H, p=None, read=read: read(self.zero(H))
+            own.read = lambda H, p=None, *mix, read=read: read(self.zero(H), None, *mix)
             own.write = lambda H, *rest, write=write: write(self.zero(H), *rest)
         self.hook = self.chunk.decoder.contract.register_forward_pre_hook(
-            lambda _, inputs: (self.zero(inputs[0]),)
+            lambda _, inputs: (self.zero(inputs[0]), *inputs[1:])
         )
 
     def __exit__(self, *_: Any) -> None:

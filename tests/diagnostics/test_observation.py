@@ -9,13 +9,17 @@ from tests.ranks import run_ranks
 from tests.small_configs import put, small
 
 KINDS = ("residual", "shc", "dhc", "sfc", "dfc", "mhc", "mhc_lite", "krom", "ihc", "gr")
+KINDS = (*KINDS, "mhc single-pass")
 RUN = {"preload": ("tests.model.workers",), "timeout": 120}
 TOKENS = 5 * 16  # the first five of six held-out sequences
 
 
 def config(kind, architecture="dense", **sections):
     parallel = sections.pop("parallel", {})
+    kind, *single_pass = kind.split()
     made = small(architecture, kind, **parallel)
+    if single_pass:
+        put(made, connection={"single_pass": True})
     put(made, diagnostics={"every": 1, "tokens": TOKENS, "ablation_every": 1})
     return put(made, **sections)
 

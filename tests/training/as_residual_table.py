@@ -23,6 +23,10 @@ WARM = {
     "dfc": ({"kind": "dfc"}, {}, 1),
     "mhc": ({"kind": "mhc", "contract": "mean"}, {}, 1),
     "mhc, mean read": ({"kind": "mhc", "contract": "mean", "use_pre": False}, {}, 1),
+    "mhc, single-pass": ({"kind": "mhc", "contract": "mean", "single_pass": True}, {}, 1),
+    "mhc_lite": ({"kind": "mhc_lite", "contract": "mean"}, {}, 1),
+    "krom": ({"kind": "krom", "contract": "mean"}, {}, 1),
+    "ihc": ({"kind": "ihc", "contract": "mean"}, {}, 1),
     "mhc, learned contraction, PP 2": ({"kind": "mhc", "contract": "head"}, {"pipeline": 2}, 2),
     "mhc, TP 2 + SP": ({"kind": "mhc", "contract": "mean"}, {"tensor": 2, "sequence": True}, 2),
 }

@@ -35,7 +35,7 @@ def _seen(this: TrainingRun) -> tuple[float, float]:
     spread = torch.zeros(())
 
     def look(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
-        (H,) = inputs
+        H, *_ = inputs  # after it the pre of a single-pass connection
         apart = (H - H.mean(-2, keepdim=True)).square().mean() / H.square().mean()
         spread.copy_(torch.maximum(spread, apart.sqrt()))
 
