@@ -1,6 +1,5 @@
 """What overlapping hides, on emulated lanes and an emulated link, against the simulator's prediction."""
 
-import os
 from dataclasses import replace
 
 import pytest
@@ -9,6 +8,7 @@ from hcmegatron.pipeline.overlap import Pairing, pairing
 from schedules import generate, simulate
 from schedules.costs import Costs, Link, stage_costs
 from schedules.node_costs import NodeCost
+from tests.pace import too_busy
 from tests.ranks import run_ranks
 from tools.bench_overlap import OverlapCase, modes, predicted
 
@@ -38,9 +38,8 @@ def attempt(setting, most):
         assert seconds > 0.98 * expected
         if seconds < 1.1 * expected and exposed < most:
             return seconds, exposed
-    load, cores = os.getloadavg()[0], os.cpu_count()
-    if load > 2 * cores:
-        pytest.skip(f"no timing possible: other programs load the {cores} cores {load:.0f} times")
+    if words := too_busy():
+        pytest.skip(f"no timing possible: {words}")
     pytest.fail(f"{setting.mode}: {seconds:.3f} s, predicted {expected:.3f} s; {exposed:.1%} exposed")
 
 

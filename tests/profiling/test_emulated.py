@@ -4,8 +4,6 @@ The profile does not know the link: it sees when messages are sent and when they
 machine delays whoever sleeps: one attempt that is within five parts in a hundred is proof.
 """
 
-import os
-
 import pytest
 
 from hcmegatron.profiling.summary import summarise
@@ -15,6 +13,7 @@ from schedules import generate
 from schedules.accounting import Interval, idle, length
 from tests.profiling import lane_workers, link_workers, traces
 from tests.profiling.truth import exposed_and_hidden
+from tests.pace import too_busy
 from tests.ranks import run_ranks
 from tools.bench_link import LinkCase
 from tools.bench_overlap import OverlapCase
@@ -31,9 +30,8 @@ def attempts(once):
         wrong = once()
         if not wrong:
             return
-    load, cores = os.getloadavg()[0], os.cpu_count()
-    if load > 2 * cores:
-        pytest.skip(f"no timing possible: other programs load the {cores} cores {load:.0f} times")
+    if words := too_busy():
+        pytest.skip(f"no timing possible: {words}")
     pytest.fail(f"{ATTEMPTS} attempts, the last: {wrong}")
 
 

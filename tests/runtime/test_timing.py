@@ -1,6 +1,5 @@
 """Hops hide behind computation, waiting costs nothing, and the host's own work is small."""
 
-import os
 import time
 from dataclasses import replace
 
@@ -11,7 +10,7 @@ from schedules.costs import Link
 from schedules.runtime import Record
 from schedules.runtime.link import EmulatedLink, sleep_until
 from schedules.runtime.program import compile_rank
-from tests.pace import pace
+from tests.pace import pace, too_busy
 from tests.ranks import run_ranks
 from tests.runtime import workers
 from tests.runtime.workers import CPU
@@ -77,9 +76,8 @@ def test_a_hop_of_a_quarter_f_costs_three_percent_at_most():
 
 
 def skip_under_load():
-    load, cores = os.getloadavg()[0], os.cpu_count()
-    if load > 2 * cores:
-        pytest.skip(f"no timing possible: other programs load the {cores} cores {load:.0f} times")
+    if words := too_busy():
+        pytest.skip(f"no timing possible: {words}")
 
 
 def measure_once(setting):
