@@ -11,9 +11,9 @@ from hcmegatron.profiling.timeline import joined
 from hcmegatron.profiling.trace import to_trace
 from schedules import generate
 from schedules.accounting import Interval, idle, length
+from tests.pace import too_busy
 from tests.profiling import lane_workers, link_workers, traces
 from tests.profiling.truth import exposed_and_hidden
-from tests.pace import too_busy
 from tests.ranks import run_ranks
 from tools.bench_link import LinkCase
 from tools.bench_overlap import OverlapCase
