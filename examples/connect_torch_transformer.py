@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import sysconfig
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,11 +24,11 @@ C, HEADS, LENGTH, BATCH = 64, 4, 64, 8
 
 
 class Attention(nn.Module):
-    """Causal self-attention with its norm in front: x [b,s,C] -> y [b,s,C]."""
+    """Causal self-attention behind a norm: x [b,s,C] -> y [b,s,C]."""
 
-    def __init__(self) -> None:
+    def __init__(self, norm: nn.Module) -> None:
         super().__init__()
-        self.norm, self.qkv, self.out = nn.RMSNorm(C), nn.Linear(C, 3 * C), nn.Linear(C, C)
+        self.norm, self.qkv, self.out = norm, nn.Linear(C, 3 * C), nn.Linear(C, C)
 
     def forward(self, x: Tensor) -> Tensor:
         """Attend to the past."""
@@ -35,9 +36,9 @@ class Attention(nn.Module):
         return self.out(F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).flatten(2))
 
 
-def mlp() -> nn.Module:
-    """An MLP with its norm in front."""
-    return nn.Sequential(nn.RMSNorm(C), nn.Linear(C, 4 * C), nn.GELU(), nn.Linear(4 * C, C))
+def mlp(norm: nn.Module) -> nn.Module:
+    """An MLP behind a norm."""
+    return nn.Sequential(norm, nn.Linear(C, 4 * C), nn.GELU(), nn.Linear(4 * C, C))
 
 
 class Transformer(nn.Module):
@@ -46,11 +47,11 @@ class Transformer(nn.Module):
     def __init__(self, kind: str, layers: int = 2, **settings: int) -> None:
         super().__init__()
         self.embedding, self.position = nn.Embedding(256, C), nn.Embedding(LENGTH, C)
-        sub_layers = [make() for _ in range(layers) for make in (Attention, mlp)]
-        self.sub_layers = nn.ModuleList(
-            hc.Connected(T, hc.connection(kind, hidden_size=C, index=k, **settings))
-            for k, T in enumerate(sub_layers)
-        )
+        self.sub_layers = nn.ModuleList()
+        for k, make in enumerate([Attention, mlp] * layers):
+            connection = hc.connection(kind, hidden_size=C, index=k, **settings)
+            norm = nn.Identity() if connection.normalises else nn.RMSNorm(C)  # gr's read is normed
+            self.sub_layers.append(hc.Connected(make(norm), connection))
         self.head = nn.Sequential(nn.RMSNorm(C), nn.Linear(C, 256))
 
     def forward(self, tokens: Tensor) -> Tensor:
@@ -82,6 +83,14 @@ def windows(source: Tensor, count: int, generator: torch.Generator) -> Tensor:
     return source[starts + torch.arange(LENGTH + 1)]
 
 
+def groups(model: nn.Module) -> list[dict[str, Any]]:
+    """For the optimizer: weight decay is not of connections' gates and biases."""
+    connections = {p: own for p in model.parameters() if (own := hc.parameter_of(p))}
+    still = [p for p, own in connections.items() if not own.decays]
+    others = [p for p in model.parameters() if p not in connections or connections[p].decays]
+    return [{"params": others}, {"params": still, "weight_decay": 0.0}]
+
+
 def main(arguments: list[str] | None = None) -> float:
     """Train, and return the loss on held-out text."""
     parser = argparse.ArgumentParser(
@@ -95,7 +104,7 @@ def main(arguments: list[str] | None = None) -> float:
     count = {"residual": {}, "sfc": {"fractions": asked.streams}, "dfc": {"fractions": asked.streams}}
     model = Transformer(asked.kind, **count.get(asked.kind, {"streams": asked.streams}))
     print(model.sub_layers[0].connection)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    optimizer = torch.optim.AdamW(groups(model), lr=3e-3)
     (training, held_out), generator = text(), torch.Generator().manual_seed(0)
     for step in range(1, asked.steps + 1):
         loss = model.loss(windows(training, BATCH, generator))

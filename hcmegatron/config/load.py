@@ -80,7 +80,7 @@ class WrittenValue(NamedTuple):
 def load_config(path: str | Path, overrides: list[str] | None = None) -> Config:
     """The Config of a YAML file and overrides like `--training.steps=10`, checked value by value.
 
-    Checks between settings are `checks.check`. Raises ConfigError.
+    Checks between settings are `checks.check_config`. Raises ConfigError.
     """
     return read_config(path, overrides)[0]
 

@@ -128,6 +128,7 @@ def build_connection(
         index,
         changed(conn),
         chosen.reason if chosen else None,
+        kind.normalises,
     )
     return _describe(connection, kind.parameters(conn, hidden_size))
 

@@ -13,8 +13,7 @@ class Connected(nn.Module):
     """H' = carry(H) + write(T(read(H))): in the place of `h + T(h)`, over streams H instead of h.
 
     T is all that a residual branch has, its norm included: T = norm, then attention or MLP (pre-norm), or with a norm
-    behind them (post-norm). The connection adds no norm, unless its kind's descriptor says that it `normalises`: then T
-    has none in front.
+    behind them (post-norm). The connection adds no norm, unless it `normalises` (gr): then T has none in front.
 
         connection = hcmegatron.connection("mhc", hidden_size=C, streams=4, index=k)
         layer = Connected(nn.Sequential(nn.RMSNorm(C), mlp), connection)

@@ -25,6 +25,7 @@ class Built:
         index: of the sub-layer, through the whole network.
         settings: how many streams or fractions, and those that are not the defaults.
         kernels: which, and why, in words; None of kinds without.
+        normalises: whether x is normed already, so that the sub-layer has no norm in front.
     """
 
     kind: str
@@ -33,6 +34,7 @@ class Built:
     index: int
     settings: dict[str, Any]
     kernels: str | None
+    normalises: bool = False
 
 
 class Connection(nn.Module):
@@ -72,6 +74,12 @@ class Connection(nn.Module):
         """w, the width of the stream in units of C: what expand takes."""
         assert self.built is not None, "of a connection that hcmegatron.connection has built"
         return self.built.streams
+
+    @property
+    def normalises(self) -> bool:
+        """Whether `read` norms what it gives T, which then has no norm in front."""
+        assert self.built is not None, "of a connection that hcmegatron.connection has built"
+        return self.built.normalises
 
     def forward(self, *_: Any, **__: Any) -> NoReturn:
         """A sub-layer stands between a connection's parts, so it is not called itself: TypeError that says how."""

@@ -1,6 +1,7 @@
 """What a study takes: as the planner plans each run; totals, limits, and what is printed."""
 
 import json
+import re
 import time
 
 import pytest
@@ -14,6 +15,7 @@ from hcmegatron.studies.places import packaged_studies
 from hcmegatron.studies.plan import plan_study
 from hcmegatron.studies.spec import read_study
 from tests.pace import pace
+from tests.ranks import ROOT
 from tests.studies.files import written
 
 END = "  baseline: residual\n"
@@ -155,6 +157,15 @@ def test_the_packaged_studies():
     assert rows["mhc-scaling/mhc-3b-1t-seed1"].run.tokens == pytest.approx(1.05e12, rel=2e-3)
     assert rows["olmo-hc/dhc-n4-1b"].step.parameters["connections"] == 394_048
     assert rows["olmoe-fc/dfc-olmoe-1b-7b"].step.parameters["connections"] == 165_056
+
+
+@pytest.mark.parametrize("words", [[], ["--quick"], ["--study.axes.seed=[1, 2, 3, 4]"]], ids=" ".join)
+def test_the_study_that_the_page_shows_is_planned(words, tmp_path):
+    page = (ROOT / "docs/studies.md").read_text()
+    (tmp_path / "my-study.yaml").write_text(re.search("```yaml\n(about: .*?)```", page, re.DOTALL)[1])
+    assert all(word in page for word in words)
+    runs = expand(read_study(str(tmp_path / "my-study.yaml"), words))
+    assert len(runs) == {"": 10, "--quick": 4}.get("".join(words), 14)
 
 
 def test_five_hundred_runs_are_planned_in_ten_seconds_of_process_time():
