@@ -30,7 +30,7 @@ def reduced(
     *,
     activates: bool,
     doubly_stochastic: bool,
-    mean: bool,
+    contraction: str,
 ) -> Arrays:
     """The arrays of docs/diagnostics.md that the connections give.
 
@@ -39,7 +39,7 @@ def reduced(
         layer_similarity: [S - 1, T].
         activates: whether something of the coefficients saturates.
         doubly_stochastic: whether the residual maps are meant to be.
-        mean: whether the contraction is the mean of the streams, or their sum.
+        contraction: mean, last mix, or another one, in whose place the sum is.
     """
     of_tokens = columns.split(record)
     pre, post, res = (of_tokens[name][:-1] for name in ("pre", "post", "res"))
@@ -57,7 +57,10 @@ def reduced(
         forward, backward = gains.amax_gains(maps)
         found |= {f"{name}_forward": forward.mean(1), f"{name}_backward": backward.mean(1)}
     found["composite_map"] = composite.mean(1)
-    by_stream = unfolded(pre, post, res, mean=mean)
+    last = torch.full((1, columns.n), 1 / columns.n if contraction == "mean" else 1.0, dtype=pre.dtype)
+    if contraction == "last mix":
+        last = of_tokens["pre"][-1].squeeze(-2)
+    by_stream = unfolded(pre, post, res, last)
     found |= {"connection_matrix": by_stream.sum(0), "connection_matrix_streams": by_stream}
     found |= {
         "stream_norm": of_tokens["norm"].mean(1),

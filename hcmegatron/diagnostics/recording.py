@@ -167,6 +167,8 @@ class _Chunk:
             positions, rows, tokens = recording.place(self.micro_batch(f"read {sublayer}"), len(H))
             found = recording.columns.coefficients(read, positions, rows)
             activations = recording.kind.activations(recording.config.connection, own, **found)
+            if own.single_pass and sublayer == 0:
+                activations.pop("pre", None)  # which is given there, and predicted by nobody
             recording.add(sublayer, tokens, H[positions, rows], found, activations)
             x = x[positions, rows].double()
             before = None if sublayer in recording._begins else self.x
@@ -179,9 +181,10 @@ class _Chunk:
         """Before the contraction."""
 
         def hook(contract: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            H, *_ = inputs  # after it the pre of a single-pass connection
+            H, *mix = inputs  # the pre of a single-pass connection, with which it contracts
             positions, rows, tokens = self.recording.place(self.micro_batch("end"), len(H))
-            self.recording.add(len(self.recording.record) - 1, tokens, H[positions, rows], {}, {})
+            found = {"pre": mix[0][positions, rows].double()} if mix else {}
+            self.recording.add(len(self.recording.record) - 1, tokens, H[positions, rows], found, {})
 
         return hook
 

@@ -73,7 +73,7 @@ RULES = (
         _largest("gate_saturation"),
         0.5,
         "{:.0%} of what predicts its coefficients is saturated, and hardly learns",
-        "lower connection.lr_multiplier or connection.alpha_init, or use connection.tanh=false where the kind has it",
+        "lower connection.lr_multiplier, or what the kind has of connection.alpha_init; or set connection.tanh=false",
     ),
 )
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from torch import Tensor
 
 
-def unfolded(pre: Tensor, post: Tensor, res: Tensor, *, mean: bool) -> Tensor:
+def unfolded(pre: Tensor, post: Tensor, res: Tensor, last: Tensor) -> Tensor:
     """[n, S+2, S+2]: how much of output j is in input k by way of stream i, averaged over tokens; their sum over i is
     C0: the input of sub-layer k is sum_{j<k} C0[k, j] T_j.
 
@@ -19,7 +19,7 @@ def unfolded(pre: Tensor, post: Tensor, res: Tensor, *, mean: bool) -> Tensor:
 
     Args:
         pre, post, res: [S, T, m, n], [S, T, n], [S, T, n, n]; m is 1, or n where the streams are fractions.
-        mean: row S+1 is the mean of the streams instead of their sum.
+        last: [T, n], or broadcast to it: what the contraction multiplies streams by before it adds them.
     """
     S, T, n = post.shape
     C0 = post.new_zeros(n, S + 2, S + 2)
@@ -29,5 +29,5 @@ def unfolded(pre: Tensor, post: Tensor, res: Tensor, *, mean: bool) -> Tensor:
         C0[:, k + 1] = (pre[k].mean(-2).unsqueeze(-1) * held).mean(0)
         held = res[k] @ held
         held[..., k + 1] = post[k]
-    C0[:, S + 1] = held.mean(0) / (n if mean else 1)
+    C0[:, S + 1] = (last.unsqueeze(-1) * held).mean(0)
     return C0

@@ -5,7 +5,7 @@ them. Sums equal planner.parameters and planner.flops to the integer.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Literal
 
 from hcmegatron.config.schema import Config
@@ -118,12 +118,13 @@ def held_parameters(layout: Layout, rank: int) -> Counter[Class]:
 
 def held_matrices(layout: Layout, rank: int) -> Counter[Class]:
     """Of `held_parameters` those that Muon updates where optimizer.name is muon."""
-    return layout.once(("matrices", rank), lambda: _rank_matrices(layout, rank))
-
-
-def _rank_matrices(layout: Layout, rank: int) -> Counter[Class]:
-    config, C = layout.config, layout.config.model.hidden_size
     held, stages = held_parameters(layout, rank), layout.held(rank)
+    return layout.once(("matrices", rank), lambda: matrices(layout.config, stages, held))
+
+
+def matrices(config: Config, stages: Iterable[ModelStage], held: Mapping[Class, int]) -> Counter[Class]:
+    """Of the parameters `held` of some stages those that Muon updates where optimizer.name is muon."""
+    stages, C = tuple(stages), config.model.hidden_size
     found: Counter[Class] = Counter({name: held[name] for name in MUONS})
     sub_layers = 2 * sum(len(stage.layers) for stage in stages)
     found["connections"] = sub_layers * _matrices(accounting.table(config.connection, C))

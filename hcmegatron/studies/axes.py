@@ -73,7 +73,8 @@ def read_axes(
     found = []
     for name, entry in entries.items():
         column = name.rpartition(".")[2]
-        column = column if leaf.count(column) == 1 and column not in BUDGETS else name
+        taken = column in BUDGETS or (column == "lr" and name not in ("lr", "optimizer.lr"))
+        column = name if taken or leaf.count(column) > 1 else column
         points = _points(name, entry, base, with_settings, folder)
         _distinct(points)
         found.append(Axis(name, column, points))

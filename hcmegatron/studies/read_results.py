@@ -16,7 +16,8 @@ from hcmegatron.studies.arms import Arm, arm_of, word
 from hcmegatron.studies.results import Place, Point, Results, rate_key
 from hcmegatron.studies.table import Table
 
-RATES = ("lr_times", "lr")
+RATES = ("lr_times", "lr", "optimizer.lr")
+OTHER_RATES = ("muon.lr",)  # of part of the network: an axis like others
 FLOPS = ("flops_planner", "flops_6nd", "flops")
 BUDGETS = ("tokens_per_parameter", "flops")  # of runs with as many tokens as their own size asks for
 ONE_SIZE = "base"  # of a collected table without that axis; all axes are columns there
@@ -49,11 +50,12 @@ def read_results(
         str(column) for column in table.rows[0] if "/" not in str(column)
     )  # loss/SOURCE is no setting
     compute, flops_column = _compute(table, flops)
-    named = [*axes, *(name for name in columns if _leaf(name) in _SETTINGS or name in BUDGETS)]
+    further = {*BUDGETS, *OTHER_RATES}
+    named = [*axes, *(name for name in columns if _leaf(name) in _SETTINGS or name in further)]
     others = _values(table, [name for name in dict.fromkeys(named) if name != flops_column])
     own = _values(table, [name for name in columns if _leaf(name) in _FIELDS and name not in axes])
     count = len(table.rows)
-    rate = next((column for name in RATES for column in columns if _leaf(column) == name), "lr")
+    rate = next((name for name in RATES if name in columns), "lr")
 
     def words(column: str, otherwise: Sequence[str]) -> Sequence[str]:
         return table.words(column) if column in columns else otherwise
@@ -105,7 +107,7 @@ def _values(table: Table, columns: Sequence[str]) -> list[Values]:
     """Of every row, those of the columns that it has."""
     words = {column: [word(value) for value in table.words(column)] for column in columns}
     return [
-        tuple((_leaf(column), words[column][row]) for column in columns if words[column][row])
+        tuple((_named(column), words[column][row]) for column in columns if words[column][row])
         for row in range(len(table.rows))
     ]
 
@@ -171,6 +173,10 @@ def _near(values: np.ndarray, factor: float) -> list[str]:
         last = values[row]
         names[row] = f"{first:.4g}"
     return names
+
+
+def _named(column: str) -> str:
+    return column if column in OTHER_RATES else _leaf(column)
 
 
 def _leaf(column: str) -> str:

@@ -139,7 +139,7 @@ class Diagnostics(Observer):
             recording.layer_similarity.cpu(),
             activates=recording.activates,
             doubly_stochastic=recording.kind.doubly_stochastic(conn),
-            mean=fractions or accounting.head_of(conn).name == "mean",
+            contraction="mean" if fractions else accounting.head_of(conn).name,
         )
 
     def _gradient_norms(self, step: Step) -> dict[str, np.ndarray]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from hcmegatron.config import Config, ConfigError, check_config
-from hcmegatron.config.schema import Health, Parallel, Recompute
+from hcmegatron.config.schema import Health, Parallel, Recompute, Run
 from hcmegatron.config.types import defaults, unflatten
 from hcmegatron.connections.kinds.residual import RESIDUAL
 from hcmegatron.training import kept_steps, manifest
@@ -88,6 +88,7 @@ def alone(settings: dict[str, object], path: Path) -> Config:
         ConfigError: it has settings that this version does not know, or values that it refuses.
     """
     whole = Parallel(distributed_optimizer=False)
-    config = replace(unflatten(settings, str(path)), parallel=whole, recompute=Recompute(), health=Health())
+    found = unflatten(settings, str(path))
+    config = replace(found, parallel=whole, recompute=Recompute(), health=Health(), run=Run())
     check_config(config)
     return config

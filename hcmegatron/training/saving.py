@@ -16,6 +16,8 @@ class Saving(Observer):
     """Saves checkpoints. The last observer, so that a step is on record before it is on disk.
 
     A step that was skipped has changed nothing: what there is to save is from before it, and older checkpoints stay.
+    The last step and those that are asked for are saved as done all the same: by the one a run is known as finished,
+    from the others its branches begin.
     """
 
     def __init__(self, run: TrainingRun) -> None:
@@ -30,10 +32,11 @@ class Saving(Observer):
         """Hear of a save that has come to its end, and save where it is time to."""
         hear(self.run, self.checkpoints.finish() if self.checkpoints.arrived() else [])
         self.skipped = not step.result.updated
-        if not self.skipped:
+        needed = step.number in self.kept or step.number == self.steps
+        done = self.run.position.step == step.number  # and the run has not gone back
+        if not self.skipped or (needed and done and self.reached is not None):
             self.reached = self.run.position
-        due = step.number in self.kept or is_due(step.number, self.every, self.steps)
-        if step.number == self.steps or (due and not self.skipped):
+        if needed or (not self.skipped and is_due(step.number, self.every, self.steps)):
             self._save()
 
     def on_rewind(self, rewind: Rewind) -> None:

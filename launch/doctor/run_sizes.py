@@ -47,10 +47,11 @@ def of_run(config: Config, name: str) -> RunSizes:
     parallel, moe, item = config.parallel, config.moe, ITEMSIZE[config.training.dtype]
     tokens, width = micro_batch_tokens(config), config.model.hidden_size
     own = tokens // parallel.tensor
-    hop = (own if parallel.sequence else tokens) * width * accounting.streams(config.connection) * item
+    hop = (own if parallel.sequence else tokens) * accounting.message_bytes(config.connection, width, item)
     whole = counts.whole_model(config)
-    parameters = counts.parameters(config, whole).total()
-    experts = counts.parameters(config, whole)["experts"]
+    by_class = counts.parameters(config, whole)
+    parameters, experts = by_class.total(), by_class["experts"]
+    of_muon = counts.matrices(config, [whole], by_class).total()
     held = (parameters - experts) // parallel.tensor + experts // (parallel.expert * parallel.expert_tensor)
     size = of_network(config)
     return RunSizes(
@@ -58,7 +59,7 @@ def of_run(config: Config, name: str) -> RunSizes:
         hop,
         own * moe.top_k * width * item if moe.experts else hop,
         held // parallel.pipeline * size.gradient,
-        parameters * (size.weight + size.state),
+        parameters * (size.weight + size.state) - of_muon * (size.state - of_network(config, "matrix").state),
         # the new one is whole before the oldest goes
         config.checkpoint.keep_last + 1 + len(config.checkpoint.keep_at),
         config.training.dtype,

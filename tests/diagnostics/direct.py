@@ -58,7 +58,8 @@ def arrays(config: Config, direct: dict[str, Any]) -> dict[str, Any]:
             for way, value in zip(("forward", "backward"), np.mean(values, 0), strict=True):
                 gains.setdefault(f"{name}_{way}", []).append(value)
     found |= gains | {"composite_map": maps}
-    by_stream = np.mean([_unfolded(config, pre[:, t], post[:, t], res[:, t]) for t in range(T)], 0)
+    last = np.concatenate(direct["mix"]) if direct["mix"] else [None] * T
+    by_stream = np.mean([_unfolded(config, pre[:, t], post[:, t], res[:, t], last[t]) for t in range(T)], 0)
     found |= {"connection_matrix": by_stream.sum(0), "connection_matrix_streams": by_stream}
     found |= _saturation(config, direct, pre, post, res)
     found |= _gradients(direct["gradients"], S)
@@ -109,7 +110,9 @@ def _gains(matrix: np.ndarray) -> tuple[float, float]:
     return max(rows), max(columns)
 
 
-def _unfolded(config: Config, pre: np.ndarray, post: np.ndarray, res: np.ndarray) -> np.ndarray:
+def _unfolded(
+    config: Config, pre: np.ndarray, post: np.ndarray, res: np.ndarray, mix: np.ndarray | None
+) -> np.ndarray:
     """[n, S+2, S+2] of one token: one unit of T_j put in at a time, and followed through the network.
 
     Of fractions, a unit is one of every fraction, and what is read is the mean over the fractions of x.
@@ -122,7 +125,10 @@ def _unfolded(config: Config, pre: np.ndarray, post: np.ndarray, res: np.ndarray
             weights = pre[k - 1] if pre[k - 1].ndim == 1 else pre[k - 1].mean(0)
             found[:, k, j] = weights * held
             held = res[k - 1] @ held
-        last = held / n if pre.ndim == 3 or config.connection.contract == "mean" else held
+        if mix is not None:  # a single-pass connection's contraction
+            last = mix * held
+        else:
+            last = held / n if pre.ndim == 3 or config.connection.contract == "mean" else held
         found[:, S + 1, j] = last
     return found
 
@@ -135,7 +141,11 @@ def _saturation(
     found: dict[str, Any] = {}
     sizes: list[np.ndarray] = []
     if kind in ("mhc", "mhc_lite", "krom", "ihc"):
-        sizes = [np.concatenate([2 * pre[k] - 1, post[k] - 1], 1) for k in range(S)]
+        first = config.connection.single_pass if kind == "mhc" else False  # its pre is given
+        without = {0} if first else range(S) if kind == "ihc" else ()  # which begins as a row of the identity
+        sizes = [
+            np.concatenate([*([] if k in without else [2 * pre[k] - 1]), post[k] - 1], 1) for k in range(S)
+        ]
     elif kind == "gr":
         sizes = [post[k] - 1 for k in range(S)]
     if kind in ("mhc", "mhc_lite", "krom"):

@@ -118,13 +118,15 @@ def _direct(config: Config, wrapped: Any, held: HeldOut) -> dict[str, Any]:
 
     Returns:
         "H" [S + 1] lists of [T, w, C], "x" [S] of [T, C], "read" [S] of coefficients as they are, with T in front of
-        those that are not static; "gradients" by parameter's name; "losses"; "routed" by layer.
+        those that are not static; "gradients" by parameter's name; "losses"; "routed" by layer; "mix", as x, the pre
+        with which a single-pass connection contracts.
     """
     chunk = unwrap(wrapped)
     around = chunk.decoder.sublayers
     S = len(around)
     H, x, read = ([[] for _ in range(S + 1)] for _ in range(3))
     routed: dict[int, list] = {}
+    mix: list[Any] = []
 
     def heard(k: int, _: Any, inputs: Any, outputs: Any) -> None:
         H[k].append(inputs[0][:, 0].double().numpy().copy())
@@ -132,11 +134,12 @@ def _direct(config: Config, wrapped: Any, held: HeldOut) -> dict[str, Any]:
         read[k].append([value.double().numpy().copy() for value in outputs[1][:3]])
 
     hooks = [each.connection.register_forward_hook(partial(heard, k)) for k, each in enumerate(around)]
-    hooks.append(
-        chunk.decoder.contract.register_forward_pre_hook(
-            lambda _, inputs: H[S].append(inputs[0][:, 0].double().numpy().copy())
-        )
-    )
+
+    def contracted(_: Any, inputs: Any) -> None:
+        H[S].append(inputs[0][:, 0].double().numpy().copy())
+        mix.extend(value[:, 0].double().numpy().copy() for value in inputs[1:])
+
+    hooks.append(chunk.decoder.contract.register_forward_pre_hook(contracted))
     hooks += [
         layer.mlp.router.register_forward_hook(
             lambda _, inputs, outputs, k=k: routed.setdefault(k, []).append(outputs[1].numpy().copy())
@@ -169,7 +172,7 @@ def _direct(config: Config, wrapped: Any, held: HeldOut) -> dict[str, Any]:
         if layer.is_moe and layer.mlp.router.expert_bias is not None
     ]
     found = {"H": H, "x": x, "read": read, "gradients": gradients, "losses": losses, "routed": routed}
-    return found | {"own": own, "biases": biases}
+    return found | {"own": own, "biases": biases, "mix": mix}
 
 
 class _zeroed:

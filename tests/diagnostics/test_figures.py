@@ -100,7 +100,7 @@ def test_percentiles_are_between_values():
 
 def test_the_residuals_unfolded_matrix_is_the_strict_lower_triangle_of_ones():
     one = torch.ones(5, 7, 1, dtype=torch.float64)
-    C0 = unfolded(one.unsqueeze(-1), one, one.unsqueeze(-1), mean=False).sum(0)
+    C0 = unfolded(one.unsqueeze(-1), one, one.unsqueeze(-1), torch.ones(1, 1)).sum(0)
     assert C0.tolist() == torch.ones(7, 7).tril(-1).tolist()
 
 
@@ -108,17 +108,18 @@ def test_the_residuals_unfolded_matrix_is_the_strict_lower_triangle_of_ones():
 def test_unfolded_streams_add_up_to_the_connection_matrix(mean):
     S, T, n = 4, 6, 3
     pre, post, res = (torch.randn(S, T, *shape, dtype=torch.float64) for shape in ((n,), (n,), (n, n)))
-    by_stream = unfolded(pre.unsqueeze(2), post, res, mean=mean)
+    last = torch.full((1, n), 1 / n if mean else 1.0, dtype=torch.float64)
+    by_stream = unfolded(pre.unsqueeze(2), post, res, last)
     whole = connection_matrix(list(zip(pre, post, res, strict=True)), mean=mean).mean(0)
     assert (by_stream.sum(0) - whole).abs().max() < 1e-13
-    only = unfolded(pre.unsqueeze(2) * torch.eye(n)[1], post, res, mean=mean)  # nobody but stream 1 is read
+    only = unfolded(pre.unsqueeze(2) * torch.eye(n)[1], post, res, last)  # nobody but stream 1 is read
     assert (only[1, :-1] - by_stream[1, :-1]).abs().max() < 1e-13 and only[0, :-1].eq(0).all()
 
 
 def test_fractions_that_are_not_mixed_unfold_to_the_pre_norm_network():
     S, T, m = 3, 2, 4
     eye = torch.eye(m, dtype=torch.float64).expand(S, T, m, m)
-    C0 = unfolded(eye, torch.ones(S, T, m, dtype=torch.float64), eye, mean=True).sum(0)
+    C0 = unfolded(eye, torch.ones(S, T, m, dtype=torch.float64), eye, torch.full((1, m), 1 / m)).sum(0)
     assert C0.tolist() == torch.ones(S + 2, S + 2).tril(-1).tolist()
 
 

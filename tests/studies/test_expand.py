@@ -47,6 +47,12 @@ def test_the_product_of_the_axes_in_their_order(tmp_path):
     assert study.base_config == base  # and nothing of it was changed
 
 
+def test_muons_rate_is_an_axis_beside_the_networks(tmp_path):
+    muon = ("  optimizer.schedule: wsd", "  optimizer.schedule: wsd\n  optimizer.name: muon")
+    _, found = runs(tmp_path, muon, ("  seed: [1, 2]", "  seed: [1]\n  muon.lr: [0.01, 0.02]"))
+    assert {(run.axes["lr"], run.axes["muon.lr"]) for run in found.values()} == {(4e-3, 0.01), (4e-3, 0.02)}
+
+
 def test_sizes_say_how_they_came_about(tmp_path):
     study, _ = runs(tmp_path)
     assert study.axis("size").points[1].why == (

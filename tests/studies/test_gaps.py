@@ -49,6 +49,18 @@ def test_what_diverged_or_has_no_partner_is_counted(tmp_path):
     assert (gap.diverged, gap.unpaired) == (1, 2)
 
 
+def test_muons_rate_tells_runs_apart_and_is_not_the_rate(tmp_path):
+    rows = [
+        row(kind, 0, loss, **{"muon.lr": rate, "lr": lr})
+        for kind, loss in (("residual", 3.0), ("mhc", 2.9))
+        for rate in (0.01, 0.02)
+        for lr in (1e-3, 2e-3)
+    ]
+    found = results(tmp_path, rows)
+    assert {point.rate for point in found.points} == {1e-3, 2e-3}
+    assert {point.place.others for point in found.points} == {(("muon.lr", "0.01"),), (("muon.lr", "0.02"),)}
+
+
 def test_only_runs_of_one_place_are_compared(tmp_path):
     """Another size, another count of tokens, another batch are other places; a step more of tokens is the same."""
     rows = [row("residual", 0, 3.0, global_batch=8), row("residual", 0, 2.5, global_batch=16)]

@@ -190,7 +190,7 @@ def test_a_run_that_is_told_to_stop_saves_what_it_has(monkeypatch):
 def test_steps_that_were_skipped(monkeypatch):
     notes, said, _ = looped(monkeypatch, skipped=[2, 4], eval_every=0)
     assert notes[:4] == ["start", "step 1", "step 2", "step 3"] and "checkpoint 2" not in notes
-    assert "checkpoint 3" in notes  # what there is at the end
+    assert "checkpoint 4" in notes  # the run is finished
     assert sum("skipped: loss" in line for line in said) == 2
     notes, said, raised = looped(monkeypatch, skipped=[2, 3])
     assert raised.startswith("2 non-finite steps in a row; the last was step 3, sequences 4 to 5")

@@ -2,8 +2,11 @@
 
 import pytest
 
-from hcmegatron.training.replay_cli import other_masks
-from tests.ranks import run_ranks
+from hcmegatron.config import load_config
+from hcmegatron.config.schema import Run
+from hcmegatron.config.types import flatten
+from hcmegatron.training.replay_cli import alone, other_masks
+from tests.ranks import ROOT, run_ranks
 from tests.small_configs import tiny
 from tests.training import health_workers
 
@@ -60,3 +63,9 @@ def test_masks_that_one_process_does_not_have_are_named(attention, hidden, tenso
     settings = {"model.attention_dropout": attention, "model.hidden_dropout": hidden}
     said = other_masks({**settings, "parallel.tensor": tensor, "parallel.sequence": sequence})
     assert said.startswith(named) and bool(said) == bool(named)
+
+
+def test_what_a_run_showed_of_itself_is_no_part_of_a_replay(tmp_path):
+    asked = ["--parallel.schedule=dualpipev", "--run.profile_at=[2]", "--run.tensorboard=true"]
+    whole = load_config(ROOT / "configs/quickstart.yaml", asked)
+    assert alone(flatten(whole), tmp_path).run == Run()

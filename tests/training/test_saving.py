@@ -76,7 +76,7 @@ def test_every_so_many_steps_and_at_the_end():
 def test_after_the_steps_that_are_asked_for():
     asked, _, _ = saved([1, 2, 3, 4, 5], every=4, keep_at=[2, 3])
     assert [at for at, *_ in asked] == [2, 3, 4, 5]
-    assert [at for at, *_ in saved([1, 2, 3], keep_at=[2], skipped=[2])[0]] == [3]
+    assert saved([1, 2, 3], keep_at=[2], skipped=[2])[0] == [(2, 20, True), (3, 30, False)]
 
 
 def test_what_was_there_before_is_not_told_of():
@@ -85,9 +85,9 @@ def test_what_was_there_before_is_not_told_of():
     assert saved([1, 2], every=1, there=[2])[2] == [Progress(1, 10)]
 
 
-def test_a_skipped_step_saves_nothing_but_at_the_end_what_was_before_it():
+def test_a_skipped_step_saves_nothing_but_at_the_end_where_it_is_done_all_the_same():
     asked, _, told = saved([1, 2, 3, 4], every=2, skipped=[2, 4])
-    assert asked == [(3, 30, True)] and told == [Progress(3, 30)]
+    assert asked == [(4, 40, True)] and told == [Progress(4, 40)]
     assert saved([1, 2], skipped=[1, 2])[0] == []  # nothing but what the run began with
 
 

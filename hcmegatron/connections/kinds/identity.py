@@ -45,8 +45,10 @@ def _ineffective(conn: IdentitySettings) -> dict[str, str]:
 
 
 def _activations(conn: IdentitySettings, own: Any, pre: Any, post: Any, res: Any) -> dict[str, Any]:
-    """Of the gates sigmoid(l) and 2 sigmoid(l), where sigmoid(l) = (1 + tanh(l / 2)) / 2."""
-    return {"pre": 2 * (pre - conn.pre_eps) - 1, "post": post - conn.post_eps - 1}
+    """Of the gates sigmoid(l) and 2 sigmoid(l), where sigmoid(l) = (1 + tanh(l / 2)) / 2. A pre that begins as one_hot
+    begins saturated, as it is meant to."""
+    of_pre = {} if conn.pre_init == "one_hot" else {"pre": 2 * (pre - conn.pre_eps) - 1}
+    return {**of_pre, "post": post - conn.post_eps - 1}
 
 
 IHC = ConnectionDescriptor(

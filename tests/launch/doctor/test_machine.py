@@ -11,6 +11,7 @@ import pytest
 
 from hcmegatron.config import ConfigError, load_config
 from hcmegatron.planner.machines import load_machine
+from hcmegatron.planner.parameters import parameters_by_role
 from hcmegatron.platform.ranks import RankInfo
 from launch.doctor import devices, environment, limits, packages, run_sizes, storage
 from launch.doctor.checks import run_checks
@@ -228,6 +229,11 @@ def test_sizes_of_a_run():
     found = run_sizes.of_run(config, "quickstart")
     assert found.hop == tokens * 4 * width * 4 and found.dispatch == tokens * config.moe.top_k * width * 4
     assert found.checkpoint == 1_614_424 * 12 and found.kept == config.checkpoint.keep_last + 1
+    config.optimizer.name = "muon"  # which keeps one moment of matrices
+    of_muon = sum(parameters_by_role(config, 256)["matrix"].values())
+    assert run_sizes.of_run(config, "quickstart").checkpoint == found.checkpoint - 4 * of_muon
+    config.connection.single_pass = True
+    assert run_sizes.of_run(config, "quickstart").hop == found.hop + tokens * 4 * 4
 
 
 def test_machines_of_ranks_by_slurm():
