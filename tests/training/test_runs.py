@@ -109,11 +109,13 @@ def test_non_finite_steps_never_reach_the_weights(text, tmp_path):
 
 @pytest.mark.ranks
 def test_skipped_steps_leave_healthy_checkpoints_alone(text, tmp_path):
-    """None is saved after a skipped step; where the run ends with one, what was not saved yet is, beside the others."""
+    """None is saved after a skipped step; where the run ends with one, it is saved as done, beside the others."""
     ending = tiny(text, tmp_path / "ending", checkpoint={"save_every": 1, "keep_last": 2})
     run_ranks(2, workers.poisoned, ending, [3, 4], **RUN)
     names = [path.name for path in sorted((tmp_path / "ending/checkpoints").iterdir())]
-    assert names == ["step-00000001", "step-00000002"]
+    assert names == ["step-00000001", "step-00000002", "step-00000004"]
+    last = manifest.read(tmp_path / "ending/checkpoints/step-00000004")
+    assert (last.step, last.samples, last.updates) == (4, 8, 2)
 
     stopped = tiny(text, tmp_path / "stopped", checkpoint={"save_every": 0, "keep_last": 1})
     run_ranks(2, workers.poisoned, stopped, [3], kwargs={"stop_at": 3}, **RUN)
