@@ -41,11 +41,11 @@ def test_a_killed_torchrun_comes_back_and_the_weights_are_those_of_an_undisturbe
     conf = {"PET_RDZV_CONF": "join_timeout=100,keep_alive_interval=1,keep_alive_max_attempt=3"}
     place = ("127.0.0.1", free_port())
     machines = []
-    for _ in range(2):
+    for mark in ({}, {killing.MARK: "1"}):
         machines.append(
             subprocess.Popen(
                 [*command, "{}:{}".format(*place)],
-                env=CLEAN | conf,
+                env=CLEAN | conf | mark,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
                 text=True,

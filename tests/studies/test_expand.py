@@ -198,7 +198,8 @@ AXES = {
     ),
     "seed": st.lists(st.integers(0, 999), min_size=1, max_size=3, unique=True),
     "lr": st.lists(st.sampled_from([1e-3, 2.5e-3, 0.01]), min_size=1, max_size=2, unique=True),
-    "tokens": st.lists(st.integers(512, 10**7), min_size=1, max_size=2, unique=True),
+    # of whole steps: two counts that come to as many steps are one training, and refused
+    "tokens": st.lists(st.integers(1, 20_000).map(lambda k: 512 * k), min_size=1, max_size=2, unique=True),
     "optimizer.weight_decay": st.lists(st.sampled_from([0, 0.1, 0.3]), min_size=1, max_size=2, unique=True),
     "model.layers": st.lists(st.integers(1, 6), min_size=1, max_size=2, unique=True),
 }
