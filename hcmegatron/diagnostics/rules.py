@@ -73,7 +73,7 @@ RULES = (
         _largest("gate_saturation"),
         0.5,
         "{:.0%} of what predicts its coefficients is saturated, and hardly learns",
-        "lower connection.lr_multiplier, or what the kind has of connection.alpha_init; or set connection.tanh=false",
+        "lower connection.lr_multiplier, or of a kind that has it connection.alpha_init or connection.tanh",
     ),
 )
 

@@ -11,8 +11,8 @@ from hcmegatron.connections.kinds import KINDS
 from hcmegatron.data import cli as data_cli
 from tests.ranks import ROOT
 
-PAGES = ("README.md", "docs/running.md", "docs/pipeline.md", "docs/recompute.md")
-PAGES = (*PAGES, *(f"docs/{page}.md" for page in ("studies", "library", "checkpoints", "optimizers", "mhc")))
+OTHERS = ("running", "pipeline", "recompute", "studies", "library", "checkpoints", "optimizers", "mhc")
+PAGES = ("README.md", *(f"docs/{page}.md" for page in OTHERS))
 README = "\n".join((ROOT / page).read_text() for page in PAGES)
 LINES = dict.fromkeys(line for line in README.splitlines() if re.match(r" {4}hcmegatron ", line))
 COMMANDS = list(

@@ -8,8 +8,7 @@ from tests.diagnostics.observed_workers import arrays_of
 from tests.ranks import run_ranks
 from tests.small_configs import put, small
 
-KINDS = ("residual", "shc", "dhc", "sfc", "dfc", "mhc", "mhc_lite", "krom", "ihc", "gr")
-KINDS = (*KINDS, "mhc single-pass")
+KINDS = ("residual", "shc", "dhc", "sfc", "dfc", "mhc", "mhc_lite", "krom", "ihc", "gr", "mhc single-pass")
 RUN = {"preload": ("tests.model.workers",), "timeout": 120}
 TOKENS = 5 * 16  # the first five of six held-out sequences
 
