@@ -56,7 +56,7 @@ lint: $(READY)
 bench: $(READY)
 	$(BIN)/python -m tools.bench $(BENCH)
 
-# What only a GPU can show, in eight minutes; in miniature where there is none (docs/gpu.md). A GPU machine's own Python
+# What only a GPU can show, in ten minutes; in miniature where there is none (docs/gpu.md). A GPU machine's own Python
 # is used as it is, with nothing installed. GPU='--phases kernels tiles' passes arguments on.
 ifeq ($(CUDA),)
 gpu: $(READY)

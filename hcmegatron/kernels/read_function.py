@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -19,24 +21,26 @@ Projection = tuple[
 ]  # H phi [T,K] and the sum of H's squares [T], fp32; or parts of them, [parts, ...]
 
 
-def _shape(options: ReadOptions, scale: tuple[Tensor, ...]) -> dict[str, Any]:
-    """Compile-time constants that both directions of the read share."""
+@functools.cache
+def _shape(options: ReadOptions, stride: int) -> Mapping[str, Any]:
+    """Compile-time constants that both directions of the read share; made once, for the host has other things to do."""
     return {
         "N": options.n,
         "K": options.columns,
-        "SCALE_STRIDE": _stride(options, scale),
+        "SCALE_STRIDE": stride,
         "USE_PRE": options.use_pre,
         "USE_POST": options.use_post,
         "USE_RES": options.use_res,
     }
 
 
-def _stride(options: ReadOptions, scale: tuple[Tensor, ...]) -> int:
+def _stride(scale: tuple[Tensor, ...]) -> int:
     """0 where a scale is one number a part, 1 where it is one a column."""
     return 0 if sum(s.numel() for s in scale) == len(scale) else 1
 
 
-def _coefficients(options: ReadOptions) -> dict[str, Any]:
+@functools.cache
+def _coefficients(options: ReadOptions) -> Mapping[str, Any]:
     """The same for the kernels that make the coefficients or pull them back."""
     return {
         "NP": power_of_two(options.n),
@@ -131,7 +135,7 @@ class ReadFunction(Function):
                 PRE_EPS=options.pre_eps,
                 POST_EPS=options.post_eps,
                 PRECISION=tiles.precision(H),
-                **_shape(options, scale),
+                **_shape(options, _stride(scale)),
                 **_coefficients(options),
                 **size.launch,
             )
@@ -189,7 +193,7 @@ def _backward_coefficients(ctx: Any, dx: Tensor, *given: Tensor | None) -> tuple
         HAS_DPOST=given[1] is not None,
         HAS_DRES=given[2] is not None,
         IMPLICIT=options.implicit,
-        **_shape(options, scale),
+        **_shape(options, _stride(scale)),
         **_coefficients(options),
         **size.launch,
     )
@@ -253,7 +257,7 @@ def _backward_sums(ctx: Any, dphi_parts: Tensor, sums: Tensor) -> list[Tensor]:
         len(sums),
         W=phi.numel(),
         KP=tiles.columns(options.columns),
-        **_shape(options, scale),
+        **_shape(options, _stride(scale)),
         **size.launch,
     )
     return [dphi, *small.split([p.numel() for p in parts])]

@@ -41,8 +41,10 @@ def _is_one(p: tl.constexpr, N: tl.constexpr, NP: tl.constexpr, RES_MAP: tl.cons
     if RES_MAP == "kronecker":
         a = tl.arange(0, NP)[None, :, None]
         b = tl.arange(0, NP)[None, None, :]
-        return entry & ((a ^ b) == p)
-    return entry & (((_ones(p, N) >> at) & 1) == 1)
+        ones = (a ^ b) == p
+    else:  # not what follows a return, which is compiled too: eight streams' bits fill no int32
+        ones = ((_ones(p, N) >> at) & 1) == 1
+    return entry & ones
 
 
 @triton.jit

@@ -174,5 +174,5 @@ def test_other_residual_maps_fit_hopper():
 
 @pytest.mark.slow
 def test_other_stream_counts_fit_hopper():
-    for r in compile_all("--sm", "90", "--hidden", "1280", "--n", "8", "--variant", "mhc"):
+    for r in compile_all("--sm", "90", "--hidden", "1280", "--n", "8", "--variant", "mhc", "krom"):
         fits(r)

@@ -17,6 +17,26 @@ def choices(OUT):
     tl.store(OUT + program, triton_coefficients.res_comes_first(program))
 
 
+def test_a_tile_that_is_kept_is_the_next_launch_s(monkeypatch):
+    monkeypatch.setattr(tiles, "_measured", {})
+    H = torch.empty(3, 4, 48)
+    key = Key("write_forward", 4, 48, 4, tiles.hardware(H.device).capability)
+    assert tiles.tile("write_forward", H) == tiles.tile("write_forward", H) == tiles.rule(key)
+    tiles.keep(key, Tile(2, 16))
+    assert tiles.tile("write_forward", H) == Tile(2, 16)
+    assert tiles.tile("write_forward", H.bfloat16()) == tiles.rule(Key("write_forward", 4, 48, 2))
+    tiles._chosen.clear()
+
+
+def test_tiles_without_a_device_are_those_of_the_one_planned_for():
+    H = torch.empty(3, 4, 2560, dtype=torch.bfloat16, device="meta")
+    found = []
+    for capability in (80, 90, 80):
+        with tiles.planned_for(capability):
+            found.append(tiles.tile("project", H))
+    assert found[0] == found[2] != found[1]
+
+
 @pytest.mark.parametrize("tokens", [4096, 8192, 16384])
 @pytest.mark.parametrize("C", WIDTHS)
 def test_tokens_are_split_so_that_a_hopper_is_full_once(C, tokens):

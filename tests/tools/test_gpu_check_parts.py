@@ -11,7 +11,7 @@ from hcmegatron.model import accumulate
 from tests.pipeline import cuda_run
 from tests.ranks import ROOT
 from tools import bench_recompute
-from tools.gpu_check import correctness, overlap, probes, speed
+from tools.gpu_check import correctness, kinds, overlap, probes, speed
 from tools.gpu_check.correctness import first_difference
 from tools.gpu_check.worker import PhaseContext
 
@@ -131,3 +131,21 @@ def test_linears_of_a_bare_chunk_add_to_no_buffer(monkeypatch):
     configs = bench_recompute.configurations(list(speed.STACK))
     assert len(configs) == 4 and {config.training.dtype for config in configs.values()} == {"bf16"}
     assert not any(accumulate.megatron_fuses(config.parallel.schedule, "bf16") for config in configs.values())
+
+
+def test_how_far_apart_gradients_are():
+    exact = {kinds.LOSS: torch.tensor(9.0), "large": torch.tensor([3.0, 4.0]), "small": torch.tensor([1e-6])}
+    off = {**exact, "large": torch.tensor([3.0, 4.5])}
+    assert kinds.difference(off, exact, 1e-2) == (pytest.approx(0.1), "large")
+    noisy = {**exact, "small": torch.tensor([3e-6])}  # twice its size, and 4e-5 of a hundredth of all of them
+    assert kinds.difference(noisy, exact, 1e-2) == (pytest.approx(4e-5), "small")
+    assert kinds.difference(noisy, exact, 0.0) == (pytest.approx(2.0), "small")
+    apart, where = kinds.difference({**off, "small": torch.tensor([float("nan")])}, exact, 1e-2)
+    assert where == "small" and not apart <= 1e9
+
+
+def test_a_failure_is_told_by_its_error_and_not_by_a_picture_of_the_place():
+    said = "E   triton.CompilationError: at 8:22:\nE   def f(x):\nE        ^\nE   ValueError('too large')\nE        ^"
+    assert correctness._last_line(SimpleNamespace(longrepr=said)) == "E ValueError('too large')"
+    assert correctness._last_line(SimpleNamespace(longrepr="E   assert 1 == 2")) == "E assert 1 == 2"
+    assert correctness._last_line(SimpleNamespace(longrepr="")) == ""

@@ -1,4 +1,4 @@
-"""What only a GPU can show, in eight minutes: python -m tools.gpu_check [--out DIR | --resume DIR]
+"""What only a GPU can show, in ten minutes: python -m tools.gpu_check [--out DIR | --resume DIR]
 
 Phases run in the order of `--list`, most valuable first, each in a process of its own that is ended at its limit; what
 it has found until then is kept. Written are report.json and report.md. Without a GPU the same program runs in

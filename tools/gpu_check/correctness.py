@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import tempfile
 import time
 from collections.abc import Sequence
@@ -85,8 +86,11 @@ class _Rows:
 
 
 def _last_line(report: Any) -> str:
-    lines = [line for line in str(report.longrepr).splitlines() if line.startswith("E ")]
-    return " ".join((lines or str(report.longrepr).splitlines() or [""])[-1].split())[:200]
+    """What a failure is told by: the last line that names an error, for some end with a picture of the place."""
+    said = str(report.longrepr).splitlines() or [""]
+    lines = [line for line in said if line.startswith("E ")] or said
+    named = [line for line in lines if re.search(r"Error\b|Exception\b", line)] or lines
+    return " ".join(named[-1].split())[:200]
 
 
 def equality(work: PhaseContext) -> None:

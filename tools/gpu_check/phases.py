@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
-MINUTES = 8  # that one GPU is kept at most
+MINUTES = 10  # that one GPU is kept at most
 FACTS_SECONDS = 20  # for the look at the machine, which comes first
 FEW = 3  # phases at once in miniature
 SHARING_NCCL = (2, 30)  # from which on two ranks may share a GPU
@@ -85,6 +85,15 @@ PHASES = (
         packages=("megatron.core", "pytest"),
     ),
     Phase(
+        "kinds",
+        "Are losses and gradients of every kind of connection right with its kernels, in fp32 and with bf16 streams?",
+        "which connections may be trained on this device",
+        85,
+        "tools.gpu_check.kinds:kinds",
+        shared=True,
+        packages=("megatron.core", "triton"),
+    ),
+    Phase(
         "kernels",
         "How far are the kernels from fp64, and from the speed of a copy, beside everyone else's?",
         "which kernel is worked on next",
@@ -123,8 +132,18 @@ PHASES = (
         "layer",
         "What does a layer of the 27B model take with mHC over the plain residual, in time and TFLOP/s?",
         "whether the cost of mHC is near the paper's 1.067",
-        65,
+        75,
         "tools.gpu_check.speed:layer",
+        compiles=True,
+    ),
+    Phase(
+        "connections",
+        "What do the other kinds of connection cost in that layer, and their kernels beside a copy? What does Muon's "
+        "update take beside AdamW's?",
+        "which connection's kernels are worked on next",
+        120,
+        "tools.gpu_check.kinds:connections",
+        packages=("megatron.core", "triton"),
         compiles=True,
     ),
     Phase(

@@ -11,6 +11,7 @@ from unittest import mock
 import torch
 from torch import Tensor
 
+from tools.gpu_check.kinds import release, tell_forms
 from tools.gpu_check.worker import PhaseContext
 
 SHAPES = {
@@ -172,17 +173,17 @@ def _values(key: Any) -> list[Any]:
 
 
 def layer(work: PhaseContext) -> None:
-    """tools.bench_layer's forms."""
+    """tools.bench_layer's forms, with all experts on the device, and as on one of eight expert-parallel ranks."""
     from tools import bench_layer
-    from tools.bench_layer import default_tokens
 
-    found = bench_layer.measure(32 if work.miniature else default_tokens(), 1 if work.miniature else 12)
-    for name, one in found.forms.items():
-        work.figure(f"{name}: forward and backward", 1e3 * one.seconds, "ms")
-        work.figure(f"{name}: time over the residual's", one.ratio)
-        work.figure(f"{name}: kept for backward", one.kept / 2**20, "MiB")
-        # the rate of the network's own products: neither connections nor recomputation count
-        work.figure(f"{name}: rate", found.tflops / one.ratio, "TFLOP/s")
+    tokens, rounds = (32, 1) if work.miniature else (bench_layer.default_tokens(), 12)
+    loads = {
+        "": bench_layer.Load(tokens),
+        ", of eight ranks": bench_layer.Load(tokens, sequences=2, share=2 if work.miniature else 8),
+    }
+    for words, load in loads.items():
+        tell_forms(work, bench_layer.measure(load, rounds, profiled=True), words)
+        release(work)
 
 
 def memory(work: PhaseContext) -> None:
