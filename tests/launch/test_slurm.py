@@ -34,7 +34,10 @@ checkpoint: {{save_every: 20}}
 run: {{tensorboard: false, peak_tflops: 0.01}}
 """
 WAITS = "trap 'echo saved; exit 0' USR1; for i in {1..1500}; do sleep 0.2; done; exit 1"
-# The same, and rank 0 leaves its status as a run does that saves.
+# Rank 0 finds that rank 1 is gone, and ends: srun has only to hear from SLURM that the other machine is dead.
+NOTICES = "peer=$SLURM_JOB_NAME.peer; if [ $SLURM_PROCID = 1 ]; then echo $$ >$peer; exec sleep 300; fi; "
+NOTICES += "until [ -s $peer ]; do sleep 0.2; done; while kill -0 $(cat $peer); do sleep 0.2; done; exit 1"
+# WAITS, and rank 0 leaves its status as a run does that saves.
 STOPPED = WAITS.replace("saved;", 'saved; [ $SLURM_PROCID != 0 ] || echo 75 >"$HCMEGATRON_STATUS_FILE";')
 # Its first start is another's; its second finishes.
 TWICE = (
@@ -219,13 +222,14 @@ def test_machines_that_die_are_replaced(site, undisturbed, capsys):
         capsys=capsys,
     )
     queued = stub("queued", TWICE.format(WAITS), nodes=2, restarts=1, exclude=("n1",))
+    noticed = stub("noticed", TWICE.format(NOTICES), nodes=2, restarts=1, exclude=("n1",))
     script = stub("script", TWICE.format(WAITS), ranks_per_node=2, restarts=1, exclude=("n2", "n3"))
-    until(lambda: saved("spare") and len(list(Path().glob("*.first/*"))) == 4)
+    until(lambda: saved("spare") and len(list(Path().glob("*.first/*"))) == 6)
     dead = ("n1", "n3")
     for name in dead:
         site.kill_node(name)
     try:
-        for run in ("spare", "queued", "script"):
+        for run in ("spare", "queued", "noticed", "script"):
             assert ended(run) == "0 finished"
     finally:
         for name in dead:
@@ -234,8 +238,9 @@ def test_machines_that_die_are_replaced(site, undisturbed, capsys):
     assert started("spare") == ["n2,n3", "n2,n4"]
     assert events("spare") == ["started", "died", "started", "ended"]
     assert words("spare")["left out"] == "n3 (launch/exclude)"
-    assert started("queued") == ["n2,n3", "n2,n4"] and started("script") == ["n1", "n4"]
-    for run, job in (("queued", queued), ("script", script)):
+    assert started("queued") == started("noticed") == ["n2,n3", "n2,n4"]
+    assert started("script") == ["n1", "n4"]
+    for run, job in (("queued", queued), ("noticed", noticed), ("script", script)):
         assert len(Path(run, "launch/restarts").read_text().splitlines()) == 1
         assert "second on n4" in "".join(path.read_text() for path in Path(run, "launch/logs").iterdir())
         site.wait(job, "COMPLETED")

@@ -57,7 +57,8 @@ end() {
 # Through the queue once more, without the machines that did not answer: words.
 again_later() {
     trap '' TERM USR1  # requeueing ends this script
-    if [ -n "$asked" ]; then : >"$folder/restarts"; fi  # it has come to its time limit: they are counted anew
+    # At its time limit they are counted anew. TERM alone says nothing: it comes with a machine's death as well.
+    if [ "$asked" = USR1 ] || timed_out; then : >"$folder/restarts"; fi
     if [ "$chain" -gt 0 ]; then
         local waiting
         waiting=$(sed -n '/"ids": \[/,/\]/s/[^0-9]*\([0-9]\{1,\}\).*/\1/p' "$folder/submitted.json" 2>/dev/null)
@@ -94,10 +95,17 @@ excluded() { { echo "$exclude"; sort -u "$folder/exclude"; } | grep . | paste -s
 # Whether the job is no longer ours: cancelled by somebody, or requeued already. At its time limit it still is.
 taken() {
     local state
-    state=$(squeue -h -j "$job" -o %T)
+    state=$(queue_says %T)
     [ -n "$state" ] && [ "$state" != RUNNING ] && ! timed_out
 }
-timed_out() { [ "$(squeue -h -j "$job" -o %r)" = TimeLimit ]; }
+timed_out() { [ "$(queue_says %r)" = TimeLimit ]; }
+
+# A column of the job's line in the queue. SLURM's TERM goes to all that this script has started, and the answer is
+# needed just then.
+queue_says() (
+    trap '' TERM
+    squeue -h -j "$job" -o "$1"
+)
 
 # One more of the restarts, or the end: words, status.
 restart() {
@@ -135,14 +143,15 @@ choose() {
     [ "$(count)" -eq "$nodes" ]
 }
 
-# One step over the chosen machines; its status. A file says that it runs, for whoever finds this script gone.
+# One step over the chosen machines; its status. A file says that it runs, for whoever finds this script gone, and stays
+# where SLURM has taken the job: the next start asks whether a machine has died.
 # --overlap: what a dead machine held counts as taken until SLURM gives the step before up.
 step() {
-    echo "$chosen" >"$folder/running"
     if [ -z "$master" ]; then  # the address at which SLURM itself finds the first machine
         MASTER_ADDR=$(scontrol show node "${chosen%%,*}" | sed -n 's/.*NodeAddr=\([^ ]*\).*/\1/p')
         export MASTER_ADDR
     fi
+    echo "$chosen" >"$folder/running"
     srun --nodes="$(count)" --ntasks=$(($(count) * ranks_per_node)) --ntasks-per-node="$ranks_per_node" \
         --nodelist="$chosen" --distribution=block:block --overlap --input=none \
         "${step_options[@]}" "$@" 2>"$folder/srun.log" &
@@ -155,7 +164,7 @@ step() {
     done
     srun=
     cat "$folder/srun.log"
-    rm -f "$folder/running"
+    taken || rm -f "$folder/running"
 }
 
 # A rank's own status, of those that may be asked for: 2|3. srun's may be that of one which it has ended because of it.
@@ -192,7 +201,7 @@ examine() {
     fi
 }
 
-# Before the time limit (--signal), at a preemption, or for `hcmegatron cancel`.
+# Before the time limit (--signal) or for `hcmegatron cancel`: USR1. At a preemption or a machine's death: TERM.
 asked=
 srun=
 # shellcheck disable=SC2317  # traps call it
@@ -218,10 +227,13 @@ if [ -e "$folder/ended" ] && ! grep -q '^75 ' "$folder/ended"; then
 fi
 rm -f "$folder/ended"
 say "job $job, start $((${SLURM_RESTART_COUNT:-0} + 1)), on $SLURM_JOB_NODELIST"
-if [ -e "$folder/running" ]; then  # this script was ended before its step was over, and SLURM has requeued the job
+if [ -e "$folder/running" ]; then  # SLURM has ended the step before, and requeued the job; its srun may have said why
     cut=$(cat "$folder/running")
     say "cut off on $cut"
-    if sinfo -h -N -n "$cut" -o %T | grep -qE 'down|fail|\*$'; then restart "a machine died, one of $cut" 1; fi
+    if grep -q 'Node failure on' "$folder/srun.log" || sinfo -h -N -n "$cut" -o %T | grep -qE 'down|fail|\*$'; then
+        restart "a machine died, one of $cut" 1
+    fi
+    rm -f "$folder/running"
 fi
 if [ "$spare" -gt 0 ]; then probe; fi
 if [ "${#doctor[@]}" -gt 0 ]; then
