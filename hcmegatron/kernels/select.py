@@ -111,7 +111,7 @@ def _native(n: int, device: torch.device, dtype: torch.dtype) -> Kernels:
     else:
         obstacle = library.obstacle(n, *library.FILES)
         if obstacle and "compiler" in obstacle:
-            obstacle += "; install gcc or clang, or pip install ziglang"
+            obstacle += "; install gcc or clang, or pip install 'hcmegatron[native]'"
     if obstacle:
         raise ValueError(f"kernels=native cannot run: {obstacle}; use kernels=auto or torch")
     by = library.compiled_by(n, "write")

@@ -52,7 +52,7 @@ def library(name: str, n: int) -> ctypes.CDLL:
             _compile(command, SOURCES / f"{name}.c", folder / file)
             return ctypes.CDLL(str(folder / file))
         except OSError as error:
-            obstacle = obstacle or f"{folder} cannot keep a library: {error.strerror or error}"
+            obstacle = obstacle or f"no library in {folder}: {error.strerror or error}"
     raise Unavailable(obstacle)
 
 
