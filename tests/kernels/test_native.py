@@ -29,7 +29,9 @@ from tests.kernels.reference import (
 from tests.kernels.reference import read as exact_read
 from tests.kernels.reference import write as exact_write
 
-pytestmark = pytest.mark.skipif(obstacle(1, *FILES) is not None, reason=f"not compiled: {obstacle(1, *FILES)}")
+pytestmark = pytest.mark.skipif(
+    obstacle(1, *FILES) is not None, reason=f"not compiled: {obstacle(1, *FILES)}"
+)
 
 read = functools.partial(torch_path.read, pieces=NativePieces())
 write = functools.partial(torch_path.write, pieces=NativePieces())
@@ -74,7 +76,9 @@ def test_streams_whose_squares_leave_fp32(size):
     leaves = inputs(ReadOptions(3), T=18, C=16, dtype=torch.float32)
     leaves[0] = (leaves[0].detach() * size).requires_grad_()
     ours, theirs = (each(*leaves, ReadOptions(3)) for each in (read, torch_path.read))
-    made = [torch.autograd.grad(out[0].sum() / size + out[3].square().sum(), leaves) for out in (ours, theirs)]
+    made = [
+        torch.autograd.grad(out[0].sum() / size + out[3].square().sum(), leaves) for out in (ours, theirs)
+    ]
     for got, want in zip((*ours, *made[0]), (*theirs, *made[1]), strict=True):
         assert (got - want).abs().max() <= 1e-5 * want.abs().max()
 
@@ -85,14 +89,18 @@ def test_nan_reaches_what_it_reaches_in_torch(column):
     leaves = inputs(ReadOptions(2), T=20, C=16, dtype=torch.float32)
     leaves[0].data[5, 0, 3] = float("nan")
     leaves[1].data[:, :column] = 0
-    for got, want in zip(read(*leaves, ReadOptions(2)), torch_path.read(*leaves, ReadOptions(2)), strict=True):
+    for got, want in zip(
+        read(*leaves, ReadOptions(2)), torch_path.read(*leaves, ReadOptions(2)), strict=True
+    ):
         assert torch.equal(got.isnan(), want.isnan())
 
 
 def test_sinkhorns_limit():
     options = ReadOptions(4, sinkhorn_backward="implicit")
     leaves = inputs(options, T=20, C=16, dtype=torch.float32)
-    for got, want in zip(*(_gradients(each, leaves, options) for each in (read, torch_path.read)), strict=True):
+    for got, want in zip(
+        *(_gradients(each, leaves, options) for each in (read, torch_path.read)), strict=True
+    ):
         torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5)
 
 
@@ -103,15 +111,15 @@ def test_a_given_mix():
     def mixed(path):
         return lambda *own: path(*own[:4], options, mix=own[4])
 
-    for got, want in zip(
-        *(_gradients(mixed(each), leaves) for each in (read, torch_path.read)), strict=True
-    ):
+    for got, want in zip(*(_gradients(mixed(each), leaves) for each in (read, torch_path.read)), strict=True):
         torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5)
 
 
 def _gradients(operation, leaves, *options):
     outputs = operation(*leaves, *options)
-    return torch.autograd.grad(outputs, leaves, [w.to(o.dtype) for w, o in zip(weights_like(outputs), outputs, strict=True)])
+    return torch.autograd.grad(
+        outputs, leaves, [w.to(o.dtype) for w, o in zip(weights_like(outputs), outputs, strict=True)]
+    )
 
 
 def test_non_contiguous_streams_and_gradients():
@@ -136,7 +144,9 @@ def test_one_output_that_reaches_the_loss(use):
 
 
 @pytest.mark.parametrize("C", [24, 48])
-@pytest.mark.parametrize("options", [ReadOptions(3), ReadOptions(4, orientation="column_last", rms_eps="inside", eps=1e-2)])
+@pytest.mark.parametrize(
+    "options", [ReadOptions(3), ReadOptions(4, orientation="column_last", rms_eps="inside", eps=1e-2)]
+)
 def test_bf16_reads_are_rounded_once(options, C):
     leaves = inputs(options, T=33, C=C, dtype=torch.bfloat16)
     g = torch.Generator().manual_seed(3)
@@ -192,7 +202,9 @@ def test_writes_of_non_contiguous_tensors_and_gradients(shared):
 
 def test_bf16_is_rounded_as_torch_rounds():
     """Ties to even, the smallest numbers, what overflows, infinities and NaN: post * y of every such number."""
-    ends = torch.tensor([0x3F808000, 0x3F818000, 0x3F80FFFF, 0x7F7FFFFF, 1, 0x8000, 0x7F800000, 0x7FC00000, 0x7F800001])
+    ends = torch.tensor(
+        [0x3F808000, 0x3F818000, 0x3F80FFFF, 0x7F7FFFFF, 1, 0x8000, 0x7F800000, 0x7FC00000, 0x7F800001]
+    )
     bits = torch.cat([ends, torch.randint(0, 2**31 - 1, (503,), generator=torch.Generator().manual_seed(1))])
     numbers = bits.to(torch.int32).view(torch.float32)
     numbers = torch.stack([numbers, -numbers]).view(64, 1, 16)

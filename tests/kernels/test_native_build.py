@@ -90,7 +90,9 @@ def test_without_a_compiler(monkeypatch):
     assert "no C compiler: CC=nowhere -v is not found" in refused(device="cpu")
 
 
-@pytest.mark.parametrize("program", ["#!/bin/sh\necho here >&2\necho 'cc: error: no ink' >&2\nexit 3\n", "\0", "#!/bin/sh\n"])
+@pytest.mark.parametrize(
+    "program", ["#!/bin/sh\necho here >&2\necho 'cc: error: no ink' >&2\nexit 3\n", "\0", "#!/bin/sh\n"]
+)
 def test_a_compiler_that_fails(program, tmp_path, monkeypatch, cache):
     """It fails, is no program, or makes nothing."""
     compiler = tmp_path / "own-cc"
@@ -133,7 +135,11 @@ def test_a_damaged_library_is_made_again(cache, tmp_path, monkeypatch):
 
 @compiles
 def test_a_library_is_known_by_all_that_it_depends_on(cache, monkeypatch):
-    names = {build._key(["cc", "-DN=2"], CC), build._key(["cc", "-DN=3"], CC), build._key(["cc", "-DN=2"], sys.executable)}
+    names = {
+        build._key(["cc", "-DN=2"], CC),
+        build._key(["cc", "-DN=3"], CC),
+        build._key(["cc", "-DN=2"], sys.executable),
+    }
     monkeypatch.setattr(build, "_processor", lambda: "another")
     names.add(build._key(["cc", "-DN=2"], CC))
     assert len(names) == 4
@@ -141,9 +147,13 @@ def test_a_library_is_known_by_all_that_it_depends_on(cache, monkeypatch):
 
 @compiles
 def test_processes_that_compile_at_the_same_time(cache):
-    program = "from hcmegatron.kernels.native.build import library; print(library('sinkhorn', 2).sinkhorn_forward)"
+    program = (
+        "from hcmegatron.kernels.native.build import library; print(library('sinkhorn', 2).sinkhorn_forward)"
+    )
     started = [
-        subprocess.Popen([sys.executable, "-c", program], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        subprocess.Popen(
+            [sys.executable, "-c", program], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        )
         for _ in range(4)
     ]
     for process in started:

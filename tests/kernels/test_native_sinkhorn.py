@@ -12,7 +12,9 @@ from hcmegatron.kernels.native.library import EPS, function
 from hcmegatron.kernels.native.pieces import SinkhornCompiled
 from hcmegatron.kernels.options import ReadOptions
 
-pytestmark = pytest.mark.skipif(sinkhorn.differs(4) is not None, reason=f"not compiled: {sinkhorn.differs(4)}")
+pytestmark = pytest.mark.skipif(
+    sinkhorn.differs(4) is not None, reason=f"not compiled: {sinkhorn.differs(4)}"
+)
 TOKENS = (0, 1, 15, 16, 17, 63, 512, 1000)
 
 
@@ -46,16 +48,18 @@ def test_bits(n, eps, calls):
 def test_bits_of_matrices_that_are_turned(n, orientation, calls):
     options = ReadOptions(n, orientation=orientation, iterations=4)
     torch.manual_seed(0)
-    t, scale, bias = torch.randn(options.columns, 100), torch.rand(options.columns), torch.randn(options.columns)
+    t, scale, bias = (
+        torch.randn(options.columns, 100),
+        torch.rand(options.columns),
+        torch.randn(options.columns),
+    )
     gradients = torch.randn(n, 100), torch.randn(n, 100), torch.randn(n, n, 100)
     given = (t, scale, bias)
     for each, *arguments in (
         (torch_coefficients.forward, options),
         (torch_coefficients.backward, *gradients, None, options),
     ):
-        for ours, theirs in zip(
-            each(*given, *arguments, sinkhorn), each(*given, *arguments), strict=True
-        ):
+        for ours, theirs in zip(each(*given, *arguments, sinkhorn), each(*given, *arguments), strict=True):
             assert torch.equal(ours, theirs)
     assert calls == ["sinkhorn_forward", "sinkhorn_backward"]
 

@@ -117,7 +117,9 @@ def _connection(config: Config, shown: Shown) -> None:
         refuse(*found)
     idle = ineffective(config)
     need(
-        config.kernels not in ("triton", "native") or "kernels" in idle or config.connection.n <= KERNEL_STREAMS,
+        config.kernels not in ("triton", "native")
+        or "kernels" in idle
+        or config.connection.n <= KERNEL_STREAMS,
         f"{shown('kernels')} with {shown('connection.n')}: its kernels hold up to {KERNEL_STREAMS}",
         "use kernels=auto or torch, or fewer",
     )

@@ -92,7 +92,9 @@ def _failure(command: list[str]) -> str | None:
     if not done.returncode:
         return None
     said = [line.strip() for line in done.stderr.splitlines() if line.strip()]
-    return next((line for line in said if "error" in line), said[-1] if said else f"exit status {done.returncode}")
+    return next(
+        (line for line in said if "error" in line), said[-1] if said else f"exit status {done.returncode}"
+    )
 
 
 def _key(command: list[str], compiler: str) -> str:

@@ -60,9 +60,7 @@ def differs(n: int) -> str | None:
     for eps in EPS:
         same = torch.equal(
             forward(L, iterations, eps), torch_sinkhorn.forward(L, iterations, eps)
-        ) and torch.equal(
-            backward(L, dM, iterations, eps), torch_sinkhorn.backward(L, dM, iterations, eps)
-        )
+        ) and torch.equal(backward(L, dM, iterations, eps), torch_sinkhorn.backward(L, dM, iterations, eps))
         if not same:
             return f"{compiled_by(n, 'sinkhorn')}'s bits differ from torch's on this processor"
     return None
