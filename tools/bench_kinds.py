@@ -52,9 +52,8 @@ class Eager(Manifold):
 
 def settings(hidden: int | None, dtype: str) -> list[str]:
     """Overrides of the quickstart that all kinds share."""
-    wider = (
-        [] if hidden is None else [f"--model.hidden_size={hidden}", f"--model.ffn_hidden_size={4 * hidden}"]
-    )
+    widths = {"model.hidden_size": 1, "model.ffn_hidden_size": 3, "moe.ffn_hidden_size": 3 / 4}
+    wider = [f"--{key}={int(hidden * by)}" for key, by in widths.items()] if hidden else []
     shared = ["--parallel.pipeline=1", "--parallel.schedule=megatron_1f1b", "--training.threads=1"]
     return [*shared, f"--training.dtype={dtype}", *wider]
 
@@ -91,7 +90,7 @@ def main() -> int:
     parser.add_argument("--kinds", nargs="+", choices=KINDS[1:], default=KINDS[1:])
     parser.add_argument("--kernels", nargs="+", choices=("auto", "torch", "native"), default=("auto",))
     parser.add_argument(
-        "--hidden", type=int, help="hidden size (default: the quickstart's), and 4 of them the MLP's"
+        "--hidden", type=int, help="hidden size, with MLPs in proportion (default: the quickstart's)"
     )
     parser.add_argument("--dtype", choices=("fp32", "bf16"), default="fp32")
     parser.add_argument("--eager", action="store_true")

@@ -13,7 +13,7 @@ import torch
 from hcmegatron.kernels import torch_gated, torch_path
 from hcmegatron.kernels.native import library
 from hcmegatron.kernels.native import sinkhorn as native_sinkhorn
-from hcmegatron.kernels.native.pieces import NativePieces, SinkhornCompiled
+from hcmegatron.kernels.native.pieces import FILES, NativePieces, SinkhornCompiled
 from hcmegatron.kernels.torch_pieces import Pieces
 
 NAMES = ("auto", "torch", "triton", "native")
@@ -47,10 +47,10 @@ def select_kernels(
     """Kernels for connections of n streams or fractions.
 
     name: `torch`, `triton`, `native` (a CPU's, in C), or `auto`: Triton wherever it can run on a GPU, or else torch.
-    device: where the model lives, None for the GPU if there is one. dtype: of the streams; fp64 needs torch. sinkhorn:
-    whether they are for a kind that normalises by Sinkhorn, whose iterations `auto` runs compiled on a CPU where they
-    have torch's bits. Triton's interpreter (TRITON_INTERPRET=1) counts as able to run, for tests, but is never chosen by
-    `auto`. Raises ValueError where an explicit `triton` or `native` cannot run, with the reason.
+    device: where the model lives, None for the GPU if there is one. dtype: of the streams; fp64 needs torch.
+    sinkhorn: whether they are for a kind that normalises by Sinkhorn, whose iterations `auto` runs compiled on a CPU
+    where they have torch's bits. Triton's interpreter (TRITON_INTERPRET=1) counts as able to run, for tests, but is
+    never chosen by `auto`. Raises ValueError where an explicit `triton` or `native` cannot run, with the reason.
     """
     if name not in NAMES:
         raise ValueError(f"kernels={name!r}: choose one of {', '.join(NAMES)}")
@@ -109,7 +109,7 @@ def _native(n: int, device: torch.device, dtype: torch.dtype) -> Kernels:
     elif n > library.MAX_STREAMS:
         obstacle = f"n={n}, its kernels hold up to {library.MAX_STREAMS}"
     else:
-        obstacle = library.obstacle(n, *library.FILES)
+        obstacle = library.obstacle(n, *FILES)
         if obstacle and "compiler" in obstacle:
             obstacle += "; install gcc or clang, or pip install 'hcmegatron[native]'"
     if obstacle:

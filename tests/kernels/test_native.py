@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from hcmegatron.kernels import torch_path
-from hcmegatron.kernels.native.library import FILES, obstacle
-from hcmegatron.kernels.native.pieces import NativePieces
+from hcmegatron.kernels.native.library import obstacle
+from hcmegatron.kernels.native.pieces import FILES, NativePieces
 from hcmegatron.kernels.options import ReadOptions
 from hcmegatron.kernels.select import select_kernels
 from tests.kernels.reference import (

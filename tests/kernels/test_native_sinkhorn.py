@@ -89,7 +89,7 @@ def test_gradients_of_others_are_left_alone():
 
 
 def train(kernels, dtype, **settings):
-    """Losses and parameters of three steps of a small network; the second micro-batch's tokens are no multiple of 16."""
+    """Losses and parameters of three steps of a small network, and its kernels; also of tokens no multiple of 16."""
     torch.manual_seed(0)
     C, L, conn = 16, 4, Connection(n=4, **settings)
     linears = torch.nn.ModuleList(torch.nn.Linear(C, C) for _ in range(L))

@@ -98,7 +98,7 @@ def _failure(command: list[str]) -> str | None:
 
 
 def _key(command: list[str], compiler: str) -> str:
-    """Of everything that the library depends on. A compiler is known by its file: asking it takes longer than loading."""
+    """Of all that the library depends on. A compiler is known by its file: asking it takes longer than loading."""
     known = hashlib.sha256(repr((command, platform.machine(), _processor())).encode())
     found = os.stat(compiler)
     known.update(f"{os.path.realpath(compiler)} {found.st_size} {found.st_mtime_ns}".encode())

@@ -1,4 +1,4 @@
-"""The compiled functions, by name: loaded at first use, called over addresses. A call lets go of the interpreter's lock.
+"""The compiled functions, by name: loaded at first use, called over addresses, without the interpreter's lock.
 
 Libraries are held here and not by the modules that use them: those are copied, pickled and forked.
 """
@@ -28,7 +28,6 @@ _FUNCTIONS = {
     "read": {"aggregate": "ppp ll i", "aggregate_backward": "ppp ll i", "streams_backward": "ppppppp ll i"},
     "write": {"write_forward": "ppppp lll ii", "write_backward": "ppppppppp lll ii"},
 }
-FILES = tuple(_FUNCTIONS)
 _KINDS = {"p": ctypes.c_void_p, "l": ctypes.c_int64, "i": ctypes.c_int, "f": ctypes.c_float}
 
 

@@ -17,6 +17,7 @@ from hcmegatron.kernels.native.library import EPS, LANES, MAX_STREAMS, address, 
 from hcmegatron.kernels.options import ReadOptions
 from hcmegatron.kernels.torch_pieces import Pieces, WriteGradients
 
+FILES = ("coefficients", "read", "write")  # of which NativePieces calls functions
 _STREAMS = (torch.float32, torch.bfloat16)
 
 
