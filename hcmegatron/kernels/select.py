@@ -13,8 +13,8 @@ import torch
 from hcmegatron.kernels import torch_gated, torch_path
 from hcmegatron.kernels.native import library
 from hcmegatron.kernels.native import sinkhorn as native_sinkhorn
-from hcmegatron.kernels.native.pieces import FILES, NativePieces, SinkhornCompiled
-from hcmegatron.kernels.torch_pieces import Pieces
+from hcmegatron.kernels.native.primitives import FILES, NativePrimitives, SinkhornCompiled
+from hcmegatron.kernels.torch_primitives import Primitives
 
 NAMES = ("auto", "torch", "triton", "native")
 MAX_STREAMS = 8  # of the Triton kernels, which hold all streams of a token in registers
@@ -115,11 +115,13 @@ def _native(n: int, device: torch.device, dtype: torch.dtype) -> Kernels:
     if obstacle:
         raise ValueError(f"kernels=native cannot run: {obstacle}; use kernels=auto or torch")
     by = library.compiled_by(n, "write")
-    return _compiled("native", f"native: n={n}, {_NAMES[dtype]}, compiled by {by}", NativePieces())
+    return _compiled("native", f"native: n={n}, {_NAMES[dtype]}, compiled by {by}", NativePrimitives())
 
 
-def _compiled(name: str, reason: str, pieces: Pieces) -> Kernels:
-    read, write = (functools.partial(each, pieces=pieces) for each in (torch_path.read, torch_path.write))
+def _compiled(name: str, reason: str, primitives: Primitives) -> Kernels:
+    read, write = (
+        functools.partial(each, primitives=primitives) for each in (torch_path.read, torch_path.write)
+    )
     return Kernels(name, reason, read, write, torch_gated.read)
 
 

@@ -4,7 +4,7 @@ without Triton.
 Autograd through the plain formulas keeps several stream-wide tensors per sub-layer and walks the streams once
 for each of its steps. Here a read keeps the streams, which something else keeps anyway, and K + 1 numbers a
 token; a write keeps the streams, y and the coefficients. Everything is summed in the coefficients' precision
-and rounded once. What read and write are made of is torch_pieces.Pieces, or compiled (native/pieces.py).
+and rounded once. What read and write are made of is torch_primitives.Primitives, or compiled (native/primitives.py).
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from torch.nn import functional as F
 
 from hcmegatron.kernels import torch_rms
 from hcmegatron.kernels.options import ReadOptions
-from hcmegatron.kernels.torch_pieces import Pieces
+from hcmegatron.kernels.torch_primitives import Primitives
 
-_BY_TORCH = Pieces()
+_BY_TORCH = Primitives()
 
 
 def inverse_rms(Hv: Tensor, options: ReadOptions) -> tuple[Tensor, Tensor | None]:
@@ -80,19 +80,19 @@ class _Read(Function):
         bias: Tensor,
         mix: Tensor | None,
         options: ReadOptions,
-        pieces: Pieces,
+        primitives: Primitives,
     ) -> tuple[Tensor, ...]:
         T, n, C = H.shape
         Hc = H.to(phi.dtype)
         Hv = Hc.view(T, n * C)
         inv_r, shift = inverse_rms(Hv, options)
         t = torch.mm(phi.mT, _times(Hv, shift).mT).mul_(inv_r)
-        pre, post, res = pieces.coefficients(t, scale, bias, options)  # the write keeps them too
+        pre, post, res = primitives.coefficients(t, scale, bias, options)  # the write keeps them too
         by = pre if mix is None else mix
-        x = pieces.aggregate(H, Hc, by)
+        x = primitives.aggregate(H, Hc, by)
         kept = res if options.implicit else None
         ctx.save_for_backward(H, phi, scale, bias, t, inv_r, shift, by, kept)
-        ctx.options, ctx.pieces, ctx.mixed = options, pieces, mix is not None
+        ctx.options, ctx.primitives, ctx.mixed = options, primitives, mix is not None
         ctx.set_materialize_grads(False)
         return x, pre, post, res, H.view_as(H)
 
@@ -108,15 +108,15 @@ class _Read(Function):
     ) -> tuple[Tensor | None, ...]:
         H, phi, scale, bias, t, inv_r, shift, by, res = ctx.saved_tensors
         T, n, C = H.shape
-        options, pieces = ctx.options, ctx.pieces
+        options, primitives = ctx.options, ctx.primitives
         Hc = H.to(phi.dtype)
         Hv = _times(Hc.view(T, n * C), shift)
         dx = H.new_zeros(T, C) if dx is None else dx
-        through_x = pieces.aggregate_backward(H, Hc, dx)
+        through_x = primitives.aggregate_backward(H, Hc, dx)
         dmix = through_x if ctx.mixed else None
         if not ctx.mixed:
             dpre = through_x if dpre is None else through_x + dpre
-        dt, dscale, dbias, dt_t = pieces.coefficients_backward(
+        dt, dscale, dbias, dt_t = primitives.coefficients_backward(
             t, scale, bias, dpre, dpost, dres, res, options
         )
         c = rms_pullback(dt_t, inv_r, shift, n * C, options)
@@ -124,8 +124,8 @@ class _Read(Function):
         dphi = torch.mm(dp, Hv).mT  # half the time of Hv.mT dp.mT; of K = 24 the same bits, too
         if shift is not None:
             dp, c = dp * shift, c * shift
-            pieces = _BY_TORCH  # of tokens that are multiplied; there are next to none
-        dstreams = pieces.streams_backward(H, Hv, dH, dp, phi, c, by, dx)
+            primitives = _BY_TORCH  # of tokens that are multiplied; there are next to none
+        dstreams = primitives.streams_backward(H, Hv, dH, dp, phi, c, by, dx)
         return dstreams, dphi, dscale, dbias, dmix, None, None
 
 
@@ -142,16 +142,16 @@ class _Write(Function):
 
     @staticmethod
     def forward(
-        ctx: FunctionCtx, H: Tensor, y: Tensor, post: Tensor, res: Tensor | None, pieces: Pieces
+        ctx: FunctionCtx, H: Tensor, y: Tensor, post: Tensor, res: Tensor | None, primitives: Primitives
     ) -> Tensor:
         ctx.save_for_backward(None if res is None else H, y, post, res)
-        ctx.pieces = pieces
-        return pieces.write(H, y, post, res)
+        ctx.primitives = primitives
+        return primitives.write(H, y, post, res)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: FunctionCtx, dout: Tensor) -> tuple[Tensor | None, ...]:
-        return *ctx.pieces.write_backward(*ctx.saved_tensors, dout, ctx.needs_input_grad), None
+        return *ctx.primitives.write_backward(*ctx.saved_tensors, dout, ctx.needs_input_grad), None
 
 
 def read(
@@ -162,7 +162,7 @@ def read(
     options: ReadOptions,
     mix: Tensor | None = None,
     *,
-    pieces: Pieces = _BY_TORCH,
+    primitives: Primitives = _BY_TORCH,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """mHC's read. H [T,n,C] of any float dtype; phi [nC,K], scale [K], bias [K] fp32 (fp64 with fp64
     streams).
@@ -171,7 +171,7 @@ def read(
     biases [n], [n] and [n*n]; scales alike, or all [1], one number for all columns of a part (the alphas).
 
     mix [T,n], fp32 or fp64 as phi: x = sum_i mix[i] H_i instead of by the pre that is predicted (single-pass mHC).
-    pieces: what computes them.
+    primitives: what computes them.
 
     Returns x [T,C] in H's dtype; pre [T,n], post [T,n], res [T,n,n] in phi's; and H again, for the write to
     use.
@@ -179,7 +179,7 @@ def read(
     if not isinstance(bias, Tensor):
         scale = torch.cat([s.expand(len(b)) for s, b in zip(scale, bias, strict=True)])
         bias = torch.cat(list(bias))
-    return _Read.apply(H.contiguous(), phi, scale, bias, mix, options, pieces)
+    return _Read.apply(H.contiguous(), phi, scale, bias, mix, options, primitives)
 
 
 def write(
@@ -190,12 +190,12 @@ def write(
     bias: Tensor | None = None,
     dropout: float = 0.0,
     *,
-    pieces: Pieces = _BY_TORCH,
+    primitives: Primitives = _BY_TORCH,
 ) -> Tensor:
     """H'_o = sum_i res[o,i] H_i + post[o] dropout(y + bias)_o, in H's dtype.
 
     H [T,n,C]; y [T,1,C], the same for all streams, or [T,n,C], a part for each (FC); post [T,n], res [T,n,n] or
-    None, the identity; bias of y's shape without T. pieces: what computes it.
+    None, the identity; bias of y's shape without T. primitives: what computes it.
     """
     if bias is not None or dropout:
         y = y.to(post.dtype)  # what is made of y and its gradient is rounded at the end, not at every step
@@ -203,4 +203,4 @@ def write(
         y = y + bias
     if dropout:
         y = F.dropout(y, dropout)
-    return _Write.apply(H.contiguous(), y, post, res, pieces)
+    return _Write.apply(H.contiguous(), y, post, res, primitives)

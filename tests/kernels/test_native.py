@@ -9,7 +9,7 @@ import torch
 
 from hcmegatron.kernels import torch_path
 from hcmegatron.kernels.native.library import obstacle
-from hcmegatron.kernels.native.pieces import FILES, NativePieces
+from hcmegatron.kernels.native.primitives import FILES, NativePrimitives
 from hcmegatron.kernels.options import ReadOptions
 from hcmegatron.kernels.select import select_kernels
 from tests.kernels.reference import (
@@ -33,8 +33,8 @@ pytestmark = pytest.mark.skipif(
     obstacle(1, *FILES) is not None, reason=f"not compiled: {obstacle(1, *FILES)}"
 )
 
-read = functools.partial(torch_path.read, pieces=NativePieces())
-write = functools.partial(torch_path.write, pieces=NativePieces())
+read = functools.partial(torch_path.read, primitives=NativePrimitives())
+write = functools.partial(torch_path.write, primitives=NativePrimitives())
 single = functools.partial(compare, read, write, dtype=torch.float32, tolerance=1e-5)
 
 

@@ -10,7 +10,7 @@ import torch
 
 from hcmegatron.config import ConfigError, load_config
 from hcmegatron.kernels.native import build, library, sinkhorn
-from hcmegatron.kernels.native.pieces import FILES
+from hcmegatron.kernels.native.primitives import FILES
 from hcmegatron.kernels.select import select_kernels
 from hcmegatron.training.device_check import check_device
 from tests.ranks import ROOT

@@ -9,7 +9,7 @@ from hcmegatron.connections.expand_contract import expand
 from hcmegatron.kernels import torch_coefficients, torch_sinkhorn
 from hcmegatron.kernels.native import sinkhorn
 from hcmegatron.kernels.native.library import EPS, function
-from hcmegatron.kernels.native.pieces import SinkhornCompiled
+from hcmegatron.kernels.native.primitives import SinkhornCompiled
 from hcmegatron.kernels.options import ReadOptions
 
 pytestmark = pytest.mark.skipif(
@@ -141,6 +141,6 @@ def test_native_trains_to_the_losses_of_torch(dtype):
     assert losses == pytest.approx(train("torch", dtype)[0], rel=1e-5 if dtype == torch.float32 else 1e-2)
 
 
-def test_only_sinkhorn_is_compiled_pieces():
+def test_only_sinkhorn_is_compiled():
     own = {name for name in vars(SinkhornCompiled) if not name.startswith("__")}
     assert own == {"sinkhorn"}

@@ -1,4 +1,4 @@
-"""Compiled pieces of torch_path's read and write. What a piece does not cover is torch's, call by call:
+"""Compiled primitives of torch_path's read and write. What one does not cover is torch's, call by call:
 
 - tensors off the CPU, and precisions other than fp32 coefficients beside fp32 or bf16 streams;
 - of coefficients: permutations, Kronecker products, logits that span too much for Sinkhorn's linear form, and backward
@@ -15,25 +15,25 @@ from torch import Tensor
 from hcmegatron.kernels.native import sinkhorn
 from hcmegatron.kernels.native.library import EPS, LANES, MAX_STREAMS, address, function
 from hcmegatron.kernels.options import ReadOptions
-from hcmegatron.kernels.torch_pieces import Pieces, WriteGradients
+from hcmegatron.kernels.torch_primitives import Primitives, WriteGradients
 
-FILES = ("coefficients", "read", "write")  # of which NativePieces calls functions
+FILES = ("coefficients", "read", "write")  # of which NativePrimitives calls functions
 _STREAMS = (torch.float32, torch.bfloat16)
 
 
-class SinkhornCompiled(Pieces):
-    """torch's pieces, but for Sinkhorn's iterations, which are compiled and have the same bits."""
+class SinkhornCompiled(Primitives):
+    """torch's primitives, but for Sinkhorn's iterations, which are compiled and have the same bits."""
 
     sinkhorn = sinkhorn
 
 
-class NativePieces(Pieces):
+class NativePrimitives(Primitives):
     """All compiled."""
 
     def coefficients(
         self, t: Tensor, scale: Tensor, bias: Tensor, options: ReadOptions
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """As Pieces'."""
+        """As Primitives'."""
         if not _of_coefficients(t, options):
             return super().coefficients(t, scale, bias, options)
         n, T = options.n, t.shape[1]
@@ -62,7 +62,7 @@ class NativePieces(Pieces):
         res: Tensor | None,
         options: ReadOptions,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """As Pieces'."""
+        """As Primitives'."""
         by_torch = super().coefficients_backward
         if options.implicit or not _of_coefficients(t, options):
             return by_torch(t, scale, bias, dpre, dpost, dres, res, options)
@@ -78,7 +78,7 @@ class NativePieces(Pieces):
         return dt, sums[0], sums[1], dt_t
 
     def aggregate(self, H: Tensor, Hc: Tensor, mix: Tensor) -> Tensor:
-        """As Pieces'."""
+        """As Primitives'."""
         if not _of_streams(H, mix):
             return super().aggregate(H, Hc, mix)
         T, n, C = H.shape
@@ -87,7 +87,7 @@ class NativePieces(Pieces):
         return x
 
     def aggregate_backward(self, H: Tensor, Hc: Tensor, dx: Tensor) -> Tensor:
-        """As Pieces'."""
+        """As Primitives'."""
         if not _of_streams(H, Hc):
             return super().aggregate_backward(H, Hc, dx)
         T, n, C = H.shape
@@ -106,7 +106,7 @@ class NativePieces(Pieces):
         mix: Tensor,
         dx: Tensor,
     ) -> Tensor:
-        """As Pieces'."""
+        """As Primitives'."""
         (T, n, C), bf16 = H.shape, H.dtype == torch.bfloat16
         if not _of_streams(H, mix):
             return super().streams_backward(H, Hv, dH, dp, phi, c, mix, dx)
@@ -118,7 +118,7 @@ class NativePieces(Pieces):
         return out
 
     def write(self, H: Tensor, y: Tensor, post: Tensor, res: Tensor | None) -> Tensor:
-        """As Pieces'."""
+        """As Primitives'."""
         if not _of_write(H, y, post):
             return super().write(H, y, post, res)
         T, n, C = H.shape
@@ -138,7 +138,7 @@ class NativePieces(Pieces):
         dout: Tensor,
         needed: tuple[bool, ...],
     ) -> WriteGradients:
-        """As Pieces', with all gradients whichever are needed: they come out of one pass."""
+        """As Primitives', with all gradients whichever are needed: they come out of one pass."""
         if not _of_write(dout, y, post):
             return super().write_backward(H, y, post, res, dout, needed)
         T, n, C = dout.shape

@@ -1,4 +1,4 @@
-"""What torch_path's read and write are made of, in torch. Compiled pieces take their place in native/pieces.py.
+"""What torch_path's read and write are made of, in torch. Compiled primitives take their place in native/primitives.py.
 
 Everything is computed in the coefficients' precision, fp32 or fp64, and rounded once.
 """
@@ -24,7 +24,7 @@ class WriteGradients(NamedTuple):
     res: Tensor | None
 
 
-class Pieces:
+class Primitives:
     """By torch.
 
     H [T,n,C] are the streams, in any float dtype, Hc the same in the coefficients'. A read's logits are scale t + bias
