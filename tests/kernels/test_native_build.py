@@ -1,6 +1,7 @@
 """How native kernels come to be: compiled at first use, kept, and without a compiler a reason in words."""
 
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -47,6 +48,24 @@ def refused(**arguments):
         select_kernels("native", **{"n": 2} | arguments)
     assert "\n" not in str(error.value)
     return str(error.value)
+
+
+def test_functions_take_what_they_are_called_with():
+    """Every function of the C files is listed, with its arguments in their order."""
+    definition = re.compile(r"^(void|int) (\w+)\(([^)]*)\) \{", re.M)
+    letters = {"int64_t": "l", "int": "i", "float": "f"}
+    found = {
+        (file.stem, name): "".join(
+            "p" if "*" in each else letters[each.split()[0]] for each in arguments.split(",")
+        )
+        for file in build.SOURCES.glob("*.c")
+        for _, name, arguments in definition.findall(file.read_text())
+    }
+    assert found == {
+        (file, name): taken.replace(" ", "")
+        for file, functions in library._FUNCTIONS.items()
+        for name, taken in functions.items()
+    }
 
 
 @no_gpu
