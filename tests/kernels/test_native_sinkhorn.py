@@ -141,6 +141,12 @@ def test_native_trains_to_the_losses_of_torch(dtype):
     assert losses == pytest.approx(train("torch", dtype)[0], rel=1e-5 if dtype == torch.float32 else 1e-2)
 
 
+def test_it_is_compared_on_the_cpu_wherever_a_model_is_built():
+    sinkhorn.differs.cache_clear()
+    with torch.device("meta"):
+        assert sinkhorn.differs(2) is None
+
+
 def test_only_sinkhorn_is_compiled():
     own = {name for name in vars(SinkhornCompiled) if not name.startswith("__")}
     assert own == {"sinkhorn"}

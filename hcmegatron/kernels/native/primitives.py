@@ -39,7 +39,11 @@ class NativePrimitives(Primitives):
         n, T = options.n, t.shape[1]
         pre = t.new_empty(T, n) if options.use_pre else t.new_full((T, n), 1 / n)
         post = t.new_empty(T, n) if options.use_post else t.new_ones(T, n)
-        res = t.new_empty(T, n, n) if options.use_res else torch.eye(n, dtype=t.dtype).expand(T, n, n)
+        res = (
+            t.new_empty(T, n, n)
+            if options.use_res
+            else torch.eye(n, dtype=t.dtype, device=t.device).expand(T, n, n)
+        )
         given = [each.contiguous() for each in (t, scale, bias)]
         wide = function("coefficients_forward", n)(
             *map(address, (*given, pre, post, res)),
