@@ -1,9 +1,11 @@
 """The quickstart's training step under every kind of connection, over its step under the plain residual.
 
-    python -m tools.bench_kinds [--rounds 9] [--kinds mhc dhc] [--eager]
+    python -m tools.bench_kinds [--rounds 9] [--kinds mhc dhc] [--kernels torch auto native] [--hidden 512]
+        [--dtype bf16] [--eager]
 
 One process, one thread, the whole model on one pipeline rank, the kinds taking turns; ratios are medians over
-neighbouring steps. --eager adds mHC as autograd runs its formulas, without kernels.
+neighbouring steps. --kernels runs every kind under each of them, --hidden makes the model another width, --eager adds
+mHC as autograd runs its formulas, without kernels.
 """
 
 from __future__ import annotations
@@ -48,17 +50,17 @@ class Eager(Manifold):
         return mix_and_add(H, y.unsqueeze(-2), *coefficients[1:])
 
 
-def step_of(kind: str, groups: Any, text: Text, eager: bool) -> Callable[[], None]:
+def settings(hidden: int | None, dtype: str) -> list[str]:
+    """Overrides of the quickstart that all kinds share."""
+    widths = {"model.hidden_size": 1, "model.ffn_hidden_size": 3, "moe.ffn_hidden_size": 3 / 4}
+    wider = [f"--{key}={int(hidden * by)}" for key, by in widths.items()] if hidden else []
+    shared = ["--parallel.pipeline=1", "--parallel.schedule=megatron_1f1b", "--training.threads=1"]
+    return [*shared, f"--training.dtype={dtype}", *wider]
+
+
+def step_of(overrides: list[str], groups: Any, text: Text, eager: bool) -> Callable[[], None]:
     """One step: every micro-batch of a global batch forward and backward, then the optimizer."""
-    config = load_config(
-        "configs/quickstart.yaml",
-        [
-            "--parallel.pipeline=1",
-            "--parallel.schedule=megatron_1f1b",
-            "--training.threads=1",
-            f"--connection.kind={kind}",
-        ],
-    )
+    config = load_config("configs/quickstart.yaml", overrides)
     batches = Batches(text, config.data, config.training)
     (chunk,) = chunks = build_model(config, text.tokenizer.vocab_size, groups)
     if eager:
@@ -86,27 +88,38 @@ def main() -> int:
     )
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--kinds", nargs="+", choices=KINDS[1:], default=KINDS[1:])
+    parser.add_argument("--kernels", nargs="+", choices=("auto", "torch", "native"), default=("auto",))
+    parser.add_argument(
+        "--hidden", type=int, help="hidden size, with MLPs in proportion (default: the quickstart's)"
+    )
+    parser.add_argument("--dtype", choices=("fp32", "bf16"), default="fp32")
     parser.add_argument("--eager", action="store_true")
     args = parser.parse_args()
     others = Others()
     print(described())
-    config = load_config(
-        "configs/quickstart.yaml", ["--parallel.pipeline=1", "--parallel.schedule=megatron_1f1b"]
-    )
+    shared = settings(args.hidden, args.dtype)
+    config = load_config("configs/quickstart.yaml", shared)
     alone = RankInfo(0, 1, 0, 1, "127.0.0.1", free_port(), "bench")
     with process_groups(config, alone) as groups:
         text = Text(find_corpus(config.data), build_tokenizer(config.data.tokenizer))
-        names = {kind: (kind, False) for kind in ("residual", *args.kinds)} | (
-            {"mhc, eager": ("mhc", True)} if args.eager else {}
-        )
-        steps = {name: step_of(kind, groups, text, eager) for name, (kind, eager) in names.items()}
+        names = {"residual": ("residual", "auto", False)} | {
+            kind if kernels == "auto" else f"{kind}, {kernels}": (kind, kernels, False)
+            for kind in args.kinds
+            for kernels in args.kernels
+        }
+        if args.eager:
+            names["mhc, eager"] = ("mhc", "auto", True)
+        steps = {
+            name: step_of([*shared, f"--connection.kind={kind}", f"--kernels={kernels}"], groups, text, eager)
+            for name, (kind, kernels, eager) in names.items()
+        }
         times = alternating(steps, args.rounds, warmup=2)
     ratios = {name: ratio(times, name, "residual") for name in times}
     targets = Targets()
     for name, seconds in times.items():
         target = f" (target: {targets.at_most(name, ratios[name], 1.8)})" if name == "mhc" else ""
         print(
-            f"{name:>10}: {1e3 * statistics.median(seconds):7.1f} ms a step, {ratios[name]:.2f} of residual{target}"
+            f"{name:>16}: {1e3 * statistics.median(seconds):7.1f} ms a step, {ratios[name]:.2f} of residual{target}"
         )
     return others.verdict(lambda: exit_status(targets.missed))
 

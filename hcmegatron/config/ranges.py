@@ -9,7 +9,7 @@ from hcmegatron.config.errors import ConfigError
 from hcmegatron.connections import accounting
 
 RECOMPUTED_MODULES = ("core_attn", "mla_up_proj", "mlp", "shared_experts")
-TRITON_STREAMS = 8  # the most that the Triton kernels hold (hcmegatron.kernels.select)
+KERNEL_STREAMS = 8  # the most that the Triton and the native kernels hold (hcmegatron.kernels.select)
 DEEPEST = 10_000  # layers, and so pipeline stages: what is listed one by one stays short
 MOST_OBSERVED = 65_536  # tokens: of sixty layers with four streams 3 GB on every rank
 LARGEST = 1e30  # of any number: 3.4e38 is where fp32 ends

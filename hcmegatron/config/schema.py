@@ -318,7 +318,7 @@ class Config:
     implementation: Literal["auto", "local", "te"] = (
         "auto"  # layers: Transformer Engine's, where it is installed and fits the schedule, or Megatron's local ones
     )
-    kernels: Literal["auto", "torch", "triton"] = "auto"  # of the connections
+    kernels: Literal["auto", "torch", "triton", "native"] = "auto"  # of the connections; native: C, on CPUs
 
 
 def micro_batch_tokens(config: Config) -> int:

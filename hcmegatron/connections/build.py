@@ -42,7 +42,7 @@ def connection(
         norm_eps: of the norm in front of what predicts coefficients.
         dtype: of the parameters; fp32 unless everything is fp64.
         device: of the parameters.
-        kernels: `auto`, `torch` or `triton`, for streams of `stream_dtype` on this device.
+        kernels: `auto`, `torch`, `triton` or `native`, for streams of `stream_dtype` on this device.
         stream_dtype: of the streams that it will read; None: as the parameters.
         **settings: streams (HC, mHC) or fractions (FC), and the kind's others, by their names in the `connection`
             section of a configuration (`hcmegatron config --help`).
@@ -118,7 +118,11 @@ def build_connection(
     """
     accounting.check(conn, hidden_size)
     kind, own = accounting.kind_of(conn), cast(Any, conn)  # with the fields of its kind
-    chosen = select_kernels(kernels, n=own.n, device=device, dtype=streams or dtype) if kind.kernels else None
+    chosen = None
+    if kind.kernels:
+        chosen = select_kernels(
+            kernels, n=own.n, device=device, dtype=streams or dtype, sinkhorn=kind.sinkhorn(own)
+        )
     like = {"norm_eps": norm_eps, "kernels": chosen, "dtype": dtype, "device": device}
     connection: Connection = _class(kind.module)(conn, hidden_size, index, **like)
     connection.built = Built(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,7 +11,12 @@ from typing import Any
 import torch
 
 from hcmegatron.kernels import torch_gated, torch_path
+from hcmegatron.kernels.native import library
+from hcmegatron.kernels.native import sinkhorn as native_sinkhorn
+from hcmegatron.kernels.native.primitives import FILES, NativePrimitives, SinkhornCompiled
+from hcmegatron.kernels.torch_primitives import Primitives
 
+NAMES = ("auto", "torch", "triton", "native")
 MAX_STREAMS = 8  # of the Triton kernels, which hold all streams of a token in registers
 _NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 
@@ -31,20 +37,28 @@ class Kernels:
 
 
 def select_kernels(
-    name: str, *, n: int, device: torch.device | str | None = None, dtype: torch.dtype = torch.float32
+    name: str,
+    *,
+    n: int,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype = torch.float32,
+    sinkhorn: bool = False,
 ) -> Kernels:
     """Kernels for connections of n streams or fractions.
 
-    name: `torch`, `triton`, or `auto`: Triton wherever it can run on a GPU. device: where the model lives,
-    None for the GPU if there is one. dtype: of the streams; fp64 needs torch. Triton's interpreter
-    (TRITON_INTERPRET=1) counts as able to run, for tests, but is never chosen by `auto`. Raises ValueError
-    where an explicit `triton` cannot run, with the reason.
+    name: `torch`, `triton`, `native` (a CPU's, in C), or `auto`: Triton wherever it can run on a GPU, or else torch.
+    device: where the model lives, None for the GPU if there is one. dtype: of the streams; fp64 needs torch.
+    sinkhorn: whether they are for a kind that normalises by Sinkhorn, whose iterations `auto` runs compiled on a CPU
+    where they have torch's bits. Triton's interpreter (TRITON_INTERPRET=1) counts as able to run, for tests, but is
+    never chosen by `auto`. Raises ValueError where an explicit `triton` or `native` cannot run, with the reason.
     """
-    if name not in ("auto", "torch", "triton"):
-        raise ValueError(f"kernels={name!r}: choose one of auto, torch, triton")
+    if name not in NAMES:
+        raise ValueError(f"kernels={name!r}: choose one of {', '.join(NAMES)}")
     if name == "torch":
         return _torch("asked for")
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    if name == "native":
+        return _native(n, device, dtype)
     obstacle = _obstacle(n, device, dtype)
     if obstacle is None and name == "auto" and device.type != "cuda":
         obstacle = "the interpreter is for tests"
@@ -52,7 +66,7 @@ def select_kernels(
         return _triton(n, device, dtype)
     if name == "triton":
         raise ValueError(f"kernels=triton cannot run: {obstacle}; use kernels=auto or torch")
-    return _torch(obstacle)
+    return _with_sinkhorn(obstacle, n, dtype) if sinkhorn and device.type == "cpu" else _torch(obstacle)
 
 
 def torch_kernels(reason: str) -> Kernels:
@@ -76,6 +90,39 @@ def triton_kernels(reason: str) -> Kernels:
 
 def _torch(why: str) -> Kernels:
     return torch_kernels(f"torch: {why}")
+
+
+def _with_sinkhorn(why: str, n: int, dtype: torch.dtype) -> Kernels:
+    """torch's, with Sinkhorn compiled where that can be and changes no bit."""
+    obstacle = "fp64" if dtype == torch.float64 else native_sinkhorn.differs(n)
+    if obstacle is not None:
+        return _torch(why if obstacle == why else f"{why}; Sinkhorn by torch: {obstacle}")
+    words = f"torch: {why}; Sinkhorn compiled by {library.compiled_by(n, 'sinkhorn')}"
+    return _compiled("torch", words, SinkhornCompiled())
+
+
+def _native(n: int, device: torch.device, dtype: torch.dtype) -> Kernels:
+    if device.type != "cpu":
+        obstacle: str | None = f"streams on {device}, and it is for CPUs"
+    elif dtype not in (torch.float32, torch.bfloat16):
+        obstacle = _NAMES.get(dtype, "fp64")
+    elif n > library.MAX_STREAMS:
+        obstacle = f"n={n}, its kernels hold up to {library.MAX_STREAMS}"
+    else:
+        obstacle = library.obstacle(n, *FILES)
+        if obstacle and "compiler" in obstacle:
+            obstacle += "; install gcc or clang, or pip install 'hcmegatron[native]'"
+    if obstacle:
+        raise ValueError(f"kernels=native cannot run: {obstacle}; use kernels=auto or torch")
+    by = library.compiled_by(n, "write")
+    return _compiled("native", f"native: n={n}, {_NAMES[dtype]}, compiled by {by}", NativePrimitives())
+
+
+def _compiled(name: str, reason: str, primitives: Primitives) -> Kernels:
+    read, write = (
+        functools.partial(each, primitives=primitives) for each in (torch_path.read, torch_path.write)
+    )
+    return Kernels(name, reason, read, write, torch_gated.read)
 
 
 def _triton(n: int, device: torch.device, dtype: torch.dtype) -> Kernels:

@@ -6,11 +6,21 @@ columns).
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Protocol
+
 import torch
 from torch import Tensor
 
 from hcmegatron.kernels import torch_permutations, torch_sinkhorn, torch_sinkhorn_implicit
 from hcmegatron.kernels.options import ReadOptions
+
+
+class Sinkhorn(Protocol):
+    """torch_sinkhorn, or what has its functions."""
+
+    forward: Callable[[Tensor, int, str], Tensor]
+    backward: Callable[[Tensor, Tensor, int, str], Tensor]
 
 
 def _split(columns: Tensor, options: ReadOptions) -> tuple[Tensor, Tensor, Tensor]:
@@ -23,8 +33,10 @@ def _oriented(L: Tensor, options: ReadOptions) -> Tensor:
     return L if options.orientation == "paper" else L.transpose(0, 1)
 
 
-def forward(t: Tensor, scale: Tensor, bias: Tensor, options: ReadOptions) -> tuple[Tensor, Tensor, Tensor]:
-    """pre [n, T], post [n, T], res [n, n, T] (out, in). Disabled ones are 1/n, 1 and I."""
+def forward(
+    t: Tensor, scale: Tensor, bias: Tensor, options: ReadOptions, sinkhorn: Sinkhorn = torch_sinkhorn
+) -> tuple[Tensor, Tensor, Tensor]:
+    """pre [n, T], post [n, T], res [n, n, T] (out, in). Disabled ones are 1/n, 1 and I. sinkhorn: its functions."""
     n, T = options.n, t.shape[1]
     logits = torch.addcmul(bias.unsqueeze(1), scale.unsqueeze(1), t)
     l_pre, l_post, l_res = _split(logits, options)
@@ -34,7 +46,7 @@ def forward(t: Tensor, scale: Tensor, bias: Tensor, options: ReadOptions) -> tup
         return pre, post, torch.eye(n, dtype=t.dtype, device=t.device).unsqueeze(-1).expand(n, n, T)
     if options.res_map != "sinkhorn":
         return pre, post, torch_permutations.forward(l_res, options)
-    M = torch_sinkhorn.forward(_oriented(l_res, options), options.iterations, options.sinkhorn_eps)
+    M = sinkhorn.forward(_oriented(l_res, options), options.iterations, options.sinkhorn_eps)
     return pre, post, M.transpose(0, 1) if options.orientation == "column_last" else M
 
 
@@ -47,6 +59,7 @@ def backward(
     dres: Tensor | None,
     res: Tensor | None,
     options: ReadOptions,
+    sinkhorn: Sinkhorn = torch_sinkhorn,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of t [K, T], scale [K] and bias [K].
 
@@ -63,13 +76,18 @@ def backward(
         p = torch.sigmoid(l_post)
         torch.mul(dpost, (p - p.square()).mul_(2), out=d_post)
     if options.use_res and dres is not None:
-        _res_backward(l_res, dres, res, d_res, options)
+        _res_backward(l_res, dres, res, d_res, options, sinkhorn)
     dt = dlogits * scale.unsqueeze(1)
     return dt, (dlogits * t).sum(1), dlogits.sum(1)
 
 
 def _res_backward(
-    logits: Tensor, dres: Tensor, res: Tensor | None, out: Tensor, options: ReadOptions
+    logits: Tensor,
+    dres: Tensor,
+    res: Tensor | None,
+    out: Tensor,
+    options: ReadOptions,
+    sinkhorn: Sinkhorn,
 ) -> None:
     """Into `out` [columns, T]: the gradient of res's logits [columns, T]."""
     if options.res_map != "sinkhorn":
@@ -81,5 +99,5 @@ def _res_backward(
         M = res.transpose(0, 1) if turned else res
         dL = torch_sinkhorn_implicit.backward(M, dM)
     else:
-        dL = torch_sinkhorn.backward(_oriented(logits, options), dM, options.iterations, options.sinkhorn_eps)
+        dL = sinkhorn.backward(_oriented(logits, options), dM, options.iterations, options.sinkhorn_eps)
     _oriented(out, options).copy_(dL)

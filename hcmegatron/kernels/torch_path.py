@@ -4,7 +4,7 @@ without Triton.
 Autograd through the plain formulas keeps several stream-wide tensors per sub-layer and walks the streams once
 for each of its steps. Here a read keeps the streams, which something else keeps anyway, and K + 1 numbers a
 token; a write keeps the streams, y and the coefficients. Everything is summed in the coefficients' precision
-and rounded once.
+and rounded once. What read and write are made of is torch_primitives.Primitives, or compiled (native/primitives.py).
 """
 
 from __future__ import annotations
@@ -17,8 +17,11 @@ from torch.autograd import Function
 from torch.autograd.function import FunctionCtx, once_differentiable
 from torch.nn import functional as F
 
-from hcmegatron.kernels import torch_coefficients, torch_rms
+from hcmegatron.kernels import torch_rms
 from hcmegatron.kernels.options import ReadOptions
+from hcmegatron.kernels.torch_primitives import Primitives
+
+_BY_TORCH = Primitives()
 
 
 def inverse_rms(Hv: Tensor, options: ReadOptions) -> tuple[Tensor, Tensor | None]:
@@ -77,23 +80,21 @@ class _Read(Function):
         bias: Tensor,
         mix: Tensor | None,
         options: ReadOptions,
+        primitives: Primitives,
     ) -> tuple[Tensor, ...]:
         T, n, C = H.shape
         Hc = H.to(phi.dtype)
         Hv = Hc.view(T, n * C)
         inv_r, shift = inverse_rms(Hv, options)
         t = torch.mm(phi.mT, _times(Hv, shift).mT).mul_(inv_r)
-        pre, post, res = torch_coefficients.forward(t, scale, bias, options)
-        pre = pre.mT.contiguous()
+        pre, post, res = primitives.coefficients(t, scale, bias, options)  # the write keeps them too
         by = pre if mix is None else mix
-        x = torch.bmm(by.unsqueeze(1), Hc).squeeze(1).to(H.dtype)
-        res = res.permute(2, 0, 1)
-        res = res.contiguous() if options.use_res else res  # the write keeps it too
+        x = primitives.aggregate(H, Hc, by)
         kept = res if options.implicit else None
         ctx.save_for_backward(H, phi, scale, bias, t, inv_r, shift, by, kept)
-        ctx.options, ctx.mixed = options, mix is not None
+        ctx.options, ctx.primitives, ctx.mixed = options, primitives, mix is not None
         ctx.set_materialize_grads(False)
-        return x, pre, post.mT.contiguous(), res, H.view_as(H)
+        return x, pre, post, res, H.view_as(H)
 
     @staticmethod
     @once_differentiable
@@ -107,31 +108,25 @@ class _Read(Function):
     ) -> tuple[Tensor | None, ...]:
         H, phi, scale, bias, t, inv_r, shift, by, res = ctx.saved_tensors
         T, n, C = H.shape
-        options, dtype = ctx.options, phi.dtype
-        Hc = H.to(dtype)
+        options, primitives = ctx.options, ctx.primitives
+        Hc = H.to(phi.dtype)
         Hv = _times(Hc.view(T, n * C), shift)
-        dxc = H.new_zeros(T, C, dtype=dtype) if dx is None else dx.to(dtype)
-        through_x = torch.bmm(dxc.unsqueeze(1), Hc.mT).squeeze(1)
+        dx = H.new_zeros(T, C) if dx is None else dx
+        through_x = primitives.aggregate_backward(H, Hc, dx)
         dmix = through_x if ctx.mixed else None
-        dpre = None if dpre is None else dpre.mT
         if not ctx.mixed:
-            dpre = through_x.mT if dpre is None else through_x.mT + dpre
-        dpost = None if dpost is None else dpost.mT
-        dres = None if dres is None else dres.permute(1, 2, 0).contiguous()
-        res = None if res is None else res.permute(1, 2, 0).contiguous()
-        dt, dscale, dbias = torch_coefficients.backward(t, scale, bias, dpre, dpost, dres, res, options)
-        c = rms_pullback((dt * t).sum(0), inv_r, shift, n * C, options)
+            dpre = through_x if dpre is None else through_x + dpre
+        dt, dscale, dbias, dt_t = primitives.coefficients_backward(
+            t, scale, bias, dpre, dpost, dres, res, options
+        )
+        c = rms_pullback(dt_t, inv_r, shift, n * C, options)
         dp = dt.mul_(inv_r)
         dphi = torch.mm(dp, Hv).mT  # half the time of Hv.mT dp.mT; of K = 24 the same bits, too
         if shift is not None:
             dp, c = dp * shift, c * shift
-        if dH is None:
-            out = torch.mm(dp.mT, phi.mT)
-        else:
-            out = torch.addmm(dH.to(dtype).reshape(T, n * C), dp.mT, phi.mT)
-        out.addcmul_(Hv, c.unsqueeze(1))
-        out.view(T, n, C).baddbmm_(by.unsqueeze(-1), dxc.unsqueeze(1))
-        return out.view(T, n, C).to(H.dtype), dphi, dscale, dbias, dmix, None
+            primitives = _BY_TORCH  # of tokens that are multiplied; there are next to none
+        dstreams = primitives.streams_backward(H, Hv, dH, dp, phi, c, by, dx)
+        return dstreams, dphi, dscale, dbias, dmix, None, None
 
 
 def _times(Hv: Tensor, shift: Tensor | None) -> Tensor:
@@ -146,32 +141,17 @@ class _Write(Function):
     """
 
     @staticmethod
-    def forward(ctx: FunctionCtx, H: Tensor, y: Tensor, post: Tensor, res: Tensor | None) -> Tensor:
+    def forward(
+        ctx: FunctionCtx, H: Tensor, y: Tensor, post: Tensor, res: Tensor | None, primitives: Primitives
+    ) -> Tensor:
         ctx.save_for_backward(None if res is None else H, y, post, res)
-        yc, p = y.to(post.dtype), post.unsqueeze(-1)
-        if res is None:
-            return torch.addcmul(H.to(post.dtype), yc, p).to(H.dtype)
-        return torch.bmm(res, H.to(res.dtype)).addcmul_(yc, p).to(H.dtype)
+        ctx.primitives = primitives
+        return primitives.write(H, y, post, res)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: FunctionCtx, dout: Tensor) -> tuple[Tensor | None, ...]:
-        H, y, post, res = ctx.saved_tensors
-        dtype = post.dtype
-        d = dout.to(dtype).contiguous()  # a sum hands back strides of 0, with which bmm goes token by token
-        dH = dy = dpost = dres = None
-        if ctx.needs_input_grad[0]:
-            dH = dout if res is None else torch.bmm(res.mT, d).to(H.dtype)
-        shared = y.shape[1] == 1  # every stream receives the same y
-        if ctx.needs_input_grad[1]:
-            dy = torch.bmm(post.unsqueeze(1), d) if shared else d * post.unsqueeze(-1)
-            dy = dy.to(y.dtype)
-        if ctx.needs_input_grad[2]:
-            yc = y.to(dtype)
-            dpost = torch.bmm(yc, d.mT).squeeze(1) if shared else (d * yc).sum(-1)
-        if ctx.needs_input_grad[3]:
-            dres = torch.bmm(d, H.to(dtype).mT)
-        return dH, dy, dpost, dres
+        return *ctx.primitives.write_backward(*ctx.saved_tensors, dout, ctx.needs_input_grad), None
 
 
 def read(
@@ -181,6 +161,8 @@ def read(
     bias: Tensor | Sequence[Tensor],
     options: ReadOptions,
     mix: Tensor | None = None,
+    *,
+    primitives: Primitives = _BY_TORCH,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """mHC's read. H [T,n,C] of any float dtype; phi [nC,K], scale [K], bias [K] fp32 (fp64 with fp64
     streams).
@@ -189,6 +171,7 @@ def read(
     biases [n], [n] and [n*n]; scales alike, or all [1], one number for all columns of a part (the alphas).
 
     mix [T,n], fp32 or fp64 as phi: x = sum_i mix[i] H_i instead of by the pre that is predicted (single-pass mHC).
+    primitives: what computes them.
 
     Returns x [T,C] in H's dtype; pre [T,n], post [T,n], res [T,n,n] in phi's; and H again, for the write to
     use.
@@ -196,16 +179,23 @@ def read(
     if not isinstance(bias, Tensor):
         scale = torch.cat([s.expand(len(b)) for s, b in zip(scale, bias, strict=True)])
         bias = torch.cat(list(bias))
-    return _Read.apply(H.contiguous(), phi, scale, bias, mix, options)
+    return _Read.apply(H.contiguous(), phi, scale, bias, mix, options, primitives)
 
 
 def write(
-    H: Tensor, y: Tensor, post: Tensor, res: Tensor | None, bias: Tensor | None = None, dropout: float = 0.0
+    H: Tensor,
+    y: Tensor,
+    post: Tensor,
+    res: Tensor | None,
+    bias: Tensor | None = None,
+    dropout: float = 0.0,
+    *,
+    primitives: Primitives = _BY_TORCH,
 ) -> Tensor:
     """H'_o = sum_i res[o,i] H_i + post[o] dropout(y + bias)_o, in H's dtype.
 
     H [T,n,C]; y [T,1,C], the same for all streams, or [T,n,C], a part for each (FC); post [T,n], res [T,n,n] or
-    None, the identity; bias of y's shape without T.
+    None, the identity; bias of y's shape without T. primitives: what computes it.
     """
     if bias is not None or dropout:
         y = y.to(post.dtype)  # what is made of y and its gradient is rounded at the end, not at every step
@@ -213,4 +203,4 @@ def write(
         y = y + bias
     if dropout:
         y = F.dropout(y, dropout)
-    return _Write.apply(H.contiguous(), y, post, res)
+    return _Write.apply(H.contiguous(), y, post, res, primitives)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from hcmegatron.config.ranges import TRITON_STREAMS
+from hcmegatron.config.ranges import KERNEL_STREAMS
 from hcmegatron.config.schema import Config
 from hcmegatron.connections import accounting
 from hcmegatron.planner.attention_operations import attention
@@ -20,7 +20,7 @@ from schedules.node_costs import Role
 def fused(config: Config) -> bool:
     """Whether the connections have Triton kernels on a GPU (hcmegatron.kernels.select)."""
     has_kernels = accounting.kind_of(config.connection).kernels
-    return has_kernels and config.kernels != "torch" and config.connection.n <= TRITON_STREAMS
+    return has_kernels and config.kernels in ("auto", "triton") and config.connection.n <= KERNEL_STREAMS
 
 
 def folds(config: Config) -> bool:

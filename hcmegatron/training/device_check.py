@@ -16,10 +16,10 @@ def check_device(config: Config, device: str | None = None) -> None:
 
         if not (found := transformer_engine()).usable:
             raise ConfigError(f"implementation = te: {found.words}; use implementation=auto or local")
-    if config.kernels == "triton" and "kernels" not in ineffective(config):
+    if config.kernels in ("triton", "native") and "kernels" not in ineffective(config):
         from hcmegatron.kernels.select import select_kernels
 
         try:
-            select_kernels("triton", n=config.connection.n, device=device)
+            select_kernels(config.kernels, n=config.connection.n, device=device)
         except ValueError as error:
             raise ConfigError(str(error)) from None

@@ -105,7 +105,7 @@ def configured(
         config,
         # what this machine has, where the run asked for what its own had
         implementation="auto" if config.implementation == "te" else config.implementation,
-        kernels="auto" if config.kernels == "triton" else config.kernels,
+        kernels="auto" if config.kernels in ("triton", "native") else config.kernels,
         parallel=parallel,
         training=replace(config.training, global_batch=batch),
         recompute=Recompute(),

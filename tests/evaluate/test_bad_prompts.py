@@ -282,11 +282,12 @@ def test_an_older_checkpoint_is_used_where_the_newest_is_damaged_and_said(tmp_pa
     ]
 
 
-def test_what_the_runs_machine_had_is_asked_for_of_none(tmp_path):
+@pytest.mark.parametrize("kernels", ["triton", "native"])
+def test_what_the_runs_machine_had_is_asked_for_of_none(kernels, tmp_path):
     path = run(tmp_path) / "checkpoints" / manifest.name(4)
     told = manifest.read(path)
     asked_for = {
-        "kernels": "triton",
+        "kernels": kernels,
         "implementation": "te",
         "parallel.pipeline": 8,
         "run.observers": ["a:B"],

@@ -7,6 +7,7 @@ needs small values in VALUES, or a reason in FIXED; `strategy` names a field tha
 from __future__ import annotations
 
 import itertools
+import shutil
 import types
 import typing
 from typing import Any, Literal
@@ -133,6 +134,7 @@ VALUES: dict[str, list[Any]] = {
         "auto",
         "auto",
         "triton",
+        *(["native"] if shutil.which("cc") else []),
     ],  # triton runs in its interpreter
 }
 

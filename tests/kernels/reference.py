@@ -176,6 +176,13 @@ def close(got, want, tolerance):
         assert error <= tolerance, f"{error:.2e}"
 
 
+def rounded_once(low, exact):
+    """Within half a unit in the last place of the exact numbers, and the error of fp32 sums."""
+    unit = torch.finfo(low.dtype).eps / 2
+    bound = unit * exact.abs() * (1 + 1e-3) + 2e-6 * exact.abs().max()
+    assert ((low.double() - exact).abs() <= bound).all(), ((low.double() - exact).abs() / bound).max()
+
+
 def sub_layer(read, write, H, phi, scale, bias, options, y_scale):
     """Read, an elementwise nonlinear T, write: every output reaches the loss. Returns x, coefficients and
     H'."""

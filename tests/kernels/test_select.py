@@ -1,10 +1,11 @@
 import pytest
 import torch
 
-from hcmegatron.config.ranges import TRITON_STREAMS
+from hcmegatron.config.ranges import KERNEL_STREAMS
 from hcmegatron.config.schema import Config, Connection
 from hcmegatron.connections.build import build_connection
 from hcmegatron.kernels import tuning
+from hcmegatron.kernels.native import library
 from hcmegatron.kernels.select import MAX_STREAMS, select_kernels
 from hcmegatron.model.specs import layer_spec
 
@@ -12,7 +13,7 @@ no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="says what happens
 
 
 def test_the_limit_that_the_configuration_knows():
-    assert TRITON_STREAMS == MAX_STREAMS == 8
+    assert KERNEL_STREAMS == MAX_STREAMS == library.MAX_STREAMS == 8
 
 
 def test_torch_when_asked():
@@ -48,7 +49,7 @@ def test_an_explicit_choice_that_cannot_run_is_an_error(monkeypatch):
 
 
 def test_unknown_name():
-    with pytest.raises(ValueError, match="kernels='cuda': choose one of auto, torch, triton"):
+    with pytest.raises(ValueError, match="kernels='cuda': choose one of auto, torch, triton, native"):
         select_kernels("cuda", n=4)
 
 

@@ -15,6 +15,7 @@ from tests.kernels.reference import (
     in_both_layouts,
     inputs,
     name_of,
+    rounded_once,
     weights_like,
     write_inputs,
 )
@@ -102,13 +103,6 @@ def test_write_of_hc_and_fc(shared):
     leaves = write_inputs(3, 5, 6, shared=shared)
     torch.testing.assert_close(torch_path.write(*leaves), exact_write(*leaves))
     assert torch.autograd.gradcheck(torch_path.write, leaves)
-
-
-def rounded_once(low, exact):
-    """Within half a unit in the last place of the exact numbers, and the error of fp32 sums."""
-    unit = torch.finfo(low.dtype).eps / 2
-    bound = unit * exact.abs() * (1 + 1e-3) + 2e-6 * exact.abs().max()
-    assert ((low.double() - exact).abs() <= bound).all(), ((low.double() - exact).abs() / bound).max()
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)

@@ -119,7 +119,7 @@ def test_calling_a_connection_says_what_to_do():
         ({"kind": "dfc", "fractions": 5}, "hidden_size=12 is not divisible by fractions=5 fractions (kind='dfc'); use "
          "10 or 15 for hidden_size, or a divisor of 12 for fractions"),
         ({"kind": "residual", "streams": 2}, "streams=2: residual has no settings"),
-        ({"kernels": "cuda"}, "kernels='cuda': choose one of auto, torch, triton"),
+        ({"kernels": "cuda"}, "kernels='cuda': choose one of auto, torch, triton, native"),
     ],
 )  # fmt: skip
 def test_mistakes(words, said):

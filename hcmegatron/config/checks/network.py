@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from hcmegatron.config.checks.refusals import Shown, divisible, need, refuse
 from hcmegatron.config.ineffective import ineffective
-from hcmegatron.config.ranges import TRITON_STREAMS
+from hcmegatron.config.ranges import KERNEL_STREAMS
 from hcmegatron.config.schema import Config
 from hcmegatron.connections import accounting
 from hcmegatron.connections.kinds.multiples import nearest_multiples
@@ -117,8 +117,10 @@ def _connection(config: Config, shown: Shown) -> None:
         refuse(*found)
     idle = ineffective(config)
     need(
-        config.kernels != "triton" or "kernels" in idle or config.connection.n <= TRITON_STREAMS,
-        f"{shown('kernels')} with {shown('connection.n')}: the Triton kernels hold up to {TRITON_STREAMS}",
+        config.kernels not in ("triton", "native")
+        or "kernels" in idle
+        or config.connection.n <= KERNEL_STREAMS,
+        f"{shown('kernels')} with {shown('connection.n')}: its kernels hold up to {KERNEL_STREAMS}",
         "use kernels=auto or torch, or fewer",
     )
     need(

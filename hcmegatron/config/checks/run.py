@@ -196,7 +196,7 @@ def check_fp64(config: Config, shown: Shown) -> None:
         "optimizer.clip": (config.optimizer.clip == 0, "0"),  # Megatron asserts 32-bit gradients
         "parallel.distributed_optimizer": (not config.parallel.distributed_optimizer, "false"),
         "moe.grouped": (not (moe.experts and moe.grouped), "false"),  # torch has no 64-bit grouped matmul
-        "kernels": (config.kernels != "triton", "torch"),
+        "kernels": (config.kernels not in ("triton", "native"), "torch"),
         "implementation": (config.implementation != "te", "local"),
     }
     unmet = {key: value for key, (holds, value) in allowed.items() if not holds}

@@ -131,7 +131,7 @@ class ConnectionDescriptor:
             beside the streams, through messages too, and contract them in the end.
         carry: what the streams are multiplied with on their way past a sub-layer: a `matrix`, or the `identity`.
         normalises: whether the read is T's normed input, so that a pre-norm network has no norm of its own there.
-        kernels: whether the module takes fused kernels (`kernels: auto | torch | triton`).
+        kernels: whether the module takes fused kernels (`kernels: auto | torch | triton | native`).
         passes: how often its read goes through the streams: once to mix them, and before that once where their
             coefficients are predicted from them. 0: there is nothing to read or to mix, and the write is a sum.
         products: columns that the streams [tokens, nC] are multiplied to, or made of, in matrix products of their own,
@@ -145,6 +145,7 @@ class ConnectionDescriptor:
             ValueError, in words, where settings leave no such values.
         output_init_divisor: by how much the init of output projections is divided, beside GPT-2's sqrt(2 x layers).
         doubly_stochastic: whether rows and columns of the residual map sum to 1, as far as its iterations bring them.
+        sinkhorn: whether the residual map is made by Sinkhorn's iterations, as the settings are.
         activations: of the module `own` and the coefficients that it read, what came out of saturating functions, from
             -1 to 1: tanh(l) of a logit l, and of a sigmoid's tanh(l / 2). By coefficient; empty where nothing is.
         ineffective: of its own fields those that have no effect beside its others -> why, in words.
@@ -172,6 +173,7 @@ class ConnectionDescriptor:
     as_residual: Callable[[Any, int], Mapping[str, Any]] | None = None
     output_init_divisor: Callable[[Any], float] = lambda conn: 1.0
     doubly_stochastic: Callable[[Any], bool] = lambda conn: False
+    sinkhorn: Callable[[Any], bool] = lambda conn: False
     activations: Callable[[Any, Any, Any, Any, Any], dict[str, Any]] = _no_activations
     ineffective: Callable[[Any], dict[str, str]] = _nothing_ineffective
     problem: Callable[[Any, int, Shown], tuple[str, str] | None] = _no_problem

@@ -33,6 +33,7 @@ def _problem(conn: ManifoldSettings, C: int, shown: Shown) -> tuple[str, str] | 
 MHC = constrained(
     lambda n: (n, n),
     of_res=("sinkhorn_iterations", "sinkhorn_eps", "sinkhorn_backward", "res_orientation"),
+    sinkhorn=lambda conn: conn.use_res,
     paper_overhead=0.067,  # section 4.3, its 27B model
     name="mhc",
     title="Manifold-Constrained Hyper-Connections (2512.24880)",
