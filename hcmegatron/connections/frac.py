@@ -20,8 +20,9 @@ from hcmegatron.connections.connection import (
     compute_dtype,
     write_streams,
 )
-from hcmegatron.connections.mixing import mix as mixed
+from hcmegatron.connections.predicted import norm_weight, predicted
 from hcmegatron.connections.predictor_norm import normalise
+from hcmegatron.kernels import torch_hyper
 from hcmegatron.kernels.select import Kernels
 
 
@@ -51,7 +52,8 @@ class Frac(Connection):
         self.A = nn.Parameter(torch.eye(m, **like))
         self.B = nn.Parameter(torch.ones(m, **like))
         if self.dynamic:
-            self.norm, self.activation = conn.norm, torch.tanh if conn.tanh else (lambda p: p)
+            self.norm, self.tanh = conn.norm, conn.tanh
+            self.activation = torch.tanh if conn.tanh else (lambda p: p)
             self.W_alpha = nn.Parameter(torch.zeros(width, 2 * m, **like))
             self.W_beta = nn.Parameter(torch.zeros(width, **like))
             self.s_a = nn.Parameter(torch.full((1,), conn.alpha_init, **like))
@@ -68,8 +70,7 @@ class Frac(Connection):
         dtype = compute_dtype(Hf)
         Y, A, B = self.Y.to(dtype), self.A.to(dtype), self.B.to(dtype)
         if self.dynamic:
-            weight = None if self.norm_weight is None else self.norm_weight.to(dtype)
-            Hn = normalise(Hf.to(dtype), self.norm, weight, self.eps)
+            Hn = normalise(Hf.to(dtype), self.norm, norm_weight(self, dtype), self.eps)
             W = torch.cat([self.W_alpha, self.W_beta.unsqueeze(-1)], -1).to(dtype)
             p = self.activation(Hn @ W)
             Y = Y + self.s_a.to(dtype) * p[..., : self.m]
@@ -80,10 +81,21 @@ class Frac(Connection):
     def read(
         self, H: Tensor, projection: Projection | None = None, mix: Tensor | None = None
     ) -> tuple[Tensor, Coefficients]:
-        """H [s,b,1,C] -> x = reshape(Y^T H) [s,b,C], (Y^T, B, A^T)."""
-        Hf = self.fractions(H.squeeze(-2))
-        coefficients = self.coefficients(Hf)
-        return mixed(Hf, coefficients[0]).to(H.dtype).flatten(-2), coefficients
+        """H [s,b,1,C] -> x = reshape(Y^T H) [s,b,C], (Y^T, B, A^T, H); the fused form of `coefficients`."""
+        m, dtype, shape = self.m, compute_dtype(H), H.shape
+        Y, A, B = self.Y.to(dtype), self.A.to(dtype), self.B.to(dtype)
+        flat = self.fractions(H.squeeze(-2)).flatten(0, 1)
+        if self.dynamic:
+            static = torch.cat([Y.mT, A.mT, B.unsqueeze(0)])
+            W = torch.cat([self.W_alpha, self.W_beta.unsqueeze(-1)], -1)
+            found, flat = predicted(self, flat, static, W)
+            by, res, post = found.split([m, m, 1], 1)
+            x, flat = torch_hyper.mix(flat, by)
+            used = tuple(t.unflatten(0, shape[:2]) for t in (by, post.squeeze(1), res))
+        else:
+            x, flat = torch_hyper.mix(flat, Y.mT.expand(len(flat), m, m))
+            used = (Y.mT, B, A.mT)
+        return x.flatten(1).unflatten(0, shape[:2]), (*used, flat.view(shape))
 
     def carry(self, H: Tensor, coefficients: Coefficients) -> Tensor:
         """A^T H, back as [s,b,1,C]."""
@@ -98,7 +110,8 @@ class Frac(Connection):
         dropout: float = 0.0,
     ) -> Tensor:
         """H'_c = sum_i A[i,c] H_i + B[c] dropout(y + bias)_c, back as [s,b,1,C]."""
-        _, post, res = coefficients
+        _, post, res, *streams = coefficients
+        H = streams[0] if streams else H
         Hf, yf = self.fractions(H.squeeze(-2)), self.fractions(y)
         bias = None if bias is None else self.fractions(bias)
         out = write_streams(self.kernels, Hf, yf, post, res, bias, dropout if self.training else 0.0)

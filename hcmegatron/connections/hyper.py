@@ -20,8 +20,9 @@ from hcmegatron.connections.connection import (
     compute_dtype,
     write_streams,
 )
-from hcmegatron.connections.mixing import aggregate
+from hcmegatron.connections.predicted import norm_weight, predicted
 from hcmegatron.connections.predictor_norm import normalise
+from hcmegatron.kernels import torch_hyper
 from hcmegatron.kernels.select import Kernels
 
 
@@ -77,7 +78,8 @@ class Hyper(Connection):
         self.A_r = nn.Parameter(torch.eye(n, **like))
         self.B = nn.Parameter(torch.ones(n, **like))
         if self.dynamic:
-            self.norm, self.activation = conn.norm, torch.tanh if conn.tanh else (lambda p: p)
+            self.norm, self.tanh = conn.norm, conn.tanh
+            self.activation = torch.tanh if conn.tanh else (lambda p: p)
             self.W_m = nn.Parameter(torch.zeros(C, **like))
             self.W_r = nn.Parameter(torch.zeros(C, n, **like))
             self.W_b = nn.Parameter(torch.zeros(C, **like))
@@ -92,8 +94,7 @@ class Hyper(Connection):
         dtype = compute_dtype(H)
         A_m, A_r, B = self.A_m.to(dtype), self.A_r.to(dtype), self.B.to(dtype)
         if self.dynamic:
-            weight = None if self.norm_weight is None else self.norm_weight.to(dtype)
-            Hn = normalise(H.to(dtype), self.norm, weight, self.eps)
+            Hn = normalise(H.to(dtype), self.norm, norm_weight(self, dtype), self.eps)
             W_m, W_r, W_b, s_a, s_b = (
                 w.to(dtype) for w in (self.W_m, self.W_r, self.W_b, self.s_a, self.s_b)
             )
@@ -103,9 +104,20 @@ class Hyper(Connection):
     def read(
         self, H: Tensor, projection: Projection | None = None, mix: Tensor | None = None
     ) -> tuple[Tensor, Coefficients]:
-        """H [s,b,n,C] -> x [s,b,C], (A_m, B, A_r^T)."""
-        coefficients = self.coefficients(H)
-        return aggregate(H, coefficients[0]), coefficients
+        """H [s,b,n,C] -> x [s,b,C], (A_m, B, A_r^T, H); the fused form of `coefficients`."""
+        n, dtype, shape = self.n, compute_dtype(H), H.shape[:2]
+        A_m, A_r, B = self.A_m.to(dtype), self.A_r.to(dtype), self.B.to(dtype)
+        flat = H.flatten(0, 1)
+        if self.dynamic:
+            static = torch.cat([A_m.unsqueeze(0), A_r.mT, B.unsqueeze(0)])
+            W = torch.cat([self.W_m.unsqueeze(-1), self.W_r, self.W_b.unsqueeze(-1)], -1)
+            found, flat = predicted(self, flat, static, W)
+            by, res, post = found.split([1, n, 1], 1)
+            x, flat = torch_hyper.mix(flat, by)
+            own = (t.unflatten(0, shape) for t in (by.squeeze(1), post.squeeze(1), res, flat))
+            return x.squeeze(1).unflatten(0, shape), tuple(own)
+        x, flat = torch_hyper.mix(flat, A_m.expand(len(flat), 1, n))
+        return x.squeeze(1).unflatten(0, shape), (A_m, B, A_r.mT, flat.unflatten(0, shape))
 
     def write(
         self,
@@ -116,7 +128,8 @@ class Hyper(Connection):
         dropout: float = 0.0,
     ) -> Tensor:
         """H'_j = sum_i A_r[i,j] H_i + B[j] dropout(y + bias)."""
-        _, post, res = coefficients
+        _, post, res, *streams = coefficients
+        H = streams[0] if streams else H
         dropout = dropout if self.training else 0.0
         return write_streams(self.kernels, H, y.unsqueeze(-2), post, res, bias, dropout)
 

@@ -203,4 +203,6 @@ def write(
         y = y + bias
     if dropout:
         y = F.dropout(y, dropout)
-    return _Write.apply(H.contiguous(), y, post, res, primitives)
+    # Of coefficients that are the same for all tokens, with strides of 0, bmm would go token by token.
+    res = None if res is None else res.contiguous()
+    return _Write.apply(H.contiguous(), y, post.contiguous(), res, primitives)

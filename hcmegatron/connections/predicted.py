@@ -1,0 +1,34 @@
+"""What the dynamic parts of HC and FC share: coefficients predicted from their normalised streams."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hcmegatron.kernels import torch_hyper
+
+
+def norm_weight(own: Any, dtype: torch.dtype) -> Tensor | None:
+    """The weight of the predictor's norm in this precision; None where it has none."""
+    return None if own.norm_weight is None else own.norm_weight.to(dtype)
+
+
+def predicted(own: Any, H: Tensor, static: Tensor, W: Tensor) -> tuple[Tensor, Tensor]:
+    """Coefficients [T,K,n] of streams H [T,n,C], and H again (torch_hyper.coefficients).
+
+    own: the connection, with its norm, eps and tanh, and scales s_a and s_b, of which s_b is the last column's. static
+    [K,n]; W [C,K].
+    """
+    dtype = static.dtype
+    return torch_hyper.coefficients(
+        H,
+        static,
+        torch.cat([own.s_a.expand(W.shape[1] - 1), own.s_b]).to(dtype),
+        norm_weight(own, dtype),
+        W.to(dtype),
+        centring=own.norm.startswith("layernorm"),
+        eps=own.eps,
+        tanh=own.tanh,
+    )
