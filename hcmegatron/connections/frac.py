@@ -20,7 +20,7 @@ from hcmegatron.connections.connection import (
     compute_dtype,
     write_streams,
 )
-from hcmegatron.connections.predicted import norm_weight, predicted
+from hcmegatron.connections.predicted import norm_weight, predicted_read
 from hcmegatron.connections.predictor_norm import normalise
 from hcmegatron.kernels import torch_hyper
 from hcmegatron.kernels.select import Kernels
@@ -88,9 +88,8 @@ class Frac(Connection):
         if self.dynamic:
             static = torch.cat([Y.mT, A.mT, B.unsqueeze(0)])
             W = torch.cat([self.W_alpha, self.W_beta.unsqueeze(-1)], -1)
-            found, flat = predicted(self, flat, static, W)
+            found, x, flat = predicted_read(self, flat, static, W, m)
             by, res, post = found.split([m, m, 1], 1)
-            x, flat = torch_hyper.mix(flat, by)
             used = tuple(t.unflatten(0, shape[:2]) for t in (by, post.squeeze(1), res))
         else:
             x, flat = torch_hyper.mix(flat, Y.mT.expand(len(flat), m, m))

@@ -20,7 +20,7 @@ from hcmegatron.connections.connection import (
     compute_dtype,
     write_streams,
 )
-from hcmegatron.connections.predicted import norm_weight, predicted
+from hcmegatron.connections.predicted import norm_weight, predicted_read
 from hcmegatron.connections.predictor_norm import normalise
 from hcmegatron.kernels import torch_hyper
 from hcmegatron.kernels.select import Kernels
@@ -111,9 +111,8 @@ class Hyper(Connection):
         if self.dynamic:
             static = torch.cat([A_m.unsqueeze(0), A_r.mT, B.unsqueeze(0)])
             W = torch.cat([self.W_m.unsqueeze(-1), self.W_r, self.W_b.unsqueeze(-1)], -1)
-            found, flat = predicted(self, flat, static, W)
+            found, x, flat = predicted_read(self, flat, static, W, 1)
             by, res, post = found.split([1, n, 1], 1)
-            x, flat = torch_hyper.mix(flat, by)
             own = (t.unflatten(0, shape) for t in (by.squeeze(1), post.squeeze(1), res, flat))
             return x.squeeze(1).unflatten(0, shape), tuple(own)
         x, flat = torch_hyper.mix(flat, A_m.expand(len(flat), 1, n))

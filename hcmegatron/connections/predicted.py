@@ -15,20 +15,13 @@ def norm_weight(own: Any, dtype: torch.dtype) -> Tensor | None:
     return None if own.norm_weight is None else own.norm_weight.to(dtype)
 
 
-def predicted(own: Any, H: Tensor, static: Tensor, W: Tensor) -> tuple[Tensor, Tensor]:
-    """Coefficients [T,K,n] of streams H [T,n,C], and H again (torch_hyper.coefficients).
+def predicted_read(own: Any, H: Tensor, static: Tensor, W: Tensor, m: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Coefficients [T,K,n] of streams H [T,n,C], x [T,m,C] by the first m of them, and H again (torch_hyper.read).
 
     own: the connection, with its norm, eps and tanh, and scales s_a and s_b, of which s_b is the last column's. static
     [K,n]; W [C,K].
     """
     dtype = static.dtype
-    return torch_hyper.coefficients(
-        H,
-        static,
-        torch.cat([own.s_a.expand(W.shape[1] - 1), own.s_b]).to(dtype),
-        norm_weight(own, dtype),
-        W.to(dtype),
-        centring=own.norm.startswith("layernorm"),
-        eps=own.eps,
-        tanh=own.tanh,
-    )
+    scale = torch.cat([own.s_a.expand(W.shape[1] - 1), own.s_b]).to(dtype)
+    norm = torch_hyper.Norm(own.norm.startswith("layernorm"), own.eps, own.tanh)
+    return torch_hyper.read(H, static, scale, norm_weight(own, dtype), W.to(dtype), norm, m)

@@ -3,7 +3,8 @@
 A message is copied into a slot of the sender's (shared_slots.py), and a record through a Unix socket says where it is
 and wakes the receiver; so waiting costs no processor time, and the end of a peer is noticed at once. Two records go the
 other way: that a receive is posted, and that a slot is free again. Small messages are copied on the spot, large ones by
-a thread, which computes nothing else and needs the interpreter for two calls.
+a thread, which computes nothing else and needs the interpreter for two calls. What is small depends on whether there
+are more cores than ranks.
 """
 
 from __future__ import annotations
@@ -36,6 +37,9 @@ from schedules.runtime.transport import Pending, Transport
 from schedules.schedule import Message
 
 COPIED_AT_ONCE = 1 << 17  # bytes: about as long as it takes to wake a thread
+# The same where no core is free for a thread, which would take one from a rank that computes. Larger ones, of which a
+# rank may wait for others while it is copied, are its still.
+COPIED_AT_ONCE_ON_BUSY_CORES = 1 << 21
 _SENT, _POSTED, _FREE = range(3)
 _RECORD = struct.Struct(
     "=bqqqqd"
@@ -75,8 +79,11 @@ class SharedMemoryTransport(Transport):
         ends = {rank_of[stage] for pair in channels_of(placement, group.rank()) for stage in pair}
         copies: SimpleQueue[_Copy | None] = SimpleQueue()
         limit = (timeout or dist.default_pg_timeout).total_seconds()
+        spare = len(os.sched_getaffinity(0)) > group.size()
+        at_once = COPIED_AT_ONCE if spare else COPIED_AT_ONCE_ON_BUSY_CORES
         self._peers = {
-            rank: _Peer(peer, limit, copies) for rank, peer in connect(group, ends - {group.rank()}).items()
+            rank: _Peer(peer, limit, copies, at_once)
+            for rank, peer in connect(group, ends - {group.rank()}).items()
         }
         self._link = EmulatedLink(link) if isinstance(link, Link) else link
         self._lent: dict[int, tuple[_Peer, Slot]] = {}  # by address
@@ -157,8 +164,10 @@ class _LentBuffers(BufferPool):
 class _Peer:
     """A neighbour: the messages to it that it has posted no receive for, and those from it that nobody waited for."""
 
-    def __init__(self, peer: LocalPeer, limit: float, copies: SimpleQueue[_Copy | None]) -> None:
-        self.rank, self._limit, self._copies = peer.rank, limit, copies
+    def __init__(
+        self, peer: LocalPeer, limit: float, copies: SimpleQueue[_Copy | None], at_once: int
+    ) -> None:
+        self.rank, self._limit, self._copies, self._at_once = peer.rank, limit, copies, at_once
         self._connection = peer.connection
         self._connection.settimeout(None)
         # The kernel's own, for with Python's every read takes a call more.
@@ -188,7 +197,7 @@ class _Peer:
         else:
             self._unposted[tag].append(sent)
         record = _RECORD.pack(_SENT, tag, slot.offset, slot.capacity, size, arrival)
-        if size <= COPIED_AT_ONCE:
+        if size <= self._at_once:
             ctypes.memmove(slot.address, tensor.data_ptr(), size)
             self._write(record)
         else:

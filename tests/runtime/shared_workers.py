@@ -20,7 +20,7 @@ from schedules import generate
 from schedules.actions import Kind
 from schedules.placement import Placement
 from schedules.runtime import SharedMemoryTransport, cpu_transport, local_peers
-from schedules.runtime.shared_memory import COPIED_AT_ONCE
+from schedules.runtime.shared_memory import COPIED_AT_ONCE, COPIED_AT_ONCE_ON_BUSY_CORES
 from schedules.schedule import Message
 from tests.runtime import workers
 
@@ -47,7 +47,14 @@ def exchange() -> list[str]:
     rank, peer = group.rank(), 1 - group.rank()
     transport = SharedMemoryTransport(group, line(2))
     wrong = []
-    shapes = [(1,), (3, 5), (0, 4), (COPIED_AT_ONCE // 4 + 1,), (2, COPIED_AT_ONCE)]
+    shapes = [
+        (1,),
+        (3, 5),
+        (0, 4),
+        (COPIED_AT_ONCE // 4 + 1,),
+        (2, COPIED_AT_ONCE),
+        (COPIED_AT_ONCE_ON_BUSY_CORES // 4 + 1,),
+    ]
     for turn in range(3):
         for kind in TYPES:
             pool = transport.buffers(kind, workers.CPU)
@@ -194,7 +201,7 @@ def lost(directory: Path, sends: bool) -> None:
     began = time.monotonic()
     try:
         if sends:
-            transport.send(message(1, 0, 0), torch.zeros(4 * COPIED_AT_ONCE)).wait()
+            transport.send(message(1, 0, 0), torch.zeros(COPIED_AT_ONCE_ON_BUSY_CORES)).wait()
         else:
             transport.receive(message(0, 1, 0), torch.empty(4)).wait()
     except RuntimeError as error:

@@ -7,7 +7,7 @@ from typing import Any
 
 from hcmegatron.connections.kinds.descriptor import ConnectionDescriptor, Parameter, Parameters, Shown
 from hcmegatron.connections.kinds.multiples import nearest_multiples
-from hcmegatron.connections.kinds.predictors import activated, norm_weight, predictor_bytes
+from hcmegatron.connections.kinds.predictors import activated, kept_bytes, norm_weight
 from hcmegatron.connections.kinds.shared_settings import Predicted, Several, Trained
 
 
@@ -65,7 +65,7 @@ SFC = ConnectionDescriptor(
     module="hcmegatron.connections.frac:Frac",
     parameters=_static,
     flops=lambda conn, C: 2 * (2 * conn.n + 1) * C,
-    saved_bytes=lambda conn, C, itemsize: C * (itemsize + max(itemsize, 4)),
+    saved_bytes=lambda conn, C, itemsize: kept_bytes(conn, C, itemsize, read=conn.n**2),
     passes=1,
     problem=_fractions,
 )
@@ -76,7 +76,7 @@ DFC = ConnectionDescriptor(
     module="hcmegatron.connections.frac:DynamicFrac",
     parameters=_dynamic,
     flops=lambda conn, C: 4 * (2 * conn.n + 1) * C,
-    saved_bytes=lambda conn, C, itemsize: predictor_bytes(
+    saved_bytes=lambda conn, C, itemsize: kept_bytes(
         conn, C, itemsize, predicted=conn.n * (2 * conn.n + 1), read=conn.n * conn.n
     ),
     problem=_fractions,

@@ -8,7 +8,7 @@ from typing import Any
 
 from hcmegatron.connections.kinds.descriptor import ConnectionDescriptor, Parameter, Parameters, setting
 from hcmegatron.connections.kinds.heads import Streams
-from hcmegatron.connections.kinds.predictors import activated, norm_weight, predictor_bytes
+from hcmegatron.connections.kinds.predictors import activated, kept_bytes, norm_weight
 from hcmegatron.connections.kinds.shared_settings import Predicted, Trained
 
 
@@ -74,7 +74,7 @@ SHC = ConnectionDescriptor(
     parameters=_static,
     flops=_moved,
     paper_flops=_moved,
-    saved_bytes=lambda conn, C, itemsize: conn.n * C * (itemsize + max(itemsize, 4)),
+    saved_bytes=lambda conn, C, itemsize: kept_bytes(conn, conn.n * C, itemsize, read=conn.n),
     streams=lambda conn: conn.n,
     passes=1,
     output_init_divisor=_divisor,
@@ -86,7 +86,7 @@ DHC = ConnectionDescriptor(
     module="hcmegatron.connections.hyper:DynamicHyper",
     parameters=_dynamic,
     flops=lambda conn, C: 2 * _moved(conn, C),
-    saved_bytes=lambda conn, C, itemsize: predictor_bytes(
+    saved_bytes=lambda conn, C, itemsize: kept_bytes(
         conn, conn.n * C, itemsize, predicted=conn.n * (conn.n + 2), read=conn.n
     ),
     streams=lambda conn: conn.n,

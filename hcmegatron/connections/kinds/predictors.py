@@ -1,4 +1,4 @@
-"""What HC's and FC's dynamic predictors have in common: a norm in front, and what plain torch keeps of them."""
+"""What HC's and FC's dynamic predictors have in common: a norm in front, and what reads and writes keep."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ def norm_weight(conn: Predicted, width: int) -> Parameters:
     return {} if _plain(conn) else {"norm_weight": Parameter((width,), "norm")}
 
 
-def predictor_bytes(conn: Any, state: int, itemsize: int, *, predicted: int, read: int) -> int:
-    """Bytes a token: streams of `state` numbers in their own precision; normalised before and after the norm's weight,
-    and a copy in fp32 for each of two uses if they are narrower; the coefficients.
+def kept_bytes(conn: Any, state: int, itemsize: int, *, read: int, predicted: int = 0) -> int:
+    """Bytes a token: streams of `state` numbers in their own precision; in fp32 or better what was predicted and 1 /
+    rms of every stream, and the coefficients of the read, the write and the carry.
 
     Args:
-        predicted, read: coefficients that are predicted, and those of the read.
+        read: coefficients of the read.
+        predicted: coefficients that are predicted, 0 without a dynamic part.
     """
-    n, compute = conn.n, max(itemsize, 4)
-    copies = 1 + (not _plain(conn)) + 2 * (itemsize < compute)
-    held: int = state * (itemsize + copies * compute) + compute * (n + predicted + read + n + n * n)
-    return held
+    n = conn.n
+    numbers = (predicted + n if predicted else 0) + read + n + n * n
+    return int(state * itemsize + max(itemsize, 4) * numbers)
 
 
 def activated(coefficient: Any, static: Any, scale: Any) -> Any:
