@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from hcmegatron.kernels import torch_gated, torch_path
+from hcmegatron.kernels.native import gated as native_gated
 from hcmegatron.kernels.native import library
 from hcmegatron.kernels.native import sinkhorn as native_sinkhorn
 from hcmegatron.kernels.native.primitives import FILES, NativePrimitives, SinkhornCompiled
@@ -98,7 +99,7 @@ def _with_sinkhorn(why: str, n: int, dtype: torch.dtype) -> Kernels:
     if obstacle is not None:
         return _torch(why if obstacle == why else f"{why}; Sinkhorn by torch: {obstacle}")
     words = f"torch: {why}; Sinkhorn compiled by {library.compiled_by(n, 'sinkhorn')}"
-    return _compiled("torch", words, SinkhornCompiled())
+    return _compiled("torch", words, SinkhornCompiled(), torch_gated.read)
 
 
 def _native(n: int, device: torch.device, dtype: torch.dtype) -> Kernels:
@@ -109,20 +110,20 @@ def _native(n: int, device: torch.device, dtype: torch.dtype) -> Kernels:
     elif n > library.MAX_STREAMS:
         obstacle = f"n={n}, its kernels hold up to {library.MAX_STREAMS}"
     else:
-        obstacle = library.obstacle(n, *FILES)
+        obstacle = library.obstacle(n, *FILES, native_gated.FILE)
         if obstacle and "compiler" in obstacle:
             obstacle += "; install gcc or clang, or pip install 'hcmegatron[native]'"
     if obstacle:
         raise ValueError(f"kernels=native cannot run: {obstacle}; use kernels=auto or torch")
-    by = library.compiled_by(n, "write")
-    return _compiled("native", f"native: n={n}, {_NAMES[dtype]}, compiled by {by}", NativePrimitives())
+    words = f"native: n={n}, {_NAMES[dtype]}, compiled by {library.compiled_by(n, 'write')}"
+    return _compiled("native", words, NativePrimitives(), native_gated.read)
 
 
-def _compiled(name: str, reason: str, primitives: Primitives) -> Kernels:
+def _compiled(name: str, reason: str, primitives: Primitives, gated_read: Callable[..., Any]) -> Kernels:
     read, write = (
         functools.partial(each, primitives=primitives) for each in (torch_path.read, torch_path.write)
     )
-    return Kernels(name, reason, read, write, torch_gated.read)
+    return Kernels(name, reason, read, write, gated_read)
 
 
 def _triton(n: int, device: torch.device, dtype: torch.dtype) -> Kernels:

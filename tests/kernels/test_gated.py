@@ -5,6 +5,8 @@ import torch
 
 from hcmegatron.connections.gated import gated_read
 from hcmegatron.kernels import gated_function, torch_gated
+from hcmegatron.kernels.native import gated as native_gated
+from hcmegatron.kernels.native.library import obstacle
 from tests.kernels.reference import leaf, strided
 
 pytestmark = [
@@ -14,6 +16,8 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:(overflow|invalid value) encountered:RuntimeWarning"),
 ]
 PATHS = {"torch": torch_gated.read, "triton": gated_function.read}
+if obstacle(1, native_gated.FILE) is None:
+    PATHS["native"] = native_gated.read
 
 
 def given(T, n, C, r=3, dtype=torch.float32, seed=0):
@@ -39,7 +43,10 @@ def results(read, leaves, gradients, eps, cast=lambda t: t):
 
 
 @pytest.mark.parametrize("path", PATHS)
-@pytest.mark.parametrize(("T", "n", "C"), [(0, 4, 8), (1, 1, 12), (35, 4, 20), (9, 3, 130), (3, 8, 5)])
+@pytest.mark.parametrize(
+    ("T", "n", "C"),
+    [(0, 4, 8), (1, 1, 12), (35, 4, 20), (9, 3, 130), (3, 8, 5), (7, 4, 48), (2, 8, 16), (0, 2, 16)],
+)
 def test_fp32(path, T, n, C):
     leaves, gradients = given(T, n, C)
     mine = results(PATHS[path], leaves, gradients, 1e-2)
@@ -85,7 +92,7 @@ def test_and_so_is_that_of_all_backends(before):
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_16_bit_streams_are_rounded_once(path, dtype):
-    leaves, gradients = given(9, 4, 24, dtype=dtype)
+    leaves, gradients = given(9, 4, 32, dtype=dtype)
     low = results(PATHS[path], leaves, gradients, 1e-6)
     truth = results(exact, leaves, gradients, 1e-6, torch.Tensor.double)
     unit = torch.finfo(dtype).eps * (1.0 if dtype == torch.bfloat16 else 0.5)  # the interpreter cuts bf16 off
@@ -99,19 +106,20 @@ def test_16_bit_streams_are_rounded_once(path, dtype):
 @pytest.mark.parametrize("eps", [0.0, 1e-6])
 def test_streams_of_any_size(size, eps):
     """Gradients over the size, streams of zeros among them."""
-    leaves, gradients = given(5, 3, 12)
+    leaves, gradients = given(5, 3, 16)
     leaves[0] = leaves[0] * size
     leaves[0][1, 2] = 0.0
     gradients[2] = torch.zeros_like(gradients[2])
-    found = [results(read, leaves, gradients, eps) for read in PATHS.values()]
-    for a, b in zip(*found, strict=True):
-        assert a.isfinite().all() and b.isfinite().all()
-        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5 * a.abs().max().item())
+    first, *others = [results(read, leaves, gradients, eps) for read in PATHS.values()]
+    for other in others:
+        for a, b in zip(first, other, strict=True):
+            assert a.isfinite().all() and b.isfinite().all()
+            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5 * a.abs().max().item())
 
 
 @pytest.mark.parametrize("path", PATHS)
 def test_layouts_in_memory_and_outputs_that_reach_no_loss(path):
-    leaves, _ = given(4, 3, 8)
+    leaves, _ = given(4, 3, 16)
     plain, other = (PATHS[path](*(view(t) for t in leaves), 1e-6) for view in (leaf, strided))
     for a, b in zip(plain, other, strict=True):
         torch.testing.assert_close(a, b)
@@ -130,7 +138,8 @@ def test_fp64_is_refused():
 def test_keeps_the_streams_once_and_little_else():
     """Beside R, of a token n numbers of the norm and r + n of the projections; two of the norm on Triton."""
     leaves, _ = given(64, 4, 32, r=5)
-    for path, norm in (("torch", 4), ("triton", 8)):
+    for path in PATHS:
+        norm = 8 if path == "triton" else 4
         own = [leaf(t) for t in leaves]
         assert kept(PATHS[path], own) == sum(t.numel() for t in leaves) + 64 * (norm + 5 + 4)
 

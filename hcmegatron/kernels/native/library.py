@@ -26,6 +26,12 @@ _FUNCTIONS = {
         "coefficients_backward": "pppppppppp lllll iiii",
     },
     "read": {"aggregate": "ppp ll i", "aggregate_backward": "ppp ll i", "streams_backward": "ppppppp ll i"},
+    "gated": {
+        "gated_norm": "pppp ll f i",
+        "gated_mix": "pppp ll i",
+        "gated_backward_gates": "ppppppp ll i",
+        "gated_backward_streams": "ppppppppp ll i",
+    },
     "write": {"write_forward": "ppppp lll ii", "write_backward": "ppppppppp lll ii"},
 }
 _KINDS = {"p": ctypes.c_void_p, "l": ctypes.c_int64, "i": ctypes.c_int, "f": ctypes.c_float}
