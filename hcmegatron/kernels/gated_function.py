@@ -12,6 +12,7 @@ from torch.autograd import Function
 from torch.autograd.function import FunctionCtx, once_differentiable
 
 from hcmegatron.kernels import tiles, torch_gated, triton_gated
+from hcmegatron.kernels.autocast import without_autocast
 
 
 @contextmanager
@@ -52,6 +53,7 @@ class _Read(Function):
     """As torch_gated's."""
 
     @staticmethod
+    @without_autocast
     def forward(
         ctx: FunctionCtx, R: Tensor, gamma: Tensor, W_d: Tensor, W_u: Tensor, W_w: Tensor, eps: float
     ) -> tuple[Tensor, ...]:
@@ -77,6 +79,7 @@ class _Read(Function):
 
     @staticmethod
     @once_differentiable
+    @without_autocast
     def backward(
         ctx: FunctionCtx, dx: Tensor | None, ds: Tensor | None, _: None, dR: Tensor | None
     ) -> tuple[Tensor | None, ...]:

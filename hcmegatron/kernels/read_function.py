@@ -13,6 +13,7 @@ from torch.autograd import Function
 from torch.autograd.function import FunctionCtx, once_differentiable
 
 from hcmegatron.kernels import tiles, triton_projection, triton_read_backward, triton_read_forward
+from hcmegatron.kernels.autocast import without_autocast
 from hcmegatron.kernels.options import ReadOptions
 from hcmegatron.kernels.tiles import power_of_two, products, split_channels, split_tokens
 
@@ -95,6 +96,7 @@ class ReadFunction(Function):
     """
 
     @staticmethod
+    @without_autocast
     def forward(
         ctx: FunctionCtx,
         H: Tensor,
@@ -146,6 +148,7 @@ class ReadFunction(Function):
 
     @staticmethod
     @once_differentiable
+    @without_autocast
     def backward(
         ctx: FunctionCtx,
         dx: Tensor | None,

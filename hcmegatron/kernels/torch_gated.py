@@ -13,6 +13,7 @@ from torch.autograd import Function
 from torch.autograd.function import FunctionCtx, once_differentiable
 
 from hcmegatron.kernels import torch_rms
+from hcmegatron.kernels.autocast import without_autocast
 
 
 def inverse_rms(R: Tensor, eps: float) -> tuple[Tensor, Tensor | None]:
@@ -20,16 +21,12 @@ def inverse_rms(R: Tensor, eps: float) -> tuple[Tensor, Tensor | None]:
 
     Also what rms.scaling says that streams have to be multiplied by: 1 / rms is that of the products.
     """
-    r = _rms(R)
+    r = torch_rms.root_mean_square(R)
     shift = torch_rms.scaling(r, R, eps**0.5)
     if shift is None:
         return r.square_().add_(eps).rsqrt_(), None
-    square = _rms(R * shift.unsqueeze(-1)).square_() + eps * shift * shift
+    square = torch_rms.root_mean_square(R * shift.unsqueeze(-1)).square_() + eps * shift * shift
     return torch.where(square == 0, 0, square.rsqrt()), shift
-
-
-def _rms(R: Tensor) -> Tensor:
-    return torch.linalg.vector_norm(R, dim=-1) / R.shape[-1] ** 0.5
 
 
 def units(R: Tensor, inverse: Tensor, shift: Tensor | None) -> Tensor:
@@ -66,6 +63,7 @@ class _Read(Function):
     """(R, gamma, W_d, W_u, W_w) -> (x, s, the gates' means, R again): as torch_path's, R is handed through."""
 
     @staticmethod
+    @without_autocast
     def forward(
         ctx: FunctionCtx, R: Tensor, gamma: Tensor, W_d: Tensor, W_u: Tensor, W_w: Tensor, eps: float
     ) -> tuple[Tensor, ...]:
@@ -87,6 +85,7 @@ class _Read(Function):
 
     @staticmethod
     @once_differentiable
+    @without_autocast
     def backward(
         ctx: FunctionCtx, dx: Tensor | None, ds: Tensor | None, _: None, dR: Tensor | None
     ) -> tuple[Tensor | None, ...]:

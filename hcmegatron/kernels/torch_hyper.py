@@ -16,7 +16,8 @@ from torch.autograd import Function
 from torch.autograd.function import FunctionCtx, once_differentiable
 from torch.nn import functional as F
 
-from hcmegatron.kernels import torch_gated
+from hcmegatron.kernels import torch_rms
+from hcmegatron.kernels.autocast import without_autocast
 
 
 class Norm(NamedTuple):
@@ -41,8 +42,11 @@ def _normalised(x: Tensor, norm: Norm) -> tuple[Tensor, Tensor, Tensor | None]:
     """Of streams x [T,n,C]: what is divided by its root mean square, 1 / that [T,n], and the powers of two [T,n] that
     the streams were multiplied by before; None where all are fine as they are (torch_rms)."""
     centred = _centred(x, norm)
-    inverse, shift = torch_gated.inverse_rms(centred, norm.eps)
-    if shift is not None:
+    root = torch_rms.root_mean_square(centred)
+    shift = torch_rms.scaling(root, x, norm.eps**0.5)
+    if shift is None:
+        inverse = root.square_().add_(norm.eps).rsqrt_()
+    else:
         centred = _centred(x * shift.unsqueeze(-1), norm)
         square = centred.square().mean(-1) + norm.eps * shift * shift
         inverse = torch.where(square == 0, 0.0, torch.where(square == 0, 1.0, square).rsqrt())
@@ -53,6 +57,7 @@ class _Read(Function):
     """(H, static, scale, weight, W) -> (coefficients [T,K,n], x [T,m,C], H again): see `read`."""
 
     @staticmethod
+    @without_autocast
     def forward(
         ctx: FunctionCtx,
         H: Tensor,
@@ -77,6 +82,7 @@ class _Read(Function):
 
     @staticmethod
     @once_differentiable
+    @without_autocast
     def backward(
         ctx: FunctionCtx, dfound: Tensor | None, dx: Tensor | None, dH: Tensor | None
     ) -> tuple[Tensor | None, ...]:
@@ -140,6 +146,7 @@ class _Mix(Function):
     """(H, mix) -> (mix H, H again)."""
 
     @staticmethod
+    @without_autocast
     def forward(ctx: FunctionCtx, H: Tensor, mix: Tensor) -> tuple[Tensor, Tensor]:
         ctx.save_for_backward(H, mix)
         ctx.set_materialize_grads(False)
@@ -147,6 +154,7 @@ class _Mix(Function):
 
     @staticmethod
     @once_differentiable
+    @without_autocast
     def backward(
         ctx: FunctionCtx, dx: Tensor | None, dH: Tensor | None
     ) -> tuple[Tensor | None, Tensor | None]:

@@ -18,6 +18,7 @@ from torch.autograd.function import FunctionCtx, once_differentiable
 from torch.nn import functional as F
 
 from hcmegatron.kernels import torch_rms
+from hcmegatron.kernels.autocast import without_autocast
 from hcmegatron.kernels.options import ReadOptions
 from hcmegatron.kernels.torch_primitives import Primitives
 
@@ -32,10 +33,10 @@ def inverse_rms(Hv: Tensor, options: ReadOptions) -> tuple[Tensor, Tensor | None
     """
     if options.rms_eps == "off":
         return Hv.new_ones(len(Hv)), None
-    r = _rms(Hv)
+    r = torch_rms.root_mean_square(Hv)
     shift = torch_rms.scaling(r, Hv, options.floor)
     if shift is not None:
-        r = _rms(_times(Hv, shift))
+        r = torch_rms.root_mean_square(_times(Hv, shift))
     eps = options.eps if shift is None else options.eps * shift
     if options.rms_eps == "inside":
         square = r.square_().add_(eps if shift is None else eps * shift)
@@ -43,10 +44,6 @@ def inverse_rms(Hv: Tensor, options: ReadOptions) -> tuple[Tensor, Tensor | None
     if options.rms_eps == "added":
         r = r + eps
     return torch.where(r == 0, 0, r.reciprocal()), shift
-
-
-def _rms(Hv: Tensor) -> Tensor:
-    return torch.linalg.vector_norm(Hv, dim=-1) / Hv.shape[-1] ** 0.5
 
 
 def rms_pullback(
@@ -72,6 +69,7 @@ class _Read(Function):
     """
 
     @staticmethod
+    @without_autocast
     def forward(
         ctx: FunctionCtx,
         H: Tensor,
@@ -98,6 +96,7 @@ class _Read(Function):
 
     @staticmethod
     @once_differentiable
+    @without_autocast
     def backward(
         ctx: FunctionCtx,
         dx: Tensor | None,
@@ -141,6 +140,7 @@ class _Write(Function):
     """
 
     @staticmethod
+    @without_autocast
     def forward(
         ctx: FunctionCtx, H: Tensor, y: Tensor, post: Tensor, res: Tensor | None, primitives: Primitives
     ) -> Tensor:
@@ -150,6 +150,7 @@ class _Write(Function):
 
     @staticmethod
     @once_differentiable
+    @without_autocast
     def backward(ctx: FunctionCtx, dout: Tensor) -> tuple[Tensor | None, ...]:
         return *ctx.primitives.write_backward(*ctx.saved_tensors, dout, ctx.needs_input_grad), None
 

@@ -13,6 +13,11 @@ from torch import Tensor
 ORDINARY = 2.0**40  # a token with a root mean square between 1 / this and this is taken as it is
 
 
+def root_mean_square(x: Tensor) -> Tensor:
+    """Of x [..., W] -> [...], infinite or too small where squares leave the range."""
+    return torch.linalg.vector_norm(x, dim=-1) / x.shape[-1] ** 0.5
+
+
 def scaling(rms: Tensor, x: Tensor, floor: float) -> Tensor | None:
     """What to multiply tokens x by before they are squared, or None if all are fine as they are.
 

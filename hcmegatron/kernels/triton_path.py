@@ -17,6 +17,7 @@ from torch.autograd import Function
 from torch.autograd.function import FunctionCtx, once_differentiable
 
 from hcmegatron.kernels import tiles
+from hcmegatron.kernels.autocast import without_autocast
 from hcmegatron.kernels.options import ReadOptions
 from hcmegatron.kernels.read_function import Projection, ReadFunction
 from hcmegatron.kernels.write_function import WriteFunction
@@ -51,12 +52,14 @@ class _Mixed(Function):
     """(mix [T,n], H [T,n,C]) -> sum_i mix[i] H_i. Autograd would keep a copy of H in mix's precision."""
 
     @staticmethod
+    @without_autocast
     def forward(ctx: FunctionCtx, mix: Tensor, H: Tensor) -> Tensor:
         ctx.save_for_backward(mix, H)
         return torch.bmm(mix.unsqueeze(1), H.to(mix.dtype)).squeeze(1).to(H.dtype)
 
     @staticmethod
     @once_differentiable
+    @without_autocast
     def backward(ctx: FunctionCtx, dx: Tensor) -> tuple[Tensor, Tensor]:
         mix, H = ctx.saved_tensors
         d = dx.to(mix.dtype).unsqueeze(1)

@@ -9,6 +9,7 @@ from torch.autograd import Function
 from torch.autograd.function import FunctionCtx, once_differentiable
 
 from hcmegatron.kernels import tiles, triton_write
+from hcmegatron.kernels.autocast import without_autocast
 
 
 class WriteFunction(Function):
@@ -18,6 +19,7 @@ class WriteFunction(Function):
     """
 
     @staticmethod
+    @without_autocast
     def forward(
         ctx: FunctionCtx,
         H: Tensor,
@@ -75,6 +77,7 @@ class WriteFunction(Function):
 
     @staticmethod
     @once_differentiable
+    @without_autocast
     def backward(ctx: FunctionCtx, dout: Tensor, *_: None) -> tuple[Tensor | None, ...]:
         H, y, bias, seed, post, res = ctx.saved_tensors
         T, identity, dpost = len(post), res is None, torch.empty_like(post)

@@ -80,7 +80,7 @@ def test_no_more_is_compiled_than_is_used(cache):
     assert kept(cache) == ["sinkhorn-n1"]
     chosen = select_kernels("native", n=1, dtype=torch.bfloat16)
     assert (chosen.name, chosen.reason) == ("native", f"native: n=1, bf16, compiled by {by}")
-    assert kept(cache) == [f"{name}-n1" for name in sorted((*FILES, "sinkhorn"))]
+    assert kept(cache) == [f"{name}-n1" for name in sorted((*FILES, "gated", "sinkhorn"))]
 
 
 @no_gpu

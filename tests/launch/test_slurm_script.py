@@ -77,3 +77,14 @@ def test_a_machines_death_is_counted_and_only_a_time_limit_has_restarts_counted_
     assert (tmp_path / "launch/ended").read_text() == "0 finished\n"
     assert len(restarts.read_text().splitlines()) == count
     assert not (tmp_path / "launch/running").exists()
+
+
+def test_a_run_whose_restarts_are_used_begins_again_where_ended_is_taken_away(start, tmp_path):
+    (tmp_path / "steps").write_text(f"{DIED}all KILL\nexit 0\n")
+    (tmp_path / "launch/restarts").write_text("of an earlier death\n" * 3)
+    start()
+    start()
+    assert "3 restarts were used" in (tmp_path / "launch/ended").read_text()
+    (tmp_path / "launch/ended").unlink()
+    start()
+    assert (tmp_path / "launch/ended").read_text() == "0 finished\n"

@@ -39,6 +39,13 @@ def library(name: str, n: int) -> ctypes.CDLL:
     Raises:
         Unavailable: no compiler, one that fails, or nowhere to put what it makes.
     """
+    try:
+        return _library(name, n)
+    except (OSError, RuntimeError, ValueError) as error:  # no home, no folder for temporary files, an odd CC
+        raise Unavailable(f"no compiled kernels: {error}") from error
+
+
+def _library(name: str, n: int) -> ctypes.CDLL:
     compiler, known_by = _compiler()
     command = [*compiler, *OPTIONS, _MACHINE, f"-DN={n}"]
     file = f"{name}-n{n}-{_key(command, known_by)}.so"

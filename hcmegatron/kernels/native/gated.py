@@ -12,6 +12,7 @@ from torch.autograd import Function
 from torch.autograd.function import FunctionCtx, once_differentiable
 
 from hcmegatron.kernels import torch_gated
+from hcmegatron.kernels.autocast import without_autocast
 from hcmegatron.kernels.native.library import LANES, MAX_STREAMS, address, function
 from hcmegatron.kernels.torch_rms import ORDINARY
 
@@ -22,6 +23,7 @@ class _Read(Function):
     """As torch_gated's, given Rh [T,n,C] and 1 / rms [T,n]."""
 
     @staticmethod
+    @without_autocast
     def forward(
         ctx: FunctionCtx,
         R: Tensor,
@@ -45,6 +47,7 @@ class _Read(Function):
 
     @staticmethod
     @once_differentiable
+    @without_autocast
     def backward(
         ctx: FunctionCtx, dx: Tensor | None, ds: Tensor | None, _: None, dR: Tensor | None
     ) -> tuple[Tensor | None, ...]:

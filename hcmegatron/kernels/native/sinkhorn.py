@@ -56,7 +56,7 @@ def differs(n: int) -> str | None:
         return found
     T, iterations = _TRIED
     numbers = torch.Generator().manual_seed(n)
-    L, dM = (torch.randn(n, n, T, generator=numbers, device="cpu") for _ in range(2))
+    L, dM = (torch.randn(n, n, T, generator=numbers, device="cpu", dtype=torch.float32) for _ in range(2))
     for eps in EPS:
         same = torch.equal(
             forward(L, iterations, eps), torch_sinkhorn.forward(L, iterations, eps)

@@ -232,11 +232,11 @@ rm -f "$folder/ended"
 say "job $job, start $((${SLURM_RESTART_COUNT:-0} + 1)), on $SLURM_JOB_NODELIST"
 if [ -e "$folder/running" ]; then  # SLURM has ended the step before, and requeued the job; its srun may have said why
     cut=$(cat "$folder/running")
+    rm -f "$folder/running"
     say "cut off on $cut"
     if grep -q 'Node failure on' "$folder/srun.log" || sinfo -h -N -n "$cut" -o %T | grep -qE 'down|fail|\*$'; then
         restart "a machine died, one of $cut" 1
     fi
-    rm -f "$folder/running"
 fi
 if [ "$spare" -gt 0 ]; then probe; fi
 if [ "${#doctor[@]}" -gt 0 ]; then
