@@ -169,7 +169,7 @@ class _ForkServer:
         self.connection.close()
         with suppress(ProcessLookupError):  # it has ended, and its parent has collected it
             ended = os.pidfd_open(self.pid)
-            if not select.select([ended], [], [], 5)[0]:
+            if not select.select([ended], [], [], 20)[0]:
                 os.kill(self.pid, signal.SIGKILL)
             os.close(ended)
 

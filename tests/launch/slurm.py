@@ -106,7 +106,7 @@ class Cluster:
 
     def all_idle(self) -> None:
         """Wait until every node is, after one was started again."""
-        _until(lambda: self.run("sinfo", "-h", "-N", "-o", "%T").split() == ["idle"] * len(NODES), 60)
+        _until(lambda: self.run("sinfo", "-h", "-N", "-o", "%T").split() == ["idle"] * len(NODES), 180)
 
     def wait(self, job: str, *states: str, limit: float = 60) -> str:
         """Wait for one of the states."""
