@@ -11,13 +11,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
-from torch.autograd import Function
-from torch.autograd.function import FunctionCtx, once_differentiable
 
-from hcmegatron.kernels import tiles
-from hcmegatron.kernels.autocast import without_autocast
+from hcmegatron.kernels import tiles, torch_hyper
 from hcmegatron.kernels.options import ReadOptions
 from hcmegatron.kernels.read_function import Projection, ReadFunction
 from hcmegatron.kernels.write_function import WriteFunction
@@ -44,27 +40,9 @@ def read(
     contiguous = (p.contiguous() for part in parts for p in part)
     x, *others, H = ReadFunction.apply(H.contiguous(), phi.contiguous(), options, projection, *contiguous)
     if mix is not None:
-        x = _Mixed.apply(mix, H)
+        x, H = torch_hyper.mix(H, mix.unsqueeze(1))
+        x = x.squeeze(1)
     return x, *others, H
-
-
-class _Mixed(Function):
-    """(mix [T,n], H [T,n,C]) -> sum_i mix[i] H_i. Autograd would keep a copy of H in mix's precision."""
-
-    @staticmethod
-    @without_autocast
-    def forward(ctx: FunctionCtx, mix: Tensor, H: Tensor) -> Tensor:
-        ctx.save_for_backward(mix, H)
-        return torch.bmm(mix.unsqueeze(1), H.to(mix.dtype)).squeeze(1).to(H.dtype)
-
-    @staticmethod
-    @once_differentiable
-    @without_autocast
-    def backward(ctx: FunctionCtx, dx: Tensor) -> tuple[Tensor, Tensor]:
-        mix, H = ctx.saved_tensors
-        d = dx.to(mix.dtype).unsqueeze(1)
-        dmix = torch.bmm(d, H.to(mix.dtype).mT).squeeze(1)
-        return dmix, torch.bmm(mix.unsqueeze(-1), d).to(H.dtype)
 
 
 def write(

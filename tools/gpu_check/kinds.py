@@ -37,7 +37,7 @@ def kinds(work: PhaseContext) -> None:
 def one_kind(work: PhaseContext) -> None:
     """Loss and gradients of a dense network of two layers with Triton's kernels: beside torch's in fp32; with streams
     of bf16 the error of both, beside those in fp32."""
-    _interpreter(work)
+    interpreter(work)
     from hcmegatron.platform.distributed import process_groups
 
     kind = work.arguments["kind"]
@@ -62,14 +62,14 @@ def one_kind(work: PhaseContext) -> None:
 
 def connections(work: PhaseContext) -> None:
     """Times: of operations, of layers, of the update."""
-    _interpreter(work)
+    interpreter(work)
     operations(work)
     for group in TIMED:
         costs(work, group)
     updates(work)
 
 
-def _interpreter(work: PhaseContext) -> None:
+def interpreter(work: PhaseContext) -> None:
     """Triton's, before any kernel is defined, where there is no GPU."""
     if work.miniature:
         os.environ["TRITON_INTERPRET"] = "1"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import statistics
 from collections.abc import Callable
 from typing import Any
@@ -11,7 +10,7 @@ from unittest import mock
 import torch
 from torch import Tensor
 
-from tools.gpu_check.kinds import release, tell_forms
+from tools.gpu_check.kinds import interpreter, release, tell_forms
 from tools.gpu_check.worker import PhaseContext
 
 SHAPES = {
@@ -31,7 +30,7 @@ SMALL_STACK = ("--model.hidden_size=16", "--model.heads=2", "--model.ffn_hidden_
 
 def kernels(work: PhaseContext) -> None:
     """Errors against fp64 first; then times, ours first and the compiler's last."""
-    _interpreter(work)
+    interpreter(work)
     from tools import bench_kernels
     from tools.bench_kernels import copy_bandwidth
     from tools.mhc_peers import CANDIDATES, Unavailable
@@ -72,12 +71,6 @@ def kernels(work: PhaseContext) -> None:
                     f"{row.candidate}, {row.operation}, {where}: of copy speed", row.percent_of_copy, "%"
                 )
             work.figure(f"{rows[0].candidate}, {where}: kept", rows[0].kept_bytes_per_token, "bytes a token")
-
-
-def _interpreter(work: PhaseContext) -> None:
-    """Triton's, before any kernel is defined, where there is no GPU."""
-    if work.miniature:
-        os.environ["TRITON_INTERPRET"] = "1"
 
 
 def errors(work: PhaseContext, dtype: torch.dtype) -> None:
@@ -133,7 +126,7 @@ class _NoTime(Exception):
 
 def tiles(work: PhaseContext) -> None:
     """Every kernel's time by tile, the rule's first, and the fastest ones in tiles.json: kernels.tuning, watched."""
-    _interpreter(work)
+    interpreter(work)
     from hcmegatron.kernels import tiles as chosen
     from hcmegatron.kernels import tuning
     from tools import bench_kernels
