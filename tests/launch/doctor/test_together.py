@@ -7,6 +7,7 @@ import pytest
 from tests.launch.doctor import workers
 from tests.ranks import observe_ranks, run_ranks
 
+LIMIT_S = 6.0  # for ranks that do not come; those that do form a process group within it, on a busy machine too
 PRELOAD = ("torch.distributed", "launch.doctor.examination", "hcmegatron.platform.rendezvous")
 
 
@@ -91,7 +92,7 @@ def test_a_machine_with_a_fault_of_its_own_does_not_spoil_the_others_measurement
 
 @pytest.mark.ranks
 def test_an_error_that_all_ranks_share_is_said_once_and_laid_to_none(tmp_path):
-    found = visit(2, tmp_path, {0: ("breaks_in_messages",)}, limit=2.0)
+    found = visit(2, tmp_path, {0: ("breaks_in_messages",)}, limit=LIMIT_S)
     (fault,) = [one for one in found["said"] if one[1] == "messages"]
     assert (
         fault[2]
@@ -102,10 +103,10 @@ def test_an_error_that_all_ranks_share_is_said_once_and_laid_to_none(tmp_path):
 
 @pytest.mark.ranks
 def test_a_rank_that_does_not_come_is_named_with_its_machine(tmp_path):
-    found, seconds = observe(3, workers.meet, tmp_path, [0, 1], 2.0)
+    found, seconds = observe(3, workers.meet, tmp_path, [0, 1], LIMIT_S)
     (fault,) = [one for one in found["said"] if one[1] == "ranks"]
     assert fault[2] == "rank 2 of 3 did not answer when it was called" and fault[3] == ["n3"] == found["bad"]
-    assert seconds < 15
+    assert seconds < LIMIT_S + 13  # it is waited for once
     assert [pair[:2] for pair in found["figures"]["between"]] == [("n1", "n2")]
 
 
