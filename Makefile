@@ -72,7 +72,8 @@ endif
 SEEDS   ?= 0:200
 MINUTES ?= 20
 soak: $(READY)
-	SOAK=1 $(BIN)/python -m pytest -q tests/training/test_balancing.py tests/launch/test_slurm.py
+	SOAK=1 $(BIN)/python -m pytest -q tests/training/test_balancing.py tests/launch/test_slurm.py \
+		tests/launch/test_slurm_jobs.py tests/launch/test_slurm_doctor.py
 	$(BIN)/python -m tests.fuzz --seeds $(SEEDS) --minutes $(MINUTES) --out bench_out/fuzz
 	$(BIN)/python -m tests.races --minutes $(MINUTES) --out bench_out/races
 	$(BIN)/python -m tools.kill_storm --minutes $(MINUTES) --folder bench_out/storm
