@@ -16,6 +16,7 @@ from schedules.generators import GENERATORS, generate
 from schedules.placement import Placement
 from schedules.schedule import Message, Schedule, ScheduleStep, lower
 from schedules.simulate import simulate
+from schedules.split_backward import split_backward
 from schedules.timeline import Simulation
 from schedules.validate import InvalidSchedule, Problem, problems, validate
 
@@ -39,6 +40,7 @@ __all__ = [
     "parse_action",
     "problems",
     "simulate",
+    "split_backward",
     "to_csv",
     "validate",
 ]

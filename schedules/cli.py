@@ -20,6 +20,7 @@ from schedules.draw import to_svg, to_text, to_trace
 from schedules.generators import GENERATORS, generate
 from schedules.report import ScheduleReport, make_report, report_table
 from schedules.schedule import Schedule
+from schedules.split_backward import split_backward
 
 MOST_CHUNKS = 1 << 18  # ranks times micro-batches: half a minute or so of work
 
@@ -45,6 +46,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("name", help=f"{known}, or a CSV file with the actions of every rank")
     parser.add_argument("--ranks", type=_count, metavar="P", help="pipeline ranks")
     parser.add_argument("--microbatches", type=_count, metavar="M", help="micro-batches of a step, in all")
+    parser.add_argument(
+        "--split-backward",
+        action="store_true",
+        help="a gradient that another rank waits for leaves before the weights' are computed (parallel.split_backward)",
+    )
     parser.add_argument("--compare", action="store_true", help="the other schedules in the same setting, too")
     for name, (what, _) in OUTPUTS.items():
         parser.add_argument(f"--{name}", type=Path, metavar="FILE", help=f"write the {what}")
@@ -97,7 +103,8 @@ def _run(args: argparse.Namespace) -> None:
     for key in (*PER_STAGE, *SINGLE, "layers", "sending", "lead"):
         if getattr(args, key) is not None:
             settings[key] = getattr(args, key)
-    schedule = _schedule(args)
+    changed = split_backward if args.split_backward else lambda schedule: schedule
+    schedule = changed(_schedule(args))
     main_report = make_report(schedule, settings)
     reports, unfit = [main_report], []
     if args.compare:
@@ -105,7 +112,8 @@ def _run(args: argparse.Namespace) -> None:
             if name == schedule.name:
                 continue
             try:
-                reports.append(make_report(generate(name, schedule.ranks, schedule.microbatches), settings))
+                other = changed(generate(name, schedule.ranks, schedule.microbatches))
+                reports.append(make_report(other, settings))
             except ValueError as error:
                 unfit.append((name, str(error).removeprefix(f"{name}: ")))
     texts = {name: make(main_report) for name, (_, make) in OUTPUTS.items() if getattr(args, name)}

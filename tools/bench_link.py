@@ -30,7 +30,9 @@ if __name__ == "__main__":
 from schedules import generate
 from schedules.costs import Costs, Link
 from schedules.runtime import DistributedTransport, Runtime
+from schedules.schedule import Schedule
 from schedules.simulate import simulate
+from schedules.split_backward import split_backward
 from tools.machine import Others, described
 from tools.sleeping_stage import sleeping_stages
 from tools.targets import Targets, exit_status
@@ -41,7 +43,7 @@ SHAPE = (64, 4, 64)  # of a message: small, so that what it costs is the emulate
 @dataclass(frozen=True)
 class LinkCase:
     """``forward`` in seconds; ``hop``, the time of a message as a part of it, 0 for a free link; ``wire`` is
-    "latency" or "bandwidth"."""
+    "latency" or "bandwidth"; ``split``: backwards that send are (schedules/split_backward.py)."""
 
     schedule: str = "dualpipev"
     ranks: int = 4
@@ -50,6 +52,7 @@ class LinkCase:
     hop: float = 0.25
     wire: str = "latency"
     lockstep: bool = False
+    split: bool = False
 
     def link(self, size: float, unit: float) -> Link:
         """For messages of ``size`` bytes and an F of ``unit``."""
@@ -62,11 +65,15 @@ class LinkCase:
     def free(self) -> LinkCase:
         return replace(self, hop=0.0)
 
+    def made(self) -> Schedule:
+        """The schedule itself."""
+        schedule = generate(self.schedule, self.ranks, self.microbatches)
+        return split_backward(schedule) if self.split else schedule
+
     def simulated(self) -> float:
         """Seconds."""
         costs = Costs(link=self.link(1.0, 1.0), hop_bytes=1.0, early=not self.lockstep)
-        schedule = generate(self.schedule, self.ranks, self.microbatches)
-        return simulate(schedule, costs).makespan * self.forward
+        return simulate(self.made(), costs).makespan * self.forward
 
 
 def measure(settings: list[LinkCase]) -> list[float]:
@@ -75,7 +82,7 @@ def measure(settings: list[LinkCase]) -> list[float]:
     group = dist.group.WORLD
     seconds = []
     for setting in settings:
-        schedule = generate(setting.schedule, group.size(), setting.microbatches)
+        schedule = setting.made()
         placement = schedule.placement
         stages = sleeping_stages(placement, group.rank(), setting.forward, torch.zeros(SHAPE))
         cpu = torch.device("cpu")
@@ -147,12 +154,15 @@ def main() -> int:
     parser.add_argument("--forward", type=float, default=default.forward, help="seconds")
     parser.add_argument("--hop", type=float, default=default.hop, help="as a part of F, above 0")
     parser.add_argument("--wire", choices=["latency", "bandwidth"], default=default.wire)
+    parser.add_argument(
+        "--split", action="store_true", help="the gradient leaves before the weights' are computed"
+    )
     setting = LinkCase(**vars(parser.parse_args()))
     others = Others()
     print(described())
     if setting.hop <= 0 or setting.forward <= 0:
         parser.error(f"--hop {setting.hop} --forward {setting.forward}: both have to be above 0")
-    generate(setting.schedule, setting.ranks, setting.microbatches)  # refuses impossible sizes in one line
+    setting.made()  # refuses impossible sizes in one line
     lockstep = replace(setting, lockstep=True)
     settings = [setting, setting.free, lockstep, lockstep.free]
     with tempfile.TemporaryDirectory() as directory:

@@ -214,7 +214,7 @@ def simulated(config: Config, costs: Costed) -> float:
     stages = placement(config.parallel).model_stages
     kinds = ({kind: statistics.median(costs[f"{kind}{s}"]) for kind in "FBIW"} for s in range(stages))
     return simulate(
-        training_schedule(config.parallel, config.training.global_batch),
+        training_schedule(config, config.training.global_batch),
         Costs(tuple(StageCosts(**k) for k in kinds)),
     ).makespan
 

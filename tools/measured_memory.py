@@ -144,7 +144,7 @@ def _moving(config: Config, tokens: int) -> Moving:
         seed_regions(config)
         chunks = build_model(config, tokens, groups)
         batches = Batches(config, groups.dp.rank(), groups.dp.size())
-        held = most_held(config.parallel, batches.micro_batches, groups.pp.rank())
+        held = most_held(config, batches.micro_batches, groups.pp.rank())
         models = [unwrap(chunk) for chunk in chunks]
         recomputation = Recomputation(config.recompute, models, micro_batch_tokens(config), *held)
         optimizer = build_optimizer(config, chunks, groups)

@@ -90,7 +90,7 @@ def named() -> Iterator[None]:
 def prepared(config: Config, groups: Any) -> Callable[[], None]:
     """What runs one step, without the optimizer."""
     chunks = build_model(config, VOCABULARY, groups)
-    held = most_held(config.parallel, MICRO_BATCHES, 0)
+    held = most_held(config, MICRO_BATCHES, 0)
     recomputation = Recomputation(
         config.recompute, [unwrap(chunk) for chunk in chunks], micro_batch_tokens(config), *held
     )

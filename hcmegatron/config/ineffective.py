@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from hcmegatron.config.schedule_names import MEGATRONS
+from hcmegatron.config.schedule_names import MEGATRONS, SCHEDULES
 from hcmegatron.config.schema import Config
 from hcmegatron.connections import accounting
 
@@ -77,6 +77,9 @@ def _training(config: Config, unless: Unless) -> None:
     p = config.parallel
     unless(p.pipeline > 1, "parallel.pipeline is 1", "parallel.transport")
     unless(p.schedule not in MEGATRONS, f"parallel.schedule is {p.schedule}", "parallel.transport")
+    unless(p.pipeline > 1, "parallel.pipeline is 1", "parallel.split_backward")
+    whole = p.schedule not in MEGATRONS and (SCHEDULES[p.schedule].pairs or not SCHEDULES[p.schedule].splits)
+    unless(whole, f"parallel.schedule is {p.schedule}", "parallel.split_backward")
     judged = "training.eval_every training.eval_batches training.eval_prompt training.eval_tokens"
     unless(config.training.eval_prompt is not None, "training.eval_prompt is null", "training.eval_tokens")
     unless(own or config.data.holdout > 0, "data.holdout is 0", judged)

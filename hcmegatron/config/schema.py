@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, make_dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from hcmegatron.config.schedule_names import SCHEDULES
+from hcmegatron.config.schedule_names import MEGATRONS, SCHEDULES
 from hcmegatron.connections import accounting
 from hcmegatron.connections.kinds import DEFAULT, KINDS
 
@@ -112,6 +112,9 @@ class Parallel:
     expert_tensor: int = 1
     schedule: Schedule = "megatron_1f1b"
     overlap: bool = False  # of schedules with pairs: a forward's nodes between those of another's backward
+    # a backward whose gradient another rank waits for computes the weights' gradients when it has left, and keeps what
+    # they need until then. null: unless there is recomputation or overlap
+    split_backward: bool | None = None
     distributed_optimizer: bool | None = None  # shards its state over data-parallel ranks; None: with bf16
     overlap_grad_reduce: bool = False
     overlap_param_gather: bool = False
@@ -330,6 +333,21 @@ def distributed_optimizer(config: Config) -> bool:
     """Whether optimizer state is sharded over data-parallel ranks: parallel.distributed_optimizer, or what null is."""
     chosen = config.parallel.distributed_optimizer
     return config.training.dtype == "bf16" if chosen is None else chosen
+
+
+def splits_backward(config: Config) -> bool:
+    """Whether backwards that send their gradient are split (schedules/split_backward.py): parallel.split_backward, or
+    what null is. Recomputation is there to hold less, and overlapping hides all-to-alls behind weights' gradients."""
+    chosen, parallel = config.parallel.split_backward, config.parallel
+    if parallel.schedule in MEGATRONS or parallel.pipeline == 1:
+        return False  # Megatron's runtime has them whole; one rank sends none
+    return not parallel.overlap and config.recompute.mode == "none" if chosen is None else chosen
+
+
+def has_to_split(config: Config) -> bool:
+    """Whether the weights' gradients have to be separable: the schedule has them apart, or parallel.split_backward says
+    so. Where that is null, layers that cannot do so compute them at once."""
+    return config.parallel.schedule in SPLIT_BACKWARD or bool(config.parallel.split_backward)
 
 
 def resumes(config: Config) -> bool:

@@ -50,7 +50,7 @@ class Bench:
         batches = Batches(text, config.data, config.training, groups.dp.rank(), groups.dp.size())
         self.chunks = build_model(config, text.tokenizer.vocab_size, groups)
         models = [unwrap(chunk) for chunk in self.chunks]
-        held = most_held(config.parallel, batches.micro_batches, groups.pp.rank())
+        held = most_held(config, batches.micro_batches, groups.pp.rank())
         self.recomputation = Recomputation(config.recompute, models, micro_batch_tokens(config), *held)
         gather_parameters(self.chunks)
         self.optimizer = build_optimizer(config, self.chunks, groups)

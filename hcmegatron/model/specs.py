@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 
 from hcmegatron.config.errors import ConfigError
-from hcmegatron.config.schema import SPLIT_BACKWARD, Config, Model
+from hcmegatron.config.schema import Config, Model, has_to_split
 from hcmegatron.connections import accounting
 from hcmegatron.connections.build import build_connection, build_contract
 from hcmegatron.model import te_wgrad
@@ -74,7 +74,7 @@ def te_skipped_reason(config: Config) -> list[str]:
 
 def _unsplit(config: Config) -> str:
     """Why Transformer Engine cannot split backward as the schedule does; empty where it can or need not."""
-    return te_wgrad.kept_back() if config.parallel.schedule in SPLIT_BACKWARD else ""
+    return te_wgrad.kept_back() if has_to_split(config) else ""
 
 
 def norm_spec(model: Model) -> ModuleSpec:

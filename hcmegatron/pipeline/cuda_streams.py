@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from hcmegatron.config.errors import ConfigError
-from hcmegatron.config.schema import Parallel
+from hcmegatron.config.schema import Config, Parallel
 from hcmegatron.pipeline.configured_schedule import is_megatrons, placement, training_schedule
 from hcmegatron.planner.hops import BANDWIDTH, FLOPS
 from hcmegatron.platform.cuda_environment import dangers
@@ -43,15 +43,16 @@ def warnings(parallel: Parallel, environment: Mapping[str, str]) -> list[str]:
     return [] if is_megatrons(parallel) else dangers(environment, streams(parallel))
 
 
-def receives(parallel: Parallel, costs: Costs, microbatches: int, rank: int) -> list[str]:
+def receives(config: Config, costs: Costs, microbatches: int, rank: int) -> list[str]:
     """How early pipeline rank `rank` posts receives on a GPU, in words; nothing where there are none of ours.
 
     Args:
         costs: planner.hops.hop_costs of the schedule.
     """
+    parallel = config.parallel
     if is_megatrons(parallel):
         return []
-    leads = compile_rank(training_schedule(parallel, microbatches), rank, costs).leads.values()
+    leads = compile_rank(training_schedule(config, microbatches), rank, costs).leads.values()
     if not leads:
         return []
     least, most = min(leads), max(leads)

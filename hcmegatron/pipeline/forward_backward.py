@@ -50,4 +50,4 @@ def build_forward_backward(
         return megatron_schedule(config.parallel, execution)
     models = [unwrap(chunk) for chunk in chunks]
     costs = partial(hop_costs, config)
-    return ScheduleRunner(config.parallel, costs, chunks, models, groups, execution, watchdog=watchdog)
+    return ScheduleRunner(config, costs, chunks, models, groups, execution, watchdog=watchdog)

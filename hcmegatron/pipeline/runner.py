@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from hcmegatron.config.schema import SPLIT_BACKWARD, Parallel
+from hcmegatron.config.schema import Config, Parallel, has_to_split
 from hcmegatron.model.execution import Execution
 from hcmegatron.model.gpt import ConnectionGPT
 from hcmegatron.pipeline.chunk_stage import ChunkStage
@@ -42,7 +42,7 @@ from schedules.schedule import Message, Schedule
 
 
 class ScheduleRunner:
-    """Runs `parallel.schedule` over this rank's chunks; drop-in for Megatron's forward_backward_func.
+    """Runs the configuration's schedule over this rank's chunks; drop-in for Megatron's forward_backward_func.
 
     Losses are summed over tokens and gradients divided by the tokens of the global batch when they are finalised,
     wherever the schedule puts the loss. Creating one is collective over the pipeline group.
@@ -62,7 +62,7 @@ class ScheduleRunner:
 
     def __init__(
         self,
-        parallel: Parallel,
+        config: Config,
         costs: Callable[[Schedule], Costs],
         chunks: list[nn.Module],
         models: list[ConnectionGPT],
@@ -71,7 +71,9 @@ class ScheduleRunner:
         transport: Transport | None = None,
         watchdog: Watchdog | None = None,
     ) -> None:
+        parallel = config.parallel
         self.parallel, self.costs, self.chunks, self.groups = parallel, costs, chunks, groups
+        self._training_schedule = partial(training_schedule, config)
         self.watchdog = watchdog
         self.network = models[0].config  # Megatron's, the same in all chunks
         self.width = models[0].decoder.message_width
@@ -80,11 +82,10 @@ class ScheduleRunner:
             check_channels(parallel)
         if parallel.overlap:
             disable_persistent_sdpa()
-        splits = parallel.schedule in SPLIT_BACKWARD
         build = (
             partial(OverlappedStage, Lanes(device()))
             if parallel.overlap
-            else partial(ChunkStage, splits=splits)
+            else partial(ChunkStage, splits=has_to_split(config))
         )
         self.stages: dict[int, ChunkStage] = {
             stage: build(chunk, model, execution)
@@ -186,7 +187,7 @@ class ScheduleRunner:
 
         if not forward_only:
             begin(forward_only=False)
-            actions = training_schedule(self.parallel, num_microbatches).actions[self.groups.pp.rank()]
+            actions = self._training_schedule(num_microbatches).actions[self.groups.pp.rank()]
             with self._no_sync():
                 run_alone(actions, alone)
             self.reduce()
@@ -224,7 +225,7 @@ class ScheduleRunner:
             schedule = (
                 evaluation_schedule(self.placement, microbatches)
                 if forward_only
-                else training_schedule(self.parallel, microbatches)
+                else self._training_schedule(microbatches)
             )
             self._runtimes[key] = Runtime(
                 schedule,

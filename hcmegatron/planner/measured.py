@@ -17,7 +17,7 @@ import yaml
 from hcmegatron.config.errors import ConfigError
 from hcmegatron.config.ineffective import ineffective
 from hcmegatron.config.schedule_names import MEGATRONS, SCHEDULES
-from hcmegatron.config.schema import Config
+from hcmegatron.config.schema import Config, splits_backward
 from hcmegatron.config.types import Dumper, flatten
 from hcmegatron.planner.layers import has_experts
 from hcmegatron.planner.machines import Machine, check_machine
@@ -82,10 +82,13 @@ class Measured:
                 f"{path} does not fit: it was measured on {self.ranks} ranks, and these are {ranks}; measure again, "
                 "with hcmegatron plan --measure"
             )
-        if SCHEDULES[config.parallel.schedule].splits and "weight" not in self.settings:
+        always = SCHEDULES[config.parallel.schedule].splits
+        if (always or splits_backward(config)) and "weight" not in self.settings:
+            unless = "" if always else " unless parallel.split_backward = false"
             raise ConfigError(
                 f"{path} does not fit: it was measured under a schedule of Megatron's, without I and W, which "
-                f"parallel.schedule = {config.parallel.schedule} has; measure again, with hcmegatron plan --measure"
+                f"parallel.schedule = {config.parallel.schedule} has{unless}; measure again, with hcmegatron plan "
+                "--measure"
             )
 
     def costs(self, config: Config, schedule: Schedule) -> Costs:

@@ -84,6 +84,7 @@ def _layout(
     return {
         **{"parallel.pipeline": pipeline, "parallel.tensor": tensor, "parallel.sequence": tensor > 1},
         **{"parallel.expert": expert, "parallel.virtual": virtual, "parallel.schedule": schedule},
+        "parallel.split_backward": False,  # Megatron's runtime has backwards whole
         **{"parallel.overlap_grad_reduce": True, "parallel.overlap_param_gather": True, **more},
     }
 

@@ -7,11 +7,12 @@ from typing import NamedTuple
 
 from hcmegatron.config.errors import ConfigError
 from hcmegatron.config.schedule_names import MEGATRONS, SCHEDULES
-from hcmegatron.config.schema import Parallel
+from hcmegatron.config.schema import Config, Parallel, splits_backward
 from schedules.actions import Kind
 from schedules.descriptor import ScheduleDescriptor
 from schedules.placement import Placement
 from schedules.schedule import Schedule
+from schedules.split_backward import split_backward
 
 
 def descriptor(parallel: Parallel) -> ScheduleDescriptor:
@@ -29,19 +30,22 @@ def placement(parallel: Parallel) -> Placement:
     return descriptor(parallel).placement(parallel.pipeline, parallel.virtual)
 
 
-def training_schedule(parallel: Parallel, microbatches: int) -> Schedule:
-    """The schedule that `parallel.schedule` names, for so many micro-batches; of Megatron's own, ours of the same kind.
+def training_schedule(config: Config, microbatches: int) -> Schedule:
+    """The schedule that `parallel.schedule` names, for so many micro-batches, with backwards split as configured; of
+    Megatron's own, ours of the same kind.
 
     Raises:
         ConfigError: it cannot take so few micro-batches, or so many ranks.
     """
+    parallel = config.parallel
     try:
-        return descriptor(parallel).schedule(parallel.pipeline, microbatches, parallel.virtual)
+        schedule = descriptor(parallel).schedule(parallel.pipeline, microbatches, parallel.virtual)
     except ValueError as error:
         raise ConfigError(
             f"parallel.schedule = {parallel.schedule} with parallel.pipeline = {parallel.pipeline} and "
             f"{microbatches} micro-batches: {error}; change training.global_batch or training.micro_batch"
         ) from None
+    return split_backward(schedule) if splits_backward(config) else schedule
 
 
 class Held(NamedTuple):
@@ -51,7 +55,7 @@ class Held(NamedTuple):
     deferred: int
 
 
-def most_held(parallel: Parallel, microbatches: int, rank: int) -> Held:
+def most_held(config: Config, microbatches: int, rank: int) -> Held:
     """What pipeline rank `rank` holds when most micro-batches wait for their backward.
 
     Megatron's own schedules are counted as ours of the same kind.
@@ -59,10 +63,10 @@ def most_held(parallel: Parallel, microbatches: int, rank: int) -> Held:
     Args:
         microbatches: of one data-parallel rank in a step.
     """
-    if parallel.pipeline == 1 and is_megatrons(parallel):
+    if config.parallel.pipeline == 1 and is_megatrons(config.parallel):
         return Held(1, 0)
     held = most = Held(0, 0)
-    for action in training_schedule(parallel, microbatches).actions[rank]:
+    for action in training_schedule(config, microbatches).actions[rank]:
         for part in action.parts:
             match part.kind:
                 case Kind.F:

@@ -186,9 +186,7 @@ def step_memory(layout: Layout, operations: Operations, simulation: Simulation) 
     where = layout.placement
     live = [0] * where.ranks
     if layout.config.recompute.mode == "block" and layout.config.recompute.block_length == "live":
-        live = [
-            most_held(layout.config.parallel, layout.microbatches, rank).live for rank in range(where.ranks)
-        ]
+        live = [most_held(layout.config, layout.microbatches, rank).live for rank in range(where.ranks)]
     found, sent = [], _sent(layout, simulation)
     for rank in range(where.ranks):
         chunks = {

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from hcmegatron.config.schema import SPLIT_BACKWARD
+from hcmegatron.config.schema import SPLIT_BACKWARD, splits_backward
 from hcmegatron.planner.after_pipeline import after_the_pipeline
 from hcmegatron.planner.layout import Layout, schedule
 from hcmegatron.planner.measured import Measured
@@ -74,7 +74,7 @@ def step_time(layout: Layout, operations: Operations, measured: Measured | None 
     """
     M, P = layout.microbatches, layout.config.parallel.pipeline
     price = (
-        measured.costs(layout.config, schedule(layout.config.parallel, M))
+        measured.costs(layout.config, schedule(layout.config, M))
         if measured
         else schedule_costs(layout, operations)
     )
@@ -82,7 +82,7 @@ def step_time(layout: Layout, operations: Operations, measured: Measured | None 
     uneven = layout.config.parallel.virtual and M % P
     steady = not uneven and M > (SIMULATED + 2) * P
     few = SIMULATED * P + M % P if steady else M
-    first = simulate(schedule(layout.config.parallel, few), price)
+    first = simulate(schedule(layout.config, few), price)
     after = Counter(measured.after) if measured else after_the_pipeline(layout, operations)
 
     def assembled(
@@ -103,7 +103,7 @@ def step_time(layout: Layout, operations: Operations, measured: Measured | None 
 
     if few == M:
         return assembled(lambda: first, first.makespan, first.busy, first.exposed)
-    second = simulate(schedule(layout.config.parallel, few + P), price)
+    second = simulate(schedule(layout.config, few + P), price)
     times = (M - few) / P
 
     def further(a: Sequence[float], b: Sequence[float]) -> tuple[float, ...]:
@@ -111,7 +111,7 @@ def step_time(layout: Layout, operations: Operations, measured: Measured | None 
 
     def simulation() -> Simulation:
         holds_all = layout.config.parallel.schedule == "gpipe"
-        return simulate(schedule(layout.config.parallel, M), price) if holds_all else second
+        return simulate(schedule(layout.config, M), price) if holds_all else second
 
     (makespan,) = further([first.makespan], [second.makespan])
     return assembled(
@@ -150,7 +150,7 @@ def lower_bound(layout: Layout, operations: Operations) -> float:
     """
     where = layout.placement
     hides = overlaps(layout, operations.rates.assumptions)
-    split = layout.config.parallel.schedule in SPLIT_BACKWARD
+    split = layout.config.parallel.schedule in SPLIT_BACKWARD or splits_backward(layout.config)
     least, before, after = [], [0.0], [0.0]
     for stage in range(where.model_stages):
         own = operations.of_stage(stage)

@@ -114,7 +114,7 @@ class Profiler(Observer):
         dist.gather_object((own, host if own.rank < MOST_HOSTS else [], trouble), found, group=self.group)
         if found is not None:
             records = [record for record, *_ in found]
-            schedule = training_schedule(self.run.config.parallel, self.run.stepper.batches.micro_batches)
+            schedule = training_schedule(self.run.config, self.run.stepper.batches.micro_batches)
             timed = len(self.steps) - 1 if self.kineto and len(self.steps) > 1 else None
             summary = summarise(records, schedule, timed=timed)
             summary |= self._cost(timed)

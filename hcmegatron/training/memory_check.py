@@ -47,7 +47,7 @@ def expected_memory(config: Config, vocab_size: int, ranks: RankInfo, micro_batc
         resident(config, vocab_size, own, ranks.world_size, first=rank == 0).total
         for rank, own in enumerate(chunks)
     ]
-    live = [most_held(config.parallel, micro_batches, rank).live for rank in range(parallel.pipeline)]
+    live = [most_held(config, micro_batches, rank).live for rank in range(parallel.pipeline)]
     streams = [stream_bytes(config, own, live[rank]) for rank, own in enumerate(chunks)]
     if torch.cuda.is_available():
         need, more = max(state), max(map(sum, zip(state, streams, strict=True)))

@@ -40,7 +40,8 @@ _RULES = {
         health.on_bad_step health.loss_spike health.grad_norm_spike health.spike_window health.leave_out_batches""",
     Rule.ROUNDING: """
         moe.grouped moe.dispatcher parallel.pipeline parallel.virtual parallel.tensor parallel.sequence
-        parallel.expert parallel.expert_tensor parallel.schedule parallel.overlap parallel.distributed_optimizer
+        parallel.expert parallel.expert_tensor parallel.schedule parallel.overlap parallel.split_backward
+        parallel.distributed_optimizer
         parallel.overlap_grad_reduce parallel.overlap_param_gather training.micro_batch recompute.mode
         recompute.block_length recompute.modules implementation kernels""",
     Rule.BEGINNING: "model.init_std checkpoint.init_from",

@@ -135,7 +135,7 @@ def assemble_run(
     # made when all that can be refused has been
     directory = RunDirectory(path, config)
     chunks = build_model(config, tokens, groups)
-    held = most_held(config.parallel, batches.micro_batches, groups.pp.rank())
+    held = most_held(config, batches.micro_batches, groups.pp.rank())
     recomputation = Recomputation(
         config.recompute, [unwrap(chunk) for chunk in chunks], micro_batch_tokens(config), *held
     )
@@ -247,8 +247,8 @@ def _messages(schedule: Callable) -> list[str]:
 def _of_the_gpu(config: Config, microbatches: int, rank: int) -> list[str]:
     if not GPU.present():
         return []
-    costs = hop_costs(config, training_schedule(config.parallel, microbatches))
-    posted = cuda_streams.receives(config.parallel, costs, microbatches, rank)
+    costs = hop_costs(config, training_schedule(config, microbatches))
+    posted = cuda_streams.receives(config, costs, microbatches, rank)
     return [cuda_environment.described(os.environ), *posted]
 
 

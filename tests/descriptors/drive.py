@@ -74,7 +74,7 @@ def main(folder: Path) -> None:
     from hcmegatron.pipeline.configured_schedule import most_held
     from hcmegatron.training.resume import RULE_OF
 
-    seen["held"] = list(most_held(config.parallel, 4, 0))
+    seen["held"] = list(most_held(config, 4, 0))
     seen["rule"] = RULE_OF["connection.leak"].name
     status = cli.main(["train", str(file), f"--run.dir={run}"])
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]

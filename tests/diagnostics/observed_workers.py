@@ -71,7 +71,7 @@ def _observed(config: Config, groups: Any, directly: bool) -> Seen:
     chunks = chunks_of(config, groups)
     wrapped = [wrap_chunk(chunk, config, groups) for chunk in chunks]
     batches = Batches(config, groups.dp.rank(), groups.dp.size())
-    held = most_held(config.parallel, batches.micro_batches, groups.pp.rank())
+    held = most_held(config, batches.micro_batches, groups.pp.rank())
     recomputation = Recomputation(config.recompute, chunks, micro_batch_tokens(config), *held)
     optimizer = build_optimizer(config, wrapped, groups)
     set_learning_rate(optimizer, 0.0, 0.0)  # every layout, and what is read directly, sees the same weights

@@ -53,7 +53,7 @@ def _step(config: Config, groups: object) -> Found:
     chunks = chunks_of(config, groups)
     wrapped = [wrap_chunk(chunk, config, groups) for chunk in chunks]
     batches = Batches(config, groups.dp.rank(), groups.dp.size())
-    held = most_held(config.parallel, batches.micro_batches, groups.pp.rank())
+    held = most_held(config, batches.micro_batches, groups.pp.rank())
     execution = Recomputation(config.recompute, chunks, micro_batch_tokens(config), *held).execution
     optimizer = build_optimizer(config, wrapped, groups)
     schedule = build_forward_backward(config, wrapped, groups, execution)

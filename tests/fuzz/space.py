@@ -76,6 +76,7 @@ VALUES: dict[str, list[Any]] = {
     "parallel.expert": [1, 2, 4],
     "parallel.expert_tensor": [1, 2, 4],
     "parallel.overlap": [False, True, True],  # few schedules have it
+    "parallel.split_backward": [None, True, False],
     "data.sequence_length": [16, 8, 32, 15, 24],
     "data.holdout": [0.0, 0.1, 0.3],
     "data.seed": [1234, 0, 7],

@@ -56,7 +56,7 @@ def steps(configs: list[Config], shared: bool = False) -> list[Step]:
 
                 def recompute(chunks, config=config, groups=groups, masks=masks):
                     count = config.training.global_batch // config.training.micro_batch // groups.dp.size()
-                    held = most_held(config.parallel, count, groups.pp.rank())
+                    held = most_held(config, count, groups.pp.rank())
                     execution = Recomputation(
                         config.recompute, chunks, micro_batch_tokens(config), *held
                     ).execution

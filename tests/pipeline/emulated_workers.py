@@ -68,7 +68,7 @@ def _step(config: Config, groups: object) -> Step:
     """A rehearsal and two steps, the second of which is looked at."""
     chunks = [wrap_chunk(chunk, config, groups) for chunk in chunks_of(config, groups)]
     batches = Batches(config, groups.dp.rank(), groups.dp.size())
-    held = most_held(config.parallel, batches.micro_batches, groups.pp.rank())
+    held = most_held(config, batches.micro_batches, groups.pp.rank())
     execution = Recomputation(
         config.recompute, [unwrap(chunk) for chunk in chunks], micro_batch_tokens(config), *held
     ).execution

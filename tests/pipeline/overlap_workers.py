@@ -47,7 +47,7 @@ def step(config: Config, count: int) -> Step:
         chunks = [unwrap(chunk) for chunk in wrapped]
         rank = groups.pp.rank()
         execution = Recomputation(
-            config.recompute, chunks, micro_batch_tokens(config), *most_held(config.parallel, count, rank)
+            config.recompute, chunks, micro_batch_tokens(config), *most_held(config, count, rank)
         ).execution
         for chunk in chunks:
             randomise_connections(chunk)

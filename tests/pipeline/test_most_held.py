@@ -11,7 +11,7 @@ from hcmegatron.pipeline.configured_schedule import least_micro_batches, most_he
 def held(schedule, pipeline, microbatches, virtual=None):
     config = Config()
     config.parallel.schedule, config.parallel.pipeline, config.parallel.virtual = schedule, pipeline, virtual
-    return [tuple(most_held(config.parallel, microbatches, rank)) for rank in range(pipeline)]
+    return [tuple(most_held(config, microbatches, rank)) for rank in range(pipeline)]
 
 
 def test_one_rank_holds_one_at_a_time():
@@ -41,13 +41,13 @@ def test_split_backward_defers_where_fewer_wait():
 def test_no_schedule_takes_fewer_than_its_least(schedule, pipeline):
     config = Config()
     config.parallel.schedule, config.parallel.pipeline = schedule, pipeline
-    found = [m for m in range(1, 17) if taken(config.parallel, m)]
+    found = [m for m in range(1, 17) if taken(config, m)]
     if pipeline > 1 or schedule != "dualpipe":  # whose ranks come in pairs
         assert least_micro_batches(config.parallel) == found[0]
 
 
-def taken(parallel, microbatches):
+def taken(config, microbatches):
     try:
-        return bool(training_schedule(parallel, microbatches).actions)
+        return bool(training_schedule(config, microbatches).actions)
     except ConfigError:
         return False

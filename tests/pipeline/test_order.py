@@ -27,7 +27,7 @@ def test_the_executed_order_is_the_schedules(pipeline):
     results = run_ranks(pipeline, overlap_workers.steps, configs, MICRO_BATCHES, **RUN)
     for rank, steps in enumerate(results):
         for config, step in zip(configs, steps, strict=True):
-            actions = training_schedule(config.parallel, MICRO_BATCHES).actions[rank]
+            actions = training_schedule(config, MICRO_BATCHES).actions[rank]
             where = config.parallel.schedule, config.parallel.overlap, rank
             assert step.recorded == actions, where
             assert step.called == (actions if config.parallel.overlap else flat(actions)), where

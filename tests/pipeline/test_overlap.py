@@ -77,7 +77,7 @@ def check_pairs(config, results, micro_batches=MICRO_BATCHES):
     """Of every FB: the turns that were executed are the plan's, and the nodes ran in the order of the turns."""
     where, layers = placement(config.parallel), roles_of(config)
     for rank, step in enumerate(results):
-        actions = training_schedule(config.parallel, micro_batches).actions[rank]
+        actions = training_schedule(config, micro_batches).actions[rank]
         assert step.called == step.recorded == actions
         planned = [action for action in actions if action.overlapped]
         assert 0 < len(planned) == len(step.pairs)

@@ -43,7 +43,7 @@ def runs(configs: list[Config], warm: bool = True) -> list[Start]:
         with groups_of(config) as groups:
             chunks = [wrap_chunk(chunk, config, groups) for chunk in chunks_of(config, groups)]
             batches = Batches(config, groups.dp.rank(), groups.dp.size())
-            held = most_held(config.parallel, batches.micro_batches, groups.pp.rank())
+            held = most_held(config, batches.micro_batches, groups.pp.rank())
             execution = Recomputation(
                 config.recompute, [unwrap(chunk) for chunk in chunks], micro_batch_tokens(config), *held
             ).execution

@@ -174,7 +174,7 @@ def _held(config: Config, groups: object) -> Held:
     for number, stage in runner.stages.items():
         watch(stage, number)
     stepper.gradients(1)
-    schedule = training_schedule(config.parallel, count)
+    schedule = training_schedule(config, count)
     return Held(
         counted=runner.record.peaks,
         kept=Peaks(*most),

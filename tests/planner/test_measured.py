@@ -31,15 +31,17 @@ def environment():
 
 def test_a_step_by_hand():
     """Messages take 0.5 s, and 0.25 s from the rank that sends and from the one that receives. The first rank: F0 2.25,
-    F1 4.5, B0 when rank 1 has run F0 (2.75 to 6) and B0 (9.25), which arrives at 9.75, and so on; its B3 waits for
-    29.25 and ends at 31.5."""
+    F1 4.5, B0 when rank 1 has run F0 (2.75 to 6) and I0 (8.25), which arrives at 8.75 while it runs W0 (9.25), and so
+    on; its B3 waits for 28.25 and ends at 30.5. With backwards whole it is a W later."""
     plan = make_plan(config(), HERE, 2, measured=costs())
-    assert plan.time.pipeline == pytest.approx(31.5)
-    assert plan.seconds == pytest.approx(31.5 + 2.5)
+    assert plan.time.pipeline == pytest.approx(30.5)
+    assert plan.seconds == pytest.approx(30.5 + 2.5)
+    whole = make_plan(config(parallel__split_backward=False), HERE, 2, measured=costs())
+    assert whole.time.pipeline == pytest.approx(31.5)
     first, last = plan.time.parts
     assert first["forward"] == pytest.approx(4 * 2.25) and first["backward"] == pytest.approx(4 * 2.25)
     assert last["forward"] == pytest.approx(4 * 3.25) and last["backward"] == pytest.approx(4 * 3.25)
-    assert first["optimizer"] == 2.0 and first.total() == pytest.approx(34.0) == pytest.approx(last.total())
+    assert first["optimizer"] == 2.0 and first.total() == pytest.approx(33.0) == pytest.approx(last.total())
 
 
 def test_another_schedule_of_as_many_stages():
@@ -47,7 +49,7 @@ def test_another_schedule_of_as_many_stages():
     split = config(parallel__schedule="zb_h1")
     found = costs()
     found.require(split, 2, "costs.yaml")
-    own = found.costs(split, schedule(split.parallel, 4)).stages[1]
+    own = found.costs(split, schedule(split, 4)).stages[1]
     assert (own.F, own.I, own.W, own.B) == (3.25, 2.25, 1.0, 3.25)
 
 
@@ -65,7 +67,8 @@ def test_the_file_gives_back_what_was_measured(tmp_path):
         ({"parallel__schedule": "dualpipev"}, 2, "model stages = 2 when it was measured, 4 here"),
         ({"parallel__schedule": "dualpipe"}, 2, "copies of a stage = 1 when it was measured, 2 here"),
         ({"training__global_batch": 16}, 4, "it was measured on 2 ranks, and these are 4"),
-        ({"parallel__schedule": "zb_h1"}, 2, "without I and W"),
+        ({"parallel__schedule": "zb_h1"}, 2, "without I and W, which parallel.schedule = zb_h1 has"),
+        ({}, 2, "without I and W, which parallel.schedule = 1f1b has unless parallel.split_backward = false"),
     ],
 )
 def test_costs_of_another_shape_are_refused_in_one_line(changes, ranks, words):
@@ -124,7 +127,7 @@ def test_files_that_are_none(change, words, tmp_path):
 
 def test_plan_and_schedule_take_the_file(tmp_path, capsys):
     path = written(tmp_path / "costs.yaml", costs())
-    one = ["--parallel.schedule=1f1b", f"--json={tmp_path}/plan.json"]
+    one = ["--parallel.schedule=1f1b", "--parallel.split_backward=false", f"--json={tmp_path}/plan.json"]
     assert main(["plan", FILE, "--costs", str(path), *one]) == 0
     out = capsys.readouterr().out
     assert "step 34.000 s (30.60 to 37.40)" in out and "times measured on here, 2 ranks at once" in out
@@ -162,8 +165,8 @@ def test_a_run_refuses_costs_of_another_shape_before_it_starts(tmp_path, capsys)
 
 def test_receives_are_posted_by_what_was_measured(tmp_path):
     """The quickstart's stages are so quick on an H100 that a hop takes long; on a CPU it takes next to nothing."""
-    slow = config()
-    whole = schedule(slow.parallel, 8)
+    slow = config(parallel__split_backward=False)
+    whole = schedule(slow, 8)
 
     def leads():
         return most_ahead(receive_leads(simulate(whole, hop_costs(slow, whole))))

@@ -88,7 +88,7 @@ def test_how_early_receives_are_posted_is_said_with_what_it_follows_from():
         ROOT / "configs" / "mhc-27b.yaml", ["--parallel.pipeline=4", "--parallel.schedule=dualpipev"]
     )
     costs = pipeline_costs(config, 8)
-    (said,) = receives(config.parallel, costs, 16, 1)
+    (said,) = receives(config, costs, 16, 1)
     assert said == (
         "receives are posted 1 action ahead: a hop takes 0.18 of a stage's forward, by estimate (40 GB/s, 396 TFLOP/s)"
     )
@@ -96,14 +96,15 @@ def test_how_early_receives_are_posted_is_said_with_what_it_follows_from():
     forward = tokens * training_flops_per_token(config, 0) / 3 / 8 / 395.6e12
     assert costs.link.latency * forward == pytest.approx(tokens * 4 * 2560 * 2 / 40e9)
     small, _ = read_config(
-        ROOT / "configs" / "quickstart.yaml", ["--parallel.pipeline=4", "--parallel.schedule=dualpipev"]
+        ROOT / "configs" / "quickstart.yaml",
+        ["--parallel.pipeline=4", "--parallel.schedule=dualpipev", "--parallel.split_backward=false"],
     )
     ahead = re.match(
         r"receives are posted (\d) to (\d) actions ahead",
-        receives(small.parallel, pipeline_costs(small, 8), 16, 1)[0],
+        receives(small, pipeline_costs(small, 8), 16, 1)[0],
     )
     assert 1 <= int(ahead[1]) < int(ahead[2])
     config.parallel.pipeline = 1
-    assert receives(config.parallel, costs, 16, 0) == []
+    assert receives(config, costs, 16, 0) == []
     config.parallel.schedule = "megatron_1f1b"
-    assert receives(config.parallel, costs, 16, 0) == []
+    assert receives(config, costs, 16, 0) == []

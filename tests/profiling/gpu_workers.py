@@ -33,7 +33,7 @@ def second_step(config: Config, directory: Path | None) -> tuple[float, list[str
     with process_groups(config, discover_ranks(os.environ)) as groups:
         chunks = [wrap_chunk(chunk, config, groups) for chunk in chunks_of(config, groups)]
         batches = Batches(config, groups.dp.rank(), groups.dp.size())
-        held = most_held(config.parallel, batches.micro_batches, groups.pp.rank())
+        held = most_held(config, batches.micro_batches, groups.pp.rank())
         models = [unwrap(chunk) for chunk in chunks]
         execution = Recomputation(config.recompute, models, micro_batch_tokens(config), *held).execution
         optimizer = build_optimizer(config, chunks, groups)

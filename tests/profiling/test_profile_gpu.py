@@ -2,10 +2,10 @@
 
 import pytest
 
+from hcmegatron.pipeline.configured_schedule import training_schedule
 from hcmegatron.profiling import files
 from hcmegatron.profiling.timeline import joined
 from hcmegatron.profiling.trace import to_trace
-from schedules import generate
 from tests.profiling import traces
 from tests.ranks import run_ranks
 from tests.small_configs import small_config
@@ -44,4 +44,4 @@ def test_a_profiled_step_of_an_emulated_gpu(schedule, overlap, tmp_path):
             start = max(since for since, _ in spans if since <= node.start)
             assert node.end <= max(until for since, until in spans if since <= start), node
     timeline = joined(files.read_records(tmp_path), 0)
-    traces.check(to_trace([timeline], generate(schedule, 2, 6)))
+    traces.check(to_trace([timeline], training_schedule(config, 6)))

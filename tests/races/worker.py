@@ -140,7 +140,7 @@ def _stepper(config: Config, groups: Any, small_buckets: bool) -> Iterator[Stepp
         chunks = model.build_model(config, VOCAB, groups)
         batches = Batches(config, groups.dp.rank(), groups.dp.size())
         models = [unwrap(chunk) for chunk in chunks]
-        held = most_held(config.parallel, batches.micro_batches, groups.pp.rank())
+        held = most_held(config, batches.micro_batches, groups.pp.rank())
         recomputation = Recomputation(config.recompute, models, micro_batch_tokens(config), *held)
         recomputation.measured()
         model.gather_parameters(chunks)  # as the trainer does: measuring has set their gathering off

@@ -50,7 +50,7 @@ def step(config: Config, count: int) -> Step:
             config.recompute,
             chunks,
             micro_batch_tokens(config),
-            *most_held(config.parallel, count, groups.pp.rank()),
+            *most_held(config, count, groups.pp.rank()),
         )
         for chunk in chunks:
             randomise_connections(chunk)

@@ -51,7 +51,7 @@ def losses(steps: int, start: float = 5.0) -> list[float]:
 def make_run(
     path: Path, steps: int = 60, planned: int | None = None, start: float = 5.0, **sections: dict[str, Any]
 ) -> Path:
-    """A run of 2 pipeline ranks under 1f1b, with evaluations after every 20 steps.
+    """A run of 2 pipeline ranks under 1f1b, backwards whole, with evaluations after every 20 steps.
 
     Args:
         planned: training.steps.
@@ -62,7 +62,7 @@ def make_run(
         Config(),
         training={"steps": planned or steps, "global_batch": 4, "micro_batch": 1},
         data={"sequence_length": 16},
-        parallel={"pipeline": 2, "schedule": "1f1b"},
+        parallel={"pipeline": 2, "schedule": "1f1b", "split_backward": False},
         connection={"kind": "mhc", "n": 4},
     )
     put(config, **sections)

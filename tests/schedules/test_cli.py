@@ -20,6 +20,7 @@ from schedules.cost_config import read_cost_config
 from schedules.csv_form import from_csv, to_csv
 from schedules.generators import GENERATORS, SCHEDULES, generate
 from schedules.report import make_report
+from schedules.split_backward import split_backward
 
 ROOT = Path(__file__).parents[2]
 # A file of a few lines with 20^7 values.
@@ -51,6 +52,16 @@ def test_compare_shows_every_schedule(capsys):
     assert rows.keys() == set(GENERATORS)
     assert rows["1f1b"] == ["81", "25.9%", "+0.0%", "8", "1x"]
     assert rows["dualpipe"] == ["63", "4.8%", "+0.0%", "9", "2x"]
+
+
+def test_split_backward_is_of_all_that_are_compared(capsys, tmp_path):
+    """By hand: 1F1B's 7 stages of fill and drain have F and I instead of F and B, of which W is one."""
+    chart = tmp_path / "1f1b.csv"
+    words = ("1f1b", "--ranks", 8, "--microbatches", 20, "--compare", "--split-backward", "--csv", chart)
+    assert call(*words) == 0
+    rows = {line.split()[0]: line.split()[1:] for line in capsys.readouterr().out.splitlines()[10:]}
+    assert rows["1f1b"][0] == "74" == rows["gpipe"][0] and rows["zb_h1"][0] == "67"
+    assert from_csv(chart.read_text(), "1f1b").actions == split_backward(generate("1f1b", 8, 20)).actions
 
 
 def test_the_same_work_in_every_schedule(tmp_path):

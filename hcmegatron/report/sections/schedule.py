@@ -89,7 +89,7 @@ def _measured(run: Run, config: Config, suffix: str) -> list[Picture | Words]:
     found = timeline(run.records, step if type(step) is int else None)
     if found is None or type(microbatches) is not int:
         return [Words((f"{run.name}: profile/ does not have the records of all ranks of a step.",))]
-    ordered = training_schedule(config.parallel, microbatches)
+    ordered = training_schedule(config, microbatches)
     ran = executed(found, ordered)
     if ran is None:
         return [Words((f"{run.name}: profile/ is of another schedule than the configuration's.",))]
