@@ -8,6 +8,10 @@ In every round both ranks also run F, B, I and W of their chunks side by side, w
 from the round's medians the simulator computes what a step should take, with a free link, and so the analytic
 ratio of two schedules. Ratios are medians of the rounds', since the machine's own pace drifts. DualPipe's
 simulated step also has the time of summing the gradients of its two copies of every stage, as measured.
+
+The second table says where a step's time goes beyond the simulated one, in milliseconds, mean over the ranks: stages
+that take longer among others than side by side, the transport's calls, the host between actions, and waits beyond
+those that are simulated.
 """
 
 from __future__ import annotations
@@ -24,6 +28,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from itertools import repeat
+from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -53,6 +58,7 @@ from hcmegatron.training.model import build_model
 from megatron.core.process_groups_config import ProcessGroupCollection
 from schedules.costs import Costs, StageCosts
 from schedules.simulate import simulate
+from schedules.timeline import Simulation
 from tools.machine import Others, described
 from tools.targets import Targets, exit_status
 
@@ -61,6 +67,7 @@ MICRO_BATCHES = 8
 OURS = ("1f1b", "dualpipev", "dualpipe")
 SCHEDULES = ("megatron_1f1b", *OURS)
 VOCAB = 256
+ABOVE = {"dualpipev": 0.005, "dualpipe": 0.01}  # its analytic ratio, at most
 Costed = dict[str, list[float]]
 
 
@@ -168,6 +175,15 @@ class ScheduledModel:
                 gaps[bisect(ends, start)] -= seconds
         return gaps
 
+    def spent(self) -> Spent:
+        """Of the last step, on this rank."""
+        record = self.schedule.record
+        events = record.events()
+        calls = sum(seconds for own in self.gloo.values() for _, seconds in own)
+        stages = sum(event.end - event.start for event in events)
+        host = sum(record.gaps())
+        return Spent(stages, calls, host - calls, record.end - record.start - stages - host)
+
     def step(self) -> float:
         """Seconds from the first rank's start to the last one's end."""
         for calls in self.gloo.values():
@@ -198,6 +214,15 @@ class ScheduledModel:
         return {name.replace(" ", ""): seconds for name, seconds in self.clock.round().items()}
 
 
+class Spent(NamedTuple):
+    """Seconds of a step on one rank, or beyond what is simulated."""
+
+    stages: float
+    transport: float
+    host: float
+    waits: float
+
+
 def batch(tokens: int) -> MicroBatchTensors:
     """One micro-batch, the same every time."""
     text = torch.randint(0, VOCAB, (1, tokens + 1), generator=torch.Generator().manual_seed(1)).to(device())
@@ -209,24 +234,25 @@ def batch(tokens: int) -> MicroBatchTensors:
     }
 
 
-def simulated(config: Config, costs: Costed) -> float:
-    """Seconds of a step with these costs of its stages and a free link."""
+def simulated(config: Config, costs: Costed) -> Simulation:
+    """A step with these costs of its stages, in seconds, and a free link."""
     stages = placement(config.parallel).model_stages
     kinds = ({kind: statistics.median(costs[f"{kind}{s}"]) for kind in "FBIW"} for s in range(stages))
     return simulate(
         training_schedule(config, config.training.global_batch),
         Costs(tuple(StageCosts(**k) for k in kinds)),
-    ).makespan
+    )
 
 
 @dataclass
 class Findings:
-    """Of all ranks. By schedule and round: seconds a step, and of every part. Of all rounds: host seconds an action
-    by schedule (on CPU), seconds of the transport's calls by name, and seconds in which the copies of stages are
-    summed."""
+    """Of all ranks. By schedule and round: seconds a step, of every part, and (on CPU) what every rank spent them on.
+    Of all rounds: host seconds an action by schedule (on CPU), seconds of the transport's calls by name, and seconds
+    in which the copies of stages are summed."""
 
     steps: dict[str, list[float]]
     costs: dict[str, list[Costed]]
+    spent: dict[str, list[list[Spent]]]
     overhead: dict[str, float]
     gloo: dict[str, float]
     replica_sync: float
@@ -237,6 +263,7 @@ def measure(shape: Shape, ranks: RankInfo) -> Findings:
     configs = {schedule: config_for(schedule, shape) for schedule in shape.schedules}
     steps: dict[str, list[float]] = defaultdict(list)
     costs: dict[str, list[Costed]] = defaultdict(list)
+    spent: dict[str, list[list[Spent]]] = defaultdict(list)
     gaps: dict[str, list[list[float]]] = defaultdict(list)
     gloo: dict[str, list[float]] = defaultdict(list)
     with process_groups(configs["1f1b"], ranks) as groups:
@@ -248,15 +275,18 @@ def measure(shape: Shape, ranks: RankInfo) -> Findings:
                     steps[name].append(seconds)
                 if name in OURS:
                     overhead = candidate.overhead() if device().type == "cpu" else []
+                    own_spent = [candidate.spent()] if device().type == "cpu" else []
                     parts = candidate.costs()
                     if not warm:
                         gaps[name].append(overhead)
                         for call, calls in candidate.gloo.items():
                             gloo[call] += [seconds for _, seconds in calls]
                         costs[name].append(parts)
+                        spent[name].append(own_spent)
         own = Findings(
             steps,
             costs,
+            spent,
             # Each gap's median: the clock also runs where another process has the core.
             {
                 name: sum(map(statistics.median, zip(*gaps[name], strict=True)))
@@ -274,6 +304,8 @@ def measure(shape: Shape, ranks: RankInfo) -> Findings:
         for name in shape.ours:
             for own_parts, others in zip(first.costs[name], other.costs[name], strict=True):
                 own_parts.update(others)
+            for ranks_spent, others_spent in zip(first.spent[name], other.spent[name], strict=True):
+                ranks_spent += others_spent
             first.overhead[name] = max(first.overhead[name], other.overhead[name])
         for call, seconds in other.gloo.items():
             first.gloo[call] = max(first.gloo[call], seconds)
@@ -286,10 +318,29 @@ def expected(shape: Shape, found: Findings) -> dict[str, list[float]]:
     after = {"dualpipe": found.replica_sync}
     return {
         name: [
-            simulated(config_for(name, shape), costs) + after.get(name, 0.0) for costs in found.costs[name]
+            simulated(config_for(name, shape), costs).makespan + after.get(name, 0.0)
+            for costs in found.costs[name]
         ]
         for name in shape.ours
     }
+
+
+def beyond(shape: Shape, found: Findings) -> dict[str, Spent]:
+    """By schedule the seconds beyond a simulated step: medians over rounds of means over ranks."""
+    excess: dict[str, Spent] = {}
+    for name in shape.ours:
+        rounds = []
+        for costs, spent in zip(found.costs[name], found.spent[name], strict=True):
+            planned = simulated(config_for(name, shape), costs)
+            known = [Spent(busy, 0.0, 0.0, planned.makespan - busy) for busy in planned.busy]
+            rounds.append(
+                [
+                    statistics.fmean(own[part] - sure[part] for own, sure in zip(spent, known, strict=True))
+                    for part in range(len(Spent._fields))
+                ]
+            )
+        excess[name] = Spent(*map(statistics.median, zip(*rounds, strict=True)))
+    return excess
 
 
 def report(shape: Shape, found: Findings) -> tuple[str, list[str]]:
@@ -325,10 +376,10 @@ def report(shape: Shape, found: Findings) -> tuple[str, list[str]]:
         "| | measured | target |",
         "|---|---|---|",
         f"| our 1F1B / Megatron's 1F1B | {against_megatron:.3f} | "
-        f"{targets.at_most('our 1F1B / Megatron', against_megatron, 1.0)} |",
+        f"{targets.at_most('our 1F1B / Megatron', against_megatron, 0.98)} |",
         *(
             f"| our {name} / our 1F1B | {against_ours[name]:.3f} | "
-            f"{targets.at_most(f'our {name} / our 1F1B', against_ours[name], ratio + 0.02)} "
+            f"{targets.at_most(f'our {name} / our 1F1B', against_ours[name], ratio + ABOVE[name])} "
             f"(analytic ratio {ratio:.3f}) |"
             for name, ratio in analytic.items()
         ),
@@ -339,12 +390,19 @@ def report(shape: Shape, found: Findings) -> tuple[str, list[str]]:
         ),
         *(
             f"| {name}: host overhead per action | {1e6 * found.overhead[name]:.0f} µs | "
-            f"{targets.below(f'{name}: host overhead', 1e6 * found.overhead[name], 100, ' µs')} |"
+            f"{targets.below(f'{name}: host overhead', 1e6 * found.overhead[name], 50, ' µs')} |"
             for name in OURS
         ),
         f"| sending a message of {kib} KiB | {1e6 * found.gloo['send']:.0f} µs | |",
         f"| posting a receive | {1e6 * found.gloo['receive']:.0f} µs | |",
         f"| dualpipe: summing the two copies of every stage | {1e3 * found.replica_sync:.0f} ms | |",
+        "",
+        f"| beyond the simulated step, ms | {' | '.join(Spent._fields)} |",
+        "|---|" + "---|" * len(Spent._fields),
+        *(
+            f"| {name} | {' | '.join(f'{1e3 * seconds:.1f}' for seconds in excess)} |"
+            for name, excess in beyond(shape, found).items()
+        ),
     ]
     return "\n".join(lines), targets.missed
 

@@ -153,7 +153,9 @@ def _draw_layout(draw: Callable, values: dict[str, Any], ranks: int) -> None:
     left = ranks // size("parallel.pipeline", ranks)
     size("parallel.tensor", left)
     if values["moe.experts"]:
-        size("parallel.expert_tensor", left // size("parallel.expert", left))
+        experts = "parallel.expert", "parallel.expert_tensor"
+        first, second = draw(st.sampled_from((experts, experts[::-1])))  # what comes first leaves little
+        size(second, left // size(first, left))
     else:
         values["parallel.expert"] = values["parallel.expert_tensor"] = 1
     if "interleaved" not in values["parallel.schedule"]:

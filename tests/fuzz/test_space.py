@@ -10,7 +10,7 @@ from tests.fuzz import space
 from tests.fuzz.cases import Case, fits, of_seed
 from tests.fuzz.shrink import shrunk
 
-SEEDS = range(80)
+SEEDS = range(120)
 
 
 @pytest.fixture(scope="module")

@@ -27,6 +27,8 @@ def config_for(kind, moe, schedule="dualpipev", pipeline=2, **sections):
 def check(ranks, configs, micro_batches=MICRO_BATCHES):
     """Every configuration overlapped and not: the results of both."""
     both = [copy.deepcopy(config) for config in configs for _ in range(2)]
+    for config in both:  # backwards whole in both, that their order be the same
+        config.parallel.split_backward = False
     for config in both[1::2]:
         config.parallel.overlap = True
     results = run_ranks(ranks, overlap_workers.steps, both, micro_batches, **RUN)
@@ -76,6 +78,8 @@ NODES = {
 def check_pairs(config, results, micro_batches=MICRO_BATCHES):
     """Of every FB: the turns that were executed are the plan's, and the nodes ran in the order of the turns."""
     where, layers = placement(config.parallel), roles_of(config)
+    config = copy.deepcopy(config)
+    config.parallel.overlap = True
     for rank, step in enumerate(results):
         actions = training_schedule(config, micro_batches).actions[rank]
         assert step.called == step.recorded == actions

@@ -8,7 +8,7 @@ import pytest
 
 from tools import bench_pipeline
 from tools.bench_link import LinkCase, _print_table
-from tools.bench_pipeline import OURS, SCHEDULES, Findings, Shape
+from tools.bench_pipeline import OURS, SCHEDULES, Findings, Shape, Spent, beyond
 from tools.targets import Targets, exit_status
 
 
@@ -31,12 +31,16 @@ def test_status(capsys):
     assert capsys.readouterr().err == "missed: loop / bare: 1.100, target at most 1.05\n"
 
 
-def findings(overhead=50e-6, **steps):
+SPENT = Spent(stages=0.25, transport=0.002, host=0.001, waits=0.04)
+
+
+def findings(overhead=40e-6, **steps):
     """With F = I = W = 10 ms, B = 20 ms, and 1 s where a step is not given."""
     costs = {f"{kind}{s}": [0.02 if kind == "B" else 0.01] for kind in "FBIW" for s in range(4)}
     return Findings(
         {name: [steps.get(name, 1.0)] * 3 for name in SCHEDULES},
         {name: [costs] * 3 for name in OURS},
+        {name: [[SPENT, SPENT]] * 3 for name in OURS},
         {name: overhead for name in OURS},
         {"send": 1e-4, "receive": 1e-5},
         0.0,
@@ -57,6 +61,12 @@ def test_the_pipeline_s_table_says_what_it_missed():
     assert "our 1F1B / Megatron" not in missed(**simulated)
     assert "our 1F1B / Megatron" in missed(**simulated, megatron_1f1b=0.2)
     assert set(OURS) <= set(missed(**simulated, overhead=150e-6))
+
+
+def test_what_a_step_takes_beyond_the_simulated_one():
+    """1F1B by hand, 8 micro-batches on 2 ranks: 0.24 s of stages and 0.02 s of fill or drain on each."""
+    found = beyond(Shape(hidden=512, layers=4, tokens=128, rounds=3), findings())
+    assert found["1f1b"] == pytest.approx(Spent(stages=0.01, transport=0.002, host=0.001, waits=0.02))
 
 
 def test_the_link_s_table_aims_between_its_order_and_lockstep(capsys):
