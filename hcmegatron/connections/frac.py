@@ -22,7 +22,6 @@ from hcmegatron.connections.connection import (
 )
 from hcmegatron.connections.predicted import norm_weight, predicted_read
 from hcmegatron.connections.predictor_norm import normalise
-from hcmegatron.kernels import torch_hyper
 from hcmegatron.kernels.select import Kernels
 
 
@@ -82,19 +81,17 @@ class Frac(Connection):
         self, H: Tensor, projection: Projection | None = None, mix: Tensor | None = None
     ) -> tuple[Tensor, Coefficients]:
         """H [s,b,1,C] -> x = reshape(Y^T H) [s,b,C], (Y^T, B, A^T, H); the fused form of `coefficients`."""
-        m, dtype, shape = self.m, compute_dtype(H), H.shape
-        Y, A, B = self.Y.to(dtype), self.A.to(dtype), self.B.to(dtype)
+        m, dtype, lead = self.m, compute_dtype(H), H.shape[:2]
         flat = self.fractions(H.squeeze(-2)).flatten(0, 1)
         if self.dynamic:
-            static = torch.cat([Y.mT, A.mT, B.unsqueeze(0)])
-            W = torch.cat([self.W_alpha, self.W_beta.unsqueeze(-1)], -1)
-            found, x, flat = predicted_read(self, flat, static, W, m)
-            by, res, post = found.split([m, m, 1], 1)
-            used = tuple(t.unflatten(0, shape[:2]) for t in (by, post.squeeze(1), res))
+            static, W = (self.Y, self.A, self.B), (self.W_alpha, self.W_beta)
+            by, res, post, x, flat = predicted_read(self, flat, static, W, dtype)
+            own = by.view(*lead, m, m), post.view(*lead, m), res.view(*lead, m, m)
         else:
-            x, flat = torch_hyper.mix(flat, Y.mT.expand(len(flat), m, m))
-            used = (Y.mT, B, A.mT)
-        return x.flatten(1).unflatten(0, shape[:2]), (*used, flat.view(shape))
+            Y, A, B = self.Y.to(dtype), self.A.to(dtype), self.B.to(dtype)
+            x, flat = self.kernels.static_read(flat, Y.mT)
+            own = Y.mT, B, A.mT
+        return x.view(*lead, H.shape[-1]), (*own, flat.view(H.shape))
 
     def carry(self, H: Tensor, coefficients: Coefficients) -> Tensor:
         """A^T H, back as [s,b,1,C]."""

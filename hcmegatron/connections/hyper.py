@@ -22,7 +22,6 @@ from hcmegatron.connections.connection import (
 )
 from hcmegatron.connections.predicted import norm_weight, predicted_read
 from hcmegatron.connections.predictor_norm import normalise
-from hcmegatron.kernels import torch_hyper
 from hcmegatron.kernels.select import Kernels
 
 
@@ -105,18 +104,17 @@ class Hyper(Connection):
         self, H: Tensor, projection: Projection | None = None, mix: Tensor | None = None
     ) -> tuple[Tensor, Coefficients]:
         """H [s,b,n,C] -> x [s,b,C], (A_m, B, A_r^T, H); the fused form of `coefficients`."""
-        n, dtype, shape = self.n, compute_dtype(H), H.shape[:2]
-        A_m, A_r, B = self.A_m.to(dtype), self.A_r.to(dtype), self.B.to(dtype)
-        flat = H.flatten(0, 1)
+        n, dtype, lead = self.n, compute_dtype(H), H.shape[:2]
+        flat, C = H.flatten(0, 1), H.shape[-1]
         if self.dynamic:
-            static = torch.cat([A_m.unsqueeze(0), A_r.mT, B.unsqueeze(0)])
-            W = torch.cat([self.W_m.unsqueeze(-1), self.W_r, self.W_b.unsqueeze(-1)], -1)
-            found, x, flat = predicted_read(self, flat, static, W, 1)
-            by, res, post = found.split([1, n, 1], 1)
-            own = (t.unflatten(0, shape) for t in (by.squeeze(1), post.squeeze(1), res, flat))
-            return x.squeeze(1).unflatten(0, shape), tuple(own)
-        x, flat = torch_hyper.mix(flat, A_m.expand(len(flat), 1, n))
-        return x.squeeze(1).unflatten(0, shape), (A_m, B, A_r.mT, flat.unflatten(0, shape))
+            static, W = (self.A_m, self.A_r, self.B), (self.W_m, self.W_r, self.W_b)
+            by, res, post, x, flat = predicted_read(self, flat, static, W, dtype)
+            own = by.view(*lead, n), post.view(*lead, n), res.view(*lead, n, n)
+        else:
+            A_m, A_r, B = self.A_m.to(dtype), self.A_r.to(dtype), self.B.to(dtype)
+            x, flat = self.kernels.static_read(flat, A_m.unsqueeze(0))
+            own = A_m, B, A_r.mT
+        return x.view(*lead, C), (*own, flat.view(H.shape))
 
     def write(
         self,

@@ -83,20 +83,20 @@ class NativePrimitives(Primitives):
 
     def aggregate(self, H: Tensor, Hc: Tensor, mix: Tensor) -> Tensor:
         """As Primitives'."""
-        if not _of_streams(H, mix):
+        if not of_streams(H, mix):
             return super().aggregate(H, Hc, mix)
         T, n, C = H.shape
         mix, x = mix.contiguous(), H.new_empty(T, C)
-        function("aggregate", n)(*map(address, (H, mix, x)), T, C, _bf16(H))
+        function("aggregate", n)(*map(address, (H, mix, x)), T, C, is_bf16(H))
         return x
 
     def aggregate_backward(self, H: Tensor, Hc: Tensor, dx: Tensor) -> Tensor:
         """As Primitives'."""
-        if not _of_streams(H, Hc):
+        if not of_streams(H, Hc):
             return super().aggregate_backward(H, Hc, dx)
         T, n, C = H.shape
         dx, dmix = dx.contiguous(), Hc.new_empty(T, n)
-        function("aggregate_backward", n)(*map(address, (H, dx, dmix)), T, C, _bf16(H))
+        function("aggregate_backward", n)(*map(address, (H, dx, dmix)), T, C, is_bf16(H))
         return dmix
 
     def streams_backward(
@@ -112,7 +112,7 @@ class NativePrimitives(Primitives):
     ) -> Tensor:
         """As Primitives'."""
         (T, n, C), bf16 = H.shape, H.dtype == torch.bfloat16
-        if not _of_streams(H, mix):
+        if not of_streams(H, mix):
             return super().streams_backward(H, Hv, dH, dp, phi, c, mix, dx)
         through = torch.mm(dp.mT, phi.mT)
         out = torch.empty_like(H) if bf16 else through.view(T, n, C)
@@ -123,13 +123,13 @@ class NativePrimitives(Primitives):
 
     def write(self, H: Tensor, y: Tensor, post: Tensor, res: Tensor | None) -> Tensor:
         """As Primitives'."""
-        if not _of_write(H, y, post):
+        if not of_write(H, y, post):
             return super().write(H, y, post, res)
         T, n, C = H.shape
         y, post, out = y.contiguous(), post.contiguous(), torch.empty_like(H)
         res = None if res is None else res.contiguous()
         function("write_forward", n)(
-            *map(address, (H, y, post, res, out)), T, C, _step(y), _bf16(H), _bf16(y)
+            *map(address, (H, y, post, res, out)), T, C, *_layout(y, post), is_bf16(H), is_bf16(y)
         )
         return out
 
@@ -143,26 +143,25 @@ class NativePrimitives(Primitives):
         needed: tuple[bool, ...],
     ) -> WriteGradients:
         """As Primitives', with all gradients whichever are needed: they come out of one pass."""
-        if not _of_write(dout, y, post):
+        if not of_write(dout, y, post):
             return super().write_backward(H, y, post, res, dout, needed)
         T, n, C = dout.shape
         d, y, post = dout.contiguous(), y.contiguous(), post.contiguous()
         res = None if res is None else res.contiguous()
         dy, dpost = torch.empty_like(y), torch.empty_like(post)
         dH, dres = (None, None) if res is None else (torch.empty_like(d), torch.empty_like(res))
-        function("write_backward", n)(
-            *map(address, (H, y, post, res, d, dH, dy, dpost, dres)), T, C, _step(y), _bf16(d), _bf16(y)
-        )
+        given = (H, y, post, res, d, dH, dy, dpost, dres)
+        function("write_backward", n)(*map(address, given), T, C, *_layout(y, post), is_bf16(d), is_bf16(y))
         return WriteGradients(d if res is None else dH, dy, dpost, dres)
 
 
-def _bf16(t: Tensor) -> bool:
+def is_bf16(t: Tensor) -> bool:
     return t.dtype == torch.bfloat16
 
 
-def _step(y: Tensor) -> int:
-    """Numbers from one stream's y to the next one's, of y [T,1,C] or [T,n,C]."""
-    return 0 if y.shape[1] == 1 else y.shape[2]
+def _layout(y: Tensor, post: Tensor) -> tuple[int, bool]:
+    """Numbers from one stream's y to the next one's, of y [T,1,C] or [T,n,C]; whether coefficients are static."""
+    return 0 if y.shape[1] == 1 else y.shape[2], post.dim() == 1
 
 
 def _of_coefficients(t: Tensor, options: ReadOptions) -> bool:
@@ -170,13 +169,13 @@ def _of_coefficients(t: Tensor, options: ReadOptions) -> bool:
     return fits and (options.res_map == "sinkhorn" or not options.use_res)
 
 
-def _of_streams(H: Tensor, coefficients: Tensor) -> bool:
+def of_streams(H: Tensor, coefficients: Tensor) -> bool:
     fits = H.dtype in _STREAMS and coefficients.dtype == torch.float32 and H.device.type == "cpu"
     return fits and H.shape[1] <= MAX_STREAMS and H.shape[2] % LANES == 0
 
 
-def _of_write(H: Tensor, y: Tensor, post: Tensor) -> bool:
-    return _of_streams(H, post) and y.dtype in (H.dtype, torch.float32)
+def of_write(H: Tensor, y: Tensor, post: Tensor) -> bool:
+    return of_streams(H, post) and y.dtype in (H.dtype, torch.float32)
 
 
 def _rows(options: ReadOptions) -> tuple[int, ...]:
