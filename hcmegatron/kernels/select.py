@@ -27,8 +27,8 @@ _NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 
 @dataclass(frozen=True)
 class Kernels:
-    """The chosen operations, with the signatures of torch_path, torch_gated and, of HC and FC, torch_hyper; `reason` says
-    in words why these.
+    """The chosen operations, with the signatures of torch_path, torch_gated and, of HC and FC, torch_hyper; `reason`
+    says in words why these.
 
     write_and_project, where there is one, also computes the next read's projection (triton_path). static_write, where
     there is one, takes coefficients that are the same for all tokens (native/static.py).
