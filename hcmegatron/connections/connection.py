@@ -174,11 +174,7 @@ def write_streams(
     H [s,b,n,C]; y [s,b,1 or n,C]; bias [1 or n,C]; post [n] or [s,b,n]; res [n,n] or [s,b,n,n], or None where
     the carry is the identity -> [s,b,n,C].
     """
-    out: Tensor
-    if kernels.static_write is not None and post.dim() == 1:
-        out = kernels.static_write(H.flatten(0, 1), y.flatten(0, 1), post, res, bias, dropout)
-    else:
-        out = kernels.write(*per_token(H, y, post, res), bias, dropout)
+    out: Tensor = kernels.write(*per_token(H, y, post, res), bias, dropout)
     return out.view(H.shape)
 
 

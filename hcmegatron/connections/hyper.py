@@ -18,7 +18,6 @@ from hcmegatron.connections.connection import (
     Connection,
     Projection,
     compute_dtype,
-    write_streams,
 )
 from hcmegatron.connections.predicted import norm_weight, predicted_read
 from hcmegatron.connections.predictor_norm import normalise
@@ -104,17 +103,14 @@ class Hyper(Connection):
         self, H: Tensor, projection: Projection | None = None, mix: Tensor | None = None
     ) -> tuple[Tensor, Coefficients]:
         """H [s,b,n,C] -> x [s,b,C], (A_m, B, A_r^T, H); the fused form of `coefficients`."""
-        n, dtype, lead = self.n, compute_dtype(H), H.shape[:2]
-        flat, C = H.flatten(0, 1), H.shape[-1]
+        dtype = compute_dtype(H)
         if self.dynamic:
             static, W = (self.A_m, self.A_r, self.B), (self.W_m, self.W_r, self.W_b)
-            by, res, post, x, flat = predicted_read(self, flat, static, W, dtype)
-            own = by.view(*lead, n), post.view(*lead, n), res.view(*lead, n, n)
-        else:
-            A_m, A_r, B = self.A_m.to(dtype), self.A_r.to(dtype), self.B.to(dtype)
-            x, flat = self.kernels.static_read(flat, A_m.unsqueeze(0))
-            own = A_m, B, A_r.mT
-        return x.view(*lead, C), (*own, flat.view(H.shape))
+            by, res, post, x, H = predicted_read(self, H, static, W, dtype)
+            return x, (by, post, res, H)
+        A_m, A_r, B = self.A_m.to(dtype), self.A_r.to(dtype), self.B.to(dtype)
+        x, H = self.kernels.static_read(H, A_m)
+        return x, (A_m, B, A_r.mT, H)
 
     def write(
         self,
@@ -126,9 +122,10 @@ class Hyper(Connection):
     ) -> Tensor:
         """H'_j = sum_i A_r[i,j] H_i + B[j] dropout(y + bias)."""
         _, post, res, *streams = coefficients
-        H = streams[0] if streams else H
         dropout = dropout if self.training else 0.0
-        return write_streams(self.kernels, H, y.unsqueeze(-2), post, res, bias, dropout)
+        H = streams[0] if streams else H
+        out: Tensor = self.kernels.hyper_write(H, y, post, res, bias, dropout)
+        return out
 
 
 class DynamicHyper(Hyper):

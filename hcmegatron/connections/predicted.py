@@ -19,7 +19,7 @@ def norm_weight(own: Any, dtype: torch.dtype) -> Tensor | None:
 def predicted_read(
     own: Any, H: Tensor, static: Iterable[Tensor], W: Iterable[Tensor], dtype: torch.dtype
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """mix [T,m,n], carry [T,n,n], post [T,n] of streams H [T,n,C], x [T,m,C] and H again (torch_hyper.read).
+    """mix, carry and post of streams H, x and H again (torch_hyper.read).
 
     own: the connection, with its kernels, its norm, eps and tanh, and scales s_a and s_b. static and W are as
     torch_hyper.read's, of any dtype; everything is computed in `dtype`.

@@ -13,6 +13,7 @@ import torch
 from hcmegatron.kernels import torch_gated, torch_hyper, torch_path
 from hcmegatron.kernels.native import gated as native_gated
 from hcmegatron.kernels.native import hyper as native_hyper
+from hcmegatron.kernels.native import hyper_write as native_write
 from hcmegatron.kernels.native import library
 from hcmegatron.kernels.native import sinkhorn as native_sinkhorn
 from hcmegatron.kernels.native import static as native_static
@@ -30,8 +31,7 @@ class Kernels:
     """The chosen operations, with the signatures of torch_path, torch_gated and, of HC and FC, torch_hyper; `reason`
     says in words why these.
 
-    write_and_project, where there is one, also computes the next read's projection (triton_path). static_write, where
-    there is one, takes coefficients that are the same for all tokens (native/static.py).
+    write_and_project, where there is one, also computes the next read's projection (triton_path).
     """
 
     name: str
@@ -41,8 +41,8 @@ class Kernels:
     gated_read: Callable[..., Any]
     hyper_read: Callable[..., Any] = torch_hyper.read
     static_read: Callable[..., Any] = torch_hyper.static_read
+    hyper_write: Callable[..., Any] = torch_hyper.write
     write_and_project: Callable[..., Any] | None = None
-    static_write: Callable[..., Any] | None = None
 
 
 def select_kernels(
@@ -93,6 +93,7 @@ def triton_kernels(reason: str) -> Kernels:
         triton_path.read,
         triton_path.write,
         gated_function.read,
+        hyper_write=functools.partial(torch_hyper.write, by=triton_path.write),
         write_and_project=triton_path.write_and_project,
     )
 
@@ -134,7 +135,7 @@ def _native(n: int, device: torch.device, dtype: torch.dtype) -> Kernels:
         native_gated.read,
         native_hyper.read,
         native_static.read,
-        static_write=native_static.write,
+        native_write.write,
     )
 
 

@@ -8,7 +8,8 @@ Products have tokens last: with a handful of columns torch takes a fifth of the 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -17,7 +18,7 @@ from torch.autograd import Function
 from torch.autograd.function import FunctionCtx, once_differentiable
 from torch.nn import functional as F
 
-from hcmegatron.kernels import torch_rms
+from hcmegatron.kernels import torch_path, torch_rms
 from hcmegatron.kernels.autocast import without_autocast
 
 
@@ -54,6 +55,12 @@ def _normalised(x: Tensor, norm: Norm) -> tuple[Tensor, Tensor, Tensor | None]:
     return centred, inverse, shift
 
 
+def by_streams(H: Tensor, n: int) -> Tensor:
+    """Streams [..., w, C], w = n, or the one stream of n fractions, w = 1: [T,n,C or C/n]."""
+    *lead, w, C = H.shape
+    return H.reshape(math.prod(lead), n, w * C // n)
+
+
 def columns(parts: Sequence[Tensor]) -> Tensor:
     """Parts [R] or [R,k] side by side: [R,K]."""
     return torch.cat([part.view(len(part), -1) for part in parts], 1)
@@ -73,7 +80,6 @@ class _Read(Function):
     def forward(
         ctx: FunctionCtx,
         norm: Norm,
-        m: int,
         H: Tensor,
         weight: Tensor | None,
         s_a: Tensor,
@@ -81,8 +87,9 @@ class _Read(Function):
         *parts: Tensor,
     ) -> tuple[Tensor, ...]:
         static, W = columns(parts[:3]), columns(parts[3:])
-        (T, n, C), K = H.shape, W.shape[1]
-        Hc = H.to(W.dtype)
+        Hc = by_streams(H, len(static)).to(W.dtype)
+        (T, n, C), K = Hc.shape, W.shape[1]
+        m = K - n - 1
         centred, inverse, shift = _normalised(Hc, norm)
         z = torch.mm(_weighed(W, weight).mT, centred.view(T * n, C).mT).view(K, T, n) * inverse
         p, scale = torch.tanh(z) if norm.tanh else z, torch.cat([s_a.expand(K - 1), s_b])
@@ -94,7 +101,9 @@ class _Read(Function):
         ctx.save_for_backward(H, weight, scale, W, inverse, shift, z, mix, *parts)
         ctx.norm = norm
         ctx.set_materialize_grads(False)
-        return mix, carry, post.view(T, n), torch.bmm(mix, Hc).to(H.dtype), H.view_as(H)
+        lead, x = H.shape[:-2], torch.bmm(mix, Hc).to(H.dtype)
+        found = mix.view(*lead, *parts[0].shape[::-1]), carry.view(*lead, n, n), post.view(*lead, n)
+        return *found, x.view(*lead, m * C), H.view_as(H)
 
     @staticmethod
     @once_differentiable
@@ -108,20 +117,20 @@ class _Read(Function):
         dH: Tensor | None,
     ) -> tuple[Tensor | None, ...]:
         H, weight, scale, W, inverse, shift, z, mix, *parts = ctx.saved_tensors
-        (T, n, C), (K, m), norm, dtype = H.shape, (len(scale), mix.shape[1]), ctx.norm, W.dtype
-        Hc = H.to(dtype)
+        (K, T, n), m, norm, dtype = z.shape, mix.shape[1], ctx.norm, W.dtype
+        Hc = by_streams(H, n).to(dtype)
+        C = Hc.shape[-1]
         given = torch.zeros_like(z)
-        dx = None if dx is None else dx.to(dtype).contiguous()
+        dx = None if dx is None else dx.to(dtype).reshape(T, m, C)
         through_x = None if dx is None else torch.bmm(dx, Hc.mT)
-        post = None if dpost is None else dpost.unsqueeze(1)
         for rows, found in (
             (given[:m], dmix),
             (given[:m], through_x),
             (given[m:-1], dcarry),
-            (given[-1:], post),
+            (given[-1:], dpost),
         ):
             if found is not None:
-                rows.add_(found.transpose(0, 1))
+                rows.add_(found.reshape(T, len(rows), n).transpose(0, 1))
         p = torch.tanh(z) if norm.tanh else z
         dscale, dz = (given * p).sum((1, 2)), given * scale.view(K, 1, 1)
         if norm.tanh:
@@ -145,7 +154,7 @@ class _Read(Function):
         dweight, dW = unweighed(dW, W, weight)
         of_static, of_W = as_parts(given.sum(1).mT, parts[:3]), as_parts(dW, parts[3:])
         of_scales = dscale[:-1].sum().view(1), dscale[-1:]
-        return None, None, out.to(H.dtype), dweight, *of_scales, *of_static, *of_W
+        return None, out.to(H.dtype).view(H.shape), dweight, *of_scales, *of_static, *of_W
 
 
 def _weighed(W: Tensor, weight: Tensor | None) -> Tensor:
@@ -168,10 +177,12 @@ def read(
     """Coefficients static[i,k] + scale_k tanh(norm(H_i) W_k) of every token, stream i and column k (HC, Eq. 10-13), and
     the streams mixed by the first m columns.
 
-    Of HC m is 1, of FC n. The parameters come as they are, so that all their gradients are made here.
+    Of HC m is 1, of FC n. Streams and parameters come as connections hold them, so that between them and this there is
+    nothing for autograd to follow.
 
     Args:
-        H: [T,n,C], of any float dtype; all else in fp32 (fp64 with fp64 streams).
+        H: [..., n,C], or of FC [..., 1,C] of n fractions (below C is a fraction's width); of any float dtype, all else
+            in fp32 (fp64 with fp64 streams).
         static: A_m [n] or Y [n,m], A_r [n,n], B [n].
         W: [C] or [C,k], their projections: K = m + n + 1 columns in all, in the same order.
         scales: s_a and s_b [1], of which s_b is the last column's.
@@ -179,11 +190,10 @@ def read(
         norm: what kind it is.
 
     Returns:
-        The coefficients transposed, mix [T,m,n], carry [T,n,n] and post [T,n], contiguous, in W's dtype; x [T,m,C] in
-        H's; and H again, for the write to use.
+        The coefficients transposed, mix [..., n] (HC) or [..., m,n], carry [..., n,n] and post [..., n], contiguous, in
+        W's dtype; x [..., m C] in H's; and H again, for the write to use.
     """
-    m = static[0].numel() // len(static[0])
-    mix, carry, post, x, H = _Read.apply(norm, m, H.contiguous(), weight, *scales, *static, *W)
+    mix, carry, post, x, H = _Read.apply(norm, H.contiguous(), weight, *scales, *static, *W)
     return mix, carry, post, x, H
 
 
@@ -222,5 +232,31 @@ def mix(H: Tensor, by: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def static_read(H: Tensor, by: Tensor) -> tuple[Tensor, Tensor]:
-    """`mix` by the same [m,n] for all tokens."""
-    return mix(H, by.expand(len(H), *by.shape))
+    """x [..., m C] by A_m [n] or Y [n,m], which are the same for all tokens, and H again; H as `read`'s."""
+    n, lead = len(by), H.shape[:-2]
+    streams = by_streams(H, n)
+    x, streams = mix(streams, by.view(n, -1).mT.expand(len(streams), -1, n))
+    return x.reshape(*lead, x.shape[1] * x.shape[2]), streams.view(H.shape)
+
+
+def write(
+    H: Tensor,
+    y: Tensor,
+    post: Tensor,
+    res: Tensor,
+    bias: Tensor | None = None,
+    dropout: float = 0.0,
+    *,
+    by: Callable[..., Tensor] = torch_path.write,
+) -> Tensor:
+    """H'_o = sum_i res[o,i] H_i + post[o] dropout(y + bias), of FC with the o-th part of that.
+
+    H and H' as `read`'s; y [..., C], bias [C]; post [..., n] and res [..., n,n], or [n] and [n,n], the same for all
+    tokens. by: a write of torch_path's signature.
+    """
+    n, streams = post.shape[-1], by_streams(H, post.shape[-1])
+    T, _, width = streams.shape
+    parts = y.reshape(T, y.shape[-1] // width, width)
+    bias = None if bias is None else bias.view(parts.shape[1:])
+    post, res = (each.expand(*H.shape[:-2], *each.shape[-k:]) for k, each in ((1, post), (2, res)))
+    return by(streams, parts, post.reshape(T, n), res.reshape(T, n, n), bias, dropout).view(H.shape)

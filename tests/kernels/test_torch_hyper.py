@@ -38,8 +38,14 @@ def given(T, n, C, m, size=1.0, seed=0):
 
 
 def by(path, H, weight, s_a, s_b, *parts, norm, eps, tanh):
+    """Of FC, whose fractions lie in one stream, with x as its m parts again."""
     kind = Norm(norm.startswith("layernorm"), eps, tanh)
-    return path(H, parts[:3], parts[3:], (s_a, s_b), weight, kind)
+    (T, n, C), fractions = H.shape, parts[0].dim() == 2
+    streams = H.reshape(T, 1, n * C) if fractions else H
+    mix, carry, post, x, streams = path(streams, parts[:3], parts[3:], (s_a, s_b), weight, kind)
+    assert mix.shape == (T, *parts[0].shape[::-1])
+    mix = mix.unsqueeze(1) if mix.dim() == 2 else mix
+    return mix, carry, post, x.view(T, mix.shape[1], C), streams.view(T, n, C)
 
 
 def formulas(H, weight, s_a, s_b, *parts, norm, eps, tanh):

@@ -38,13 +38,38 @@ INLINE void copy(float *to, const float *from, int count) {
     for (int k = 0; k < count; k++) to[k] = from[k];
 }
 
-/* static [N,K] as in the papers, and the scales of all of [K,N]. */
-INLINE void parameters(numbers *fixed, numbers *scales, const float *static_, const float *s_a, const float *s_b,
-                       const int K) {
-    for (int k = 0; k < K; k++)
+/* Parameters that are columns side by side, [R,columns] each, as the papers have them; the last ones may be missing. */
+typedef struct {
+    float *at[3];
+    int64_t columns[3];
+} parts;
+
+#define EACH_COLUMN(p, j, k, of) \
+    for (int p = 0, k = 0; p < 3; p++) for (int64_t j = 0; j < (of).columns[p]; j++, k++)
+
+/* The static parts [N,columns] to [K,N], and the scales of all of them. */
+INLINE void spread(numbers *fixed, numbers *scales, parts static_, const float *s_a, const float *s_b, const int K) {
+    EACH_COLUMN(p, j, k, static_)
         for (int i = 0; i < N; i++) {
-            if (static_) fixed->at[k * N + i] = static_[i * K + k];
+            fixed->at[k * N + i] = static_.at[p][i * static_.columns[p] + j];
             scales->at[k * N + i] = k < K - 1 ? *s_a : *s_b;
+        }
+}
+
+/* W's parts [C,columns], times the norm's weight where there is one, to [K,C]. */
+static void weigh(float *weighed, parts W, const float *weight, int64_t C) {
+    EACH_COLUMN(p, j, k, W)
+        for (int64_t c = 0; c < C; c++) weighed[k * C + c] = W.at[p][c * W.columns[p] + j] * (weight ? weight[c] : 1);
+}
+
+/* And from the gradient of that to those of W's parts and of the weight [C], which is zero before. */
+static void unweigh(const float *weighed, parts W, const float *weight, parts dW, float *dweight, int64_t C) {
+    EACH_COLUMN(p, j, k, W)
+        for (int64_t c = 0; c < C; c++) {
+            const float d = weighed[k * C + c];
+            const int64_t own = c * W.columns[p] + j;
+            dW.at[p][own] = weight ? d * weight[c] : d;
+            if (weight) dweight[c] += d * W.at[p][own];
         }
 }
 
@@ -69,12 +94,12 @@ INLINE int project(const void *H, const float *W, float *z, float *inverse, int6
     return 0;
 }
 
-INLINE int forward_as(const void *H, const float *W, const float *static_, const float *s_a, const float *s_b, float *z,
+INLINE int forward_as(const void *H, const float *W, parts static_, const float *s_a, const float *s_b, float *z,
                       float *inverse, float *mix, float *carry, float *post, void *x, int64_t T, int64_t C, float eps,
                       int centring, int tanh, const int bf16, const int M) {
     const int K = M + N + 1;
     numbers fixed = {0}, scales = {0}, own = {0};
-    parameters(&fixed, &scales, static_, s_a, s_b, K);
+    spread(&fixed, &scales, static_, s_a, s_b, K);
     for (int64_t t = 0; t < T; t++) {
         if (project(H, W, own.at, inverse + t * N, t * N * C, C, eps, centring, bf16, K)) return 1;
         copy(z + t * K * N, own.at, K * N);
@@ -103,12 +128,17 @@ INLINE int forward_as(const void *H, const float *W, const float *static_, const
     (mixes == 1 ? (bf16 ? function(__VA_ARGS__, 1, 1) : function(__VA_ARGS__, 0, 1))     \
                 : (bf16 ? function(__VA_ARGS__, 1, N) : function(__VA_ARGS__, 0, N)))
 
-/* z [T,K,N], inverse [T,N], the coefficients mix [T,M,N], carry [T,N,N] and post [T,N], and x [T,M,C]; W [K,C] times the
-   norm's weight, static_ [N,K]. 1 where the squares of streams leave what is ordinary. */
-int hyper_read(const void *H, const float *W, const float *static_, const float *s_a, const float *s_b, float *z,
-               float *inverse, float *mix, float *carry, float *post, void *x, int64_t T, int64_t C, float eps,
-               int centring, int tanh, int mixes, int bf16) {
-    return BY_KIND(forward_as, H, W, static_, s_a, s_b, z, inverse, mix, carry, post, x, T, C, eps, centring, tanh);
+/* z [T,K,N], inverse [T,N], the coefficients mix [T,M,N], carry [T,N,N] and post [T,N], and x [T,M,C]; weighed [K,C] is W
+   as it was used. The static parts are first [N,M], second [N,N] and third [N], W's of k0, k1 and of what is left of K
+   columns. 1 where the squares of streams leave what is ordinary. */
+int hyper_read(const void *H, const float *weight, const float *s_a, const float *s_b, float *first, float *second,
+               float *third, float *W0, float *W1, float *W2, float *weighed, float *z, float *inverse, float *mix,
+               float *carry, float *post, void *x, int64_t T, int64_t C, int64_t k0, int64_t k1, float eps, int centring,
+               int tanh, int mixes, int bf16) {
+    const parts static_ = {{first, second, third}, {mixes, N, 1}};
+    const parts W = {{W0, W1, W2}, {k0, k1, mixes + N + 1 - k0 - k1}};
+    weigh(weighed, W, weight, C);
+    return BY_KIND(forward_as, H, weighed, static_, s_a, s_b, z, inverse, mix, carry, post, x, T, C, eps, centring, tanh);
 }
 
 /* What dx [M,C] gives a token's f_m[i], added to G. */
@@ -162,12 +192,13 @@ INLINE void streams_back(const void *H, const float *W, const float *mix, const 
 
 INLINE void backward_as(const void *H, const float *W, const float *s_a, const float *s_b, const float *z,
                         const float *inverse, const float *mix, const float *dmix, const float *dcarry,
-                        const float *dpost, const void *dx, const void *dH, void *out, float *dW, float *dstatic,
-                        float *dscale, int64_t T, int64_t C, int centring, int tanh, const int bf16, const int M) {
+                        const float *dpost, const void *dx, const void *dH, void *out, float *dW, parts dstatic,
+                        float *ds_a, float *ds_b, int64_t T, int64_t C, int centring, int tanh, const int bf16,
+                        const int M) {
     const int K = M + N + 1;
     numbers scales = {0}, own = {0}, G = {0}, dz_z, sums = {0}, by_scale = {0};
     float means[2 * N + 1] = {0};
-    parameters(0, &scales, 0, s_a, s_b, K);
+    for (int k = 0; k < K * N; k++) scales.at[k] = k < (K - 1) * N ? *s_a : *s_b;
     for (int k = 0; centring && k < K; k++) means[k] = mean_of(W, k * C, C, 0);
     for (int64_t t = 0; t < T; t++) {
         copy(own.at, z + t * K * N, K * N);
@@ -199,17 +230,24 @@ INLINE void backward_as(const void *H, const float *W, const float *s_a, const f
         }
         streams_back(H, W, mix + t * M * N, dx, dH, own.at, mean, along, same, out, dW, t, C, bf16, M, K);
     }
-    copy(dstatic, sums.at, K * N);
-    dscale[0] = dscale[1] = 0;
-    for (int k = 0; k < K * N; k++) dscale[k >= (K - 1) * N] += by_scale.at[k];
+    EACH_COLUMN(p, j, k, dstatic)
+        for (int i = 0; i < N; i++) dstatic.at[p][i * dstatic.columns[p] + j] = sums.at[k * N + i];
+    *ds_a = *ds_b = 0;
+    for (int k = 0; k < K * N; k++) *(k < (K - 1) * N ? ds_a : ds_b) += by_scale.at[k];
 }
 
-/* out, the gradient of H, from those of the coefficients, of x and of H's other use, of which any may be missing (0);
-   dW [K,C] is added to; dstatic [K,N]; dscale [2], of s_a and of s_b. */
-void hyper_read_backward(const void *H, const float *W, const float *s_a, const float *s_b, const float *z,
-                         const float *inverse, const float *mix, const float *dmix, const float *dcarry,
-                         const float *dpost, const void *dx, const void *dH, void *out, float *dW, float *dstatic,
-                         float *dscale, int64_t T, int64_t C, int centring, int tanh, int mixes, int bf16) {
-    BY_KIND(backward_as, H, W, s_a, s_b, z, inverse, mix, dmix, dcarry, dpost, dx, dH, out, dW, dstatic, dscale, T, C,
-            centring, tanh);
+/* out, the gradient of H, from those of the coefficients, of x and of H's other use, of which any may be missing (0); and
+   those of all parameters. dweighed [K,C] and dweight [C] are zero before. */
+void hyper_read_backward(const void *H, const float *weight, const float *s_a, const float *s_b, float *W0, float *W1,
+                         float *W2, const float *weighed, const float *z, const float *inverse, const float *mix,
+                         const float *dmix, const float *dcarry, const float *dpost, const void *dx, const void *dH,
+                         void *out, float *dweighed, float *dweight, float *ds_a, float *ds_b, float *dfirst,
+                         float *dsecond, float *dthird, float *dW0, float *dW1, float *dW2, int64_t T, int64_t C,
+                         int64_t k0, int64_t k1, int centring, int tanh, int mixes, int bf16) {
+    const int64_t k2 = mixes + N + 1 - k0 - k1;
+    const parts dstatic = {{dfirst, dsecond, dthird}, {mixes, N, 1}};
+    const parts W = {{W0, W1, W2}, {k0, k1, k2}}, dW = {{dW0, dW1, dW2}, {k0, k1, k2}};
+    BY_KIND(backward_as, H, weighed, s_a, s_b, z, inverse, mix, dmix, dcarry, dpost, dx, dH, out, dweighed, dstatic, ds_a,
+            ds_b, T, C, centring, tanh);
+    unweigh(dweighed, W, weight, dW, dweight, C);
 }

@@ -83,7 +83,7 @@ class NativePrimitives(Primitives):
 
     def aggregate(self, H: Tensor, Hc: Tensor, mix: Tensor) -> Tensor:
         """As Primitives'."""
-        if not of_streams(H, mix):
+        if not _of_streams(H, mix):
             return super().aggregate(H, Hc, mix)
         T, n, C = H.shape
         mix, x = mix.contiguous(), H.new_empty(T, C)
@@ -92,7 +92,7 @@ class NativePrimitives(Primitives):
 
     def aggregate_backward(self, H: Tensor, Hc: Tensor, dx: Tensor) -> Tensor:
         """As Primitives'."""
-        if not of_streams(H, Hc):
+        if not _of_streams(H, Hc):
             return super().aggregate_backward(H, Hc, dx)
         T, n, C = H.shape
         dx, dmix = dx.contiguous(), Hc.new_empty(T, n)
@@ -112,7 +112,7 @@ class NativePrimitives(Primitives):
     ) -> Tensor:
         """As Primitives'."""
         (T, n, C), bf16 = H.shape, H.dtype == torch.bfloat16
-        if not of_streams(H, mix):
+        if not _of_streams(H, mix):
             return super().streams_backward(H, Hv, dH, dp, phi, c, mix, dx)
         through = torch.mm(dp.mT, phi.mT)
         out = torch.empty_like(H) if bf16 else through.view(T, n, C)
@@ -123,13 +123,13 @@ class NativePrimitives(Primitives):
 
     def write(self, H: Tensor, y: Tensor, post: Tensor, res: Tensor | None) -> Tensor:
         """As Primitives'."""
-        if not of_write(H, y, post):
+        if not _of_write(H, y, post):
             return super().write(H, y, post, res)
         T, n, C = H.shape
         y, post, out = y.contiguous(), post.contiguous(), torch.empty_like(H)
         res = None if res is None else res.contiguous()
         function("write_forward", n)(
-            *map(address, (H, y, post, res, out)), T, C, *_layout(y, post), is_bf16(H), is_bf16(y)
+            *map(address, (H, y, post, res, out)), T, C, *_layout(y), is_bf16(H), is_bf16(y)
         )
         return out
 
@@ -143,7 +143,7 @@ class NativePrimitives(Primitives):
         needed: tuple[bool, ...],
     ) -> WriteGradients:
         """As Primitives', with all gradients whichever are needed: they come out of one pass."""
-        if not of_write(dout, y, post):
+        if not _of_write(dout, y, post):
             return super().write_backward(H, y, post, res, dout, needed)
         T, n, C = dout.shape
         d, y, post = dout.contiguous(), y.contiguous(), post.contiguous()
@@ -151,7 +151,7 @@ class NativePrimitives(Primitives):
         dy, dpost = torch.empty_like(y), torch.empty_like(post)
         dH, dres = (None, None) if res is None else (torch.empty_like(d), torch.empty_like(res))
         given = (H, y, post, res, d, dH, dy, dpost, dres)
-        function("write_backward", n)(*map(address, given), T, C, *_layout(y, post), is_bf16(d), is_bf16(y))
+        function("write_backward", n)(*map(address, given), T, C, *_layout(y), is_bf16(d), is_bf16(y))
         return WriteGradients(d if res is None else dH, dy, dpost, dres)
 
 
@@ -159,9 +159,9 @@ def is_bf16(t: Tensor) -> bool:
     return t.dtype == torch.bfloat16
 
 
-def _layout(y: Tensor, post: Tensor) -> tuple[int, bool]:
-    """Numbers from one stream's y to the next one's, of y [T,1,C] or [T,n,C]; whether coefficients are static."""
-    return 0 if y.shape[1] == 1 else y.shape[2], post.dim() == 1
+def _layout(y: Tensor) -> tuple[int, bool]:
+    """Numbers from one stream's y to the next one's, of y [T,1,C] or [T,n,C]; coefficients are each token's."""
+    return 0 if y.shape[1] == 1 else y.shape[2], False
 
 
 def _of_coefficients(t: Tensor, options: ReadOptions) -> bool:
@@ -169,13 +169,18 @@ def _of_coefficients(t: Tensor, options: ReadOptions) -> bool:
     return fits and (options.res_map == "sinkhorn" or not options.use_res)
 
 
-def of_streams(H: Tensor, coefficients: Tensor) -> bool:
-    fits = H.dtype in _STREAMS and coefficients.dtype == torch.float32 and H.device.type == "cpu"
-    return fits and H.shape[1] <= MAX_STREAMS and H.shape[2] % LANES == 0
+def fits(H: Tensor, n: int, coefficients: Tensor) -> bool:
+    """Whether streams [..., w,C], n of them or of n fractions, and coefficients beside them are what C takes."""
+    precise = H.dtype in _STREAMS and coefficients.dtype == torch.float32 and H.device.type == "cpu"
+    return precise and n <= MAX_STREAMS and H.shape[-2] * H.shape[-1] // n % LANES == 0
 
 
-def of_write(H: Tensor, y: Tensor, post: Tensor) -> bool:
-    return of_streams(H, post) and y.dtype in (H.dtype, torch.float32)
+def _of_streams(H: Tensor, coefficients: Tensor) -> bool:
+    return fits(H, H.shape[1], coefficients)
+
+
+def _of_write(H: Tensor, y: Tensor, post: Tensor) -> bool:
+    return _of_streams(H, post) and y.dtype in (H.dtype, torch.float32)
 
 
 def _rows(options: ReadOptions) -> tuple[int, ...]:

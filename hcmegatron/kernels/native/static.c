@@ -1,7 +1,7 @@
 /* A read whose mix is the same for all tokens, token by token, channels in lanes: C is a multiple of LANES. Streams H, x
    and their gradients are fp32 or bf16, the mix and its gradient fp32.
 
-   x_m = sum_i mix[m,i] H_i; M, of m, is 1 (HC) or N (FC). */
+   x_m = sum_i mix[i,m] H_i; M, of m, is 1 (HC's A_m) or N (FC's Y). */
 
 #include "lanes.h"
 
@@ -12,8 +12,8 @@ INLINE void forward(const void *H, const float *mix, void *x, int64_t T, int64_t
             STREAMS(i, 0) h[i] = load_stream(H, (t * N + i) * C + at, bf16);
             STREAMS(m, 0) {
                 if (m == M) break;
-                vec s = splat(mix[m * N]) * h[0];
-                STREAMS(i, 1) s = fused(splat(mix[m * N + i]), h[i], s);
+                vec s = splat(mix[m]) * h[0];
+                STREAMS(i, 1) s = fused(splat(mix[i * M + m]), h[i], s);
                 store_stream(x, (t * M + m) * C + at, s, bf16);
             }
         }
@@ -35,8 +35,8 @@ INLINE void backward(const void *H, const float *mix, const void *dx, const void
                 vec s = dH ? load_stream(dH, own, bf16) : splat(0);
                 STREAMS(m, 0) {
                     if (m == M) break;
-                    A[m * N + i] = fused(g[m], h, A[m * N + i]);
-                    s = fused(splat(mix[m * N + i]), g[m], s);
+                    A[i * M + m] = fused(g[m], h, A[i * M + m]);
+                    s = fused(splat(mix[i * M + m]), g[m], s);
                 }
                 store_stream(out, own, s, bf16);
             }
@@ -51,13 +51,13 @@ INLINE void backward(const void *H, const float *mix, const void *dx, const void
     (mixes == 1 ? (bf16 ? function(__VA_ARGS__, 1, 1) : function(__VA_ARGS__, 0, 1))     \
                 : (bf16 ? function(__VA_ARGS__, 1, N) : function(__VA_ARGS__, 0, N)))
 
-/* x [T,M,C]; mix [M,N]. */
+/* x [T,M,C]; mix [N,M]. */
 void static_read(const void *H, const float *mix, void *x, int64_t T, int64_t C, int mixes, int bf16) {
     BY_KIND(forward, H, mix, x, T, C);
 }
 
 /* out [T,N,C], the gradient of H, from dx [T,M,C] and from that of its other use dH, which may be missing (0); and dmix
-   [M,N], summed over all tokens. */
+   [N,M], summed over all tokens. */
 void static_read_backward(const void *H, const float *mix, const void *dx, const void *dH, void *out, float *dmix,
                           int64_t T, int64_t C, int mixes, int bf16) {
     BY_KIND(backward, H, mix, dx, dH, out, dmix, T, C);
