@@ -24,7 +24,9 @@ def predicted_read(
     own: the connection, with its kernels, its norm, eps and tanh, and scales s_a and s_b. static and W are as
     torch_hyper.read's, of any dtype; everything is computed in `dtype`.
     """
-    static, W, scales = ([each.to(dtype) for each in group] for group in (static, W, (own.s_a, own.s_b)))
+    groups = (static, W, (own.s_a, own.s_b))
+    # a call of `to` that changes nothing takes as long as a small kernel
+    static, W, scales = ([t if t.dtype == dtype else t.to(dtype) for t in group] for group in groups)
     norm = Norm(own.norm.startswith("layernorm"), own.eps, own.tanh)
     found: tuple[Tensor, Tensor, Tensor, Tensor, Tensor] = own.kernels.hyper_read(
         H, static, W, scales, norm_weight(own, dtype), norm

@@ -62,8 +62,9 @@ static void weigh(float *weighed, parts W, const float *weight, int64_t C) {
         for (int64_t c = 0; c < C; c++) weighed[k * C + c] = W.at[p][c * W.columns[p] + j] * (weight ? weight[c] : 1);
 }
 
-/* And from the gradient of that to those of W's parts and of the weight [C], which is zero before. */
+/* And from the gradient of that to those of W's parts and of the weight [C]. */
 static void unweigh(const float *weighed, parts W, const float *weight, parts dW, float *dweight, int64_t C) {
+    for (int64_t c = 0; weight && c < C; c++) dweight[c] = 0;
     EACH_COLUMN(p, j, k, W)
         for (int64_t c = 0; c < C; c++) {
             const float d = weighed[k * C + c];
@@ -128,17 +129,17 @@ INLINE int forward_as(const void *H, const float *W, parts static_, const float 
     (mixes == 1 ? (bf16 ? function(__VA_ARGS__, 1, 1) : function(__VA_ARGS__, 0, 1))     \
                 : (bf16 ? function(__VA_ARGS__, 1, N) : function(__VA_ARGS__, 0, N)))
 
-/* z [T,K,N], inverse [T,N], the coefficients mix [T,M,N], carry [T,N,N] and post [T,N], and x [T,M,C]; weighed [K,C] is W
-   as it was used. The static parts are first [N,M], second [N,N] and third [N], W's of k0, k1 and of what is left of K
-   columns. 1 where the squares of streams leave what is ordinary. */
+/* The coefficients mix [T,M,N], carry [T,N,N] and post [T,N], and x [T,M,C]. The static parts are first [N,M], second
+   [N,N] and third [N], W's of k0, k1 and of what is left of K columns. Kept for backward, one behind the other, are
+   [K,C], W as it was used, z [T,K,N] and inverse [T,N]. 1 where the squares of streams leave what is ordinary. */
 int hyper_read(const void *H, const float *weight, const float *s_a, const float *s_b, float *first, float *second,
-               float *third, float *W0, float *W1, float *W2, float *weighed, float *z, float *inverse, float *mix,
-               float *carry, float *post, void *x, int64_t T, int64_t C, int64_t k0, int64_t k1, float eps, int centring,
-               int tanh, int mixes, int bf16) {
-    const parts static_ = {{first, second, third}, {mixes, N, 1}};
-    const parts W = {{W0, W1, W2}, {k0, k1, mixes + N + 1 - k0 - k1}};
-    weigh(weighed, W, weight, C);
-    return BY_KIND(forward_as, H, weighed, static_, s_a, s_b, z, inverse, mix, carry, post, x, T, C, eps, centring, tanh);
+               float *third, float *W0, float *W1, float *W2, float *kept, float *mix, float *carry, float *post, void *x,
+               int64_t T, int64_t C, int64_t k0, int64_t k1, float eps, int centring, int tanh, int mixes, int bf16) {
+    const int64_t K = mixes + N + 1;
+    const parts static_ = {{first, second, third}, {mixes, N, 1}}, W = {{W0, W1, W2}, {k0, k1, K - k0 - k1}};
+    float *z = kept + K * C, *inverse = z + T * K * N;
+    weigh(kept, W, weight, C);
+    return BY_KIND(forward_as, H, kept, static_, s_a, s_b, z, inverse, mix, carry, post, x, T, C, eps, centring, tanh);
 }
 
 /* What dx [M,C] gives a token's f_m[i], added to G. */
@@ -237,17 +238,19 @@ INLINE void backward_as(const void *H, const float *W, const float *s_a, const f
 }
 
 /* out, the gradient of H, from those of the coefficients, of x and of H's other use, of which any may be missing (0); and
-   those of all parameters. dweighed [K,C] and dweight [C] are zero before. */
+   those of all parameters. scratch [K,C]. */
 void hyper_read_backward(const void *H, const float *weight, const float *s_a, const float *s_b, float *W0, float *W1,
-                         float *W2, const float *weighed, const float *z, const float *inverse, const float *mix,
-                         const float *dmix, const float *dcarry, const float *dpost, const void *dx, const void *dH,
-                         void *out, float *dweighed, float *dweight, float *ds_a, float *ds_b, float *dfirst,
-                         float *dsecond, float *dthird, float *dW0, float *dW1, float *dW2, int64_t T, int64_t C,
-                         int64_t k0, int64_t k1, int centring, int tanh, int mixes, int bf16) {
-    const int64_t k2 = mixes + N + 1 - k0 - k1;
+                         float *W2, const float *kept, const float *mix, const float *dmix, const float *dcarry,
+                         const float *dpost, const void *dx, const void *dH, void *out, float *scratch, float *dweight,
+                         float *ds_a, float *ds_b, float *dfirst, float *dsecond, float *dthird, float *dW0, float *dW1,
+                         float *dW2, int64_t T, int64_t C, int64_t k0, int64_t k1, int centring, int tanh, int mixes,
+                         int bf16) {
+    const int64_t K = mixes + N + 1, k2 = K - k0 - k1;
     const parts dstatic = {{dfirst, dsecond, dthird}, {mixes, N, 1}};
     const parts W = {{W0, W1, W2}, {k0, k1, k2}}, dW = {{dW0, dW1, dW2}, {k0, k1, k2}};
-    BY_KIND(backward_as, H, weighed, s_a, s_b, z, inverse, mix, dmix, dcarry, dpost, dx, dH, out, dweighed, dstatic, ds_a,
+    const float *z = kept + K * C, *inverse = z + T * K * N;
+    for (int64_t k = 0; k < K * C; k++) scratch[k] = 0;
+    BY_KIND(backward_as, H, kept, s_a, s_b, z, inverse, mix, dmix, dcarry, dpost, dx, dH, out, scratch, dstatic, ds_a,
             ds_b, T, C, centring, tanh);
-    unweigh(dweighed, W, weight, dW, dweight, C);
+    unweigh(scratch, W, weight, dW, dweight, C);
 }

@@ -22,12 +22,9 @@ from hcmegatron.kernels.torch_hyper import Norm
 
 
 class _Made(NamedTuple):
-    """What a read has computed: W times the norm's weight, [K,C]; z [T,K,n], the projections before the tanh; inverse
-    [T,n], 1 / rms; and what torch_hyper.read returns."""
+    """What a read has computed: what C keeps for its backward, and what torch_hyper.read returns."""
 
-    weighed: Tensor
-    z: Tensor
-    inverse: Tensor
+    kept: Tensor
     mix: Tensor
     carry: Tensor
     post: Tensor
@@ -49,7 +46,7 @@ class _Read(Function):
         s_b: Tensor,
         *parts: Tensor,
     ) -> tuple[Tensor, ...]:
-        ctx.save_for_backward(H, weight, s_a, s_b, made.weighed, made.z, made.inverse, made.mix, *parts)
+        ctx.save_for_backward(H, weight, made.kept, made.mix, s_a, s_b, *parts)
         ctx.norm = norm
         ctx.set_materialize_grads(False)
         return made.mix, made.carry, made.post, made.x, H.view_as(H)
@@ -58,41 +55,25 @@ class _Read(Function):
     @once_differentiable
     @without_autocast
     def backward(ctx: FunctionCtx, *given: Tensor | None) -> tuple[Tensor | None, ...]:
-        H, weight, s_a, s_b, weighed, z, inverse, mix, *parts = ctx.saved_tensors
-        (T, K, n), C, norm = z.shape, weighed.shape[1], ctx.norm
+        H, weight, kept, mix, *parameters = ctx.saved_tensors
+        W, static, norm = parameters[5:], parameters[2:5], ctx.norm
+        T, n, C, m = _sizes(H, static, W)
         given = tuple(None if each is None else each.contiguous() for each in given)
-        out, dweighed = torch.empty_like(H), torch.zeros_like(weighed)
-        dweight = None if weight is None else torch.zeros_like(weight)
-        made = [torch.empty_like(each) for each in (s_a, s_b, *parts)]
-        fixed, W = _three(parts[3:]), _three(made[5:])
-        pointers = (
-            H,
-            weight,
-            s_a,
-            s_b,
-            *fixed,
-            weighed,
-            z,
-            inverse,
-            mix,
-            *given,
-            out,
-            dweighed,
-            dweight,
-            *made[:5],
-            *W,
-        )
+        out, scratch = torch.empty_like(H), kept.new_empty((m + n + 1) * C)
+        dweight = None if weight is None else torch.empty_like(weight)
+        made = [torch.empty_like(each) for each in parameters]
+        read = (H, weight, *parameters[:2], *_three(W), kept, mix, *given)
+        written = (out, scratch, dweight, *made[:5], *_three(made[5:]))
         function("hyper_read_backward", n)(
-            *map(address, pointers),
-            T,
-            C,
-            *_columns(parts[3:]),
-            norm.centring,
-            norm.tanh,
-            K - n - 1,
-            is_bf16(H),
+            *map(address, (*read, *written)), T, C, *_columns(W), norm.centring, norm.tanh, m, is_bf16(H)
         )
         return None, None, out, dweight, *made
+
+
+def _sizes(H: Tensor, static: Sequence[Tensor], W: Sequence[Tensor]) -> tuple[int, int, int, int]:
+    """T, n, the width of a stream or fraction, and m."""
+    n = len(static[0])
+    return H.shape[:-2].numel(), n, len(W[0]), static[0].numel() // n
 
 
 def _three(parts: Sequence[Tensor]) -> tuple[Tensor | None, ...]:
@@ -108,12 +89,11 @@ def _read(
     H: Tensor, weight: Tensor | None, norm: Norm, s_a: Tensor, s_b: Tensor, *parts: Tensor
 ) -> _Made | None:
     """None where the squares of streams leave what is ordinary (torch_rms). All contiguous."""
-    static, W = parts[:3], parts[3:]
-    lead, n, C = H.shape[:-2], len(parts[0]), len(parts[3])
-    T, m = lead.numel(), parts[0].numel() // n
-    K, like = m + n + 1, parts[0]
-    shapes = (K, C), (T, K, n), (T, n), (*lead, *static[0].shape[::-1]), (*lead, n, n), (*lead, n)
-    made = _Made(*(like.new_empty(shape) for shape in shapes), H.new_empty(*lead, m * C))
+    static, W, lead = parts[:3], parts[3:], H.shape[:-2]
+    T, n, C, m = _sizes(H, static, W)
+    K = m + n + 1
+    shapes = (K * C + T * n * (K + 1),), (*lead, *static[0].shape[::-1]), (*lead, n, n), (*lead, n)
+    made = _Made(*(s_a.new_empty(shape) for shape in shapes), H.new_empty((*lead, m * C)))
     pointers = map(address, (H, weight, s_a, s_b, *static, *_three(W), *made))
     failed = function("hyper_read", n)(
         *pointers, T, C, *_columns(W), norm.eps, norm.centring, norm.tanh, m, is_bf16(H)
@@ -135,7 +115,7 @@ def read(
         H = H.contiguous()
         weight = None if weight is None else weight.contiguous()
         parts = [each.contiguous() for each in (*scales, *static, *W)]
-        made = _read(H.detach(), weight, norm, *parts)
+        made = _read(H, weight, norm, *parts)
         if made is not None:
             mix, carry, post, x, H = _Read.apply(norm, made, H, weight, *parts)
             return mix, carry, post, x, H

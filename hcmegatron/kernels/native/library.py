@@ -33,8 +33,8 @@ _FUNCTIONS = {
         "gated_backward_streams": "ppppppppp ll i",
     },
     "hyper": {
-        "hyper_read": "ppppppppppppppppp llll f iiii",
-        "hyper_read_backward": "ppppppppppppppppppppppppppp llll iiii",
+        "hyper_read": "ppppppppppppppp llll f iiii",
+        "hyper_read_backward": "ppppppppppppppppppppppppp llll iiii",
     },
     "static": {"static_read": "ppp ll ii", "static_read_backward": "pppppp ll ii"},
     "write": {"write_forward": "ppppp lll iii", "write_backward": "ppppppppp lll iii"},

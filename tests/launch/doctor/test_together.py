@@ -7,7 +7,9 @@ import pytest
 from tests.launch.doctor import workers
 from tests.ranks import observe_ranks, run_ranks
 
-LIMIT_S = 6.0  # for ranks that do not come; those that do form a process group within it, on a busy machine too
+LIMIT_S = (
+    6.0  # for ranks that do not come; those that do form a process group within it, on a busy machine too
+)
 PRELOAD = ("torch.distributed", "launch.doctor.examination", "hcmegatron.platform.rendezvous")
 
 
