@@ -104,7 +104,7 @@ INLINE int forward_as(const void *H, const float *W, parts static_, const float 
     for (int64_t t = 0; t < T; t++) {
         if (project(H, W, own.at, inverse + t * N, t * N * C, C, eps, centring, bf16, K)) return 1;
         copy(z + t * K * N, own.at, K * N);
-        EACH(g, 0, VECTORS(K)) {
+        ROLLED(g, 0, VECTORS(K)) {
             const vec p = tanh ? tangent(own.v[g]) : own.v[g];
             own.v[g] = fused(scales.v[g], p, fixed.v[g]);
         }
@@ -207,7 +207,7 @@ INLINE void backward_as(const void *H, const float *W, const float *s_a, const f
         for (int k = 0; k < N * N; k++) G.at[M * N + k] = dcarry ? dcarry[t * N * N + k] : 0;
         for (int k = 0; k < N; k++) G.at[(M + N) * N + k] = dpost ? dpost[t * N + k] : 0;
         if (dx) through_x(H, dx, G.at, t, C, bf16, M);
-        EACH(g, 0, VECTORS(K)) {
+        ROLLED(g, 0, VECTORS(K)) {
             const vec p = tanh ? tangent(own.v[g]) : own.v[g];
             vec d = G.v[g] * scales.v[g];
             if (tanh) d = fused(d * -p, p, d);

@@ -10,8 +10,7 @@ INLINE void forward(const void *H, const float *mix, void *x, int64_t T, int64_t
         for (int64_t at = 0; at < C; at += LANES) {
             vec h[N];
             STREAMS(i, 0) h[i] = load_stream(H, (t * N + i) * C + at, bf16);
-            STREAMS(m, 0) {
-                if (m == M) break;
+            EACH(m, 0, M) {
                 vec s = splat(mix[m]) * h[0];
                 STREAMS(i, 1) s = fused(splat(mix[i * M + m]), h[i], s);
                 store_stream(x, (t * M + m) * C + at, s, bf16);
@@ -25,23 +24,22 @@ INLINE void backward(const void *H, const float *mix, const void *dx, const void
     for (int k = 0; k < M * N; k++) sums[k] = splat(0);
     for (int64_t t = 0; t < T; t++) {
         vec A[N * N]; /* of this token: sums over all of them are of few numbers each */
-        for (int k = 0; k < M * N; k++) A[k] = splat(0);
+        EACH(k, 0, M * N) A[k] = splat(0);
         for (int64_t at = 0; at < C; at += LANES) {
             vec g[N];
-            for (int m = 0; m < M; m++) g[m] = load_stream(dx, (t * M + m) * C + at, bf16);
+            EACH(m, 0, M) g[m] = load_stream(dx, (t * M + m) * C + at, bf16);
             STREAMS(i, 0) {
                 const int64_t own = (t * N + i) * C + at;
                 const vec h = load_stream(H, own, bf16);
                 vec s = dH ? load_stream(dH, own, bf16) : splat(0);
-                STREAMS(m, 0) {
-                    if (m == M) break;
+                EACH(m, 0, M) {
                     A[i * M + m] = fused(g[m], h, A[i * M + m]);
                     s = fused(splat(mix[i * M + m]), g[m], s);
                 }
                 store_stream(out, own, s, bf16);
             }
         }
-        for (int k = 0; k < M * N; k++) sums[k] += A[k];
+        EACH(k, 0, M * N) sums[k] += A[k];
     }
     totals(sums, M * N, dmix);
 }
