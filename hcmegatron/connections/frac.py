@@ -18,11 +18,9 @@ from hcmegatron.connections.connection import (
     Connection,
     Projection,
     compute_dtype,
-    write_streams,
 )
 from hcmegatron.connections.predicted import norm_weight, predicted_read
 from hcmegatron.connections.predictor_norm import normalise
-from hcmegatron.kernels import torch_hyper
 from hcmegatron.kernels.select import Kernels
 
 
@@ -82,19 +80,14 @@ class Frac(Connection):
         self, H: Tensor, projection: Projection | None = None, mix: Tensor | None = None
     ) -> tuple[Tensor, Coefficients]:
         """H [s,b,1,C] -> x = reshape(Y^T H) [s,b,C], (Y^T, B, A^T, H); the fused form of `coefficients`."""
-        m, dtype, shape = self.m, compute_dtype(H), H.shape
-        Y, A, B = self.Y.to(dtype), self.A.to(dtype), self.B.to(dtype)
-        flat = self.fractions(H.squeeze(-2)).flatten(0, 1)
+        dtype = compute_dtype(H)
         if self.dynamic:
-            static = torch.cat([Y.mT, A.mT, B.unsqueeze(0)])
-            W = torch.cat([self.W_alpha, self.W_beta.unsqueeze(-1)], -1)
-            found, x, flat = predicted_read(self, flat, static, W, m)
-            by, res, post = found.split([m, m, 1], 1)
-            used = tuple(t.unflatten(0, shape[:2]) for t in (by, post.squeeze(1), res))
-        else:
-            x, flat = torch_hyper.mix(flat, Y.mT.expand(len(flat), m, m))
-            used = (Y.mT, B, A.mT)
-        return x.flatten(1).unflatten(0, shape[:2]), (*used, flat.view(shape))
+            static, W = (self.Y, self.A, self.B), (self.W_alpha, self.W_beta)
+            by, res, post, x, H = predicted_read(self, H, static, W, dtype)
+            return x, (by, post, res, H)
+        Y, A, B = self.Y.to(dtype), self.A.to(dtype), self.B.to(dtype)
+        x, H = self.kernels.static_read(H, Y)
+        return x, (Y.mT, B, A.mT, H)
 
     def carry(self, H: Tensor, coefficients: Coefficients) -> Tensor:
         """A^T H, back as [s,b,1,C]."""
@@ -110,11 +103,10 @@ class Frac(Connection):
     ) -> Tensor:
         """H'_c = sum_i A[i,c] H_i + B[c] dropout(y + bias)_c, back as [s,b,1,C]."""
         _, post, res, *streams = coefficients
+        dropout = dropout if self.training else 0.0
         H = streams[0] if streams else H
-        Hf, yf = self.fractions(H.squeeze(-2)), self.fractions(y)
-        bias = None if bias is None else self.fractions(bias)
-        out = write_streams(self.kernels, Hf, yf, post, res, bias, dropout if self.training else 0.0)
-        return out.flatten(-2).unsqueeze(-2)
+        out: Tensor = self.kernels.hyper_write(H, y, post, res, bias, dropout)
+        return out
 
 
 class DynamicFrac(Frac):

@@ -18,11 +18,9 @@ from hcmegatron.connections.connection import (
     Connection,
     Projection,
     compute_dtype,
-    write_streams,
 )
 from hcmegatron.connections.predicted import norm_weight, predicted_read
 from hcmegatron.connections.predictor_norm import normalise
-from hcmegatron.kernels import torch_hyper
 from hcmegatron.kernels.select import Kernels
 
 
@@ -105,18 +103,14 @@ class Hyper(Connection):
         self, H: Tensor, projection: Projection | None = None, mix: Tensor | None = None
     ) -> tuple[Tensor, Coefficients]:
         """H [s,b,n,C] -> x [s,b,C], (A_m, B, A_r^T, H); the fused form of `coefficients`."""
-        n, dtype, shape = self.n, compute_dtype(H), H.shape[:2]
-        A_m, A_r, B = self.A_m.to(dtype), self.A_r.to(dtype), self.B.to(dtype)
-        flat = H.flatten(0, 1)
+        dtype = compute_dtype(H)
         if self.dynamic:
-            static = torch.cat([A_m.unsqueeze(0), A_r.mT, B.unsqueeze(0)])
-            W = torch.cat([self.W_m.unsqueeze(-1), self.W_r, self.W_b.unsqueeze(-1)], -1)
-            found, x, flat = predicted_read(self, flat, static, W, 1)
-            by, res, post = found.split([1, n, 1], 1)
-            own = (t.unflatten(0, shape) for t in (by.squeeze(1), post.squeeze(1), res, flat))
-            return x.squeeze(1).unflatten(0, shape), tuple(own)
-        x, flat = torch_hyper.mix(flat, A_m.expand(len(flat), 1, n))
-        return x.squeeze(1).unflatten(0, shape), (A_m, B, A_r.mT, flat.unflatten(0, shape))
+            static, W = (self.A_m, self.A_r, self.B), (self.W_m, self.W_r, self.W_b)
+            by, res, post, x, H = predicted_read(self, H, static, W, dtype)
+            return x, (by, post, res, H)
+        A_m, A_r, B = self.A_m.to(dtype), self.A_r.to(dtype), self.B.to(dtype)
+        x, H = self.kernels.static_read(H, A_m)
+        return x, (A_m, B, A_r.mT, H)
 
     def write(
         self,
@@ -128,9 +122,10 @@ class Hyper(Connection):
     ) -> Tensor:
         """H'_j = sum_i A_r[i,j] H_i + B[j] dropout(y + bias)."""
         _, post, res, *streams = coefficients
-        H = streams[0] if streams else H
         dropout = dropout if self.training else 0.0
-        return write_streams(self.kernels, H, y.unsqueeze(-2), post, res, bias, dropout)
+        H = streams[0] if streams else H
+        out: Tensor = self.kernels.hyper_write(H, y, post, res, bias, dropout)
+        return out
 
 
 class DynamicHyper(Hyper):

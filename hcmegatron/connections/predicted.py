@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from hcmegatron.kernels import torch_hyper
+from hcmegatron.kernels.torch_hyper import Norm
 
 
 def norm_weight(own: Any, dtype: torch.dtype) -> Tensor | None:
@@ -15,13 +16,19 @@ def norm_weight(own: Any, dtype: torch.dtype) -> Tensor | None:
     return None if own.norm_weight is None else own.norm_weight.to(dtype)
 
 
-def predicted_read(own: Any, H: Tensor, static: Tensor, W: Tensor, m: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Coefficients [T,K,n] of streams H [T,n,C], x [T,m,C] by the first m of them, and H again (torch_hyper.read).
+def predicted_read(
+    own: Any, H: Tensor, static: Iterable[Tensor], W: Iterable[Tensor], dtype: torch.dtype
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """mix, carry and post of streams H, x and H again (torch_hyper.read).
 
-    own: the connection, with its norm, eps and tanh, and scales s_a and s_b, of which s_b is the last column's. static
-    [K,n]; W [C,K].
+    own: the connection, with its kernels, its norm, eps and tanh, and scales s_a and s_b. static and W are as
+    torch_hyper.read's, of any dtype; everything is computed in `dtype`.
     """
-    dtype = static.dtype
-    scale = torch.cat([own.s_a.expand(W.shape[1] - 1), own.s_b]).to(dtype)
-    norm = torch_hyper.Norm(own.norm.startswith("layernorm"), own.eps, own.tanh)
-    return torch_hyper.read(H, static, scale, norm_weight(own, dtype), W.to(dtype), norm, m)
+    groups = (static, W, (own.s_a, own.s_b))
+    # a call of `to` that changes nothing takes as long as a small kernel
+    static, W, scales = ([t if t.dtype == dtype else t.to(dtype) for t in group] for group in groups)
+    norm = Norm(own.norm.startswith("layernorm"), own.eps, own.tanh)
+    found: tuple[Tensor, Tensor, Tensor, Tensor, Tensor] = own.kernels.hyper_read(
+        H, static, W, scales, norm_weight(own, dtype), norm
+    )
+    return found

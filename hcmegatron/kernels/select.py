@@ -10,21 +10,26 @@ from typing import Any
 
 import torch
 
-from hcmegatron.kernels import torch_gated, torch_path
+from hcmegatron.kernels import torch_gated, torch_hyper, torch_path
 from hcmegatron.kernels.native import gated as native_gated
+from hcmegatron.kernels.native import hyper as native_hyper
+from hcmegatron.kernels.native import hyper_write as native_write
 from hcmegatron.kernels.native import library
 from hcmegatron.kernels.native import sinkhorn as native_sinkhorn
+from hcmegatron.kernels.native import static as native_static
 from hcmegatron.kernels.native.primitives import FILES, NativePrimitives, SinkhornCompiled
 from hcmegatron.kernels.torch_primitives import Primitives
 
 NAMES = ("auto", "torch", "triton", "native")
 MAX_STREAMS = 8  # of the Triton kernels, which hold all streams of a token in registers
+NATIVE_FILES = (*FILES, "gated", "hyper", "static")  # all C that `native` runs
 _NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 
 
 @dataclass(frozen=True)
 class Kernels:
-    """The chosen operations, with the signatures of torch_path and torch_gated; `reason` says in words why these.
+    """The chosen operations, with the signatures of torch_path, torch_gated and, of HC and FC, torch_hyper; `reason`
+    says in words why these.
 
     write_and_project, where there is one, also computes the next read's projection (triton_path).
     """
@@ -34,6 +39,9 @@ class Kernels:
     read: Callable[..., Any]
     write: Callable[..., Any]
     gated_read: Callable[..., Any]
+    hyper_read: Callable[..., Any] = torch_hyper.read
+    static_read: Callable[..., Any] = torch_hyper.static_read
+    hyper_write: Callable[..., Any] = torch_hyper.write
     write_and_project: Callable[..., Any] | None = None
 
 
@@ -85,7 +93,8 @@ def triton_kernels(reason: str) -> Kernels:
         triton_path.read,
         triton_path.write,
         gated_function.read,
-        triton_path.write_and_project,
+        hyper_write=functools.partial(torch_hyper.write, by=triton_path.write),
+        write_and_project=triton_path.write_and_project,
     )
 
 
@@ -99,7 +108,8 @@ def _with_sinkhorn(why: str, n: int, dtype: torch.dtype) -> Kernels:
     if obstacle is not None:
         return _torch(why if obstacle == why else f"{why}; Sinkhorn by torch: {obstacle}")
     words = f"torch: {why}; Sinkhorn compiled by {library.compiled_by(n, 'sinkhorn')}"
-    return _compiled("torch", words, SinkhornCompiled(), torch_gated.read)
+    read, write = _by(SinkhornCompiled())
+    return Kernels("torch", words, read, write, torch_gated.read)
 
 
 def _native(n: int, device: torch.device, dtype: torch.dtype) -> Kernels:
@@ -110,20 +120,30 @@ def _native(n: int, device: torch.device, dtype: torch.dtype) -> Kernels:
     elif n > library.MAX_STREAMS:
         obstacle = f"n={n}, its kernels hold up to {library.MAX_STREAMS}"
     else:
-        obstacle = library.obstacle(n, *FILES, native_gated.FILE)
+        obstacle = library.obstacle(n, *NATIVE_FILES)
         if obstacle and "compiler" in obstacle:
             obstacle += "; install gcc or clang, or pip install 'hcmegatron[native]'"
     if obstacle:
         raise ValueError(f"kernels=native cannot run: {obstacle}; use kernels=auto or torch")
     words = f"native: n={n}, {_NAMES[dtype]}, compiled by {library.compiled_by(n, 'write')}"
-    return _compiled("native", words, NativePrimitives(), native_gated.read)
-
-
-def _compiled(name: str, reason: str, primitives: Primitives, gated_read: Callable[..., Any]) -> Kernels:
-    read, write = (
-        functools.partial(each, primitives=primitives) for each in (torch_path.read, torch_path.write)
+    read, write = _by(NativePrimitives())
+    return Kernels(
+        "native",
+        words,
+        read,
+        write,
+        native_gated.read,
+        native_hyper.read,
+        native_static.read,
+        native_write.write,
     )
-    return Kernels(name, reason, read, write, gated_read)
+
+
+def _by(primitives: Primitives) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """torch_path's read and write, by these."""
+    return functools.partial(torch_path.read, primitives=primitives), functools.partial(
+        torch_path.write, primitives=primitives
+    )
 
 
 def _triton(n: int, device: torch.device, dtype: torch.dtype) -> Kernels:

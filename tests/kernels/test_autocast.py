@@ -5,9 +5,9 @@ import torch
 
 from hcmegatron import connection
 from hcmegatron.kernels.native.library import obstacle
-from hcmegatron.kernels.native.primitives import FILES
+from hcmegatron.kernels.select import NATIVE_FILES
 
-KERNELS = ["torch", "auto"] + ["native"] * (obstacle(4, *FILES, "gated") is None)
+KERNELS = ["torch", "auto"] + ["native"] * (obstacle(4, *NATIVE_FILES) is None)
 
 
 def results(own, inside, only_backward, dtype):

@@ -11,8 +11,7 @@ import torch
 
 from hcmegatron.config import ConfigError, load_config
 from hcmegatron.kernels.native import build, library, sinkhorn
-from hcmegatron.kernels.native.primitives import FILES
-from hcmegatron.kernels.select import select_kernels
+from hcmegatron.kernels.select import NATIVE_FILES, select_kernels
 from hcmegatron.training.device_check import check_device
 from tests.ranks import ROOT
 
@@ -80,7 +79,7 @@ def test_no_more_is_compiled_than_is_used(cache):
     assert kept(cache) == ["sinkhorn-n1"]
     chosen = select_kernels("native", n=1, dtype=torch.bfloat16)
     assert (chosen.name, chosen.reason) == ("native", f"native: n=1, bf16, compiled by {by}")
-    assert kept(cache) == [f"{name}-n1" for name in sorted((*FILES, "gated", "sinkhorn"))]
+    assert kept(cache) == [f"{name}-n1" for name in sorted((*NATIVE_FILES, "sinkhorn"))]
 
 
 @no_gpu

@@ -32,8 +32,18 @@ _FUNCTIONS = {
         "gated_backward_gates": "ppppppp ll i",
         "gated_backward_streams": "ppppppppp ll i",
     },
-    "write": {"write_forward": "ppppp lll ii", "write_backward": "ppppppppp lll ii"},
+    "hyper": {
+        "hyper_read": "ppppppppppppppp llll f iiii",
+        "hyper_read_backward": "ppppppppppppppppppppppppp llll iiii",
+    },
+    "static": {"static_read": "ppp ll ii", "static_read_backward": "pppppp ll ii"},
+    "write": {"write_forward": "ppppp lll iii", "write_backward": "ppppppppp lll iii"},
 }
+_ANSWERING = (
+    "coefficients_forward",
+    "coefficients_backward",
+    "hyper_read",
+)  # an int; the others return nothing
 _KINDS = {"p": ctypes.c_void_p, "l": ctypes.c_int64, "i": ctypes.c_int, "f": ctypes.c_float}
 
 
@@ -60,7 +70,7 @@ def function(name: str, n: int) -> Callable[..., int]:
     file, letters = next((file, found[name]) for file, found in _FUNCTIONS.items() if name in found)
     made = getattr(_loaded(file, n), name)
     made.argtypes = [_KINDS[letter] for letter in letters.replace(" ", "")]
-    made.restype = ctypes.c_int if file == "coefficients" else None  # the others return nothing
+    made.restype = ctypes.c_int if name in _ANSWERING else None
     called: Callable[..., int] = made
     return called
 

@@ -87,7 +87,7 @@ class NativePrimitives(Primitives):
             return super().aggregate(H, Hc, mix)
         T, n, C = H.shape
         mix, x = mix.contiguous(), H.new_empty(T, C)
-        function("aggregate", n)(*map(address, (H, mix, x)), T, C, _bf16(H))
+        function("aggregate", n)(*map(address, (H, mix, x)), T, C, is_bf16(H))
         return x
 
     def aggregate_backward(self, H: Tensor, Hc: Tensor, dx: Tensor) -> Tensor:
@@ -96,7 +96,7 @@ class NativePrimitives(Primitives):
             return super().aggregate_backward(H, Hc, dx)
         T, n, C = H.shape
         dx, dmix = dx.contiguous(), Hc.new_empty(T, n)
-        function("aggregate_backward", n)(*map(address, (H, dx, dmix)), T, C, _bf16(H))
+        function("aggregate_backward", n)(*map(address, (H, dx, dmix)), T, C, is_bf16(H))
         return dmix
 
     def streams_backward(
@@ -129,7 +129,7 @@ class NativePrimitives(Primitives):
         y, post, out = y.contiguous(), post.contiguous(), torch.empty_like(H)
         res = None if res is None else res.contiguous()
         function("write_forward", n)(
-            *map(address, (H, y, post, res, out)), T, C, _step(y), _bf16(H), _bf16(y)
+            *map(address, (H, y, post, res, out)), T, C, *_layout(y), is_bf16(H), is_bf16(y)
         )
         return out
 
@@ -150,19 +150,18 @@ class NativePrimitives(Primitives):
         res = None if res is None else res.contiguous()
         dy, dpost = torch.empty_like(y), torch.empty_like(post)
         dH, dres = (None, None) if res is None else (torch.empty_like(d), torch.empty_like(res))
-        function("write_backward", n)(
-            *map(address, (H, y, post, res, d, dH, dy, dpost, dres)), T, C, _step(y), _bf16(d), _bf16(y)
-        )
+        given = (H, y, post, res, d, dH, dy, dpost, dres)
+        function("write_backward", n)(*map(address, given), T, C, *_layout(y), is_bf16(d), is_bf16(y))
         return WriteGradients(d if res is None else dH, dy, dpost, dres)
 
 
-def _bf16(t: Tensor) -> bool:
+def is_bf16(t: Tensor) -> bool:
     return t.dtype == torch.bfloat16
 
 
-def _step(y: Tensor) -> int:
-    """Numbers from one stream's y to the next one's, of y [T,1,C] or [T,n,C]."""
-    return 0 if y.shape[1] == 1 else y.shape[2]
+def _layout(y: Tensor) -> tuple[int, bool]:
+    """Numbers from one stream's y to the next one's, of y [T,1,C] or [T,n,C]; coefficients are each token's."""
+    return 0 if y.shape[1] == 1 else y.shape[2], False
 
 
 def _of_coefficients(t: Tensor, options: ReadOptions) -> bool:
@@ -170,9 +169,14 @@ def _of_coefficients(t: Tensor, options: ReadOptions) -> bool:
     return fits and (options.res_map == "sinkhorn" or not options.use_res)
 
 
+def fits(H: Tensor, n: int, coefficients: Tensor) -> bool:
+    """Whether streams [..., w,C], n of them or of n fractions, and coefficients beside them are what C takes."""
+    precise = H.dtype in _STREAMS and coefficients.dtype == torch.float32 and H.device.type == "cpu"
+    return precise and n <= MAX_STREAMS and H.shape[-2] * H.shape[-1] // n % LANES == 0
+
+
 def _of_streams(H: Tensor, coefficients: Tensor) -> bool:
-    fits = H.dtype in _STREAMS and coefficients.dtype == torch.float32 and H.device.type == "cpu"
-    return fits and H.shape[1] <= MAX_STREAMS and H.shape[2] % LANES == 0
+    return fits(H, H.shape[1], coefficients)
 
 
 def _of_write(H: Tensor, y: Tensor, post: Tensor) -> bool:

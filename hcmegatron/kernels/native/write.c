@@ -1,14 +1,15 @@
 /* Every connection's write, token by token, channels in lanes: C is a multiple of LANES.
 
    H'_o = sum_i res[o,i] H_i + post[o] y_o. y is the same for all streams, [T,1,C], or a part for each, [T,N,C]: `step`,
-   from one stream's to the next, is 0 or C. Streams are fp32 or bf16, y and its gradient too, post and res fp32. */
+   from one stream's to the next, is 0 or C. Streams are fp32 or bf16, y and its gradient too, post and res fp32, of each
+   token or `alike`, [N] and [N,N] for all of them. */
 
 #include "lanes.h"
 
 INLINE void forward(const void *H, const void *y, const float *post, const float *res, void *out, int64_t T, int64_t C,
-                    int64_t step, const int bf16, const int y_bf16, const int identity) {
+                    int64_t step, int alike, const int bf16, const int y_bf16, const int identity) {
     const int64_t y_token = step ? N * C : C;
-    for (int64_t t = 0; t < T; t++, post += N, res += identity ? 0 : N * N)
+    for (int64_t t = 0; t < T; t++, post += alike ? 0 : N, res += identity || alike ? 0 : N * N)
         for (int64_t at = 0; at < C; at += LANES) {
             const int64_t h = t * N * C + at;
             vec x[N];
@@ -26,10 +27,11 @@ INLINE void forward(const void *H, const void *y, const float *post, const float
 }
 
 INLINE void backward(const void *H, const void *y, const float *post, const float *res, const void *d, void *dH, void *dy,
-                     float *dpost, float *dres, int64_t T, int64_t C, int64_t step, const int bf16, const int y_bf16,
-                     const int identity) {
+                     float *dpost, float *dres, int64_t T, int64_t C, int64_t step, int alike, const int bf16,
+                     const int y_bf16, const int identity) {
     const int64_t y_token = step ? N * C : C;
-    for (int64_t t = 0; t < T; t++, post += N, res += identity ? 0 : N * N) {
+    vec all_A[N] = {0}, all_R[N * N] = {0}; /* over tokens that are alike */
+    for (int64_t t = 0; t < T; t++, post += alike ? 0 : N, res += identity || alike ? 0 : N * N) {
         vec R[N][N], A[N];
         STREAMS(o, 0) {
             A[o] = splat(0);
@@ -56,8 +58,17 @@ INLINE void backward(const void *H, const void *y, const float *post, const floa
                 store_stream(dH, h + i * C, sum, bf16);
             }
         }
-        totals(A, N, dpost + t * N);
-        if (!identity) totals(&R[0][0], N * N, dres + t * N * N);
+        if (alike) {
+            STREAMS(o, 0) all_A[o] += A[o];
+            for (int k = 0; k < N * N; k++) all_R[k] += (&R[0][0])[k];
+        } else {
+            totals(A, N, dpost + t * N);
+            if (!identity) totals(&R[0][0], N * N, dres + t * N * N);
+        }
+    }
+    if (alike) {
+        totals(all_A, N, dpost);
+        if (!identity) totals(all_R, N * N, dres);
     }
 }
 
@@ -71,13 +82,13 @@ INLINE void backward(const void *H, const void *y, const float *post, const floa
 
 /* out [T,N,C]; without res (0) the carry is the identity. */
 void write_forward(const void *H, const void *y, const float *post, const float *res, void *out, int64_t T, int64_t C,
-                   int64_t step, int bf16, int y_bf16) {
-    BY_KIND(forward, H, y, post, res, out, T, C, step);
+                   int64_t step, int alike, int bf16, int y_bf16) {
+    BY_KIND(forward, H, y, post, res, out, T, C, step, alike);
 }
 
-/* The gradients of H, y, post [T,N] and res [T,N,N] from d, that of H'. Without res, those of y and post alone: the
+/* The gradients of H, y, post and res from d, that of H'; of post and res that are `alike`, summed. Without res, those of y and post alone: the
    streams' is d, and H is not read. */
 void write_backward(const void *H, const void *y, const float *post, const float *res, const void *d, void *dH, void *dy,
-                    float *dpost, float *dres, int64_t T, int64_t C, int64_t step, int bf16, int y_bf16) {
-    BY_KIND(backward, H, y, post, res, d, dH, dy, dpost, dres, T, C, step);
+                    float *dpost, float *dres, int64_t T, int64_t C, int64_t step, int alike, int bf16, int y_bf16) {
+    BY_KIND(backward, H, y, post, res, d, dH, dy, dpost, dres, T, C, step, alike);
 }
