@@ -241,7 +241,10 @@ def _rank_main(request: Request, rank: int, port: int, fork_server: int) -> None
 def _call(request: Request, rank: int):
     import torch.distributed as dist
 
+    from hcmegatron.platform.gloo import share_event_loop
+
     if request.process_group:
+        share_event_loop()  # as training has it
         dist.init_process_group(
             "gloo",
             init_method=f"file://{request.directory}/rendezvous",

@@ -27,6 +27,7 @@ if __name__ == "__main__":
     # Ranks are forked, which CUDA does not survive: hidden before anything asks for a GPU.
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
+from hcmegatron.platform.gloo import share_event_loop
 from schedules import generate
 from schedules.costs import Costs, Link
 from schedules.runtime import DistributedTransport, Runtime
@@ -109,6 +110,7 @@ def measure(settings: list[LinkCase]) -> list[float]:
 def _rank_main(rank: int, store: str, settings: list[LinkCase]) -> None:
     torch.set_num_threads(1)
     ranks = settings[0].ranks
+    share_event_loop()
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=ranks)
     seconds = measure(settings)
     if rank == 0:

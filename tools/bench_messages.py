@@ -27,6 +27,7 @@ if __name__ == "__main__":
     # Messages between CPUs: no rank needs a GPU, nor makes a context on one.
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
+from hcmegatron.platform.gloo import share_event_loop
 from schedules import Schedule, generate
 from schedules.runtime import DistributedTransport, Runtime, SharedMemoryTransport, Transport
 from tools.machine import Others, described, spread
@@ -94,6 +95,7 @@ def report(found: dict[str, list[float]], most: float) -> list[str]:
 
 def _rank_main(rank: int, store: str, settings: tuple[list[float], int, float, int], most: float) -> None:
     torch.set_num_threads(1)
+    share_event_loop()
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=RANKS)
     found = measure(*settings)
     if rank == 0:

@@ -39,6 +39,7 @@ from hcmegatron.model.execution import Execution
 from hcmegatron.model.nodes import Lane, MicroBatch, Node
 from hcmegatron.pipeline.node_times import NodeTimes
 from hcmegatron.pipeline.overlap import OverlappedStage, Pairing
+from hcmegatron.platform.gloo import share_event_loop
 from schedules import generate, node_costs
 from schedules.costs import Costs, Link, stage_costs
 from schedules.placement import Placement
@@ -321,6 +322,7 @@ def modes(setting: OverlapCase) -> list[OverlapCase]:
 
 def _rank_main(rank: int, store: str, settings: list[OverlapCase]) -> None:
     torch.set_num_threads(1)
+    share_event_loop()
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=settings[0].ranks)
     measured = measure(settings)
     if rank == 0:

@@ -34,6 +34,7 @@ if __name__ == "__main__":
     # No rank needs a GPU, nor makes a context on one.
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
+from hcmegatron.platform.gloo import share_event_loop
 from schedules import generate
 from schedules.runtime import DistributedTransport, Runtime, SharedMemoryTransport, Transport
 from tools.machine import Others, described, spread
@@ -281,6 +282,7 @@ def report(found: dict[str, list[float]]) -> list[str]:
 
 def _rank_main(rank: int, store: str, case: Case, rounds: int) -> None:
     torch.set_num_threads(1)
+    share_event_loop()
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=case.ranks)
     found = measure(case, rounds)
     if rank == 0:

@@ -15,6 +15,7 @@ from hcmegatron.config.errors import ConfigError
 from hcmegatron.config.schema import Config, Parallel
 from hcmegatron.platform.agreement import rank_facts
 from hcmegatron.platform.cores import own_cores
+from hcmegatron.platform.gloo import share_event_loop
 from hcmegatron.platform.ranks import STARTED_HERE, RankInfo
 from hcmegatron.platform.rendezvous import meet_ranks
 from megatron.core import parallel_state, tensor_parallel
@@ -80,6 +81,7 @@ def process_groups(
         torch.set_num_threads(threads(config, ranks))
     if ranks.interface:  # gloo takes what this machine's name stands for, often a loopback address
         os.environ.setdefault("GLOO_SOCKET_IFNAME", ranks.interface)
+    share_event_loop()
     facts = rank_facts(config, ranks.world_size, data)
     try:
         store = meet_ranks(ranks, facts, timeout(config.parallel))

@@ -49,6 +49,8 @@ def _measure(visit: Visit, measuring: list[int], own: dict[str, Any]) -> None:
     """Fill `own` with what was found, or with why and in what it failed."""
     import torch.distributed as dist
 
+    from hcmegatron.platform.gloo import share_event_loop
+
     nodes = [[measuring.index(rank) for rank in ranks if rank in measuring] for ranks in visit.nodes.values()]
     nodes, me, sizes = (
         [ranks for ranks in nodes if ranks],
@@ -65,6 +67,8 @@ def _measure(visit: Visit, measuring: list[int], own: dict[str, Any]) -> None:
     try:
         device = speed.device(visit.ranks.local_rank)  # CUDA's current one is each thread's own
         say("forming the process group")
+        if not visit.subject.gpu:
+            share_event_loop()  # as training has it
         dist.init_process_group(
             "nccl" if visit.subject.gpu else "gloo",
             store=dist.PrefixStore("messages", visit.board.store),
