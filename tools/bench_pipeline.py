@@ -9,9 +9,9 @@ from the round's medians the simulator computes what a step should take, with a 
 ratio of two schedules. Ratios are medians of the rounds', since the machine's own pace drifts. DualPipe's
 simulated step also has the time of summing the gradients of its two copies of every stage, as measured.
 
-The second table says where a step's time goes beyond the simulated one, in milliseconds, mean over the ranks: stages
-that take longer among others than side by side, the transport's calls, the host between actions, and waits beyond
-those that are simulated.
+The second table says where a step's time goes beyond the simulated one: by what its stages took longer, or less, in
+that very step than side by side, as a replay with their times has it; and the rest, which is the runtime's. Beside
+that the transport's calls and the host between actions, mean over the ranks.
 """
 
 from __future__ import annotations
@@ -60,6 +60,7 @@ from schedules.costs import Costs, StageCosts
 from schedules.simulate import simulate
 from schedules.timeline import Simulation
 from tools.machine import Others, described
+from tools.replay import replayed
 from tools.targets import Targets, exit_status
 
 RANKS = 2
@@ -180,9 +181,8 @@ class ScheduledModel:
         record = self.schedule.record
         events = record.events()
         calls = sum(seconds for own in self.gloo.values() for _, seconds in own)
-        stages = sum(event.end - event.start for event in events)
-        host = sum(record.gaps())
-        return Spent(stages, calls, host - calls, record.end - record.start - stages - host)
+        taken = [event.end - event.start for event in sorted(events, key=lambda event: event.start)]
+        return Spent(taken, calls, sum(record.gaps()) - calls, record.end - record.start)
 
     def step(self) -> float:
         """Seconds from the first rank's start to the last one's end."""
@@ -215,12 +215,22 @@ class ScheduledModel:
 
 
 class Spent(NamedTuple):
-    """Seconds of a step on one rank, or beyond what is simulated."""
+    """Seconds of a step on one rank: of its plain actions in order, of the transport's calls, of the host, and in all,
+    without summing copies of stages."""
 
-    stages: float
+    taken: list[float]
     transport: float
     host: float
-    waits: float
+    whole: float
+
+
+class Beyond(NamedTuple):
+    """Seconds beyond a simulated step."""
+
+    stages: float
+    runtime: float
+    transport: float
+    host: float
 
 
 def batch(tokens: int) -> MicroBatchTensors:
@@ -325,21 +335,23 @@ def expected(shape: Shape, found: Findings) -> dict[str, list[float]]:
     }
 
 
-def beyond(shape: Shape, found: Findings) -> dict[str, Spent]:
-    """By schedule the seconds beyond a simulated step: medians over rounds of means over ranks."""
-    excess: dict[str, Spent] = {}
+def beyond(shape: Shape, found: Findings) -> dict[str, Beyond]:
+    """By schedule, medians over the rounds."""
+    excess: dict[str, Beyond] = {}
     for name in shape.ours:
-        rounds = []
+        config, rounds = config_for(name, shape), []
         for costs, spent in zip(found.costs[name], found.spent[name], strict=True):
-            planned = simulated(config_for(name, shape), costs)
-            known = [Spent(busy, 0.0, 0.0, planned.makespan - busy) for busy in planned.busy]
+            schedule = training_schedule(config, config.training.global_batch)
+            replay = max(replayed(schedule, [own.taken for own in spent]))
             rounds.append(
-                [
-                    statistics.fmean(own[part] - sure[part] for own, sure in zip(spent, known, strict=True))
-                    for part in range(len(Spent._fields))
-                ]
+                Beyond(
+                    replay - simulated(config, costs).makespan,
+                    max(own.whole for own in spent) - replay,
+                    statistics.fmean(own.transport for own in spent),
+                    statistics.fmean(own.host for own in spent),
+                )
             )
-        excess[name] = Spent(*map(statistics.median, zip(*rounds, strict=True)))
+        excess[name] = Beyond(*map(statistics.median, zip(*rounds, strict=True)))
     return excess
 
 
@@ -397,8 +409,8 @@ def report(shape: Shape, found: Findings) -> tuple[str, list[str]]:
         f"| posting a receive | {1e6 * found.gloo['receive']:.0f} µs | |",
         f"| dualpipe: summing the two copies of every stage | {1e3 * found.replica_sync:.0f} ms | |",
         "",
-        f"| beyond the simulated step, ms | {' | '.join(Spent._fields)} |",
-        "|---|" + "---|" * len(Spent._fields),
+        f"| beyond the simulated step, ms | {' | '.join(Beyond._fields)} |",
+        "|---|" + "---|" * len(Beyond._fields),
         *(
             f"| {name} | {' | '.join(f'{1e3 * seconds:.1f}' for seconds in excess)} |"
             for name, excess in beyond(shape, found).items()

@@ -6,6 +6,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -65,30 +66,31 @@ class StageClock:
         ]
 
     def round(self) -> Times:
-        """Everything once or twice; the same calls on all ranks that communicate within their stages."""
+        """Everything once or twice; the same calls on all ranks that communicate within their stages. A rank's stages
+        take turns, as in a step, so that each finds the caches as the others leave them."""
         found: Times = defaultdict(list)
         with ExitStack() as chunks:
             for stage in self.stages.values():
                 chunks.enter_context(stage.chunk.no_sync())
-            for number, stage in self.stages.items():
-                self._backwards(number, stage, found)
+            self._backwards(found)
             for forward, backward in self.pairs:
                 self._pair(forward, backward, found)
         return found
 
-    def _backwards(self, number: int, stage: ChunkStage, found: Times) -> None:
-        gradient = self.gradients[number]
-        for microbatch in range(LIVE):
-            self._forward(number, microbatch, found)
-        for microbatch in range(LIVE):
-            found[f"B {number}"].append(timed(lambda m=microbatch: stage.backward(m, gradient)))
-        if isinstance(stage, UndividedStage):
-            return
-        for microbatch in range(LIVE):
-            self._forward(number, microbatch, found)
-        for microbatch in range(LIVE):
-            found[f"I {number}"].append(timed(lambda m=microbatch: stage.backward_input(m, gradient)))
-            found[f"W {number}"].append(timed(lambda m=microbatch: stage.backward_weight(m)))
+    def _backwards(self, found: Times) -> None:
+        turns = [(m, *own) for m in range(LIVE) for own in self.stages.items()]
+        for m, number, _ in turns:
+            self._forward(number, m, found)
+        for m, number, stage in turns:
+            gradient = self.gradients[number]
+            found[f"B {number}"].append(timed(partial(stage.backward, m, gradient)))
+        divided = [turn for turn in turns if not isinstance(turn[-1], UndividedStage)]
+        for m, number, _ in divided:
+            self._forward(number, m, found)
+        for m, number, stage in divided:
+            gradient = self.gradients[number]
+            found[f"I {number}"].append(timed(partial(stage.backward_input, m, gradient)))
+            found[f"W {number}"].append(timed(partial(stage.backward_weight, m)))
 
     def _forward(self, number: int, microbatch: int, found: Times) -> None:
         stage, input = self.stages[number], self.inputs[number]
