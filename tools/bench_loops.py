@@ -54,8 +54,8 @@ def rank_main(shared: bool, steps: int, path: str, ranks: RankInfo) -> int:
         before = _interruptions()
         seconds = [candidate.step() for _ in range(steps)]
         taken = _interruptions() - before
-    if ranks.rank == 0:
         names = [task.read_text() for task in Path("/proc/self/task").glob("*/comm")]
+    if ranks.rank == 0:
         loops = sum(name.startswith("gloo_tcp_loop") for name in names)
         found = Measured(statistics.median(seconds), loops, taken / sum(seconds))
         Path(path).write_text(json.dumps(found))

@@ -335,22 +335,40 @@ def expected(shape: Shape, found: Findings) -> dict[str, list[float]]:
     }
 
 
+class Pipelines(NamedTuple):
+    """Of every round, seconds of a pipeline without what follows it: measured, and with the times its stages took."""
+
+    measured: list[float]
+    replayed: list[float]
+
+
+def pipelines(shape: Shape, found: Findings) -> dict[str, Pipelines]:
+    """By schedule."""
+    own: dict[str, Pipelines] = {}
+    for name in shape.ours:
+        config = config_for(name, shape)
+        schedule = training_schedule(config, config.training.global_batch)
+        own[name] = Pipelines(
+            [max(one.whole for one in spent) for spent in found.spent[name]],
+            [max(replayed(schedule, [one.taken for one in spent])) for spent in found.spent[name]],
+        )
+    return own
+
+
 def beyond(shape: Shape, found: Findings) -> dict[str, Beyond]:
     """By schedule, medians over the rounds."""
     excess: dict[str, Beyond] = {}
-    for name in shape.ours:
-        config, rounds = config_for(name, shape), []
-        for costs, spent in zip(found.costs[name], found.spent[name], strict=True):
-            schedule = training_schedule(config, config.training.global_batch)
-            replay = max(replayed(schedule, [own.taken for own in spent]))
-            rounds.append(
-                Beyond(
-                    replay - simulated(config, costs).makespan,
-                    max(own.whole for own in spent) - replay,
-                    statistics.fmean(own.transport for own in spent),
-                    statistics.fmean(own.host for own in spent),
-                )
+    for name, own in pipelines(shape, found).items():
+        simulations = [simulated(config_for(name, shape), costs).makespan for costs in found.costs[name]]
+        rounds = [
+            Beyond(
+                replay - simulation,
+                measured - replay,
+                statistics.fmean(one.transport for one in spent),
+                statistics.fmean(one.host for one in spent),
             )
+            for simulation, spent, measured, replay in zip(simulations, found.spent[name], *own, strict=True)
+        ]
         excess[name] = Beyond(*map(statistics.median, zip(*rounds, strict=True)))
     return excess
 
@@ -376,6 +394,10 @@ def report(shape: Shape, found: Findings) -> tuple[str, list[str]]:
     model = expected(shape, found)
     analytic = {name: ratio(model[name], model["1f1b"]) for name in ("dualpipev", "dualpipe")}
     predicted = {name: ratio(found.steps[name], model[name]) for name in OURS}
+    alone = pipelines(shape, found)
+    pipeline = {name: ratio(alone[name].measured, alone["1f1b"].measured) for name in analytic}
+    replay = {name: ratio(alone[name].replayed, alone["1f1b"].replayed) for name in analytic}
+
     kib = shape.tokens * 4 * shape.hidden * 4 // 1024
     steps = ", ".join(f"{name} {1e3 * seconds:.0f} ms" for name, seconds in median.items())
     against_megatron = measured("1f1b", "megatron_1f1b")
@@ -394,6 +416,12 @@ def report(shape: Shape, found: Findings) -> tuple[str, list[str]]:
             f"{targets.at_most(f'our {name} / our 1F1B', against_ours[name], ratio + ABOVE[name])} "
             f"(analytic ratio {ratio:.3f}) |"
             for name, ratio in analytic.items()
+        ),
+        *(
+            f"| pipeline of {name} / of 1F1B | {pipeline[name]:.3f} | "
+            f"{targets.at_most(f'pipeline of {name}', pipeline[name], replay[name] + ABOVE[name])} "
+            f"(with the times that stages took in it: {replay[name]:.3f}) |"
+            for name in analytic
         ),
         *(
             f"| {name}: measured / simulated step | {predicted[name]:.3f} | "

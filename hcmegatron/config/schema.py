@@ -113,7 +113,7 @@ class Parallel:
     schedule: Schedule = "megatron_1f1b"
     overlap: bool = False  # of schedules with pairs: a forward's nodes between those of another's backward
     # a backward whose gradient another rank waits for computes the weights' gradients when it has left, and keeps what
-    # they need until then. null: unless there is recomputation or overlap
+    # they need until then. null: unless recompute.mode is full, or parallel.overlap
     split_backward: bool | None = None
     distributed_optimizer: bool | None = None  # shards its state over data-parallel ranks; None: with bf16
     overlap_grad_reduce: bool = False
@@ -337,17 +337,25 @@ def distributed_optimizer(config: Config) -> bool:
 
 def splits_backward(config: Config) -> bool:
     """Whether backwards that send their gradient are split (schedules/split_backward.py): parallel.split_backward, or
-    what null is. Recomputation is there to hold less, and overlapping hides all-to-alls behind weights' gradients."""
+    what null is. Where layers are recomputed whole, what W needs of a chunk would be more than the rest of it; and
+    overlapping hides all-to-alls behind weights' gradients."""
     chosen, parallel = config.parallel.split_backward, config.parallel
     if parallel.schedule in MEGATRONS or parallel.pipeline == 1:
         return False  # Megatron's runtime has them whole; one rank sends none
-    return not parallel.overlap and config.recompute.mode == "none" if chosen is None else chosen
+    return not parallel.overlap and config.recompute.mode != "full" if chosen is None else chosen
 
 
 def has_to_split(config: Config) -> bool:
     """Whether the weights' gradients have to be separable: the schedule has them apart, or parallel.split_backward says
     so. Where that is null, layers that cannot do so compute them at once."""
-    return config.parallel.schedule in SPLIT_BACKWARD or bool(config.parallel.split_backward)
+    asked = config.parallel.split_backward is True and splits_backward(config)
+    return asked or config.parallel.schedule in SPLIT_BACKWARD
+
+
+def split_by(config: Config) -> str:
+    """The setting by which it has to, as it is written."""
+    always = config.parallel.schedule in SPLIT_BACKWARD
+    return f"parallel.schedule = {config.parallel.schedule}" if always else "parallel.split_backward = true"
 
 
 def resumes(config: Config) -> bool:

@@ -78,19 +78,21 @@ class StageClock:
         return found
 
     def _backwards(self, found: Times) -> None:
-        turns = [(m, *own) for m in range(LIVE) for own in self.stages.items()]
-        for m, number, _ in turns:
-            self._forward(number, m, found)
-        for m, number, stage in turns:
-            gradient = self.gradients[number]
-            found[f"B {number}"].append(timed(partial(stage.backward, m, gradient)))
-        divided = [turn for turn in turns if not isinstance(turn[-1], UndividedStage)]
-        for m, number, _ in divided:
-            self._forward(number, m, found)
-        for m, number, stage in divided:
-            gradient = self.gradients[number]
-            found[f"I {number}"].append(timed(partial(stage.backward_input, m, gradient)))
-            found[f"W {number}"].append(timed(partial(stage.backward_weight, m)))
+        """No more is held than LIVE chunks, or one of every stage."""
+        one = len(self.stages) == 1
+        for live in [range(LIVE)] if one else [range(m, m + 1) for m in range(LIVE)]:
+            turns = [(m, *own) for m in live for own in self.stages.items()]
+            for m, number, _ in turns:
+                self._forward(number, m, found)
+            for m, number, stage in turns:
+                found[f"B {number}"].append(timed(partial(stage.backward, m, self.gradients[number])))
+            divided = [turn for turn in turns if not isinstance(turn[-1], UndividedStage)]
+            for m, number, _ in divided:
+                self._forward(number, m, found)
+            for m, number, stage in divided:
+                gradient = self.gradients[number]
+                found[f"I {number}"].append(timed(partial(stage.backward_input, m, gradient)))
+                found[f"W {number}"].append(timed(partial(stage.backward_weight, m)))
 
     def _forward(self, number: int, microbatch: int, found: Times) -> None:
         stage, input = self.stages[number], self.inputs[number]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 
 from hcmegatron.config.errors import ConfigError
-from hcmegatron.config.schema import Config, Model, has_to_split
+from hcmegatron.config.schema import Config, Model, has_to_split, split_by
 from hcmegatron.connections import accounting
 from hcmegatron.connections.build import build_connection, build_contract
 from hcmegatron.model import te_wgrad
@@ -51,8 +51,8 @@ def backend(config: Config) -> LocalSpecProvider:
             )
         if reason := _unsplit(config):
             raise ConfigError(
-                f"implementation: te with parallel.schedule: {config.parallel.schedule}, which leaves weight gradients "
-                f"for later; {reason}: update it, or use implementation: local"
+                f"implementation: te with {split_by(config)}, which leaves weight gradients for later; {reason}: "
+                "update it, or use implementation: local"
             )
     if config.implementation == "local" or not HAVE_TE or te_skipped_reason(config):
         return LocalBackend()
@@ -68,7 +68,7 @@ def te_skipped_reason(config: Config) -> list[str]:
         return []
     return [
         "implementation = auto takes Megatron's local layers, although Transformer Engine is installed: "
-        f"parallel.schedule = {config.parallel.schedule} leaves weight gradients for later; {reason}"
+        f"{split_by(config)} leaves weight gradients for later; {reason}"
     ]
 
 

@@ -12,6 +12,7 @@ from schedules.costs import Costs, Link, StageCosts
 from schedules.generators import SCHEDULES
 from schedules.schedule import Schedule
 from schedules.simulate import simulate
+from schedules.split_backward import split_backward
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,8 @@ def _mean(stages: tuple[StageCosts, ...]) -> StageCosts:
 
 def _others(schedule: Schedule, measured: MeasuredCosts) -> Iterator[tuple[Schedule, Costs]]:
     """Other schedules that take the sizes, with the model shared out equally over their stages. Those that split
-    backward only where this one did, for what I and W take is not known otherwise; pairs overlap as here."""
+    backward only where this one did, for what I and W take is not known otherwise; pairs overlap as here, and backwards
+    that send are split if they are here."""
     total = [sum(getattr(stage, name) for stage in measured.stages) for name in ("F", "I", "W", "B", "FB")]
     for name, descriptor in SCHEDULES.items():
         if name == schedule.name or (descriptor.splits and not measured.splits):
@@ -77,6 +79,8 @@ def _others(schedule: Schedule, measured: MeasuredCosts) -> Iterator[tuple[Sched
             plan = generate(name, schedule.ranks, schedule.microbatches)
         except ValueError:  # sizes that it cannot take
             continue
+        if split_backward(schedule) == schedule:
+            plan = split_backward(plan)
         F, I, W, B, FB = (value / plan.placement.model_stages for value in total)
         stage = paired(StageCosts(F=F, I=I, W=W, B=B), FB, 0.0)
         yield plan, replace(measured, stages=(stage,)).costs()

@@ -2,7 +2,7 @@
 
 import pytest
 
-from hcmegatron.config.schema import Config, splits_backward
+from hcmegatron.config.schema import Config, has_to_split, splits_backward
 from hcmegatron.pipeline.configured_schedule import training_schedule
 from schedules.actions import Kind
 from tests.pipeline import overlap_workers
@@ -51,16 +51,19 @@ def test_the_numbers_are_those_of_whole_backwards_bit_for_bit(sections):
         ({"schedule": "gpipe"}, True),
         ({"schedule": "megatron_1f1b"}, False),
         ({"schedule": "megatron_1f1b", "split_backward": True}, False),
+        ({"pipeline": 1, "split_backward": True}, False),
         ({"schedule": "dualpipev", "overlap": True}, False),
         ({"schedule": "dualpipev", "overlap": True, "split_backward": True}, True),
         ({"split_backward": False}, False),
     ],
 )
-@pytest.mark.parametrize("mode", ["none", "block"])
-def test_null_is_where_nothing_is_recomputed_or_overlapped(changes, expected, mode):
+@pytest.mark.parametrize("mode", ["none", "block", "selective", "full"])
+def test_null_is_where_layers_are_not_recomputed_whole_and_nothing_overlaps(changes, expected, mode):
     config = Config()
     config.parallel.pipeline, config.parallel.schedule, config.recompute.mode = 2, "1f1b", mode
     for name, value in changes.items():
         setattr(config.parallel, name, value)
     asked = changes.get("split_backward") is not None
-    assert splits_backward(config) == (expected and (asked or mode == "none"))
+    assert splits_backward(config) == (expected and (asked or mode != "full"))
+    named = changes.get("split_backward") is True and expected
+    assert has_to_split(config) == (named or changes.get("schedule") == "dualpipev")

@@ -2,12 +2,14 @@
 
 import os
 import time
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
 
+from hcmegatron.platform import gloo
 from hcmegatron.platform.gloo import share_event_loop
 from tests.ranks import run_ranks
 
@@ -67,6 +69,28 @@ def twice(directory):
         dist.barrier()
         dist.destroy_process_group()
     return found, loops()
+
+
+def limited(directory):
+    """A group's time limit changed as Megatron does."""
+    share_event_loop()
+    start(directory)
+    group = dist.new_group([0, 1])
+    dist.distributed_c10d._set_pg_timeout(timedelta(seconds=7), group)
+    backend = group._get_backend(torch.device("cpu"))
+    return isinstance(backend, dist.ProcessGroupGloo), backend.options._timeout.total_seconds()
+
+
+def test_groups_are_torchs_whose_time_limit_can_be_changed(tmp_path):
+    assert run_ranks(2, limited, tmp_path, **ALONE) == [(True, 7.0)] * 2
+
+
+def test_a_torch_that_makes_groups_otherwise_keeps_its_own(monkeypatch):
+    monkeypatch.setattr(gloo, "NEEDED", ("_Options", "nothing_that_is_there"))
+    before = dist.ProcessGroupGloo.__init__
+    with pytest.warns(UserWarning, match="nothing_that_is_there: every gloo group has a thread of its own"):
+        share_event_loop.__wrapped__()
+    assert dist.ProcessGroupGloo.__init__ is before
 
 
 def test_groups_end_and_begin_again_in_a_process(tmp_path):

@@ -244,6 +244,12 @@ def test_a_schedule_as_a_profiled_step_ran_it(tmp_path):
     )
 
 
+def test_a_profile_of_a_version_without_split_backward_is_drawn(tmp_path):
+    """Its configuration does not have the key, and its backwards are whole."""
+    run = make_whole_run(tmp_path / "run", parallel={"split_backward": None})
+    assert [part.title for part in schedule_parts(run)][1:] == ["As it ran", "Simulated with measured times"]
+
+
 def test_the_simulation_with_measured_times_takes_as_long_as_the_profile_says(tmp_path, monkeypatch):
     """One page, one simulation: host, lead and tail are in both."""
     drawn = []

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from schedules import generate
 from schedules.actions import B, F, I, Kind, W
 from schedules.costs import Costs, Link, StageCosts
+from schedules.csv_form import from_csv
 from schedules.generators import SCHEDULES
 from schedules.simulate import simulate
 from schedules.split_backward import split_backward
@@ -38,6 +39,13 @@ def test_a_gradient_that_stays_on_the_rank_leaves_a_backward_whole():
         part.kind for actions in schedule.actions for action in actions for part in action.parts
     }
     assert schedule == generate("dualpipev", 1, 2)
+
+
+def test_behind_a_w_that_is_still_to_come_a_backward_stays_whole():
+    """Stages compute weights' gradients in the order of the I."""
+    text = "0F0,0F1,0B0,0B1\n1F0,1F1,1I0,1B1,1W0\n"
+    schedule = from_csv(text, "mixed")
+    assert problems(schedule) == [] and split_backward(schedule) == schedule
 
 
 @pytest.mark.parametrize("name", sorted(SCHEDULES))

@@ -91,6 +91,10 @@ def _measured(run: Run, config: Config, suffix: str) -> list[Picture | Words]:
         return [Words((f"{run.name}: profile/ does not have the records of all ranks of a step.",))]
     ordered = training_schedule(config, microbatches)
     ran = executed(found, ordered)
+    if ran is None:  # of a version that had backwards whole, whose configuration does not say so
+        whole = replace(config, parallel=replace(config.parallel, split_backward=False))
+        ordered = training_schedule(whole, microbatches)
+        ran = executed(found, ordered)
     if ran is None:
         return [Words((f"{run.name}: profile/ is of another schedule than the configuration's.",))]
     measured = measured_costs([found], ordered)
