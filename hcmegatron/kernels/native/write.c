@@ -86,8 +86,8 @@ void write_forward(const void *H, const void *y, const float *post, const float 
     BY_KIND(forward, H, y, post, res, out, T, C, step, alike);
 }
 
-/* The gradients of H, y, post and res from d, that of H'; of post and res that are `alike`, summed. Without res, those of y and post alone: the
-   streams' is d, and H is not read. */
+/* The gradients of H, y, post and res from d, that of H'; of post and res that are `alike`, summed. Without res, those
+   of y and post alone: the streams' is d, and H is not read. */
 void write_backward(const void *H, const void *y, const float *post, const float *res, const void *d, void *dH, void *dy,
                     float *dpost, float *dres, int64_t T, int64_t C, int64_t step, int alike, int bf16, int y_bf16) {
     BY_KIND(backward, H, y, post, res, d, dH, dy, dpost, dres, T, C, step, alike);
