@@ -3,6 +3,7 @@ most that a rank holds of it. Imports no torch; the trainer asks here too (pipel
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import NamedTuple
 
 from hcmegatron.config.errors import ConfigError
@@ -37,15 +38,20 @@ def training_schedule(config: Config, microbatches: int) -> Schedule:
     Raises:
         ConfigError: it cannot take so few micro-batches, or so many ranks.
     """
-    parallel = config.parallel
+    parallel, split = config.parallel, splits_backward(config)
     try:
-        schedule = descriptor(parallel).schedule(parallel.pipeline, microbatches, parallel.virtual)
+        return _generated(parallel.schedule, parallel.pipeline, microbatches, parallel.virtual, split)
     except ValueError as error:
         raise ConfigError(
             f"parallel.schedule = {parallel.schedule} with parallel.pipeline = {parallel.pipeline} and "
             f"{microbatches} micro-batches: {error}; change training.global_batch or training.micro_batch"
         ) from None
-    return split_backward(schedule) if splits_backward(config) else schedule
+
+
+@lru_cache(maxsize=64)  # a search asks for the same one for many ways to split tensors and experts
+def _generated(name: str, ranks: int, microbatches: int, chunks: int | None, split: bool) -> Schedule:
+    schedule = SCHEDULES[name].schedule(ranks, microbatches, chunks)
+    return split_backward(schedule) if split else schedule
 
 
 class Held(NamedTuple):

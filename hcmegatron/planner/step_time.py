@@ -145,23 +145,26 @@ def lower_bound(layout: Layout, operations: Operations) -> float:
     """Seconds that a step takes at least, without simulating it.
 
     A rank computes all its micro-batches (all-to-alls hidden where pairs can hide them), not before the first has come
-    through the stages before its own; where backward is not split, the last gradient then still has to pass them. After
-    that come reduction and optimizer.
+    through the stages before its own; unless weights' gradients are put off, the last gradient then still has to pass
+    them: whole backwards, or, where gradients leave first, from the rank's last I on, the first stage's whole. After that
+    come reduction and optimizer.
     """
     where = layout.placement
     hides = overlaps(layout, operations.rates.assumptions)
-    split = layout.config.parallel.schedule in SPLIT_BACKWARD or splits_backward(layout.config)
-    least, before, after = [], [0.0], [0.0]
+    put_off = layout.config.parallel.schedule in SPLIT_BACKWARD
+    leaves_first = splits_backward(layout.config)
+    least, before, after, left = [], [0.0], [0.0], []
     for stage in range(where.model_stages):
         own = operations.of_stage(stage)
         least.append(own.seconds.total() - (own.seconds["all-to-alls"] if hides else 0.0))
         forward, dgrad, wgrad = own.phases
         before.append(before[-1] + forward)
-        after.append(after[-1] + dgrad + (0.0 if split else wgrad))
+        after.append(after[-1] + dgrad + (0.0 if leaves_first and stage else wgrad))
+        left.append(wgrad if leaves_first else 0.0)
     pipeline = 0.0
     each = layout.microbatches / len(where.paths)
     for chunks in layout.model_stages:
         busy = each * sum(least[stage] for stage in chunks)
-        last = 0.0 if split else after[min(chunks)]
+        last = 0.0 if put_off else max(0.0, after[min(chunks)] - left[min(chunks)])
         pipeline = max(pipeline, before[min(chunks)] + busy + last)
     return pipeline + after_the_pipeline(layout, operations).total()

@@ -39,7 +39,7 @@ def watched(tmp_path, steps, **changes):
 def test_a_plan_with_measured_costs(tmp_path):
     """The median of steps 2 to 5, of 35 to 32 seconds; the first is left out."""
     path = written(tmp_path / "costs.yaml", costs())
-    (before, after), _ = watched(tmp_path, 9, parallel__costs=str(path))
+    (before, after), _ = watched(tmp_path, 9, parallel__costs=str(path), parallel__split_backward=False)
     assert before.startswith("planned: fits, ") and before.endswith(
         " MiB on a rank of 4 GiB; a step takes 34 s"
     )
