@@ -146,8 +146,8 @@ def lower_bound(layout: Layout, operations: Operations) -> float:
 
     A rank computes all its micro-batches (all-to-alls hidden where pairs can hide them), not before the first has come
     through the stages before its own; unless weights' gradients are put off, the last gradient then still has to pass
-    them: whole backwards, or, where gradients leave first, from the rank's last I on, the first stage's whole. After that
-    come reduction and optimizer.
+    them: whole backwards, or, where gradients leave first, from the rank's last I on, the first stage's whole. After
+    that come reduction and optimizer.
     """
     where = layout.placement
     hides = overlaps(layout, operations.rates.assumptions)

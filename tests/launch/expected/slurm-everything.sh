@@ -199,6 +199,8 @@ examine() {
         return
     fi
     if taken; then
+        # ranks may have died of the machine before SLURM had heard of it: the next start asks, as where it cut them off
+        if [ "$status" -ne 0 ]; then echo "$chosen" >"$folder/running"; fi
         note stopped "$status" "taken from us"
         exit 0
     fi
