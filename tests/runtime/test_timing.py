@@ -78,7 +78,8 @@ def test_a_hop_of_a_quarter_f_costs_three_percent_at_most():
 @pytest.mark.ranks
 def test_an_input_gradient_that_leaves_before_the_weights_are_done_hides_its_hop():
     """1F1B, 2 ranks, 8 micro-batches, a hop of half an F: by the simulator 31 F with backwards whole and 27 with them
-    split (rank 1 begins at 1.5, its last I ends at 24.5, and rank 0 has B from 25 on), both of which other load could only raise."""
+    split (rank 1 begins at 1.5, its last I ends at 24.5, and rank 0 has B from 25 on). Other load
+    could only raise either."""
     whole = LinkCase("1f1b", ranks=2, microbatches=8, hop=0.5)
     split = replace(whole, split=True)
     assert (whole.simulated(), split.simulated()) == pytest.approx((31 * 0.02, 27 * 0.02))
