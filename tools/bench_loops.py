@@ -27,8 +27,9 @@ from hcmegatron.platform import distributed
 from hcmegatron.platform.distributed import process_groups
 from hcmegatron.platform.local_launch import launch_ranks
 from hcmegatron.platform.ranks import RankInfo
-from tools.bench_pipeline import RANKS, ScheduledModel, Shape, config_for
+from tools.bench_pipeline import ScheduledModel
 from tools.machine import Others, described
+from tools.pipeline_report import RANKS, Shape, config_for
 from tools.targets import Targets, exit_status
 
 SHAPE = Shape(hidden=512, layers=8, tokens=128, rounds=1)

@@ -6,10 +6,10 @@ import sys
 
 import pytest
 
+from hcmegatron.planner.scheduled import training_schedule
 from schedules.actions import Kind
-from tools import bench_pipeline
 from tools.bench_link import LinkCase, _print_table
-from tools.bench_pipeline import OURS, SCHEDULES, Beyond, Findings, Shape, Spent, beyond
+from tools.pipeline_report import OURS, SCHEDULES, Beyond, Findings, Shape, Spent, beyond, config_for, report
 from tools.replay import replayed
 from tools.targets import Targets, exit_status
 
@@ -36,8 +36,8 @@ def test_status(capsys):
 def spent(name):
     """Of both ranks: stages that take a tenth more than they cost, and 50 ms that are the runtime's."""
     shape = Shape(hidden=512, layers=4, tokens=128, rounds=3)
-    config = bench_pipeline.config_for(name, shape)
-    schedule = bench_pipeline.training_schedule(config, config.training.global_batch)
+    config = config_for(name, shape)
+    schedule = training_schedule(config, config.training.global_batch)
     taken = [
         [0.022 if part.kind is Kind.B else 0.011 for action in actions for part in action.parts]
         for actions in schedule.actions
@@ -60,9 +60,7 @@ def findings(overhead=40e-6, **steps):
 
 
 def missed(**found):
-    table, missing = bench_pipeline.report(
-        Shape(hidden=512, layers=4, tokens=128, rounds=3), findings(**found)
-    )
+    table, missing = report(Shape(hidden=512, layers=4, tokens=128, rounds=3), findings(**found))
     assert json.loads(json.dumps([table, missing])) == [table, missing]
     return [what.partition(":")[0] for what in missing]
 

@@ -15,7 +15,7 @@ def one_rank(work: PhaseContext) -> None:
     with the costs measured beside it and a link that costs nothing."""
     from hcmegatron.platform.ranks import discover_ranks
     from tools import bench_pipeline
-    from tools.bench_pipeline import Shape
+    from tools.pipeline_report import Shape, expected
 
     place = discover_ranks(os.environ)
     hidden, layers, tokens, rounds = MODEL[work.miniature]
@@ -24,7 +24,7 @@ def one_rank(work: PhaseContext) -> None:
     found = bench_pipeline.measure(shape, place)
     if place.rank:
         return
-    free = bench_pipeline.expected(shape, found)
+    free = expected(shape, found)
     for name, steps in found.steps.items():
         taken = statistics.median(steps)
         over = statistics.median(a / b for a, b in zip(steps, found.steps["megatron_1f1b"], strict=True))
