@@ -25,9 +25,8 @@ class PipelineError(RuntimeError):
 
 # Plain tuples, and few functions on the way of a message: between two computations nothing of this is in the
 # processor's caches, and what is touched is what costs.
-_UnderWay = tuple[
-    Message, Pending, Tensor
-]  # the tensor is a receive's buffer, or kept until it has been sent
+_Posted = tuple[Message, Pending, Tensor]  # with its buffer
+_Sent = tuple[Message, Pending, Tensor | None]  # with what is kept until it has been sent
 
 
 class P2PChannels:
@@ -51,8 +50,8 @@ class P2PChannels:
         self._depths, self._position = program.depths, position
         self._all_posted_ahead = program.posts is None
         self._unposted = {channel: deque(messages) for channel, messages in program.receives.items()}
-        self._posted: dict[Channel, deque[_UnderWay]] = {channel: deque() for channel in program.receives}
-        self._sent: dict[Channel, deque[_UnderWay]] = defaultdict(deque)
+        self._posted: dict[Channel, deque[_Posted]] = {channel: deque() for channel in program.receives}
+        self._sent: dict[Channel, deque[_Sent]] = defaultdict(deque)
         self._held: dict[tuple[int, int], list[Tensor]] = defaultdict(list)
         self.waited = 0.0
         self._mark = mark
@@ -99,9 +98,17 @@ class P2PChannels:
         if len(sent) > self._depths[channel]:
             earlier, pending, _ = sent.popleft()
             self._wait(earlier, pending)
-        tensor = self._pool.own(tensor).contiguous()
+        kept = None
+        if not self._transport.keeps:
+            if tensor.requires_grad:
+                tensor = tensor.detach()
+            kept = tensor = self._pool.own(tensor).contiguous()
         self.sends.append((message, self._mark(), tensor.nbytes))
-        sent.append((message, self._begin(self._transport.send, message, tensor), tensor))
+        try:
+            pending = self._transport.send(message, tensor)
+        except RuntimeError as error:  # a connection that is already lost
+            raise self._lost(message, error) from error
+        sent.append((message, pending, kept))
 
     def release(self, part: Action) -> None:
         """Nothing received for the part's stage and micro-batch is needed any more."""
@@ -117,6 +124,7 @@ class P2PChannels:
 
     def finish(self) -> None:
         """Waits until everything has been sent."""
+        self._transport.flush()
         for sent in self._sent.values():
             for message, pending, _ in sent:
                 self._wait(message, pending)
@@ -126,34 +134,28 @@ class P2PChannels:
         if self._unposted[channel]:
             message = self._unposted[channel].popleft()
             buffer = self._pool.take(tuple(self._shape(message)))
-            pending = self._begin(self._transport.receive, message, buffer)
+            try:
+                pending = self._transport.receive(message, buffer)
+            except RuntimeError as error:  # a connection that is already lost
+                raise self._lost(message, error) from error
             self._posted[channel].append((message, pending, buffer))
             self.buffers += 1
             if self.buffers > self.most_buffers:
                 self.most_buffers = self.buffers
 
-    def _begin(
-        self, start: Callable[[Message, Tensor], Pending], message: Message, tensor: Tensor
-    ) -> Pending:
-        """Of a send or a receive. A connection that is already lost says so here, before any wait."""
-        try:
-            return start(message, tensor)
-        except RuntimeError as error:
-            raise self._lost(message, error) from error
-
     def _wait(self, message: Message, pending: Pending) -> None:
-        position = self._position
-        started = self._mark()
+        position, monotonic = self._position, time.monotonic
         position.waiting = message
-        position.since = begin = time.monotonic()
+        position.since = begin = monotonic()
+        started = begin if self._mark is monotonic else self._mark()
         try:
             pending.wait()
         except RuntimeError as error:
             raise self._lost(message, error) from error
         position.waiting = None
-        position.since = end = time.monotonic()
+        position.since = end = monotonic()
         self.waited += end - begin
-        self.waits.append((message, started, self._mark()))
+        self.waits.append((message, started, end if self._mark is monotonic else self._mark()))
 
     def _lost(self, message: Message, error: RuntimeError) -> PipelineError:
         """Names the message and the rank at its other end, whether the rank was waiting for it or not."""

@@ -129,13 +129,16 @@ class Runtime:
         return record
 
     def _run(self, part: ActionPart) -> None:
+        p2p, mark = self._p2p, self._record.mark
         value = self._take(part)
-        started = self._start()
+        # as _start and _end do, without a call
+        waited, p2p.waited = p2p.waited, 0.0
+        start = mark()
         result = self._compute(part, value)
-        self._end(part, started)
+        self._record.add((self.position.index, part.action, waited, start, mark()))
         self._give(part, result)
         if part.is_last_use:
-            self._p2p.release(part.action)
+            p2p.release(part.action)
 
     def _run_in_lockstep(self, op: Op) -> None:
         values = [self._take(part) for part in op.parts]
@@ -214,12 +217,10 @@ class Runtime:
             return
         if value is None:
             raise ValueError(f"{part.action} returned nothing, and another stage needs its result")
-        if value.requires_grad:
-            value = value.detach()
         if part.send is not None:
             self._p2p.send(part.send, value)
         elif part.give is not None:
-            self._handed[part.give] = self._pool.own(value)
+            self._handed[part.give] = self._pool.own(value.detach() if value.requires_grad else value)
 
     def _start(self) -> _Started:
         waited, self._p2p.waited = self._p2p.waited, 0.0

@@ -2,9 +2,10 @@
 
 A message is copied into a slot of the sender's (shared_slots.py), and a record through a Unix socket says where it is
 and wakes the receiver; so waiting costs no processor time, and the end of a peer is noticed at once. Two records go the
-other way: that a receive is posted, and that a slot is free again. Small messages are copied on the spot, large ones by
-a thread, which computes nothing else and needs the interpreter for two calls. What is small depends on whether there
-are more cores than ranks.
+other way: that a receive is posted, and that a slot is free again. Nobody is in a hurry for those: they leave with the
+next message to the peer, before this rank waits for anybody, or when they are flushed. Small messages are copied on the
+spot, large ones by a thread, which computes nothing else and needs the interpreter for two calls. What is small depends
+on whether there are more cores than ranks.
 """
 
 from __future__ import annotations
@@ -40,11 +41,14 @@ COPIED_AT_ONCE = 1 << 17  # bytes: about as long as it takes to wake a thread
 # The same where no core is free for a thread, which would take one from a rank that computes. Larger ones, of which a
 # rank may wait for others while it is copied, are its still.
 COPIED_AT_ONCE_ON_BUSY_CORES = 1 << 21
+_MOST_HELD = 64  # records: less than what a socket takes in one piece
 _SENT, _POSTED, _FREE = range(3)
 _RECORD = struct.Struct(
     "=bqqqqd"
 )  # kind, tag; offset and capacity of the slot, bytes, arrival on an emulated link
 _Record = tuple[int, int, int, int, int, float]
+# Messages that are needed until they are given back, by id of their tensor.
+_Lent = dict[int, "tuple[_Peer, Slot]"]
 
 
 class Gone(RuntimeError):
@@ -61,7 +65,7 @@ class SharedMemoryTransport(Transport):
     Unreachable on all ranks, if they cannot share memory; ValueError for a group of another size.
     """
 
-    lends = True
+    lends = keeps = True
 
     def __init__(
         self,
@@ -81,12 +85,15 @@ class SharedMemoryTransport(Transport):
         limit = (timeout or dist.default_pg_timeout).total_seconds()
         spare = len(os.sched_getaffinity(0)) > group.size()
         at_once = COPIED_AT_ONCE if spare else COPIED_AT_ONCE_ON_BUSY_CORES
+        self._holding: set[_Peer] = set()
         self._peers = {
-            rank: _Peer(peer, limit, copies, at_once)
+            rank: _Peer(peer, limit, copies, at_once, self._holding)
             for rank, peer in connect(group, ends - {group.rank()}).items()
         }
         self._link = EmulatedLink(link) if isinstance(link, Link) else link
-        self._lent: dict[int, tuple[_Peer, Slot]] = {}  # by address
+        self._lent: _Lent = {}
+        self._expected: dict[int, _Expected] = {}  # by id of the tensor that stands for it
+        self._at_once = at_once
         self._stop = weakref.finalize(self, copies.put, None)
         threading.Thread(target=_copy_all, args=(copies,), name="message copies", daemon=True).start()
 
@@ -100,26 +107,38 @@ class SharedMemoryTransport(Transport):
 
     def send(self, message: Message, tensor: Tensor) -> Pending:
         peer, size = self._peers[message.target_rank], tensor.nbytes
+        if not tensor.is_contiguous():
+            tensor = tensor.contiguous()
+        if size > self._at_once and self.is_lent(tensor):
+            tensor = tensor.clone()
         arrival = self._link.arrival(message.target_rank, size) if self._link else 0.0
         return peer.send(message_tag(message), tensor, size, arrival)
 
     def receive(self, message: Message, buffer: Tensor) -> Pending:
         peer, tag = self._peers[message.source_rank], message_tag(message)
         peer.post(tag)
-        return _Receive(self, peer, tag, buffer)
+        expected = self._expected.get(id(buffer)) or _Expected(buffer)
+        return _Receive(peer, tag, expected, self._lent)
+
+    def flush(self) -> None:
+        for peer in list(self._holding):
+            peer.let_go()
 
     @property
     def slots(self) -> int:
         """The number of slots that messages have come in."""
         return sum(len(peer.incoming) for peer in self._peers.values())
 
-    def lend(self, peer: _Peer, slot: Slot) -> None:
-        """The slot holds a message that is needed, until it is given back."""
-        self._lent[slot.address] = peer, slot
+    def expect(self, buffer: Tensor) -> None:
+        """Messages like ``buffer``, which has no memory, for which it will stand as long as the transport is there."""
+        self._expected[id(buffer)] = _Expected(buffer)
 
     def is_lent(self, tensor: Tensor) -> bool:
         """Whether the tensor lies in a slot that will be used again."""
-        return tensor.untyped_storage().data_ptr() in self._lent
+        address = tensor.data_ptr()
+        return id(tensor) in self._lent or any(
+            slot.address <= address < slot.end for _, slot in self._lent.values()
+        )
 
     @property
     def lent(self) -> int:
@@ -128,8 +147,8 @@ class SharedMemoryTransport(Transport):
 
     def give_back(self, tensor: Tensor) -> None:
         """What was received in it is not needed any more."""
-        peer, slot = self._lent.pop(tensor.untyped_storage().data_ptr())
-        peer.free(slot.offset)
+        peer, slot = self._lent.pop(id(tensor))
+        peer.hold(_FREE, 0, slot.offset)
 
 
 class _LentBuffers(BufferPool):
@@ -138,7 +157,7 @@ class _LentBuffers(BufferPool):
     def __init__(self, transport: SharedMemoryTransport, dtype: torch.dtype, device: torch.device) -> None:
         super().__init__(dtype, device)
         self._transport = transport
-        self._expected: dict[tuple[int, ...], Tensor] = {}
+        self._by_shape: dict[tuple[int, ...], Tensor] = {}
 
     @property
     def in_use(self) -> int:
@@ -149,9 +168,10 @@ class _LentBuffers(BufferPool):
         return self._transport.slots
 
     def take(self, shape: tuple[int, ...]) -> Tensor:
-        expected = self._expected.get(shape)
+        expected = self._by_shape.get(shape)
         if expected is None:
-            expected = self._expected[shape] = torch.empty(shape, dtype=self.dtype, device="meta")
+            expected = self._by_shape[shape] = torch.empty(shape, dtype=self.dtype, device="meta")
+            self._transport.expect(expected)
         return expected
 
     def give_back(self, buffer: Tensor) -> None:
@@ -162,12 +182,25 @@ class _LentBuffers(BufferPool):
 
 
 class _Peer:
-    """A neighbour: the messages to it that it has posted no receive for, and those from it that nobody waited for."""
+    """A neighbour: the messages to it that it has posted no receive for, and those from it that nobody waited for.
+
+    Records that it can do without for a while are held back; ``holding`` has the peers for which there are any. Of
+    receives that is one at most. What its sender may not send without it this rank takes up later than the message it
+    has just got; and until then nothing but a message can keep it, for which it never waits with records held back.
+    """
 
     def __init__(
-        self, peer: LocalPeer, limit: float, copies: SimpleQueue[_Copy | None], at_once: int
+        self,
+        peer: LocalPeer,
+        limit: float,
+        copies: SimpleQueue[_Copy | None],
+        at_once: int,
+        holding: set[_Peer],
     ) -> None:
         self.rank, self._limit, self._copies, self._at_once = peer.rank, limit, copies, at_once
+        self._holding = holding
+        self._held: list[tuple[int, int, int]] = []  # kind, tag and offset, of which the rest is 0
+        self._held_post: int | None = None  # its tag
         self._connection = peer.connection
         self._connection.settimeout(None)
         # The kernel's own, for with Python's every read takes a call more.
@@ -196,7 +229,7 @@ class _Peer:
             sent.posted = True
         else:
             self._unposted[tag].append(sent)
-        record = _RECORD.pack(_SENT, tag, slot.offset, slot.capacity, size, arrival)
+        record = self._with_held(_RECORD.pack(_SENT, tag, slot.offset, slot.capacity, size, arrival))
         if size <= self._at_once:
             ctypes.memmove(slot.address, tensor.data_ptr(), size)
             self._write(record)
@@ -209,38 +242,66 @@ class _Peer:
         """The next message with the tag, waited for."""
         records = self._arrived[tag]
         while not records:
-            self._take_in()
+            self._wait()
+        if self._held_post == tag:  # whose sender was quicker, and may be waiting
+            self.let_go()
         return records.popleft()
 
     def wait_until_posted(self, sent: _Send) -> None:
         while not sent.posted:
-            self._take_in()
+            self._wait()
 
     def post(self, tag: int) -> None:
         """A receive is."""
-        self._write(_RECORD.pack(_POSTED, tag, 0, 0, 0, 0.0))
+        if self._held_post is not None:
+            self.let_go()
+        self._held_post = tag
+        self.hold(_POSTED, tag, 0)
 
-    def free(self, offset: int) -> None:
-        """A slot of the peer's is not needed any more; nor by a peer that has done its part and ended."""
+    def let_go(self) -> None:
+        """Of what is held back. A peer that has done its part and ended needs it no more; if it has not done it, that
+        comes out as soon as anything of it is waited for."""
         with suppress(Gone):
-            self._write(_RECORD.pack(_FREE, 0, offset, 0, 0, 0.0))
+            self._write(self._with_held(b""))
 
-    def _write(self, record: bytes) -> None:
+    def hold(self, kind: int, tag: int, offset: int) -> None:
+        """A record back: of a receive, or of the peer's slot, which is not needed any more."""
+        self._held.append((kind, tag, offset))
+        self._holding.add(self)
+        if len(self._held) == _MOST_HELD:
+            self.let_go()
+
+    def _with_held(self, record: bytes) -> bytes:
+        """Behind what was held back, which leaves with it."""
+        if not self._held:
+            return record
+        self._holding.remove(self)
+        self._held_post = None
+        held, self._held = self._held, []
+        return b"".join([*(_RECORD.pack(*each, 0, 0, 0.0) for each in held), record])
+
+    def let_all_go(self) -> None:
+        """Of what is held back from any peer, since this rank is about to wait."""
+        for peer in list(self._holding):
+            peer.let_go()
+
+    def _write(self, records: bytes) -> None:
         """Where the peer has not read for long, reads on meanwhile: it may be waiting for the same."""
-        while not self.put(record):
+        while not self.put(records):
+            self.let_all_go()
             if self._wait_for(select.POLLIN | select.POLLOUT) & select.POLLIN:
                 self._take_in(socket.MSG_DONTWAIT)
 
-    def write_from_thread(self, record: bytes) -> None:
+    def write_from_thread(self, records: bytes) -> None:
         """Where the peer has not read for long, waits; what it may wait for is read by the others' thread."""
-        while not self.put(record):
+        while not self.put(records):
             self._wait_for(select.POLLOUT)
 
-    def put(self, record: bytes) -> bool:
-        """Whether the record has gone; False where the connection is full of unread ones. A record is too small to go
-        in parts, whichever threads write."""
+    def put(self, records: bytes) -> bool:
+        """Whether they have gone; False where the connection is full of unread ones. So few are too small to go in
+        parts, whichever threads write."""
         try:
-            self._connection.send(record, socket.MSG_DONTWAIT)
+            self._connection.send(records, socket.MSG_DONTWAIT)
         except BlockingIOError:
             return False
         except OSError as error:
@@ -255,13 +316,20 @@ class _Peer:
             raise self._timed_out()
         return found[0][1]
 
-    def _take_in(self, flags: int = 0) -> None:
-        """Reads what has come; waits until something has, unless the flags say not to."""
+    def _wait(self) -> None:
+        """For what comes next; but the first time, if nothing has come, only lets go of what others may wait for."""
+        if not self._holding:
+            self._take_in()
+        elif not self._take_in(socket.MSG_DONTWAIT):
+            self.let_all_go()
+
+    def _take_in(self, flags: int = 0) -> bool:
+        """Reads what has come; waits until something has, unless the flags say not to. Whether something had."""
         try:
             count = self._connection.recv_into(memoryview(self._read)[self._partial :], 0, flags)
         except BlockingIOError:
             if flags:
-                return
+                return False
             raise self._timed_out() from None
         except OSError as error:
             raise self._lost(error) from error
@@ -273,6 +341,7 @@ class _Peer:
         for record in _RECORD.iter_unpack(memoryview(self._read)[:whole]):
             self._file(record)
         self._read[: self._partial] = self._read[whole:count]
+        return True
 
     def _file(self, record: _Record) -> None:
         kind, tag, offset = record[:3]
@@ -309,34 +378,44 @@ class _Send:
 
     def wait(self) -> None:
         if self.copied is not None:
-            self.copied.wait()
+            if not self.copied.is_set():
+                self._peer.let_all_go()
+                self.copied.wait()
             if self.failure is not None:
                 raise self.failure
         self._peer.wait_until_posted(self)
 
 
+class _Expected:
+    """What a buffer says of the message that it is for. Asked once: between two actions every question costs."""
+
+    def __init__(self, buffer: Tensor) -> None:
+        self.buffer, self.size = buffer, buffer.nbytes
+        self.dtype, self.shape, self.is_lent = buffer.dtype, buffer.shape, buffer.is_meta
+
+
 class _Receive:
     """``tensor``: the message, once it was waited for."""
 
-    def __init__(self, transport: SharedMemoryTransport, peer: _Peer, tag: int, buffer: Tensor) -> None:
-        self._transport, self._peer, self._tag = transport, peer, tag
-        self.tensor = buffer
+    def __init__(self, peer: _Peer, tag: int, expected: _Expected, lent: _Lent) -> None:
+        self._peer, self._tag, self._expected, self._lent = peer, tag, expected, lent
+        self.tensor = expected.buffer
 
     def wait(self) -> None:
-        peer, buffer = self._peer, self.tensor
+        peer, expected = self._peer, self._expected
         _, _, offset, capacity, size, arrival = peer.next_arrived(self._tag)
-        if size != buffer.nbytes:
-            raise RuntimeError(f"{size} bytes of rank {peer.rank} came where {buffer.nbytes} were expected")
+        if size != expected.size:
+            raise RuntimeError(f"{size} bytes of rank {peer.rank} came where {expected.size} were expected")
         if arrival:
             sleep_until(arrival)
         slot = peer.incoming.at(offset, capacity)
-        message = slot.view(buffer.dtype, buffer.shape)
-        if buffer.is_meta:
-            self._transport.lend(peer, slot)
+        message = slot.view(expected.dtype, expected.shape)
+        if expected.is_lent:
             self.tensor = message
+            self._lent[id(message)] = peer, slot
         else:
-            buffer.copy_(message)
-            peer.free(offset)
+            self.tensor.copy_(message)
+            peer.hold(_FREE, 0, offset)
 
 
 class _Copy(NamedTuple):

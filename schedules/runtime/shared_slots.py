@@ -28,6 +28,7 @@ class Slot:
         self.offset, self.capacity = offset, capacity
         self._bytes = torch.frombuffer(_mapped(descriptor, offset, capacity), dtype=torch.uint8)
         self.address = self._bytes.data_ptr()
+        self.end = self.address + capacity
         self._views: dict[tuple[torch.dtype, _Shape], Tensor] = {}
 
     def view(self, dtype: torch.dtype, shape: _Shape) -> Tensor:
@@ -64,18 +65,18 @@ class OutgoingSlots:
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor, self._end = descriptor, 0
-        self._free: list[Slot] = []
+        self._free: dict[int, list[Slot]] = {}  # by capacity, in ascending order
         self._used: dict[int, Slot] = {}  # by offset
 
     def take(self, size: int) -> Slot | None:
-        """The smallest free slot for ``size`` bytes; None where there is none."""
-        fitting = [slot for slot in self._free if slot.capacity >= size]
-        if not fitting:
-            return None
-        slot = min(fitting, key=lambda one: one.capacity)
-        self._free.remove(slot)
-        self._used[slot.offset] = slot
-        return slot
+        """The smallest free slot for ``size`` bytes, of them the one that came back last, of which the caches may still
+        hold something; None where there is none."""
+        for capacity, free in self._free.items():
+            if free and capacity >= size:
+                slot = free.pop()
+                self._used[slot.offset] = slot
+                return slot
+        return None
 
     def add(self, size: int) -> Slot:
         """A new slot, in use. A power of two, so that messages of like sizes share slots; memory that no message has
@@ -86,10 +87,13 @@ class OutgoingSlots:
             slot = Slot(self._descriptor, self._end, capacity)
         self._end += capacity
         self._used[slot.offset] = slot
+        if capacity not in self._free:
+            self._free = {each: self._free.get(each, []) for each in sorted([*self._free, capacity])}
         return slot
 
     def give_back(self, offset: int) -> None:
-        self._free.append(self._used.pop(offset))
+        slot = self._used.pop(offset)
+        self._free[slot.capacity].append(slot)
 
 
 class IncomingSlots:

@@ -34,11 +34,14 @@ class Transport(ABC):
     message that nobody waits for yet holds up no other.
 
     ``receives_occupy_device``: a receive that is posted takes room on the device until its message comes. ``lends``:
-    messages lie in memory of the transport's own, until they are given back to its ``buffers``.
+    messages lie in memory of the transport's own, until they are given back to its ``buffers``. ``keeps``: what is sent
+    is the transport's own affair, for as long as it needs it: the tensor may have a graph, or lie in memory that is
+    given back.
     """
 
     receives_occupy_device = False
     lends = False
+    keeps = False
 
     def buffers(self, dtype: torch.dtype, device: torch.device) -> BufferPool:
         """What the messages of a pipeline are received into."""
@@ -55,6 +58,10 @@ class Transport(ABC):
         """Starts receiving into ``buffer``, contiguous and of the size that was sent. Of a transport that ``lends`` it
         may be on the meta device, and only say what is expected: the message is the result's ``tensor``, then, once
         it was waited for."""
+
+    def flush(self) -> None:  # noqa: B027, most hold nothing back
+        """Word of receives may leave only with the next message, or when something is waited for. What has not left yet
+        does now: for whoever goes on to wait for the others by other means."""
 
     def close(self) -> None:  # noqa: B027, most have nothing to end
         """Ends what the transport has made. Between steps, and on all of its ranks."""

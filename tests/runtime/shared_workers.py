@@ -20,7 +20,7 @@ from schedules import generate
 from schedules.actions import Kind
 from schedules.placement import Placement
 from schedules.runtime import SharedMemoryTransport, cpu_transport, local_peers
-from schedules.runtime.shared_memory import COPIED_AT_ONCE, COPIED_AT_ONCE_ON_BUSY_CORES
+from schedules.runtime.shared_memory import COPIED_AT_ONCE, COPIED_AT_ONCE_ON_BUSY_CORES, _Peer
 from schedules.schedule import Message
 from tests.runtime import workers
 
@@ -122,6 +122,54 @@ def slots(steps: int) -> tuple[list[int], int]:
         dist.barrier()
         found.append(transport.slots)
     return found, sum(map(len, own.program.receives.values()))
+
+
+def written(microbatches: int) -> tuple[int, int]:
+    """How often this rank writes to its peer in a step, and how many messages are sent to it."""
+    group = dist.group.WORLD
+    schedule = generate("1f1b", group.size(), microbatches)
+    lengths = [3] * microbatches
+    stages = workers.stages_of(schedule, group.rank(), lengths)
+    transport = SharedMemoryTransport(group, schedule.placement)
+    own = workers.runtime(schedule, group.rank(), stages, transport, lengths)
+    own.step()
+    with mock.patch.object(_Peer, "put", autospec=True, side_effect=_Peer.put) as puts:
+        record = own.step()
+    dist.barrier()
+    return puts.call_count, len(record.sends)
+
+
+def quicker_sender(microbatch: int) -> float:
+    """Rank 0 waits until rank 1 wants what it has sent long before; rank 1 gets it, and then waits by other means."""
+    group = dist.group.WORLD
+    transport = SharedMemoryTransport(group, line(2))
+    found = torch.zeros(3)
+    if group.rank() == 0:
+        going = transport.send(message(0, 1, microbatch), torch.ones(3))
+        dist.barrier()
+        going.wait()
+    else:
+        dist.barrier()
+        transport.receive(message(0, 1, microbatch), found).wait()
+    dist.barrier()
+    return float(found.sum())
+
+
+def flushed(microbatch: int) -> float:
+    """The same, but that rank 1 gets it only when rank 0 waits for it no more."""
+    group = dist.group.WORLD
+    transport = SharedMemoryTransport(group, line(2))
+    found = torch.zeros(3)
+    if group.rank() == 0:
+        transport.send(message(0, 1, microbatch), torch.ones(3)).wait()
+        dist.barrier()
+    else:
+        coming = transport.receive(message(0, 1, microbatch), found)
+        transport.flush()
+        dist.barrier()
+        coming.wait()
+    dist.barrier()
+    return float(found.sum())
 
 
 def mapped() -> int:

@@ -41,6 +41,20 @@ def test_slots_are_no_more_than_messages_under_way_at_once():
         assert max(counts) <= messages, counts
 
 
+def test_word_of_receives_and_slots_leaves_with_messages():
+    """And where a rank waits. Each by itself made three writes a message."""
+    for writes, messages in run_ranks(2, shared_workers.written, 16, **RUN):
+        assert messages == 16 and messages <= writes <= 2 * messages + 4, writes
+
+
+def test_a_sender_that_was_quicker_need_not_wait_for_the_next_message():
+    assert run_ranks(2, shared_workers.quicker_sender, 0, **RUN) == [0, 3]
+
+
+def test_flushed_word_of_a_receive_leaves_at_once():
+    assert run_ranks(2, shared_workers.flushed, 0, **RUN) == [0, 3]
+
+
 def test_messages_take_no_descriptors_and_a_dropped_transport_leaves_nothing():
     for under_way, after in run_ranks(2, shared_workers.many_and_dropped, 200, **RUN):
         assert under_way == (2, 400)  # this rank's memory and its peer's
