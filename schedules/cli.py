@@ -103,7 +103,11 @@ def _run(args: argparse.Namespace) -> None:
     for key in (*PER_STAGE, *SINGLE, "layers", "sending", "lead"):
         if getattr(args, key) is not None:
             settings[key] = getattr(args, key)
-    changed = split_backward if args.split_backward else lambda schedule: schedule
+    pairs = "overlapped" in settings or "nodes" in settings or settings.get("sending") == "lockstep"
+
+    def changed(schedule: Schedule) -> Schedule:
+        return split_backward(schedule, overlapped=pairs) if args.split_backward else schedule
+
     schedule = changed(_schedule(args))
     main_report = make_report(schedule, settings)
     reports, unfit = [main_report], []

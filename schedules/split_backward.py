@@ -16,24 +16,29 @@ from schedules.placement import Placement
 from schedules.schedule import Schedule
 
 
-def split_backward(schedule: Schedule) -> Schedule:
+def split_backward(schedule: Schedule, overlapped: bool = False) -> Schedule:
     """The schedule with I, and W right after it, in place of every B whose gradient goes to another rank. Pure.
 
-    A B inside an FB stays: there the stage says what leaves when. So does one behind an I whose W is still to come, for
-    a stage computes the weights' gradients in the order of the I. A valid schedule stays valid.
+    So of an FB is made F, I and W, which is the order in which stages run it that do not overlap its halves. A B behind
+    an I whose W is still to come stays, for a stage computes the weights' gradients in the order of the I. A valid
+    schedule stays valid.
+
+    Args:
+        overlapped: stages overlap the halves of an FB, and say themselves what leaves when: it stays.
     """
-    own = (tuple(_split(schedule.placement, actions)) for actions in schedule.actions)
+    own = (tuple(_split(schedule.placement, actions, overlapped)) for actions in schedule.actions)
     return replace(schedule, actions=tuple(own))
 
 
-def _split(placement: Placement, actions: tuple[Action, ...]) -> Iterator[Action]:
+def _split(placement: Placement, actions: tuple[Action, ...], overlapped: bool) -> Iterator[Action]:
     rank_of, waiting = placement.rank_of, Counter[int]()
     for action in actions:
-        before, stage = placement.previous(action.stage), action.stage
-        waiting[stage] += (action.kind is Kind.I) - (action.kind is Kind.W)
-        sends = before is not None and rank_of[before] != rank_of[stage]
-        if action.kind is Kind.B and sends and not waiting[stage]:
-            yield I(action.stage, action.microbatch)
-            yield W(action.stage, action.microbatch)
-        else:
+        *forward, last = action.parts
+        before = placement.previous(last.stage)
+        waiting[last.stage] += (last.kind is Kind.I) - (last.kind is Kind.W)
+        sends = before is not None and rank_of[before] != rank_of[last.stage]
+        whole = last.kind is not Kind.B or (forward and overlapped)
+        if whole or not sends or waiting[last.stage]:
             yield action
+        else:
+            yield from (*forward, I(last.stage, last.microbatch), W(last.stage, last.microbatch))

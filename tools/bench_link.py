@@ -69,7 +69,7 @@ class LinkCase:
     def made(self) -> Schedule:
         """The schedule itself."""
         schedule = generate(self.schedule, self.ranks, self.microbatches)
-        return split_backward(schedule) if self.split else schedule
+        return split_backward(schedule, overlapped=self.lockstep) if self.split else schedule
 
     def simulated(self) -> float:
         """Seconds."""

@@ -9,8 +9,8 @@ each layout is built and stepped once on forked ranks, and every rank's bytes ar
 With --activations: what comes and goes in a step over two pipeline ranks, for every schedule, recomputation and kind of
 connection (or those whose names have all the words). Storages are counted as operations make and drop them, and receive
 buffers while what has come in them is in use, not those that are posted, of which a CPU has more than a GPU. `held` is
-what is left when an action has ended: activations, what deferred weight gradients need, messages that were sent. `most`
-has the working set of what runs too, for which the planner takes the GPU's kernels and the table the CPU's.
+what is left when an action has ended: activations, what deferred weight gradients need, messages sent through gloo.
+`most` has the working set of what runs too, for which the planner takes the GPU's kernels and the table the CPU's.
 """
 
 from __future__ import annotations
@@ -172,8 +172,10 @@ def moving_cases() -> Iterator[Case]:
             chunks = " parallel.virtual=2" if schedule == "interleaved" else ""
             for mode, settings in MODES.items():
                 if (kind, mode) != ("residual", "block"):  # no streams, no blocks
+                    # what is sent is held until it has gone, as on a GPU; shared memory has it at once
                     connection = (
-                        f"connection.kind={kind} connection.n={n} parallel.schedule={schedule}{chunks}"
+                        f"connection.kind={kind} connection.n={n} parallel.schedule={schedule}{chunks} "
+                        "parallel.transport=gloo"
                     )
                     yield Case(
                         f"{schedule} {mode} {kind}", 2, ("mhc-3b", PIPELINE), f"{connection} {settings}"

@@ -38,9 +38,10 @@ def training_schedule(config: Config, microbatches: int) -> Schedule:
     Raises:
         ConfigError: it cannot take so few micro-batches, or so many ranks.
     """
-    parallel, split = config.parallel, splits_backward(config)
+    parallel = config.parallel
+    how = splits_backward(config), parallel.overlap
     try:
-        return _generated(parallel.schedule, parallel.pipeline, microbatches, parallel.virtual, split)
+        return _generated(parallel.schedule, parallel.pipeline, microbatches, parallel.virtual, *how)
     except ValueError as error:
         raise ConfigError(
             f"parallel.schedule = {parallel.schedule} with parallel.pipeline = {parallel.pipeline} and "
@@ -49,9 +50,11 @@ def training_schedule(config: Config, microbatches: int) -> Schedule:
 
 
 @lru_cache(maxsize=64)  # a search asks for the same one for many ways to split tensors and experts
-def _generated(name: str, ranks: int, microbatches: int, chunks: int | None, split: bool) -> Schedule:
+def _generated(
+    name: str, ranks: int, microbatches: int, chunks: int | None, split: bool, overlapped: bool
+) -> Schedule:
     schedule = SCHEDULES[name].schedule(ranks, microbatches, chunks)
-    return split_backward(schedule) if split else schedule
+    return split_backward(schedule, overlapped) if split else schedule
 
 
 class Held(NamedTuple):

@@ -3,7 +3,8 @@
 A chunk keeps its activations from the start of its F to the end of its B; where backward is split, from I on only what
 its weight gradients need. A message's buffer is in use from its first byte to its use, and the chunk's own from there
 on; the pool keeps as many as were in use at once. What is sent is held until the runtime asks whether it has gone,
-which is when as many more as the channel is deep have been sent (schedules/runtime/p2p.py). Bytes throughout.
+which is when as many more as the channel is deep have been sent (schedules/runtime/p2p.py); a CPU's shared memory
+holds none of it, and plans have it all the same. Bytes throughout.
 """
 
 from __future__ import annotations

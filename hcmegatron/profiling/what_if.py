@@ -79,8 +79,9 @@ def _others(schedule: Schedule, measured: MeasuredCosts) -> Iterator[tuple[Sched
             plan = generate(name, schedule.ranks, schedule.microbatches)
         except ValueError:  # sizes that it cannot take
             continue
-        if split_backward(schedule) == schedule:
-            plan = split_backward(plan)
+        if split_backward(schedule, overlapped=True) == schedule:
+            pairs = any(stage.FB < stage.F + stage.B for stage in measured.stages)
+            plan = split_backward(plan, overlapped=pairs)
         F, I, W, B, FB = (value / plan.placement.model_stages for value in total)
         stage = paired(StageCosts(F=F, I=I, W=W, B=B), FB, 0.0)
         yield plan, replace(measured, stages=(stage,)).costs()

@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from schedules import generate
-from schedules.actions import B, F, I, Kind, W
+from schedules.actions import FB, B, F, I, Kind, W
 from schedules.costs import Costs, Link, StageCosts
 from schedules.csv_form import from_csv
 from schedules.generators import SCHEDULES
@@ -16,9 +16,9 @@ from tests.schedules.strategies import schedules, smallest
 
 
 def joined(actions):
-    """Actions with every I and the W right after it as a B again."""
+    """Plain actions, with every I and the W right after it as a B again."""
     found = []
-    for action in actions:
+    for action in (part for each in actions for part in each.parts):
         if action.kind is Kind.W and found and found[-1] == I(action.stage, action.microbatch):
             found[-1] = B(action.stage, action.microbatch)
         else:
@@ -30,6 +30,17 @@ def test_1f1b_of_two_ranks_by_hand():
     first, last = split_backward(generate("1f1b", 2, 2)).actions
     assert first == (F(0, 0), F(0, 1), B(0, 0), B(0, 1))  # nobody waits for its gradients
     assert last == (F(1, 0), I(1, 0), W(1, 0), F(1, 1), I(1, 1), W(1, 1))
+
+
+def test_an_fb_becomes_f_i_and_w_unless_its_halves_overlap():
+    """DualPipeV on two ranks, whose second has stages 1 and 2: gradients of stage 1 leave it."""
+    whole = generate("dualpipev", 2, 4)
+    pairs = FB(F(2, 2), B(1, 0)), FB(F(1, 3), B(2, 1)), FB(F(2, 3), B(1, 1))
+    middle = whole.actions[1][6:9]
+    assert middle == pairs
+    assert split_backward(whole, overlapped=True).actions[1][6:9] == pairs
+    apart = F(2, 2), I(1, 0), W(1, 0), pairs[1], F(2, 3), I(1, 1), W(1, 1)
+    assert split_backward(whole).actions[1][6:13] == apart
 
 
 def test_a_gradient_that_stays_on_the_rank_leaves_a_backward_whole():
@@ -53,7 +64,7 @@ def test_twice_is_once_and_what_is_split_already_stays(name):
     kind = SCHEDULES[name]
     whole = kind.schedule(P := smallest(kind.misfit, 4), smallest(lambda M: kind.misfit(P, M), 8))
     split = split_backward(whole)
-    assert split_backward(split) == split
+    assert split_backward(split) == split == split_backward(split, overlapped=True)
     assert (split == whole) == (kind.splits and not kind.pairs)
 
 
@@ -63,10 +74,15 @@ def test_valid_as_full_and_never_later(whole, times, hop):
     split = split_backward(whole)
     assert problems(split) == []
     assert [joined(own) for own in split.actions] == [joined(own) for own in whole.actions]
+    halves = split_backward(whole, overlapped=True)
+    assert [[a for a in own if a.kind is Kind.FB] for own in halves.actions] == [
+        [a for a in own if a.kind is Kind.FB] for own in whole.actions
+    ]
     for before, after in zip(whole.actions, split.actions, strict=True):
         assert max(live_chunks(after)) == max(live_chunks(before))
     costs = Costs((StageCosts(**dict(zip("FIW", times, strict=True))),), Link(latency=hop))
-    assert simulate(split, costs).makespan <= simulate(whole, costs).makespan * (1 + 1e-9)
+    times = [simulate(each, costs).makespan for each in (split, halves, whole)]
+    assert times[0] <= times[1] * (1 + 1e-9) and times[1] <= times[2] * (1 + 1e-9)
 
 
 @pytest.mark.parametrize("ranks", [2, 4, 8])
