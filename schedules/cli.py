@@ -49,7 +49,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--split-backward",
         action="store_true",
-        help="a gradient that another rank waits for leaves before the weights' are computed (parallel.split_backward)",
+        help="a gradient that another rank waits for leaves before the weights' are computed "
+        "(parallel.split_backward); in pairs only if nothing overlaps and --sending is early",
     )
     parser.add_argument("--compare", action="store_true", help="the other schedules in the same setting, too")
     for name, (what, _) in OUTPUTS.items():
@@ -103,7 +104,8 @@ def _run(args: argparse.Namespace) -> None:
     for key in (*PER_STAGE, *SINGLE, "layers", "sending", "lead"):
         if getattr(args, key) is not None:
             settings[key] = getattr(args, key)
-    pairs = "overlapped" in settings or "nodes" in settings or settings.get("sending") == "lockstep"
+    overlapped = any(settings.get(key) is not None for key in ("overlapped", "nodes"))
+    pairs = overlapped or settings.get("sending") == "lockstep"
 
     def changed(schedule: Schedule) -> Schedule:
         return split_backward(schedule, overlapped=pairs) if args.split_backward else schedule

@@ -44,7 +44,7 @@ from tools.machine import Others, described
 from tools.targets import Targets, exit_status
 
 KINDS = tuple(kinds)
-# Of the residual's step, with the default kernels.
+# Of the residual's step.
 MOST = {"mhc": 1.35, "dhc": 1.3, "shc": 1.12, "sfc": 1.12, "dfc": 1.12, "ihc": 1.2, "gr": 1.35}
 
 
@@ -191,7 +191,7 @@ def main() -> int:
     plain = load_config("configs/quickstart.yaml", [*shared, "--connection.kind=residual"])
     for name, (seconds, ratios) in found.items():
         over, (kind, _, eager) = statistics.median(ratios), names[name]
-        low, _, high = statistics.quantiles(ratios, n=4)
+        low, _, high = statistics.quantiles(ratios, n=4) if len(ratios) > 1 else ratios * 3
         own = load_config("configs/quickstart.yaml", [*shared, f"--connection.kind={kind}"])
         least = floors(own, plain, text.tokenizer.vocab_size, residual, bandwidth)
         target = f", target {targets.at_most(name, over, MOST[kind])}" if kind in MOST and not eager else ""

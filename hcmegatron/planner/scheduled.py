@@ -31,15 +31,18 @@ def placement(parallel: Parallel) -> Placement:
     return descriptor(parallel).placement(parallel.pipeline, parallel.virtual)
 
 
-def training_schedule(config: Config, microbatches: int) -> Schedule:
+def training_schedule(config: Config, microbatches: int, lockstep: bool = False) -> Schedule:
     """The schedule that `parallel.schedule` names, for so many micro-batches, with backwards split as configured; of
     Megatron's own, ours of the same kind.
+
+    Args:
+        lockstep: pairs stay whole, for results that leave with both their halves.
 
     Raises:
         ConfigError: it cannot take so few micro-batches, or so many ranks.
     """
     parallel = config.parallel
-    how = splits_backward(config), parallel.overlap
+    how = splits_backward(config), parallel.overlap or lockstep
     try:
         return _generated(parallel.schedule, parallel.pipeline, microbatches, parallel.virtual, *how)
     except ValueError as error:

@@ -15,7 +15,7 @@ from functools import cached_property
 from itertools import zip_longest
 from typing import NamedTuple
 
-from hcmegatron.config.schema import distributed_optimizer
+from hcmegatron.config.schema import distributed_optimizer, splits_backward
 from hcmegatron.connections import accounting
 from hcmegatron.planner.buffers import resident
 from hcmegatron.planner.counts import held_matrices, held_parameters, padded_vocabulary
@@ -218,7 +218,8 @@ def _sent(layout: Layout, simulation: Simulation) -> list[list[_Sent]]:
     depths = None
     if not is_megatrons(layout.config.parallel):  # which drop a message when it has gone
         schedule = simulation.schedule
-        depths = layout.once(("receives", schedule.microbatches), lambda: receive_depths(schedule))
+        key = "receives", schedule.microbatches, splits_backward(layout.config)  # which recomputation decides
+        depths = layout.once(key, lambda: receive_depths(schedule))
     channels: dict[tuple[int, int], list[Transfer]] = defaultdict(list)
     for transfer in sorted(simulation.transfers, key=lambda transfer: transfer.produced):
         channels[transfer.message.channel].append(transfer)

@@ -80,9 +80,10 @@ def step_time(layout: Layout, operations: Operations, measured: Measured | None 
     )
     # Groups of an interleaved schedule that M does not fill evenly have no steady state.
     uneven = layout.config.parallel.virtual and M % P
+    lockstep = not price.early
     steady = not uneven and M > (SIMULATED + 2) * P
     few = SIMULATED * P + M % P if steady else M
-    first = simulate(schedule(layout.config, few), price)
+    first = simulate(schedule(layout.config, few, lockstep), price)
     after = Counter(measured.after) if measured else after_the_pipeline(layout, operations)
 
     def assembled(
@@ -103,7 +104,7 @@ def step_time(layout: Layout, operations: Operations, measured: Measured | None 
 
     if few == M:
         return assembled(lambda: first, first.makespan, first.busy, first.exposed)
-    second = simulate(schedule(layout.config, few + P), price)
+    second = simulate(schedule(layout.config, few + P, lockstep), price)
     times = (M - few) / P
 
     def further(a: Sequence[float], b: Sequence[float]) -> tuple[float, ...]:
@@ -111,7 +112,7 @@ def step_time(layout: Layout, operations: Operations, measured: Measured | None 
 
     def simulation() -> Simulation:
         holds_all = layout.config.parallel.schedule == "gpipe"
-        return simulate(schedule(layout.config, M), price) if holds_all else second
+        return simulate(schedule(layout.config, M, lockstep), price) if holds_all else second
 
     (makespan,) = further([first.makespan], [second.makespan])
     return assembled(

@@ -29,6 +29,7 @@ class MeasuredCosts:
         moved: of every model stage, the part of F and B in which all-to-alls alone are under way.
         splits: I and W were measured; else they are halves of B.
         outside: of a step, before and after its pipeline.
+        overlaps: the halves of pairs were under way at once.
     """
 
     stages: tuple[StageCosts, ...]
@@ -38,6 +39,7 @@ class MeasuredCosts:
     moved: tuple[float, ...]
     splits: bool
     outside: float
+    overlaps: bool
 
     def costs(self, lockstep: bool = False) -> Costs:
         """For the simulator: what the host takes comes with every action."""
@@ -110,6 +112,7 @@ def measured_costs(timelines: Sequence[StepTimeline], schedule: Schedule) -> Mea
         _moved(timelines, where),
         splits,
         median(timeline.seconds - _pipeline_seconds(timeline) for timeline in timelines),
+        bool(leads),
     )
 
 

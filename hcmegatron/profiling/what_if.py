@@ -80,8 +80,7 @@ def _others(schedule: Schedule, measured: MeasuredCosts) -> Iterator[tuple[Sched
         except ValueError:  # sizes that it cannot take
             continue
         if split_backward(schedule, overlapped=True) == schedule:
-            pairs = any(stage.FB < stage.F + stage.B for stage in measured.stages)
-            plan = split_backward(plan, overlapped=pairs)
+            plan = split_backward(plan, measured.overlaps)
         F, I, W, B, FB = (value / plan.placement.model_stages for value in total)
         stage = paired(StageCosts(F=F, I=I, W=W, B=B), FB, 0.0)
         yield plan, replace(measured, stages=(stage,)).costs()

@@ -124,7 +124,11 @@ class P2PChannels:
 
     def finish(self) -> None:
         """Waits until everything has been sent."""
-        self._transport.flush()
+        try:
+            self._transport.flush()
+        except RuntimeError as error:
+            reason = str(error).partition("\n")[0]
+            raise PipelineError(f"{self._position}: could not say what it will receive: {reason}") from error
         for sent in self._sent.values():
             for message, pending, _ in sent:
                 self._wait(message, pending)

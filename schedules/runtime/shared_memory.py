@@ -95,6 +95,8 @@ class SharedMemoryTransport(Transport):
         self._expected: dict[int, _Expected] = {}  # by id of the tensor that stands for it
         self._at_once = at_once
         self._stop = weakref.finalize(self, copies.put, None)
+        # peers that are in it hold themselves otherwise, and their connections
+        weakref.finalize(self, self._holding.clear).atexit = False
         threading.Thread(target=_copy_all, args=(copies,), name="message copies", daemon=True).start()
 
     def close(self) -> None:
@@ -185,8 +187,10 @@ class _Peer:
     """A neighbour: the messages to it that it has posted no receive for, and those from it that nobody waited for.
 
     Records that it can do without for a while are held back; ``holding`` has the peers for which there are any. Of
-    receives that is one at most. What its sender may not send without it this rank takes up later than the message it
-    has just got; and until then nothing but a message can keep it, for which it never waits with records held back.
+    receives that is one at most, and this rank never waits for a message with records held back. What its sender may
+    not send without that one comes more than a channel's depth after the message that this rank took up before it
+    posted. In every order in which the schedule can run with so few messages in a channel, this rank's action with that
+    message, and all that it needs of others, is over by then: so holding back locks nobody up.
     """
 
     def __init__(
@@ -229,11 +233,12 @@ class _Peer:
             sent.posted = True
         else:
             self._unposted[tag].append(sent)
-        record = self._with_held(_RECORD.pack(_SENT, tag, slot.offset, slot.capacity, size, arrival))
+        record = _RECORD.pack(_SENT, tag, slot.offset, slot.capacity, size, arrival)
         if size <= self._at_once:
             ctypes.memmove(slot.address, tensor.data_ptr(), size)
-            self._write(record)
+            self._write(self._with_held(record))
         else:
+            self.let_go()  # what is held back does not wait for copies
             sent.copied = copied = threading.Event()
             self._copies.put(_Copy(self, sent, copied, tensor, slot.address, size, record))
         return sent

@@ -108,6 +108,13 @@ def test_pairs_hide_all_to_alls():
         assert a["forward"] == pytest.approx(b["forward"])
 
 
+def test_pairs_that_do_not_overlap_hide_hops():
+    """Whole in lockstep; else split, so that a gradient's hop hides behind W."""
+    apart = pipelined("dualpipev")
+    apart.parallel.overlap = False
+    assert timed(apart).total < timed(apart, hide=False).total
+
+
 def test_tokens_are_gathered_among_those_who_split_an_expert():
     """Two of them, whether or not attention is split too."""
     loaded = config(parallel__expert=4, parallel__expert_tensor=2)

@@ -10,6 +10,7 @@ import time
 from contextlib import ExitStack
 from datetime import timedelta
 from pathlib import Path
+from queue import SimpleQueue
 from unittest import mock
 
 import torch
@@ -205,6 +206,53 @@ def many_and_dropped(count: int) -> list[tuple[int, int]]:
     gc.collect()
     dist.barrier()
     return [*found, (described(), mapped())]
+
+
+def dropped_while_holding() -> tuple[int, int]:
+    """Descriptors while a transport is there, and after one was dropped that has not said yet what is free."""
+    group = dist.group.WORLD
+    rank, peer = group.rank(), 1 - group.rank()
+    transport = SharedMemoryTransport(group, line(2))
+    pool = transport.buffers(torch.float32, workers.CPU)
+    coming = transport.receive(message(peer, rank, 0), pool.take((3,)))
+    going = transport.send(message(rank, peer, 0), torch.ones(3))
+    coming.wait()
+    going.wait()
+    pool.give_back(coming.tensor)
+    assert transport._holding
+    before = described()
+    gc.disable()
+    del transport, pool, coming, going
+    return before, described()
+
+
+def passed_on(elements: int, contiguous: bool) -> float:
+    """Rank 0 sends ones, rank 1 sends back what it has received, where it lies, and gives it back before the thread has
+    copied it. What rank 0 gets, after it has written something else into the slot."""
+    group = dist.group.WORLD
+    rank, peer = group.rank(), 1 - group.rank()
+    transport = SharedMemoryTransport(group, line(2))
+    pool = transport.buffers(torch.float32, workers.CPU)
+    coming = transport.receive(message(peer, rank, 0), pool.take((elements,)))
+    if rank == 0:
+        transport.send(message(0, 1, 0), torch.ones(elements))
+        coming.wait()
+        found = float(coming.tensor.sum())
+    else:
+        coming.wait()
+        # as long as nothing is taken out of it, the thread copies nothing
+        copies, transport._peers[0]._copies = transport._peers[0]._copies, SimpleQueue()
+        waiting = transport._peers[0]._copies
+        view = coming.tensor.view(2, -1)
+        going = transport.send(message(1, 0, 0), (view if contiguous else view.mT).requires_grad_())
+        coming.tensor.detach().fill_(7.0)  # as the sender does with what it is given back
+        pool.give_back(coming.tensor)
+        transport._peers[0]._copies = copies
+        copies.put(waiting.get())
+        going.wait()
+        found = 0.0
+    dist.barrier()
+    return found
 
 
 def wrong_size(sent: int) -> str:

@@ -15,6 +15,7 @@ import torch.multiprocessing
 from schedules.actions import B
 from schedules.runtime import PipelineError, local_peers
 from schedules.runtime.p2p import P2PChannels
+from schedules.runtime.shared_memory import COPIED_AT_ONCE_ON_BUSY_CORES
 from schedules.runtime.shared_slots import IncomingSlots, OutgoingSlots
 from tests.ranks import observe_ranks, run_ranks
 from tests.runtime import shared_workers
@@ -59,6 +60,18 @@ def test_messages_take_no_descriptors_and_a_dropped_transport_leaves_nothing():
     for under_way, after in run_ranks(2, shared_workers.many_and_dropped, 200, **RUN):
         assert under_way == (2, 400)  # this rank's memory and its peer's
         assert after == (0, 0)
+
+
+def test_a_transport_that_is_dropped_with_words_unsaid_leaves_nothing():
+    for before, after in run_ranks(2, shared_workers.dropped_while_holding, **RUN):
+        assert (before, after) == (2, 0)
+
+
+@pytest.mark.parametrize("contiguous", [True, False])
+def test_what_is_passed_on_is_sent_as_it_was(contiguous):
+    """From a slot that is written to again before the thread has copied it, and with a graph."""
+    elements = COPIED_AT_ONCE_ON_BUSY_CORES // 2
+    assert run_ranks(2, shared_workers.passed_on, elements, contiguous, **RUN) == [elements, 0.0]
 
 
 def test_what_cannot_be_given_back_is_told_with_its_place():

@@ -91,7 +91,12 @@ def _measured(run: Run, config: Config, suffix: str) -> list[Picture | Words]:
         return [Words((f"{run.name}: profile/ does not have the records of all ranks of a step.",))]
     ordered = training_schedule(config, microbatches)
     ran = executed(found, ordered)
-    if ran is None:  # of a version that had backwards whole, whose configuration does not say so
+    if (
+        ran is None
+    ):  # of a version that had pairs whole, or all backwards, whose configuration does not say so
+        ordered = training_schedule(config, microbatches, lockstep=True)
+        ran = executed(found, ordered)
+    if ran is None:
         whole = replace(config, parallel=replace(config.parallel, split_backward=False))
         ordered = training_schedule(whole, microbatches)
         ran = executed(found, ordered)
