@@ -12,6 +12,7 @@ from hcmegatron.config.schema import Config, Parallel, splits_backward
 from schedules.actions import Kind
 from schedules.descriptor import ScheduleDescriptor
 from schedules.placement import Placement
+from schedules.receives import receive_depths
 from schedules.schedule import Schedule
 from schedules.split_backward import split_backward
 
@@ -42,14 +43,32 @@ def training_schedule(config: Config, microbatches: int, lockstep: bool = False)
         ConfigError: it cannot take so few micro-batches, or so many ranks.
     """
     parallel = config.parallel
-    how = splits_backward(config), parallel.overlap or lockstep
     try:
-        return _generated(parallel.schedule, parallel.pipeline, microbatches, parallel.virtual, *how)
+        return _generated(*_asked(config, microbatches, lockstep))
     except ValueError as error:
         raise ConfigError(
             f"parallel.schedule = {parallel.schedule} with parallel.pipeline = {parallel.pipeline} and "
             f"{microbatches} micro-batches: {error}; change training.global_batch or training.micro_batch"
         ) from None
+
+
+def channel_depths(config: Config, microbatches: int, lockstep: bool = False) -> dict[tuple[int, int], int]:
+    """Of training_schedule, how many messages may be under way in each channel (schedules/receives.py)."""
+    return _depths(_asked(config, microbatches, lockstep))
+
+
+_Asked = tuple[str, int, int, int | None, bool, bool]
+
+
+def _asked(config: Config, microbatches: int, lockstep: bool) -> _Asked:
+    parallel = config.parallel
+    how = splits_backward(config), parallel.overlap or lockstep
+    return parallel.schedule, parallel.pipeline, microbatches, parallel.virtual, *how
+
+
+@lru_cache(maxsize=64)
+def _depths(asked: _Asked) -> dict[tuple[int, int], int]:
+    return receive_depths(_generated(*asked))
 
 
 @lru_cache(maxsize=64)  # a search asks for the same one for many ways to split tensors and experts

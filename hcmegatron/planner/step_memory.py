@@ -15,7 +15,7 @@ from functools import cached_property
 from itertools import zip_longest
 from typing import NamedTuple
 
-from hcmegatron.config.schema import distributed_optimizer, splits_backward
+from hcmegatron.config.schema import distributed_optimizer
 from hcmegatron.connections import accounting
 from hcmegatron.planner.buffers import resident
 from hcmegatron.planner.counts import held_matrices, held_parameters, padded_vocabulary
@@ -23,12 +23,11 @@ from hcmegatron.planner.layers import has_experts
 from hcmegatron.planner.layout import Layout
 from hcmegatron.planner.machines import GIB
 from hcmegatron.planner.operation import sizes
-from hcmegatron.planner.scheduled import is_megatrons, most_held
+from hcmegatron.planner.scheduled import channel_depths, is_megatrons, most_held
 from hcmegatron.planner.stage_costs import Operations
 from hcmegatron.planner.state_bytes import of_connections, of_network
 from hcmegatron.recompute.block_plan import blocks, expected_terms, plan_blocks
 from schedules.actions import Kind
-from schedules.receives import receive_depths
 from schedules.timeline import Simulation, Transfer
 
 # An allowance, as the machine's for context and communicators: what no count gives. Assumed, and named in every plan.
@@ -217,9 +216,7 @@ def _sent(layout: Layout, simulation: Simulation) -> list[list[_Sent]]:
     """How long each rank holds what it sends."""
     depths = None
     if not is_megatrons(layout.config.parallel):  # which drop a message when it has gone
-        schedule = simulation.schedule
-        key = "receives", schedule.microbatches, splits_backward(layout.config)  # which recomputation decides
-        depths = layout.once(key, lambda: receive_depths(schedule))
+        depths = channel_depths(layout.config, simulation.schedule.microbatches, not simulation.costs.early)
     channels: dict[tuple[int, int], list[Transfer]] = defaultdict(list)
     for transfer in sorted(simulation.transfers, key=lambda transfer: transfer.produced):
         channels[transfer.message.channel].append(transfer)
