@@ -74,7 +74,7 @@ EXEMPT: dict[str, str] = {
     "hcmegatron/training/step.py Stepper._warm_start synchronize": "for a time to print",
     "schedules/runtime/gpu.py Gpu.synchronize synchronize": "what others call, each of whom stands here itself",
     "schedules/runtime/record.py Record.events synchronize": "for times to read",
-    "schedules/runtime/shared_memory.py _Send.wait wait": "a thread, between CPUs",
+    "schedules/runtime/shared_peer.py Send.wait wait": "a thread, between CPUs",
     "schedules/runtime/torch_distributed.py _channel_groups wait": (
         "set-up: nobody reads the token, and the next line waits for the whole device"
     ),

@@ -21,7 +21,8 @@ from schedules import generate
 from schedules.actions import Kind
 from schedules.placement import Placement
 from schedules.runtime import SharedMemoryTransport, cpu_transport, local_peers
-from schedules.runtime.shared_memory import COPIED_AT_ONCE, COPIED_AT_ONCE_ON_BUSY_CORES, _Peer
+from schedules.runtime.shared_memory import COPIED_AT_ONCE, COPIED_AT_ONCE_ON_BUSY_CORES
+from schedules.runtime.shared_peer import Peer
 from schedules.schedule import Message
 from tests.runtime import workers
 
@@ -134,7 +135,7 @@ def written(microbatches: int) -> tuple[int, int]:
     transport = SharedMemoryTransport(group, schedule.placement)
     own = workers.runtime(schedule, group.rank(), stages, transport, lengths)
     own.step()
-    with mock.patch.object(_Peer, "put", autospec=True, side_effect=_Peer.put) as puts:
+    with mock.patch.object(Peer, "put", autospec=True, side_effect=Peer.put) as puts:
         record = own.step()
     dist.barrier()
     return puts.call_count, len(record.sends)

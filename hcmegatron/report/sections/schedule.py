@@ -91,9 +91,8 @@ def _measured(run: Run, config: Config, suffix: str) -> list[Picture | Words]:
         return [Words((f"{run.name}: profile/ does not have the records of all ranks of a step.",))]
     ordered = training_schedule(config, microbatches)
     ran = executed(found, ordered)
-    if (
-        ran is None
-    ):  # of a version that had pairs whole, or all backwards, whose configuration does not say so
+    # of a version that had pairs whole, or all backwards, whose configuration does not say so
+    if ran is None:
         ordered = training_schedule(config, microbatches, lockstep=True)
         ran = executed(found, ordered)
     if ran is None:
