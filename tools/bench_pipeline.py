@@ -11,7 +11,8 @@ simulated step also has the time of summing the gradients of its two copies of e
 
 The second table says where a step's time goes beyond the simulated one: by what its stages took longer, or less, in
 that very step than side by side, as a replay with their times has it; and the rest, which is the runtime's. Beside
-that the transport's calls and the host between actions, mean over the ranks.
+that the transport's calls and the host between actions, mean over the ranks. Those calls are timed in every other
+round, and what a rank does between actions in the others, so that the clocks are not counted.
 """
 
 from __future__ import annotations
@@ -53,7 +54,18 @@ from hcmegatron.training.loss import forward_step
 from hcmegatron.training.model import build_model
 from megatron.core.process_groups_config import ProcessGroupCollection
 from tools.machine import Others, described
-from tools.pipeline_report import OURS, RANKS, VOCAB, Costed, Findings, Shape, Spent, config_for, report
+from tools.pipeline_report import (
+    OURS,
+    RANKS,
+    VOCAB,
+    Costed,
+    Findings,
+    Overhead,
+    Shape,
+    Spent,
+    config_for,
+    report,
+)
 from tools.targets import exit_status
 
 
@@ -86,18 +98,14 @@ class ScheduledModel:
                 seq_length=config.data.sequence_length,
                 micro_batch_size=1,
             )
-        # of the last step's sends and of its receives being posted: when each began, and seconds it took
-        self.gloo: dict[str, list[tuple[float, float]]] = {"send": [], "receive": []}
+        # of the last clocked step's sends and of its receives being posted: when each began, and seconds it took
+        self.calls: dict[str, list[tuple[float, float]]] = {"send": [], "receive": []}
         self.mirrored: list[float] = []  # seconds of summing the copies' gradients, of every step
         if isinstance(self.schedule, ScheduleRunner):
             width = config.model.hidden_size * accounting.streams(config.connection)
             shape = config.data.sequence_length, 1, width
             message = partial(torch.randn, shape, device=device(), dtype=DTYPES[config.training.dtype])
             self.clock = StageClock(self.schedule.stages, self.schedule.placement, message)
-            for name, calls in self.gloo.items():
-                setattr(
-                    self.schedule.transport, name, _clocked(getattr(self.schedule.transport, name), calls)
-                )
             if self.schedule.replica_sync:
                 self.schedule.replica_sync.sum = self._timed(self.schedule.replica_sync.sum)
 
@@ -112,28 +120,39 @@ class ScheduledModel:
 
         return timed
 
-    def overhead(self) -> list[float]:
-        """Of the last step, seconds of this rank before every part of an action and after the last one, in which it
-        neither computed, nor waited, nor was inside gloo."""
-        record = self.schedule.record
-        gaps, ends = record.gaps(), [event.end for event in record.events()]
-        for calls in self.gloo.values():
+    def within_gaps(self) -> list[float]:
+        """Of the last step, which was clocked, seconds of this rank in the transport's calls, before every part of an
+        action and after the last one."""
+        ends = [event.end for event in self.schedule.record.events()]
+        found = [0.0] * (len(ends) + 1)
+        for calls in self.calls.values():
             for start, seconds in calls:
-                gaps[bisect(ends, start)] -= seconds
-        return gaps
+                found[bisect(ends, start)] += seconds
+        return found
 
-    def spent(self) -> Spent:
+    def spent(self, clocked: bool) -> Spent:
         """Of the last step, on this rank."""
         record = self.schedule.record
-        events = record.events()
-        calls = sum(seconds for own in self.gloo.values() for _, seconds in own)
-        taken = [event.end - event.start for event in sorted(events, key=lambda event: event.start)]
-        return Spent(taken, calls, sum(record.gaps()) - calls, record.end - record.start)
+        taken = [event.end - event.start for event in sorted(record.events(), key=lambda event: event.start)]
+        return Spent(
+            taken,
+            sum(self.within_gaps()) if clocked else None,
+            None if clocked else sum(record.gaps()),
+            record.end - record.start,
+        )
 
-    def step(self) -> float:
-        """Seconds from the first rank's start to the last one's end."""
-        for calls in self.gloo.values():
+    def _clock_calls(self, clocked: bool) -> None:
+        transport = self.schedule.transport
+        for name, calls in self.calls.items():
             calls.clear()
+            vars(transport).pop(name, None)
+            if clocked:
+                setattr(transport, name, _clocked(getattr(transport, name), calls))
+
+    def step(self, clocked: bool = False) -> float:
+        """Seconds from the first rank's start to the last one's end. ``clocked``: the transport's calls are."""
+        if isinstance(self.schedule, ScheduleRunner):
+            self._clock_calls(clocked)
         for chunk in self.chunks:
             chunk.zero_grad_buffer()
         together()
@@ -178,35 +197,39 @@ def measure(shape: Shape, ranks: RankInfo) -> Findings:
     costs: dict[str, list[Costed]] = defaultdict(list)
     spent: dict[str, list[list[Spent]]] = defaultdict(list)
     gaps: dict[str, list[list[float]]] = defaultdict(list)
-    gloo: dict[str, list[float]] = defaultdict(list)
+    within: dict[str, list[list[float]]] = defaultdict(list)
+    calls: dict[str, list[float]] = defaultdict(list)
     with process_groups(configs["1f1b"], ranks) as groups:
         candidates = {name: ScheduledModel(config, groups) for name, config in configs.items()}
-        for warm in [True] * 2 + [False] * shape.rounds:
+        for number in range(-2, shape.rounds):
+            clocked, warm = number % 2 == 0, number < 0
             for name, candidate in candidates.items():
-                seconds = candidate.step()
+                seconds = candidate.step(clocked)
                 if not warm:
                     steps[name].append(seconds)
                 if name in OURS:
-                    overhead = candidate.overhead() if device().type == "cpu" else []
-                    own_spent = [candidate.spent()] if device().type == "cpu" else []
+                    own_spent = []
+                    if device().type == "cpu" and not warm:
+                        own_spent = [candidate.spent(clocked)]
+                        if clocked:
+                            within[name].append(candidate.within_gaps())
+                        else:
+                            gaps[name].append(candidate.schedule.record.gaps())
                     parts = candidate.costs()
                     if not warm:
-                        gaps[name].append(overhead)
-                        for call, calls in candidate.gloo.items():
-                            gloo[call] += [seconds for _, seconds in calls]
+                        for call, own_calls in candidate.calls.items():
+                            calls[call] += [seconds for _, seconds in own_calls]
                         costs[name].append(parts)
                         spent[name].append(own_spent)
         own = Findings(
             steps,
             costs,
             spent,
-            # Each gap's median: the clock also runs where another process has the core.
             {
-                name: sum(map(statistics.median, zip(*gaps[name], strict=True)))
-                / len(candidates[name].schedule.record.actions)
+                name: _overhead(gaps[name], within[name], len(candidates[name].schedule.record.actions))
                 for name in shape.ours
             },
-            {call: statistics.median(seconds) for call, seconds in gloo.items()},
+            {call: statistics.median(seconds) for call, seconds in calls.items()},
             statistics.median(candidates["dualpipe"].mirrored) if "dualpipe" in candidates else 0.0,
         )
         gathered: list[Findings] = [own] * shape.ranks
@@ -219,10 +242,19 @@ def measure(shape: Shape, ranks: RankInfo) -> Findings:
                 own_parts.update(others)
             for ranks_spent, others_spent in zip(first.spent[name], other.spent[name], strict=True):
                 ranks_spent += others_spent
-            first.overhead[name] = max(first.overhead[name], other.overhead[name])
-        for call, seconds in other.gloo.items():
-            first.gloo[call] = max(first.gloo[call], seconds)
+            first.overhead[name] = Overhead(
+                *map(max, zip(first.overhead[name], other.overhead[name], strict=True))
+            )
+        for call, seconds in other.calls.items():
+            first.calls[call] = max(first.calls[call], seconds)
     return first
+
+
+def _overhead(gaps: list[list[float]], calls: list[list[float]], actions: int) -> Overhead:
+    """From rounds of gaps, and from others of the transport's calls within them."""
+    # each gap's median: the clock also runs where another process has the core
+    whole, within = (sum(map(statistics.median, zip(*rounds, strict=True))) for rounds in (gaps, calls))
+    return Overhead((whole - within) / actions, whole / actions)
 
 
 def rank_main(shape: Shape, path: str, ranks: RankInfo) -> int:
@@ -242,6 +274,10 @@ def main() -> int:
     parser.add_argument("--tokens", type=int, default=128, help="of a micro-batch")
     parser.add_argument("--rounds", type=int, default=15)
     shape = Shape(**vars(parser.parse_args()))
+    if shape.rounds < 2:
+        parser.error(
+            f"--rounds {shape.rounds}: every other round is clocked, so there have to be two at least"
+        )
     others = Others()
     print(described())
     with tempfile.NamedTemporaryFile("r") as file:

@@ -6,7 +6,6 @@ from __future__ import annotations
 import time
 from collections import defaultdict, deque
 from collections.abc import Callable, Sequence
-from typing import cast
 
 from torch import Tensor
 
@@ -15,7 +14,7 @@ from schedules.runtime.buffers import BufferPool
 from schedules.runtime.position import Position
 from schedules.runtime.program import Channel, Program
 from schedules.runtime.record import Mark, Sent, Waited
-from schedules.runtime.transport import Lent, Pending, Transport
+from schedules.runtime.transport import Pending, Transport
 from schedules.schedule import Message
 
 
@@ -47,6 +46,7 @@ class P2PChannels:
         mark: Callable[[], Mark] = time.monotonic,
     ) -> None:
         self._transport, self._pool, self._shape = transport, pool, shape
+        self._lends, self._keeps, self._is_over = transport.lends, transport.keeps, transport.is_over
         self._depths, self._position = program.depths, position
         self._all_posted_ahead = program.posts is None
         self._unposted = {channel: deque(messages) for channel, messages in program.receives.items()}
@@ -75,8 +75,8 @@ class P2PChannels:
         if posted is not message:
             raise AssertionError(f"{message} is needed where {posted} was posted")
         self._wait(message, pending)
-        if self._transport.lends:
-            buffer = cast(Lent, pending).tensor
+        if self._lends:
+            buffer = pending.tensor  # type: ignore[attr-defined]  # a Lent; a cast would be a call
         self._held[message.target, message.microbatch].append(buffer)
         if self._all_posted_ahead:
             self._post_next(channel)
@@ -97,9 +97,10 @@ class P2PChannels:
         # messages in a channel, and each is received by the time it is taken up, however late that is posted.
         if len(sent) > self._depths[channel]:
             earlier, pending, _ = sent.popleft()
-            self._wait(earlier, pending)
+            if not self._is_over(pending):
+                self._wait(earlier, pending)
         kept = None
-        if not self._transport.keeps:
+        if not self._keeps:
             if tensor.requires_grad:
                 tensor = tensor.detach()
             kept = tensor = self._pool.own(tensor).contiguous()

@@ -1,11 +1,11 @@
 """Messages between ranks of one machine through memory that they share: written once by the sender, read in place.
 
 A message is copied into a slot of the sender's (shared_slots.py), and a record through a Unix socket says where it is
-and wakes the receiver; so waiting costs no processor time, and the end of a peer is noticed at once. Two records go the
-other way: that a receive is posted, and that a slot is free again. Nobody is in a hurry for those: they leave with the
-next message to the peer, before this rank waits for anybody, or when they are flushed. Small messages are copied on the
-spot, large ones by a thread, which computes nothing else and needs the interpreter for two calls. What is small depends
-on whether there are more cores than ranks.
+and wakes the receiver; so waiting costs no processor time, and the end of a peer is noticed at once. Word of two things
+goes the other way: that a receive is posted, and that a slot is free again. Nobody is in a hurry for it: it leaves in
+the record of the next message to the peer, before this rank waits for anybody, or when it is flushed. Small messages
+are copied on the spot, large ones by a thread, which computes nothing else and needs the interpreter for two calls.
+What is small depends on whether there are more cores than ranks.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from schedules.placement import Placement
 from schedules.runtime.buffers import BufferPool
 from schedules.runtime.link import EmulatedLink, sleep_until
 from schedules.runtime.local_peers import connect
-from schedules.runtime.shared_peer import FREE, Copy, Peer, copy_all
+from schedules.runtime.shared_peer import Copy, Peer, copy_all
 from schedules.runtime.shared_slots import Slot
 from schedules.runtime.torch_distributed import channels_of, message_tag
 from schedules.runtime.transport import Pending, Transport
@@ -75,7 +75,7 @@ class SharedMemoryTransport(Transport):
             for rank, peer in connect(group, ends - {group.rank()}).items()
         }
         self._link = EmulatedLink(link) if isinstance(link, Link) else link
-        self._lent: _Lent = {}
+        self.messages: _Lent = {}  # in slots whose messages are still needed
         self._expected: dict[int, _Expected] = {}  # by id of the tensor that stands for it
         self._at_once = at_once
         self._stop = weakref.finalize(self, copies.put, None)
@@ -104,11 +104,19 @@ class SharedMemoryTransport(Transport):
         peer, tag = self._peers[message.source_rank], message_tag(message)
         peer.post(tag)
         expected = self._expected.get(id(buffer)) or _Expected(buffer)
-        return _Receive(peer, tag, expected, self._lent)
+        return _Receive(peer, tag, expected, self.messages)
+
+    def is_over(self, sent: Pending) -> bool:
+        return sent.posted and sent.copied is None  # type: ignore[attr-defined]  # a Send
 
     def flush(self) -> None:
         for peer in list(self._holding):
             peer.let_go()
+
+    @property
+    def lent(self) -> int:
+        """The number of slots whose messages are still needed."""
+        return len(self.messages)
 
     @property
     def slots(self) -> int:
@@ -122,19 +130,9 @@ class SharedMemoryTransport(Transport):
     def is_lent(self, tensor: Tensor) -> bool:
         """Whether the tensor lies in a slot that will be used again."""
         address = tensor.data_ptr()
-        return id(tensor) in self._lent or any(
-            slot.address <= address < slot.end for _, slot in self._lent.values()
+        return id(tensor) in self.messages or any(
+            slot.address <= address < slot.end for _, slot in self.messages.values()
         )
-
-    @property
-    def lent(self) -> int:
-        """The number of slots whose messages are still needed."""
-        return len(self._lent)
-
-    def give_back(self, tensor: Tensor) -> None:
-        """What was received in it is not needed any more."""
-        peer, slot = self._lent.pop(id(tensor))
-        peer.hold(FREE, 0, slot.offset)
 
 
 class _LentBuffers(BufferPool):
@@ -142,12 +140,12 @@ class _LentBuffers(BufferPool):
 
     def __init__(self, transport: SharedMemoryTransport, dtype: torch.dtype, device: torch.device) -> None:
         super().__init__(dtype, device)
-        self._transport = transport
+        self._transport, self._lent = transport, transport.messages
         self._by_shape: dict[tuple[int, ...], Tensor] = {}
 
     @property
     def in_use(self) -> int:
-        return self._transport.lent
+        return len(self._lent)
 
     @property
     def size(self) -> int:
@@ -161,7 +159,8 @@ class _LentBuffers(BufferPool):
         return expected
 
     def give_back(self, buffer: Tensor) -> None:
-        self._transport.give_back(buffer)
+        peer, slot = self._lent.pop(id(buffer))
+        peer.free(slot.offset)
 
     def own(self, tensor: Tensor) -> Tensor:
         return tensor.clone() if self._transport.is_lent(tensor) else tensor
@@ -178,13 +177,15 @@ class _Expected:
 class _Receive:
     """``tensor``: the message, once it was waited for."""
 
+    __slots__ = "_expected", "_lent", "_peer", "_tag", "tensor"
+
     def __init__(self, peer: Peer, tag: int, expected: _Expected, lent: _Lent) -> None:
         self._peer, self._tag, self._expected, self._lent = peer, tag, expected, lent
         self.tensor = expected.buffer
 
     def wait(self) -> None:
         peer, expected = self._peer, self._expected
-        _, _, offset, capacity, size, arrival = peer.next_arrived(self._tag)
+        _, offset, capacity, size, arrival, _, _ = peer.next_arrived(self._tag)
         if size != expected.size:
             raise RuntimeError(f"{size} bytes of rank {peer.rank} came where {expected.size} were expected")
         if arrival:
@@ -196,4 +197,4 @@ class _Receive:
             self._lent[id(message)] = peer, slot
         else:
             self.tensor.copy_(message)
-            peer.hold(FREE, 0, offset)
+            peer.free(offset)

@@ -1,5 +1,5 @@
-"""A neighbour in shared memory, and what goes through the socket to it: records of 41 bytes, of messages that lie in
-slots, of receives that are posted, and of slots that are free again."""
+"""A neighbour in shared memory, and what goes through the socket to it: records of 56 bytes, each of a message that
+lies in a slot, of a receive that is posted, and of a slot that is free again, or of some of these."""
 
 from __future__ import annotations
 
@@ -20,12 +20,13 @@ from torch import Tensor
 from schedules.runtime.local_peers import LocalPeer
 from schedules.runtime.shared_slots import IncomingSlots, OutgoingSlots
 
-MOST_HELD = 64  # records: less than what a socket takes in one piece
-SENT, POSTED, FREE = range(3)
-RECORD = struct.Struct(
-    "=bqqqqd"
-)  # kind, tag; offset and capacity of the slot, bytes, arrival on an emulated link
-Record = tuple[int, int, int, int, int, float]
+MOST_FREED = 64  # slots: their records are less than what a socket takes in one piece
+NONE = -1  # in place of a tag or an offset
+# Of a message its tag, offset and capacity of its slot, bytes, arrival on an emulated link; the tag of a receive that
+# is posted; the offset of a slot that is free.
+RECORD = struct.Struct("=qqqqdqq")
+_NO_MESSAGE = NONE, 0, 0, 0, 0.0
+Record = tuple[int, int, int, int, float, int, int]
 
 
 class Gone(RuntimeError):
@@ -35,11 +36,11 @@ class Gone(RuntimeError):
 class Peer:
     """A neighbour: the messages to it that it has posted no receive for, and those from it that nobody waited for.
 
-    Records that it can do without for a while are held back; ``holding`` has the peers for which there are any. Of
-    receives that is one at most, and this rank never waits for a message with records held back. What its sender may
-    not send without that one comes more than a channel's depth after the message that this rank took up before it
-    posted. In every order in which the schedule can run with so few messages in a channel, this rank's action with that
-    message, and all that it needs of others, is over by then: so holding back locks nobody up.
+    What it can do without for a while is held back; ``holding`` has the peers for which there is any. Of receives that
+    is one at most, and this rank never waits for a message with anything held back. What its sender may not send
+    without that one comes more than a channel's depth after the message that this rank took up before it posted. In
+    every order in which the schedule can run with so few messages in a channel, this rank's action with that message,
+    and all that it needs of others, is over by then: so holding back locks nobody up.
     """
 
     def __init__(
@@ -52,8 +53,8 @@ class Peer:
     ) -> None:
         self.rank, self._limit, self._copies, self._at_once = peer.rank, limit, copies, at_once
         self._holding = holding
-        self._held: list[tuple[int, int, int]] = []  # kind, tag and offset, of which the rest is 0
-        self._held_post: int | None = None  # its tag
+        self._freed: list[int] = []  # held back: offsets of the peer's slots that are not needed any more
+        self._post = NONE  # held back: the tag of a receive
         self._connection = peer.connection
         self._connection.settimeout(None)
         # The kernel's own, for with Python's every read takes a call more.
@@ -82,14 +83,14 @@ class Peer:
             sent.posted = True
         else:
             self._unposted[tag].append(sent)
-        record = RECORD.pack(SENT, tag, slot.offset, slot.capacity, size, arrival)
         if size <= self._at_once:
-            ctypes.memmove(slot.address, tensor.data_ptr(), size)
-            self._write(self._with_held(record))
+            record = self._with_held(tag, slot.offset, slot.capacity, size, arrival)
+            ctypes.memmove(slot.address, tensor.data_ptr(), size)  # which takes the caches' place
+            self._write(record)
         else:
-            if self._held:
-                self.let_go()  # it does not wait for copies
+            self.let_go()  # it does not wait for copies
             sent.copied = copied = threading.Event()
+            record = RECORD.pack(tag, slot.offset, slot.capacity, size, arrival, NONE, NONE)
             self._copies.put(Copy(self, sent, copied, tensor, slot.address, size, record))
         return sent
 
@@ -98,7 +99,7 @@ class Peer:
         records = self._arrived[tag]
         while not records:
             self._wait()
-        if self._held_post == tag:  # whose sender was quicker, and may be waiting
+        if self._post == tag:  # whose sender was quicker, and may be waiting
             self.let_go()
         return records.popleft()
 
@@ -108,32 +109,35 @@ class Peer:
 
     def post(self, tag: int) -> None:
         """A receive is."""
-        if self._held_post is not None:
+        if self._post != NONE:
             self.let_go()
-        self._held_post = tag
-        self.hold(POSTED, tag, 0)
+        self._post = tag
+        self._holding.add(self)
+
+    def free(self, offset: int) -> None:
+        """The peer's slot is not needed any more."""
+        self._freed.append(offset)
+        self._holding.add(self)
+        if len(self._freed) == MOST_FREED:
+            self.let_go()
 
     def let_go(self) -> None:
         """Of what is held back. A peer that has done its part and ended needs it no more; if it has not done it, that
         comes out as soon as anything of it is waited for."""
-        with suppress(Gone):
-            self._write(self._with_held(b""))
+        if self in self._holding:
+            with suppress(Gone):
+                self._write(self._with_held(*_NO_MESSAGE))
 
-    def hold(self, kind: int, tag: int, offset: int) -> None:
-        """A record back: of a receive, or of the peer's slot, which is not needed any more."""
-        self._held.append((kind, tag, offset))
-        self._holding.add(self)
-        if len(self._held) == MOST_HELD:
-            self.let_go()
-
-    def _with_held(self, record: bytes) -> bytes:
-        """Behind what was held back, which leaves with it."""
-        if not self._held:
+    def _with_held(self, tag: int, offset: int, capacity: int, size: int, arrival: float) -> bytes:
+        """The record of a message, or of none, with all that was held back."""
+        post, self._post = self._post, NONE
+        freed = self._freed.pop() if self._freed else NONE
+        self._holding.discard(self)
+        record = RECORD.pack(tag, offset, capacity, size, arrival, post, freed)
+        if not self._freed:
             return record
-        self._holding.remove(self)
-        self._held_post = None
-        held, self._held = self._held, []
-        return b"".join([*(RECORD.pack(*each, 0, 0, 0.0) for each in held), record])
+        others, self._freed = self._freed, []
+        return b"".join([*(RECORD.pack(*_NO_MESSAGE, NONE, each) for each in others), record])
 
     def let_all_go(self) -> None:
         """Of what is held back from any peer, since this rank is about to wait."""
@@ -199,15 +203,16 @@ class Peer:
         return True
 
     def _file(self, record: Record) -> None:
-        kind, tag, offset = record[:3]
-        if kind == SENT:
+        tag, _, _, _, _, posted, freed = record
+        if freed != NONE:
+            self.outgoing.give_back(freed)
+        if posted != NONE:
+            if self._unposted[posted]:
+                self._unposted[posted].popleft().posted = True
+            else:
+                self._posted[posted] += 1
+        if tag != NONE:
             self._arrived[tag].append(record)
-        elif kind == FREE:
-            self.outgoing.give_back(offset)
-        elif self._unposted[tag]:
-            self._unposted[tag].popleft().posted = True
-        else:
-            self._posted[tag] += 1
 
     def _lost(self, why: object) -> Gone:
         return Gone(f"rank {self.rank} is gone: {why}")
@@ -224,6 +229,8 @@ def _close(peer: LocalPeer) -> None:
 
 class Send:
     """Over when the tensor is copied and the receiver wants it: whoever waits runs no further ahead than it posts."""
+
+    __slots__ = "_peer", "copied", "failure", "posted"
 
     def __init__(self, peer: Peer) -> None:
         self._peer = peer

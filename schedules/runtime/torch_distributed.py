@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import time
 from datetime import timedelta
+from functools import cache
 from typing import Protocol, cast
 
 import torch
@@ -98,6 +99,7 @@ class DistributedTransport(Transport):
         return _StampedReceive(work, self._gloo.recv([stamp], message.source_rank, tag + 1), stamp)
 
 
+@cache
 def message_tag(message: Message) -> int:
     """Tells it from all others of a step. Even, so that the next one is free for the stamp of an emulated link."""
     if message.microbatch >= _MICROBATCHES or message.source >= _STAGES:

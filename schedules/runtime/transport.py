@@ -53,6 +53,10 @@ class Transport(ABC):
         for the receiver to want it, though it may for one whose connection is full of what it has not read yet. The
         tensor must not change until the result's ``wait`` has returned."""
 
+    def is_over(self, sent: Pending) -> bool:
+        """Whether it is known, without asking anybody, that a send's ``wait`` would return at once."""
+        return False
+
     @abstractmethod
     def receive(self, message: Message, buffer: Tensor) -> Pending:
         """Starts receiving into ``buffer``, contiguous and of the size that was sent. Of a transport that ``lends`` it

@@ -9,7 +9,18 @@ import pytest
 from hcmegatron.planner.scheduled import training_schedule
 from schedules.actions import Kind
 from tools.bench_link import LinkCase, _print_table
-from tools.pipeline_report import OURS, SCHEDULES, Beyond, Findings, Shape, Spent, beyond, config_for, report
+from tools.pipeline_report import (
+    OURS,
+    SCHEDULES,
+    Beyond,
+    Findings,
+    Overhead,
+    Shape,
+    Spent,
+    beyond,
+    config_for,
+    report,
+)
 from tools.replay import replayed
 from tools.targets import Targets, exit_status
 
@@ -33,7 +44,7 @@ def test_status(capsys):
     assert capsys.readouterr().err == "missed: loop / bare: 1.100, target at most 1.05\n"
 
 
-def spent(name):
+def spent(name, clocked):
     """Of both ranks: stages that take a tenth more than they cost, and 50 ms that are the runtime's."""
     shape = Shape(hidden=512, layers=4, tokens=128, rounds=3)
     config = config_for(name, shape)
@@ -43,7 +54,8 @@ def spent(name):
         for actions in schedule.actions
     ]
     whole = max(replayed(schedule, taken)) + 0.05
-    return [Spent(own, transport=0.002, host=0.001, whole=whole) for own in taken]
+    known = {"transport": 0.002, "between": None} if clocked else {"transport": None, "between": 0.003}
+    return [Spent(own, whole=whole, **known) for own in taken]
 
 
 def findings(overhead=40e-6, **steps):
@@ -52,8 +64,8 @@ def findings(overhead=40e-6, **steps):
     return Findings(
         {name: [steps.get(name, 1.0)] * 3 for name in SCHEDULES},
         {name: [costs] * 3 for name in OURS},
-        {name: [spent(name)] * 3 for name in OURS},
-        {name: overhead for name in OURS},
+        {name: [spent(name, clocked) for clocked in (True, False, True)] for name in OURS},
+        {name: Overhead(overhead, 5 * overhead) for name in OURS},
         {"send": 1e-4, "receive": 1e-5},
         0.0,
     )
