@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from hcmegatron.model import expert_padding
 from hcmegatron.model.wgrad_store import (
     Separable,
     WeightGradStore,
@@ -55,6 +56,12 @@ class GroupedExperts(MegatronModule):
 
     def forward(self, tokens: Tensor, tokens_per_expert: Tensor, probs: Tensor) -> tuple[Tensor, None]:
         """Megatron's contract: tokens [T, C], tokens_per_expert [E], probs [T] -> ([T, C], no bias)."""
+        if not expert_padding.wanted(tokens):
+            return self._mlps(tokens, tokens_per_expert, probs), None
+        wide = expert_padding.padded(tokens, probs, tokens_per_expert)
+        return self._mlps(wide.tokens, wide.counts, wide.probs).index_select(0, wide.places), None
+
+    def _mlps(self, tokens: Tensor, tokens_per_expert: Tensor, probs: Tensor) -> Tensor:
         ends = transfer.beside(tokens_per_expert.to(torch.int32), tokens).cumsum(0, dtype=torch.int32)
         hidden = self.linear_fc1(tokens, ends)
         if self.config.gated_linear_unit:
@@ -63,7 +70,7 @@ class GroupedExperts(MegatronModule):
         else:
             hidden = self.config.activation_func(hidden)
         hidden = (hidden * probs.unsqueeze(-1)).to(hidden.dtype)
-        return self.linear_fc2(hidden, ends), None
+        return self.linear_fc2(hidden, ends)
 
     def sharded_state_dict(
         self, prefix: str = "", sharded_offsets: tuple = (), metadata: dict | None = None

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from unittest import mock
+
 import torch
+from torch.nn import functional as F
 
 from hcmegatron.model.experts import GroupedExperts
 from hcmegatron.model.param_shards import param_shards
@@ -47,6 +50,28 @@ def both(counts: list[int], dtype: str, activation: str) -> dict:
             found["sequential"][linear] = stacked
             found["grouped"][linear] = getattr(grouped, linear).weight.grad
         return found
+
+
+def rows_multiplied(counts: list[int], dtype: str) -> list[list[int]]:
+    """How many rows every expert has in each of the products of a forward and its backward."""
+    config = small("moe", "residual")
+    config.moe.experts, config.training.dtype = len(counts), dtype
+    found = []
+    product = F.grouped_mm
+
+    def recorded(*arguments, offs):
+        found.append(offs.diff(prepend=offs.new_zeros(1)).tolist())
+        return product(*arguments, offs=offs)
+
+    with megatron_groups(config) as groups, mock.patch.object(F, "grouped_mm", recorded):
+        experts = GroupedExperts(len(counts), transformer_config(config), None, groups)
+        for linear in (experts.linear_fc1, experts.linear_fc2):
+            torch.nn.init.normal_(linear.weight)
+        tokens = torch.randn(sum(counts), config.model.hidden_size, dtype=experts.linear_fc1.weight.dtype)
+        y, _ = experts(tokens.requires_grad_(), torch.tensor(counts), torch.rand(sum(counts)))
+        assert y.shape == tokens.shape
+        y.sum().backward()
+    return found
 
 
 def same_parts(parallel: dict) -> tuple[list, list]:
