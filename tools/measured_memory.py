@@ -7,7 +7,6 @@ import weakref
 from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
-from unittest import mock
 
 import torch
 from torch import Tensor
@@ -15,7 +14,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from hcmegatron.config.schema import Config, micro_batch_tokens
-from hcmegatron.model import expert_padding
 from hcmegatron.model.gpt import unwrap
 from hcmegatron.pipeline.configured_schedule import most_held
 from hcmegatron.pipeline.forward_backward import build_forward_backward
@@ -26,6 +24,7 @@ from hcmegatron.training.model import build_model
 from hcmegatron.training.optimizer import build_optimizer
 from hcmegatron.training.step import Stepper
 from schedules.runtime import Runtime
+from tests.as_on_a_gpu import no_padding
 from tests.layouts.network import Batches
 
 STATIC = ("weights", "gradients", "optimizer state")
@@ -138,7 +137,7 @@ def _in_use(runtime: Runtime) -> Counter[tuple[int, int]]:
 def moving(configs: list[Config], tokens: int) -> list[Moving]:
     """Of one step of every configuration on this rank, as on a GPU: its experts need no rows of zeros."""
     torch.set_num_threads(1)
-    with mock.patch.object(expert_padding, "wanted", lambda tokens: False):
+    with no_padding():
         return [_moving(config, tokens) for config in configs]
 
 

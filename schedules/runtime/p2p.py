@@ -32,8 +32,9 @@ class P2PChannels:
     """Creating one posts the first receives of ``program``, unless it says which to post when (``post``).
 
     ``waited``: host seconds spent waiting; whoever reads it sets it back. ``buffers``: receive buffers posted, or
-    filled and still needed, now; ``most_buffers``: at any time. ``sends`` and ``waits``: of all messages, when they
-    were sent and how many bytes, and from when to when they were waited for, as ``mark`` says the time.
+    filled and still needed, now; ``most_buffers``: at any time. ``sends`` and ``waits``: when messages were sent
+    and how many bytes, and from when to when those were waited for that were not known to be over, as ``mark`` says the
+    time.
     """
 
     def __init__(

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
-from unittest import mock
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from hcmegatron.model import expert_padding, separate_wgrad
+from hcmegatron.model import separate_wgrad
 from hcmegatron.model.gpt import unwrap
 from hcmegatron.model.separate_wgrad import separate_weight_gradients
 from hcmegatron.platform.distributed import megatron_groups
 from hcmegatron.training.model import wrap_chunk
+from tests.as_on_a_gpu import no_padding
 from tests.layouts.network import Batches, chunks_of
 from tests.small_configs import small
 
@@ -40,12 +40,14 @@ def gradients(chunk) -> dict[str, torch.Tensor]:
     return {name: p.main_grad.clone() for name, p in unwrap(chunk).named_parameters()}
 
 
-def compare(architecture: str, parallel: dict, dtype: str, tied: bool, grouped: bool) -> dict:
+def compare(
+    architecture: str, parallel: dict, dtype: str, tied: bool, grouped: bool, padded: bool = False
+) -> dict:
     """Gradients usual and deferred, and the matmuls of I and W. The usual ones are Megatron's own.
 
     Tokens are so few that no activation has a weight's shape: at most 8 tokens on a tensor-parallel rank,
     where weights have 9 rows and more, and 16 on an expert-parallel one, where they have 18 and more. So there are no
-    rows of zeros between experts' tokens either.
+    rows of zeros between experts' tokens either, but where they are ``padded``.
     """
     config = small(architecture, "shc", **parallel)
     config.training.dtype, config.model.tie_embeddings = dtype, tied
@@ -55,8 +57,7 @@ def compare(architecture: str, parallel: dict, dtype: str, tied: bool, grouped: 
     # A tied embedding's two gradients are added one by one, which is exact for one micro-batch only.
     count = 1 if tied else 3
 
-    few = mock.patch.object(expert_padding, "wanted", lambda tokens: False)
-    with megatron_groups(config) as groups, few:
+    with megatron_groups(config) as groups, nullcontext() if padded else no_padding():
         batches = Batches(config, groups.dp.rank(), groups.dp.size())
 
         def twice(separate: bool, order: list[str]) -> tuple:

@@ -2,8 +2,9 @@
 
 import pytest
 import torch
+from torch.autograd.graph import saved_tensors_hooks
 
-from hcmegatron.model.expert_padding import TILE, padded, rows, wanted
+from hcmegatron.model.expert_padding import TILE, by_onednn, padded, rows, wanted
 from tests.model import experts_workers
 from tests.ranks import run_ranks
 
@@ -27,9 +28,18 @@ def test_few_numbers_of_rows_for_any_number_of_tokens():
 
 def test_only_where_onednn_multiplies():
     tokens = torch.zeros(2, 3)
-    assert wanted(tokens.bfloat16()) and wanted(tokens.half())
+    assert wanted(tokens.bfloat16()) == torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    assert wanted(tokens.half()) == torch.ops.mkldnn._is_mkldnn_fp16_supported()
     assert not wanted(tokens) and not wanted(tokens.double())
     assert not wanted(tokens.to("meta", torch.bfloat16))
+
+
+def test_the_tokens_themselves_are_not_kept():
+    tokens = torch.randn(5, 3, requires_grad=True)
+    kept = []
+    with saved_tensors_hooks(lambda t: kept.append(tuple(t.shape)), lambda t: t):
+        padded(tokens, torch.rand(5, requires_grad=True), torch.tensor([2, 3]))
+    assert set(kept) <= {(5,)}  # places
 
 
 def test_tokens_keep_their_order_and_get_their_gradients():
@@ -52,9 +62,12 @@ def test_no_tokens():
 
 @pytest.mark.ranks
 def test_products_of_experts():
-    """In 16 bits all six of a forward and its backward; in fp32 none."""
+    """In 16 bits all six of a forward and its backward, where they are oneDNN's; in fp32 none."""
     counts = [5, 0, 130, 16]
-    for dtype, multiplied in (("bf16", [16, 0, 160, 16]), ("fp32", counts)):
+    for dtype, multiplied in (
+        ("bf16", [16, 0, 160, 16] if by_onednn(torch.bfloat16) else counts),
+        ("fp32", counts),
+    ):
         (found,) = run_ranks(
             1, experts_workers.rows_multiplied, counts, dtype, preload=("tests.model.workers",)
         )

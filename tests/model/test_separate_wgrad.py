@@ -53,3 +53,11 @@ def test_deferred_weight_gradients(case):
             entries, held = zip(*rank["held"][:3], strict=True)
             assert entries == (2, 2, 1)  # waiting when each W is asked for, in I0 I1 W0 I2 W1 W2
             assert held[0] > held[2] > 0
+
+
+def test_deferred_weight_gradients_of_padded_experts():
+    """Those of test_deferred_weight_gradients have no rows of zeros, which would look like weights there."""
+    world_size, *arguments = CASES["moe-ep2-overlapped"]
+    for rank in run_ranks(world_size, deferred_workers.compare, *arguments, True, preload=MEGATRON):
+        assert unequal(rank["deferred"], rank["whole"]) == []
+        assert any(".experts." in name and bool(value.any()) for name, value in rank["deferred"].items())

@@ -22,6 +22,7 @@ from hcmegatron.training.optimizer import build_optimizer
 from hcmegatron.training.step import Stepper
 from megatron.core import parallel_state
 from schedules.runtime.gpu import GPU
+from tests.as_on_a_gpu import no_padding
 from tests.emulated import gpu, streams
 from tests.emulated.host import Place, Watching, watching
 from tests.layouts.network import Batches, chunks_of
@@ -57,7 +58,7 @@ def on_gpu(configs: list[Config]) -> list[Step]:
 
 
 def _steps(configs: list[Config]) -> Iterator[Step]:
-    with process_groups(configs[0], discover_ranks(os.environ)):
+    with process_groups(configs[0], discover_ranks(os.environ)), no_padding():
         parallel_state.destroy_model_parallel()
         for config in configs:
             with groups_of(config) as groups:

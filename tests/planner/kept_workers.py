@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
-from unittest import mock
 
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
 from hcmegatron.config.schema import Config
-from hcmegatron.model import expert_padding
 from hcmegatron.model.gpt import unwrap
 from hcmegatron.platform.distributed import megatron_groups, seed_regions
 from hcmegatron.training.model import build_model
+from tests.as_on_a_gpu import no_padding
 from tests.layouts.network import Batches
 
 
@@ -20,8 +19,7 @@ def held(configs: list[Config]) -> list[tuple[int, Counter]]:
     """Of every model: bytes of distinct storages that the graph of one micro-batch holds, parameters not counted, and
     the same by shape and type. As on a GPU: without a CPU's rows of zeros between experts' tokens."""
     found = []
-    as_on_a_gpu = mock.patch.object(expert_padding, "wanted", lambda tokens: False)
-    with megatron_groups(configs[0]) as groups, as_on_a_gpu:
+    with megatron_groups(configs[0]) as groups, no_padding():
         for config in configs:
             seed_regions(config)
             (chunk,) = (unwrap(c) for c in build_model(config, 257, groups))

@@ -33,6 +33,7 @@ from schedules.placement import Placement
 from schedules.runtime.in_process import InProcessWorld
 from schedules.runtime.torch_distributed import DistributedTransport
 from schedules.schedule import Message
+from tests.as_on_a_gpu import no_padding
 from tests.emulated import nccl, streams
 from tests.emulated.races import OnDevice, checking
 from tests.emulated.streams import DEVICE, Item
@@ -63,6 +64,7 @@ def found(
         nccl.installed(collectives.Channel),
         mock.patch.object(runner, "pipeline_transport", _transport),
         collectives.on_streams(),
+        no_padding(),
         megatron_groups(config) as groups,
         _stepper(config, groups, small_buckets) as stepper,
     ):
@@ -88,7 +90,7 @@ def found(
 def plain(config: Config, steps: int = 1) -> list[str]:
     """The digests of the same steps on the CPU alone."""
     torch.set_num_threads(1)
-    with megatron_groups(config) as groups, _stepper(config, groups, False) as stepper:
+    with no_padding(), megatron_groups(config) as groups, _stepper(config, groups, False) as stepper:
         for step in range(1 + steps):
             stepper.step(step)
         return _digests(stepper)
