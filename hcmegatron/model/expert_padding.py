@@ -1,8 +1,8 @@
 """Tokens of experts with rows of zeros between them, so that every expert has one of a few numbers of rows.
 
-On CPUs that multiply 16-bit numbers torch does so by oneDNN, which generates code for every shape that it meets: about
-a millisecond and a quarter of a megabyte, for products of a tenth of that time. How many tokens an expert gets changes
-with every micro-batch.
+On CPUs that multiply 16-bit numbers torch does so by oneDNN, which generates code for every shape that it meets,
+which takes twenty times as long as such a product, and keeps it. How many tokens an expert gets changes with every
+micro-batch.
 """
 
 from __future__ import annotations

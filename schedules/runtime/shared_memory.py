@@ -75,7 +75,7 @@ class SharedMemoryTransport(Transport):
             for rank, peer in connect(group, ends - {group.rank()}).items()
         }
         self._link = EmulatedLink(link) if isinstance(link, Link) else link
-        self.messages: _Lent = {}  # in slots whose messages are still needed
+        self._lent: _Lent = {}
         self._expected: dict[int, _Expected] = {}  # by id of the tensor that stands for it
         self._at_once = at_once
         self._stop = weakref.finalize(self, copies.put, None)
@@ -89,7 +89,7 @@ class SharedMemoryTransport(Transport):
             self._peers.popitem()[1].close()
 
     def buffers(self, dtype: torch.dtype, device: torch.device) -> BufferPool:
-        return _LentBuffers(self, dtype, device)
+        return _LentBuffers(self, self._lent, dtype, device)
 
     def send(self, message: Message, tensor: Tensor) -> Pending:
         peer, size = self._peers[message.target_rank], tensor.nbytes
@@ -104,7 +104,7 @@ class SharedMemoryTransport(Transport):
         peer, tag = self._peers[message.source_rank], message_tag(message)
         peer.post(tag)
         expected = self._expected.get(id(buffer)) or _Expected(buffer)
-        return _Receive(peer, tag, expected, self.messages)
+        return _Receive(peer, tag, expected, self._lent)
 
     def is_over(self, sent: Pending) -> bool:
         return sent.posted and sent.copied is None  # type: ignore[attr-defined]  # a Send
@@ -116,7 +116,7 @@ class SharedMemoryTransport(Transport):
     @property
     def lent(self) -> int:
         """The number of slots whose messages are still needed."""
-        return len(self.messages)
+        return len(self._lent)
 
     @property
     def slots(self) -> int:
@@ -130,17 +130,19 @@ class SharedMemoryTransport(Transport):
     def is_lent(self, tensor: Tensor) -> bool:
         """Whether the tensor lies in a slot that will be used again."""
         address = tensor.data_ptr()
-        return id(tensor) in self.messages or any(
-            slot.address <= address < slot.end for _, slot in self.messages.values()
+        return id(tensor) in self._lent or any(
+            slot.address <= address < slot.end for _, slot in self._lent.values()
         )
 
 
 class _LentBuffers(BufferPool):
     """What messages are received in: slots of their senders. Until one has come there is nothing but its shape."""
 
-    def __init__(self, transport: SharedMemoryTransport, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(
+        self, transport: SharedMemoryTransport, lent: _Lent, dtype: torch.dtype, device: torch.device
+    ) -> None:
         super().__init__(dtype, device)
-        self._transport, self._lent = transport, transport.messages
+        self._transport, self._lent = transport, lent
         self._by_shape: dict[tuple[int, ...], Tensor] = {}
 
     @property
